@@ -1,0 +1,280 @@
+"""The networks of the papers, and fully connected ones of any size: `nn.Sequential` modules of supported ops.
+
+`normalize=(mean, std)` puts the data set's constants into the network, so that an input box stays in pixels.
+Weights are PyTorch's default initialisation, drawn as any module draws them or from `seed` alone.
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.errors import suggest
+
+__all__ = [
+    "Normalize",
+    "Residual",
+    "build",
+    "conv",
+    "conv_plus",
+    "dm_large",
+    "dm_medium",
+    "fc",
+    "fc_large",
+    "fc_small",
+    "model",
+    "names",
+    "residual",
+]
+
+PerChannel = float | Sequence[float]  # one number, or one a channel
+Constants = tuple[PerChannel, PerChannel] | None  # mean and standard deviation
+Shape = Sequence[int]  # [channels, height, width]; fully connected networks take any
+MNIST = (1, 28, 28)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std by channel: affine, with constants that are buffers.
+
+    One number serves an input of any shape; `c` numbers want [batch, c, height, width].
+    Raises ValueError unless mean and std have one length and every std is positive and finite.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: PerChannel, std: PerChannel) -> None:
+        super().__init__()
+        means, stds = (list(v) if isinstance(v, Sequence) else [v] for v in (mean, std))
+        if not means or len(means) != len(stds):
+            raise ValueError(
+                f"Normalize: mean and std must have one length, got {len(means)} and {len(stds)}"
+            )
+        if not all(0 < s < math.inf for s in stds) or not all(map(math.isfinite, means)):
+            raise ValueError(f"Normalize: std must be positive and all be finite, got mean {mean}, std {std}")
+        # A scalar broadcasts to flat inputs too; [c, 1, 1] would turn [batch, n] into [c, batch, n].
+        shape = (-1, 1, 1) if len(means) > 1 else ()
+        self.register_buffer("mean", torch.tensor(means).reshape(shape))
+        self.register_buffer("std", torch.tensor(stds).reshape(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, *shape] -> [batch, *shape]."""
+        return (x - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+class Residual(nn.Module):
+    """body(x) + shortcut(x); the shortcut is the identity unless the shapes differ."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, *shape] -> [batch, *body's shape]."""
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total
+
+
+Builder = Callable[..., nn.Sequential]  # (input_shape, classes, *, normalize)
+_REGISTRY: dict[str, Builder] = {}
+
+
+def model(name: str) -> Callable[[Builder], Builder]:
+    """Register a function under `name`, for `build` and the command line."""
+    if name in _REGISTRY:
+        raise ValueError(f"model: {name!r} is registered already")
+
+    def register(builder: Builder) -> Builder:
+        _REGISTRY[name] = builder
+        return builder
+
+    return register
+
+
+def names() -> list[str]:
+    """Names that `build` takes."""
+    return list(_REGISTRY)
+
+
+def build(
+    name: str,
+    input_shape: Shape = MNIST,
+    classes: int = 10,
+    seed: int | torch.Generator | None = None,
+    *,
+    normalize: Constants = None,
+) -> nn.Sequential:
+    """A named network, in training mode: [batch, *input_shape] -> [batch, classes].
+
+    With a seed the weights depend on nothing else, are made on the CPU, and no global generator moves; a
+    `torch.Generator` gives one number as seed. Raises ValueError for an unknown name, and for an input
+    that is too small for the network's convolutions.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"build: unknown network {name!r}; {suggest(name.lower(), _REGISTRY)}")
+    with _drawn_from(seed):
+        return _REGISTRY[name](input_shape, classes, normalize=normalize)
+
+
+@contextlib.contextmanager
+def _drawn_from(seed: int | torch.Generator | None) -> Iterator[None]:
+    """Weights made inside come from `seed` alone; None leaves everything as it is."""
+    if seed is None:
+        yield
+        return
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def fc(
+    inputs: int,
+    *widths: int,
+    normalize: Constants = None,
+    seed: int | torch.Generator | None = None,
+) -> nn.Sequential:
+    """Fully connected ReLU network: fc(784, 100, 100, 10) has two hidden layers and ten outputs.
+
+    [batch, *shape] of `inputs` numbers each, flat or not -> [batch, widths[-1]].
+    Raises ValueError without a width, or where one is not a positive integer.
+    """
+    if not widths:
+        raise ValueError(f"fc: expected the input size and at least one width, got fc({inputs})")
+    with _drawn_from(seed):
+        return nn.Sequential(*_normalization(normalize), nn.Flatten(), *_linear_layers(inputs, *widths))
+
+
+def _normalization(normalize: Constants) -> list[nn.Module]:
+    return [] if normalize is None else [Normalize(*normalize)]
+
+
+def _linear_layers(*sizes: int) -> list[nn.Module]:
+    """Linear layers from size to size, with a ReLU between two."""
+    for size in sizes:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"fc: sizes must be positive integers, got {size!r} in {sizes}")
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return layers[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Conv:
+    """One convolution, ReLU after it."""
+
+    channels: int
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+def _image_shape(name: str, input_shape: Shape) -> tuple[int, int, int]:
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        got = list(input_shape)
+        raise ValueError(f"{name}: input_shape must be (channels, height, width), each at least 1, got {got}")
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def _conv_network(
+    name: str,
+    convs: Sequence[_Conv],
+    widths: Sequence[int],
+    input_shape: Shape,
+    normalize: Constants,
+) -> nn.Sequential:
+    """Convolutions, Flatten, linear layers; ReLU between any two."""
+    channels, *spatial = _image_shape(name, input_shape)
+    layers = _normalization(normalize)
+    for i, c in enumerate(convs):
+        spatial = [(n + 2 * c.padding - c.kernel) // c.stride + 1 for n in spatial]
+        if min(spatial) < 1:
+            needs = f"convolution {i + 1} of {len(convs)} (kernel {c.kernel}) has nothing to slide over"
+            raise ValueError(f"{name}: input {list(input_shape)} is too small: {needs}")
+        layers += [nn.Conv2d(channels, c.channels, c.kernel, c.stride, c.padding), nn.ReLU()]
+        channels = c.channels
+    return nn.Sequential(*layers, nn.Flatten(), *_linear_layers(channels * math.prod(spatial), *widths))
+
+
+@model("fc")
+def fc_large(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """FC: 400-200-100-100-classes. Source: Jovanovic et al. 2021."""
+    return fc(math.prod(input_shape), 400, 200, 100, 100, classes, normalize=normalize)
+
+
+@model("fc-small")
+def fc_small(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """FC-SMALL: 100-100-classes. Source: Jovanovic et al. 2021."""
+    return fc(math.prod(input_shape), 100, 100, classes, normalize=normalize)
+
+
+@model("conv")
+def conv(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """CONV: conv(16, k4, s2, p1)-100-classes. Source: Jovanovic et al. 2021."""
+    return _conv_network("conv", [_Conv(16, 4, 2, 1)], [100, classes], input_shape, normalize)
+
+
+@model("convplus")
+def conv_plus(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """CONVPLUS, also dm-small: conv(16, k4, s2)-conv(32, k4, s1)-100-classes. Source: Gowal et al. 2018."""
+    return _conv_network(
+        "convplus", [_Conv(16, 4, 2), _Conv(32, 4, 1)], [100, classes], input_shape, normalize
+    )
+
+
+@model("dm-medium")
+def dm_medium(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """Four unpadded convolutions (32, k3, s1; 32, k4, s2; 64, k3, s1; 64, k4, s2)-512-512-classes.
+
+    Source: Gowal et al. 2018, table of architectures.
+    """
+    convs = [_Conv(32, 3, 1), _Conv(32, 4, 2), _Conv(64, 3, 1), _Conv(64, 4, 2)]
+    return _conv_network("dm-medium", convs, [512, 512, classes], input_shape, normalize)
+
+
+@model("dm-large")
+def dm_large(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """Five padded convolutions of kernel 3 (64, s1; 64, s1; 128, s2; 128, s1; 128, s1)-512-classes.
+
+    Source: Gowal et al. 2018, table of architectures. Padding is one on each side; the authors' framework
+    pads the far side alone at stride 2, which gives the same sizes.
+    """
+    convs = [
+        _Conv(64, 3, 1, 1),
+        _Conv(64, 3, 1, 1),
+        _Conv(128, 3, 2, 1),
+        _Conv(128, 3, 1, 1),
+        _Conv(128, 3, 1, 1),
+    ]
+    return _conv_network("dm-large", convs, [512, classes], input_shape, normalize)
+
+
+@model("residual")
+def residual(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """Small residual network: conv(8, k3, s2), a block of 8 channels, one of 16 at stride 2, then 64-classes.
+
+    Padded; the second block's shortcut is a convolution of kernel 1. No paper's: for tests and examples.
+    """
+    channels, *spatial = _image_shape("residual", input_shape)
+    spatial = [math.ceil(n / 4) for n in spatial]
+    same = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    half = nn.Sequential(nn.Conv2d(8, 16, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+    return nn.Sequential(
+        *_normalization(normalize),
+        *(nn.Conv2d(channels, 8, 3, 2, padding=1), nn.ReLU()),
+        *(Residual(same), nn.ReLU()),
+        *(Residual(half, nn.Conv2d(8, 16, 1, 2)), nn.ReLU()),
+        nn.Flatten(),
+        *_linear_layers(16 * math.prod(spatial), 64, classes),
+    )

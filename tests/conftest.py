@@ -1,0 +1,40 @@
+"""What every test runs under: shapes and types of the library checked, no data but what a test asks for."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Every annotated function of the library checks its arguments and results: in the tests only, so `import
+# optrelax` stays light. In force from here on: the library is imported after this line.
+install_import_hook("optrelax", "beartype.beartype")
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
+
+DATA = os.environ.get("OPTRELAX_DATA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` want a CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _no_data_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test must not pass or fail with what lies in a folder of the machine; `data_dir` is the way in."""
+    monkeypatch.delenv("OPTRELAX_DATA", raising=False)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data sets, for tests marked `data`: they are selected only where it exists."""
+    assert DATA, "OPTRELAX_DATA is not set: leave out the tests of real data with -m 'not data'"
+    return Path(DATA)
