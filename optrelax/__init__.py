@@ -1,0 +1,103 @@
+"""Convex relaxations of neural networks, from intervals to exact layerwise LPs, as differentiable layers."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from optrelax.activations import Activation, Hull
+from optrelax.analysis import bounds, lower_bounds, preactivation_bounds
+from optrelax.enclosures import Bounds
+from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.graph import Network
+from optrelax.lines import Lines
+from optrelax.regions import InputBox, LinfBall
+from optrelax.relaxations import (
+    Box,
+    Cauchy,
+    Crown,
+    CrownIBP,
+    DeepZ,
+    FastLin,
+    HBox,
+    Intersect,
+    Relaxation,
+    register_relaxation,
+)
+from optrelax.specifications import margins
+from optrelax.tracing import Report, capture, check, register_activation, register_op
+
+__version__ = "0.1.0"
+
+# Names that pull in more than torch, imported on first use.
+_LAZY = {
+    "certified_cross_entropy": "optrelax.losses",
+    "CertifiedLoss": "optrelax.losses",
+    "certify": "optrelax.certification",
+    "CertificationReport": "optrelax.certification",
+    "load": "optrelax.checkpoints",
+    "save": "optrelax.checkpoints",
+    "load_dataset": "optrelax.datasets",
+    "layers": "optrelax.layers",
+    "models": "optrelax.models",
+}
+
+if TYPE_CHECKING:
+    from optrelax import layers, models
+    from optrelax.certification import CertificationReport, certify
+    from optrelax.checkpoints import load, save
+    from optrelax.datasets import load_dataset
+    from optrelax.losses import CertifiedLoss, certified_cross_entropy
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'optrelax' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    value = module if _LAZY[name] == f"optrelax.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = [
+    "Activation",
+    "Bounds",
+    "Box",
+    "Cauchy",
+    "CertificationReport",
+    "CertifiedLoss",
+    "Crown",
+    "CrownIBP",
+    "DeepZ",
+    "FastLin",
+    "HBox",
+    "Hull",
+    "InputBox",
+    "Intersect",
+    "Lines",
+    "LinfBall",
+    "Network",
+    "Problem",
+    "Relaxation",
+    "Report",
+    "UnsupportedOpError",
+    "__version__",
+    "bounds",
+    "capture",
+    "certified_cross_entropy",
+    "certify",
+    "check",
+    "layers",
+    "load",
+    "load_dataset",
+    "lower_bounds",
+    "margins",
+    "models",
+    "preactivation_bounds",
+    "register_activation",
+    "register_op",
+    "register_relaxation",
+    "save",
+]

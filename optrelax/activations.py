@@ -1,0 +1,172 @@
+"""Piecewise-linear activations: their pieces and their convex hulls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """The convex hull of an activation's graph over [l, u]: y >= every line below, y <= every line above.
+
+    Two lines a side, left to right; a side with one line states it twice.
+    """
+
+    below: tuple[Line, Line]
+    above: tuple[Line, Line]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A continuous elementwise function, affine between its kinks, whose hull has at most two lines a side.
+
+    `kinks` ascend; piece i is slopes[i] * x + intercepts[i], one piece more than kinks. At a kink the right piece
+    is the convention (l >= 0 wins for a ReLU).
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    kinks: tuple[float, ...]
+    slopes: tuple[float, ...]
+    intercepts: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        pieces = len(self.kinks) + 1
+        if not 1 <= len(self.kinks) <= 2 or len(self.slopes) != pieces or len(self.intercepts) != pieces:
+            raise ValueError(
+                f"{self.name}: wants one or two kinks and one slope and intercept a piece, got {len(self.kinks)} "
+                f"kinks, {len(self.slopes)} slopes, {len(self.intercepts)} intercepts"
+            )
+        for i, kink in enumerate(self.kinks):
+            left = self.slopes[i] * kink + self.intercepts[i]
+            right = self.slopes[i + 1] * kink + self.intercepts[i + 1]
+            if abs(left - right) > 1e-9 * max(1.0, abs(left)):
+                raise ValueError(
+                    f"{self.name}: pieces {i} and {i + 1} do not meet at {kink}: {left} and {right}"
+                )
+        if list(self.kinks) != sorted(self.kinks):
+            raise ValueError(f"{self.name}: kinks must ascend, got {self.kinks}")
+        if len(self.kinks) == 2 and not (self.slopes[0] == 0 == self.slopes[2] and self.slopes[1] > 0):
+            raise ValueError(
+                f"{self.name}: with two kinks only flat-rising-flat pieces are supported, got slopes {self.slopes}; "
+                "compose it of activations with one kink"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function itself, elementwise."""
+        return self.function(x)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pieces are evaluated without rounding (slopes 0 or +-1, no intercepts)."""
+        return all(abs(s) in (0.0, 1.0) for s in self.slopes) and not any(self.intercepts)
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the function never falls."""
+        return min(self.slopes) >= 0
+
+    def crossing(self, l: Tensor, u: Tensor) -> Tensor:
+        """Where a kink lies strictly inside [l, u], so that the function is not affine there: bool, like l."""
+        inside = [(l < kink) & (u > kink) for kink in self.kinks]
+        return inside[0] if len(inside) == 1 else inside[0] | inside[1]
+
+    def piece(self, l: Tensor) -> Line:
+        """Slope and intercept of the piece that starts at or before l (constants: no gradient)."""
+        slope = torch.full_like(l, self.slopes[0])
+        intercept = torch.full_like(l, self.intercepts[0])
+        for kink, s, i in zip(self.kinks, self.slopes[1:], self.intercepts[1:], strict=True):
+            slope = torch.where(l >= kink, s, slope)
+            intercept = torch.where(l >= kink, i, intercept)
+        return slope, intercept
+
+    def band(self, slope: Tensor, l: Tensor, u: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of f(x) - slope * x over [l, u], elementwise.
+
+        The extremes of a piecewise-linear function lie at ends and kinks. `whole` counts every kink, inside or
+        not: looser, and continuous where a continuous form needs it.
+        """
+        low = high = self(l) - slope * l
+        points = [u]
+        for kink in self.kinks:
+            point = torch.full_like(l, kink)
+            points.append(point if whole else torch.minimum(torch.maximum(point, l), u))
+        for point in points:
+            value = self(point) - slope * point
+            low, high = torch.minimum(low, value), torch.maximum(high, value)
+        return low, high
+
+    def image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value over [l, u], elementwise; the lines of slope 0."""
+        if self.monotone:
+            return self(l), self(u)
+        return self.band(torch.zeros_like(l), l, u)
+
+    def hull(self, l: Tensor, u: Tensor) -> Hull:
+        """Convex hull over [l, u]; both sides the exact piece where the function is affine there.
+
+        Sound: yes.  Exact: the hull itself.  Gradient: of the lines in l and u.
+        l, u [*batch, *shape]; lines alike.
+        """
+        crossing = self.crossing(l, u)
+        exact = self.piece(l)
+        # Stable entries get harmless ends: their values and gradients are never used.
+        a = torch.where(crossing, l, self.kinks[0] - 1)
+        b = torch.where(crossing, u, self.kinks[-1] + 1)
+        if len(self.kinks) == 1:
+            left, right = (self._constant(i, l) for i in (0, 1))
+            chord = self._chord(a, b)
+            sides = ((left, right), (chord, chord))
+            if self.slopes[0] > self.slopes[1]:
+                sides = (sides[1], sides[0])
+        else:
+            first, last = self.kinks
+            # From the left flat piece straight to the right end, and from the left end straight to the last kink.
+            rise = self._chord(a.clamp_min(first), b)
+            fall = self._chord(a, b.clamp_max(last))
+            sides = ((self._constant(0, l), rise), (fall, self._constant(2, l)))
+        below, above = (
+            tuple((torch.where(crossing, s, exact[0]), torch.where(crossing, i, exact[1])) for s, i in side)
+            for side in sides
+        )
+        return Hull(below, above)  # type: ignore[arg-type]
+
+    def _constant(self, piece: int, like: Tensor) -> Line:
+        return torch.full_like(like, self.slopes[piece]), torch.full_like(like, self.intercepts[piece])
+
+    def _chord(self, a: Tensor, b: Tensor) -> Line:
+        """The line through both ends of the graph over [a, b], a < b."""
+        low, high = self(a), self(b)
+        slope = (high - low) / (b - a)
+        return slope, low - slope * a
+
+
+def relu() -> Activation:
+    """max(x, 0)."""
+    return Activation("relu", torch.relu, (0.0,), (0.0, 1.0), (0.0, 0.0))
+
+
+def leaky_relu(negative_slope: float = 0.01) -> Activation:
+    """x where x >= 0, negative_slope * x elsewhere."""
+
+    def function(x: Tensor) -> Tensor:
+        return torch.nn.functional.leaky_relu(x, negative_slope)
+
+    return Activation("leaky_relu", function, (0.0,), (float(negative_slope), 1.0), (0.0, 0.0))
+
+
+def clamp(low: float, high: float, name: str = "hardtanh") -> Activation:
+    """min(max(x, low), high): Hardtanh, ReLU6."""
+    if not low < high:
+        raise ValueError(f"{name}: needs low < high, got {low} and {high}")
+
+    def function(x: Tensor) -> Tensor:
+        return x.clamp(low, high)
+
+    return Activation(name, function, (low, high), (0.0, 1.0, 0.0), (low, 0.0, high))

@@ -1,0 +1,106 @@
+"""The entry points: bounds of a network over a region by any relaxation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.enclosures import Bounds
+from optrelax.graph import Network
+from optrelax.regions import InputBox
+from optrelax.relaxations import Relaxation, resolve, with_rounding
+from optrelax.rounding import Rounding
+from optrelax.specifications import check_specification
+from optrelax.tracing import capture
+
+Net = nn.Module | Network
+
+
+def bounds(
+    net: Net, region: InputBox, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
+) -> Bounds:
+    """Bounds of every output over the region: lower and upper [*batch, *output_shape].
+
+    Sound, exact, gradient: as the relaxation says; differentiable in weights and region.
+    rounding: overrides the relaxation's own ("outward" holds in real arithmetic).
+    Raises UnsupportedOpError, or ValueError where shapes, types or devices do not fit.
+    """
+    network, flat, batch = prepare(net, region)
+    found = _resolve(relaxation, rounding).output_bounds(network, flat)
+    return _unflatten(found, batch)
+
+
+def lower_bounds(
+    net: Net,
+    region: InputBox,
+    spec: Tensor,
+    relaxation: Relaxation | str = "crown",
+    *,
+    rounding: Rounding | None = None,
+) -> Tensor:
+    """Lower bounds of rows of the output: spec [*batch, k, outputs] or [k, outputs] -> [*batch, k].
+
+    Rows are folded into the last affine ops (elision). Sound, exact, gradient: as the relaxation says.
+    """
+    network, flat, batch = prepare(net, region)
+    rows = prepare_rows(network, spec, flat, batch)
+    found = _resolve(relaxation, rounding).lower_bounds(network, flat, rows)
+    return found.reshape(*batch, found.shape[-1])
+
+
+def preactivation_bounds(
+    net: Net, region: InputBox, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
+) -> dict[str, Bounds]:
+    """Bounds of the input of every activation, in topological order: path of the activation -> [*batch, *shape]."""
+    network, flat, batch = prepare(net, region)
+    found = _resolve(relaxation, rounding).preactivation_bounds(network, flat)
+    return {network[name].path: _unflatten(b, batch) for name, b in found.items()}
+
+
+def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
+    """The captured network, the region with one batch dimension, and the batch shape it had."""
+    if not isinstance(region, InputBox):
+        raise TypeError(f"region: wants an InputBox or LinfBall, got {type(region).__name__}")
+    if isinstance(net, Network):
+        network, batch = net, _batch(region, net.input_shape)
+    else:
+        network, batch = capture(net, region.shape[1:]), region.shape[:1]
+    network.require_eval()
+    network.require_device(region.device)
+    flat = InputBox(
+        region.lower.reshape(-1, *network.input_shape), region.upper.reshape(-1, *network.input_shape)
+    )
+    return network, flat, batch
+
+
+def _batch(region: InputBox, shape: Sequence[int]) -> torch.Size:
+    rank = len(shape)
+    if len(region.shape) <= rank or tuple(region.shape[len(region.shape) - rank :]) != tuple(shape):
+        raise ValueError(
+            f"region: the network takes inputs [*batch, {', '.join(map(str, shape))}], got {tuple(region.shape)}"
+        )
+    return region.shape[: len(region.shape) - rank]
+
+
+def prepare_rows(network: Network, spec: Tensor, flat: InputBox, batch: torch.Size) -> Tensor:
+    """Rows [batch or 1, k, *output_shape] in the region's type; ValueError where they do not fit."""
+    if not isinstance(spec, Tensor):
+        raise TypeError(f"specification: wants a tensor of rows, got {type(spec).__name__}")
+    check_specification(spec, batch, network.outputs)
+    spec = spec.to(flat.lower)
+    k = spec.shape[-2]
+    lead = 1 if spec.dim() == 2 else flat.shape[0]
+    return spec.reshape(lead, k, *network.output_shape)
+
+
+def _unflatten(found: Bounds, batch: torch.Size) -> Bounds:
+    shape = (*batch, *found.lower.shape[1:])
+    return Bounds(found.lower.reshape(shape), found.upper.reshape(shape))
+
+
+def _resolve(relaxation: Relaxation | str, rounding: Rounding | None) -> Any:
+    found = resolve(relaxation)
+    return found if rounding is None else with_rounding(found, rounding)

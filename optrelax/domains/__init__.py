@@ -1,0 +1,1 @@
+"""Abstract domains: walkers that carry enclosures over a captured graph, one rule an op class."""

@@ -1,0 +1,233 @@
+"""Back-substitution: rows of a linear function of the output pulled back to the input, relaxation by relaxation.
+
+The one implementation behind CROWN, Fast-Lin, DeepZ (backward), Box (with constant lines) and the dual bound of the
+LP layers. Source: Zhang et al. 2018 (CROWN), Singh et al. 2019 (DeepPoly); outward rounding: see `optrelax.rounding`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from optrelax.activations import Activation
+from optrelax.domains.interval import Ball
+from optrelax.domains.relax_step import relax_step
+from optrelax.domains.rules import find_rule, require_rules, rule
+from optrelax.enclosures import Bounds
+from optrelax.graph import Network, Node
+from optrelax.lines import Lines
+from optrelax.ops import Affine, MaxPool2d, Shape
+from optrelax.regions import InputBox
+from optrelax.rounding import SLACK, gamma, underflow, unit_roundoff
+
+
+@dataclass
+class Rows:
+    """Walk in progress: coefficients [batch or 1, k, *shape] a node, and the constant [batch, k]."""
+
+    network: Network
+    lines: Mapping[str, Lines | Bounds]
+    """Lines of each activation, or constant bounds of its value, which end the walk there."""
+    magnitude: Mapping[str, Tensor] | None
+    """Greatest |value| of each node, [batch, *shape]: what outward rounding multiplies; None to round to nearest."""
+    constant: Tensor
+    pending: dict[str, Tensor] = field(default_factory=dict)
+    allowance: Tensor | None = None
+    terms: Tensor | None = None
+    stops: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, a: Tensor) -> None:
+        """Send coefficients to a node's value, adding where branches meet."""
+        if name not in self.pending:
+            self.pending[name] = a
+            return
+        total = self.pending[name] + a
+        if self.magnitude is not None:
+            self.allow(unit_roundoff(a.dtype) * dot(total.abs(), self.magnitude[name]))
+        self.pending[name] = total
+
+    def allow(self, amount: Tensor) -> None:
+        """Add to the rounding allowance, [batch, k]."""
+        self.allowance = amount if self.allowance is None else self.allowance + amount
+
+    def add_constant(self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0) -> None:
+        """Add [batch or 1, k] to the constant; outward, `magnitude` is the sum of the absolute terms behind it."""
+        self.constant = self.constant + amount
+        if self.magnitude is not None and magnitude is not None:
+            dtype = amount.dtype
+            self.allow(gamma(terms + 2, dtype) * magnitude + underflow(terms + 2, dtype))
+            self.terms = magnitude if self.terms is None else self.terms + magnitude
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Rows times a vector: a [batch or 1, k, *shape], b [batch or none, *shape] -> [batch or 1, k]."""
+    lead = a.shape[:2]
+    flat = a.reshape(*lead, -1)
+    if b.dim() == a.dim() - 2:  # one vector for all
+        return flat @ b.reshape(-1)
+    vector = b.reshape(b.shape[0], -1)
+    if flat.shape[0] == 1 and vector.shape[0] != 1:
+        return vector @ flat[0].mT
+    return (flat @ vector[..., None])[..., 0]
+
+
+def substitute(
+    network: Network,
+    target: str,
+    rows: Tensor,
+    region: InputBox,
+    lines: Mapping[str, Lines | Bounds],
+    *,
+    magnitude: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Lower bound of each row of `rows` times the value of node `target`.
+
+    rows [batch or 1, k, *shape of target] -> [batch, k].
+    Sound: yes, for sound lines.  Gradient: in weights, lines, rows and region; at coefficients of exactly 0 that
+    of the upper line (relu(0)' = 0 for the positive part).
+    """
+    walk = pull(network, target, rows, region.shape[0], lines, magnitude)
+    return concretise(walk, region)
+
+
+def pull(
+    network: Network,
+    target: str,
+    rows: Tensor,
+    batch: int,
+    lines: Mapping[str, Lines | Bounds],
+    magnitude: Mapping[str, Tensor] | None = None,
+    stop: frozenset[str] = frozenset(),
+) -> Rows:
+    """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`)."""
+    require_rules(network, Rows)
+    walk = Rows(network, lines, magnitude, rows.new_zeros(batch, rows.shape[1]))
+    walk.pending[target] = rows
+    for node in reversed(network.nodes):
+        if node.name not in walk.pending:
+            continue
+        a = walk.pending.pop(node.name)
+        if node.name in stop:
+            walk.stops[node.name] = a
+            continue
+        step = find_rule(node.op, Rows)
+        assert step is not None
+        step(node.op, node, a, walk)
+    return walk
+
+
+def concretise(walk: Rows, region: InputBox) -> Tensor:
+    """Lower bound over the region once every row has reached the input: [batch, k]."""
+    a = walk.pending.pop(walk.network.input, None)
+    if a is not None:
+        center, radius = region.center, region.radius
+        terms = math.prod(walk.network.input_shape) * 2
+        if walk.magnitude is None:
+            walk.add_constant(dot(a, center) - dot(a.abs(), radius))
+        else:
+            # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
+            size = dot(a.abs(), center.abs() + radius)
+            walk.add_constant(dot(a, center) - dot(a.abs(), radius), size, terms + 4)
+    if walk.allowance is None:
+        return walk.constant
+    total = walk.allowance
+    if walk.terms is not None:
+        total = total + gamma(4 * len(walk.network.nodes) + 8, total.dtype) * walk.terms
+    return walk.constant - SLACK * total
+
+
+@rule(Affine, domain=Rows)
+def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
+    b = op.bias(a)
+    if b is not None:
+        b = b.expand(node.shape)
+        magnitude = None if walk.magnitude is None else dot(a.abs(), b.abs())
+        walk.add_constant(dot(a, b), magnitude, b.numel())
+    if walk.magnitude is not None and op.cost() > 0:
+        # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|).
+        size = op.absolute(*(walk.magnitude[name] for name in node.inputs))
+        dtype = a.dtype
+        walk.allow(gamma(op.fan_out + 2, dtype) * dot(a.abs(), size))
+        reach = sum(float(walk.magnitude[name].detach().sum()) for name in node.inputs)
+        walk.allow(a.new_full(walk.constant.shape, underflow(op.fan_out, dtype) * reach))
+    for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
+        walk.add(name, pulled)
+
+
+@rule(Activation, domain=Rows)
+def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
+    lines = walk.lines[node.name]
+    if isinstance(lines, Bounds):
+        _constant(lines, a, walk)
+        return
+    pulled, constant = relax_step(a, lines)
+    if walk.magnitude is not None:
+        reach = torch.maximum(lines.lower_intercept.abs(), lines.upper_intercept.abs())
+        walk.add_constant(constant, dot(a.abs(), reach), reach[0].numel() + 8)
+        unit = unit_roundoff(a.dtype)
+        walk.allow(2 * unit * dot(pulled.abs(), walk.magnitude[node.inputs[0]]))
+        total = float(walk.magnitude[node.inputs[0]].detach().sum())
+        walk.allow(a.new_full(walk.constant.shape, underflow(1, a.dtype) * total))
+    else:
+        walk.add_constant(constant)
+    walk.add(node.inputs[0], pulled)
+
+
+def _constant(bounds: Bounds, a: Tensor, walk: Rows) -> None:
+    """The value is known only to lie in `bounds`: the rows end here."""
+    l, u = bounds.lower, bounds.upper
+    constant = dot(a, (l + u) / 2) - dot(a.abs(), (u - l) / 2)
+    size = None
+    if walk.magnitude is not None:
+        size = dot(a.abs(), torch.maximum(l.abs(), u.abs())) * 2
+    walk.add_constant(constant, size, 2 * l[0].numel() + 4)
+
+
+@rule(MaxPool2d, domain=Rows)
+def _max_pool(op: MaxPool2d, node: Node, a: Tensor, walk: Rows) -> None:
+    """Below: the entry with the greatest lower bound; above: that entry where it dominates, else the greatest upper.
+
+    Source: Singh et al. 2019, section 4.
+    """
+    given = walk.lines[node.name]
+    assert isinstance(given, Bounds), "pooling takes the bounds of its input"
+    windows = op.windows(a.device)
+    chosen, dominates, top = choose_entries(op, given, windows)
+    lower_part, upper_part = a.clamp_min(0), a.clamp_max(0)
+    kept = lower_part + upper_part * dominates[:, None]
+    batch, k = kept.shape[:2]
+    flat: Shape = (math.prod(op.input_shapes[0]),)
+    pulled = kept.new_zeros(batch, k, *flat)
+    index = chosen.flatten(1)[:, None].expand(batch, k, -1)
+    pulled = pulled.scatter_add(2, index, kept.flatten(2))
+    roof = torch.where(dominates, 0.0, top)
+    size = None
+    if walk.magnitude is not None:
+        size = dot(a.abs(), roof.abs())
+        # Overlapping windows add coefficients of one input: at most one rounding a window entry.
+        reach = dot(pulled.abs(), walk.magnitude[node.inputs[0]].flatten(1))
+        walk.allow(gamma(windows.shape[-1] + 2, a.dtype) * reach)
+    walk.add_constant(dot(upper_part, roof), size, roof[0].numel())
+    walk.add(node.inputs[0], pulled.reshape(batch, k, *op.input_shapes[0]))
+
+
+def choose_entries(op: MaxPool2d, before: Bounds, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per window: flat index of the entry with the greatest lower bound, whether it dominates, greatest upper bound."""
+    pad = windows < 0
+    index = windows.clamp_min(0)
+    low = before.lower.flatten(1)[:, index].masked_fill(pad, -torch.inf)
+    high = before.upper.flatten(1)[:, index].masked_fill(pad, -torch.inf)
+    best = low.argmax(-1, keepdim=True)
+    others = high.scatter(-1, best, -torch.inf)
+    dominates = (low.gather(-1, best) >= others.amax(-1, keepdim=True))[..., 0]
+    chosen = index.expand(low.shape).gather(-1, best)[..., 0]
+    return chosen, dominates, high.amax(-1)
+
+
+def magnitudes(network: Network, balls: Mapping[str, Ball]) -> dict[str, Tensor]:
+    """Greatest |value| of every node from a walk of intervals with outward rounding."""
+    return {name: b.magnitude * SLACK for name, b in balls.items()}

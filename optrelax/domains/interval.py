@@ -1,0 +1,125 @@
+"""Interval arithmetic in centre-radius form: one product with W and one with |W| an affine op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optrelax.activations import Activation
+from optrelax.domains.rules import find_rule, require_rules, rule
+from optrelax.enclosures import Bounds
+from optrelax.graph import Network
+from optrelax.ops import Affine, MaxPool2d
+from optrelax.regions import InputBox
+from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
+
+Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ball:
+    """Values within `radius` of `center`, elementwise; [batch, *shape] each."""
+
+    center: Tensor
+    radius: Tensor
+    outward: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """[center - radius, center + radius]."""
+        l, u = self.center - self.radius, self.center + self.radius
+        return Bounds(down(l), up(u)) if self.outward else Bounds(l, u)
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Greatest absolute value, [batch, *shape]."""
+        return self.center.abs() + self.radius
+
+
+def ball(l: Tensor, u: Tensor, outward: bool = False) -> Ball:
+    """The smallest ball around [l, u]; outward, one that holds it in real arithmetic."""
+    center, radius = (l + u) / 2, (u - l) / 2
+    if outward:
+        # u - c and c - l each round by half an ulp; the next float up covers it.
+        radius = up(torch.maximum(u - center, center - l).clamp_min(0))
+        radius = torch.where(l == u, 0.0, radius)
+        center = torch.where(l == u, l, center)
+    return Ball(center, radius, outward)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Result of a walk: a ball for each node's value, the loosened pre-activation bounds for each activation."""
+
+    balls: dict[str, Ball]
+    preactivation: dict[str, Bounds]
+
+
+def propagate(
+    network: Network, region: InputBox, *, loosen: Loosen | None = None, rounding: Rounding = "nearest"
+) -> Intervals:
+    """Interval bounds of every node.
+
+    Sound: yes.  Exact: for the nodes of `network.exact_intervals`.  Gradient: of both ends in weights and region.
+    loosen: applied to the pre-activation bounds of each activation (must widen).
+    """
+    require_rules(network, Ball)
+    balls = {network.input: ball(region.lower, region.upper, rounding == "outward")}
+    preactivation: dict[str, Bounds] = {}
+    for node in network:
+        inputs = [balls[name] for name in node.inputs]
+        if isinstance(node.op, Activation):
+            before = inputs[0].bounds
+            if loosen is not None:
+                before = Bounds(*loosen(before.lower, before.upper))
+            preactivation[node.name] = before
+            inputs = [Ball(before.lower, before.upper, inputs[0].outward)]
+        step = find_rule(node.op, Ball)
+        assert step is not None
+        balls[node.name] = step(node.op, *inputs)
+    return Intervals(balls, preactivation)
+
+
+@rule(Affine, domain=Ball)
+def _affine(op: Affine, *xs: Ball) -> Ball:
+    center, radius = op.apply(*(x.center for x in xs)), op.absolute(*(x.radius for x in xs))
+    if not xs[0].outward:
+        return Ball(center, radius)
+    return Ball(center, radius + affine_error(op, center, [x.magnitude for x in xs]), outward=True)
+
+
+def affine_error(op: Affine, value: Tensor, magnitudes: list[Tensor]) -> Tensor:
+    """Allowance for an affine op on values of these magnitudes, image and |image| both: [batch, *shape].
+
+    Each of the two products errs by at most gamma(fan_in + 2) times the sum of absolute terms, which is
+    |W| magnitude + |b|; their common sum is at most twice that.
+    """
+    terms = op.fan_in * len(magnitudes) + 2
+    total = op.absolute(*magnitudes)
+    b = op.bias(total)
+    if b is not None:
+        total = total + b.abs()
+    exact = op.diagonal and op.bias(total) is None and op.cost() == 0
+    if exact:
+        return torch.zeros_like(value)
+    return SLACK * (2 * gamma(terms, value.dtype) * total + underflow(terms, value.dtype))
+
+
+@rule(Activation, domain=Ball)
+def _activation(op: Activation, x: Ball) -> Ball:
+    # The walk hands over the ends themselves here, so that no rounding is spent on the way.
+    low, high = op.image(x.center, x.radius)
+    if x.outward and not op.exact:
+        error = 4 * unit_roundoff(low.dtype)
+        low, high = low - error * low.abs(), high + error * high.abs()
+        low, high = down(low), up(high)
+    return ball(low, high, x.outward)
+
+
+@rule(MaxPool2d, domain=Ball)
+def _max_pool(op: MaxPool2d, x: Ball) -> Ball:
+    before = x.bounds
+    return ball(op(before.lower), op(before.upper), x.outward)

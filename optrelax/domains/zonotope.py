@@ -1,0 +1,335 @@
+"""Zonotopes and hybrid zonotopes: centre, shared noise terms, and an interval part for errors that are not shared.
+
+The one implementation behind DeepZ and its kin (new errors are generators), hBox and its kin (new errors join the
+interval part beta, Mirman et al. 2018) and random projection (new errors join k Cauchy projections, Wong et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optrelax.activations import Activation
+from optrelax.domains.backsubstitution import choose_entries, dot, pull
+from optrelax.domains.interval import affine_error
+from optrelax.domains.rules import find_rule, require_rules, rule
+from optrelax.enclosures import Bounds
+from optrelax.graph import Network, Node
+from optrelax.lines import Lines
+from optrelax.ops import Affine, MaxPool2d
+from optrelax.regions import InputBox
+from optrelax.rounding import SLACK, down, gamma, underflow, unit_roundoff, up
+
+Errors = Literal["generators", "interval", "projection"]
+LineRule = Callable[[Activation, Tensor, Tensor], Lines]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Noise terms of one origin: generators [batch or 1, e, *shape] times scale [batch, e], each in [-1, 1]."""
+
+    generators: Tensor
+    scale: Tensor
+
+    @property
+    def radius(self) -> Tensor:
+        """Sum of the absolute generators, [batch, *shape]."""
+        g = self.generators.abs()
+        flat = g.reshape(*g.shape[:2], -1)
+        total = self.scale @ flat[0] if flat.shape[0] == 1 else (self.scale[:, None] @ flat)[:, 0]
+        return total.reshape(-1, *g.shape[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Zonotope:
+    """center + sum of generators times noise + an interval of half width beta; [batch, *shape].
+
+    `projected` replaces the generators by k Cauchy projections [batch, k, *shape], whose median absolute value
+    estimates the radius: an estimate, not a bound.
+    """
+
+    center: Tensor
+    blocks: dict[str, Block] = field(default_factory=dict)
+    beta: Tensor | None = None
+    projected: Tensor | None = None
+    outward: bool = False
+
+    @property
+    def radius(self) -> Tensor:
+        """Half width of the interval hull, [batch, *shape]."""
+        total = torch.zeros_like(self.center) if self.beta is None else self.beta
+        terms = 1
+        for block in self.blocks.values():
+            total = total + block.radius
+            terms += block.generators.shape[1] + 1
+        if self.projected is not None:
+            total = total + _median(self.projected.abs())
+        return total * (1 + SLACK * gamma(terms, total.dtype)) if self.outward else total
+
+    @property
+    def bounds(self) -> Bounds:
+        """The interval hull."""
+        radius = self.radius
+        l, u = self.center - radius, self.center + radius
+        return Bounds(down(l), up(u)) if self.outward else Bounds(l, u)
+
+
+def _median(x: Tensor) -> Tensor:
+    """Median over dimension 1, the mean of the middle two for even counts."""
+    return x.quantile(0.5, dim=1) if x.shape[1] <= 16 else (x.median(1).values - (-x).median(1).values) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a walk needs besides the network: lines of an activation, where new errors go, and how to round."""
+
+    lines: LineRule
+    errors: Errors = "generators"
+    projections: int = 50
+    seed: int = 0
+    outward: bool = False
+
+    def cauchy(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """The Cauchy projection of the errors born at node `name`: [k, *shape], the same for every batch."""
+        # Seeded by the node's place in the alphabet of names, not Python's salted hash: equal in every process.
+        digest = sum((i + 1) * ord(c) for i, c in enumerate(name)) + 1_000_003 * self.seed
+        generator = torch.Generator().manual_seed(digest)
+        uniform = torch.rand(self.projections, *shape, generator=generator, dtype=torch.float64)
+        return torch.tan(math.pi * (uniform - 0.5)).to(like)
+
+
+@dataclass(frozen=True, slots=True)
+class Zonotopes:
+    """Result of a walk: pre-activation bounds of each activation, zonotopes of the nodes asked for."""
+
+    preactivation: dict[str, Bounds]
+    kept: dict[str, Zonotope]
+
+
+def propagate(network: Network, region: InputBox, walk: Walk, keep: frozenset[str]) -> Zonotopes:
+    """Carry a zonotope through the network; values that nobody reads any more are dropped on the way.
+
+    Sound: yes, unless errors are projected.  Gradient: exact almost everywhere.
+    """
+    require_rules(network, Zonotope)
+    readers = {
+        name: sum(name in node.inputs for node in network)
+        for name in (network.input, *(n.name for n in network))
+    }
+    state = {network.input: _start(network, region, walk)}
+    preactivation: dict[str, Bounds] = {}
+    for node in network:
+        inputs = [state[name] for name in node.inputs]
+        if isinstance(node.op, Activation):
+            preactivation[node.name] = inputs[0].bounds
+        step = find_rule(node.op, Zonotope)
+        assert step is not None
+        state[node.name] = step(node.op, node, walk, *inputs)
+        for name in node.inputs:
+            readers[name] -= 1
+            if readers[name] == 0 and name not in keep:
+                del state[name]
+    return Zonotopes(preactivation, {name: state[name] for name in keep})
+
+
+def _start(network: Network, region: InputBox, walk: Walk) -> Zonotope:
+    shape = network.input_shape
+    center, radius = region.center, region.radius
+    if walk.outward:
+        radius = up(torch.maximum(region.upper - center, center - region.lower))
+    if walk.errors == "projection":
+        projected = walk.cauchy(network.input, shape, center) * radius[:, None]
+        return Zonotope(center, projected=projected)
+    # Only pixels that can move need a noise term.
+    moving = (radius.detach() > 0).any(0).flatten().nonzero()[:, 0]
+    eye = torch.zeros(len(moving), math.prod(shape), dtype=center.dtype, device=center.device)
+    eye[torch.arange(len(moving), device=center.device), moving] = 1
+    scale = radius.flatten(1)[:, moving]
+    block = Block(eye.reshape(1, -1, *shape), scale)
+    return Zonotope(center, {network.input: block}, outward=walk.outward)
+
+
+@rule(Affine, domain=Zonotope)
+def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
+    center = op.apply(*(z.center for z in zs))
+    blocks: dict[str, Block] = {}
+    for name in dict.fromkeys(name for z in zs for name in z.blocks):
+        held = [z.blocks.get(name) for z in zs]
+        some = next(b for b in held if b is not None)
+        parts = [
+            b.generators if b is not None else some.generators.new_zeros(1, some.generators.shape[1], *shape)
+            for b, shape in zip(held, op.input_shapes, strict=True)
+        ]
+        blocks[name] = Block(op.linear(*parts), some.scale)
+    beta = None
+    if any(z.beta is not None for z in zs):
+        beta = op.absolute(*(torch.zeros_like(z.center) if z.beta is None else z.beta for z in zs))
+    projected = None
+    if zs[0].projected is not None:
+        projected = op.linear(*(z.projected for z in zs))
+    if walk.outward:
+        error = affine_error(op, center, [z.center.abs() + z.radius for z in zs])
+        beta = error if beta is None else beta + error
+    return Zonotope(center, blocks, beta, projected, walk.outward)
+
+
+@rule(Activation, domain=Zonotope)
+def _activation(op: Activation, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
+    before = z.bounds
+    lines = walk.lines(op, before.lower, before.upper)
+    lam = lines.lower_slope
+    shift = (lines.lower_intercept + lines.upper_intercept) / 2
+    mu = (lines.upper_intercept - lines.lower_intercept) / 2
+    center = lam * z.center + shift
+    blocks = {name: Block(b.generators * lam[:, None], b.scale) for name, b in z.blocks.items()}
+    beta = None if z.beta is None else lam.abs() * z.beta
+    if walk.outward:
+        # Products, sums and halvings above: at most 8 units of every magnitude they touch.
+        size = lam.abs() * (z.center.abs() + z.radius) + shift.abs() + mu
+        error = SLACK * (8 * unit_roundoff(size.dtype) * size + underflow(8, size.dtype))
+        beta = error if beta is None else beta + error
+        exact = (lam == 1) & (shift == 0) & (mu == 0) | (lam == 0) & (shift == 0) & (mu == 0)
+        beta = torch.where(exact, lam.abs() * (0 if z.beta is None else z.beta), beta)
+    return _with_errors(
+        replace(z, center=center, blocks=blocks, beta=beta, projected=None), z, lam, mu, node, walk
+    )
+
+
+def _with_errors(
+    moved: Zonotope, before: Zonotope, lam: Tensor | None, mu: Tensor, node: Node, walk: Walk
+) -> Zonotope:
+    """Add the new errors mu [batch, *shape] of `node` where the walk keeps them."""
+    if walk.errors == "interval":
+        return replace(moved, beta=mu if moved.beta is None else moved.beta + mu)
+    if walk.errors == "projection":
+        assert before.projected is not None and lam is not None
+        fresh = walk.cauchy(node.name, node.shape, mu) * mu[:, None]
+        return replace(moved, projected=before.projected * lam[:, None] + fresh)
+    block = _fresh_block(mu)
+    if block is None:
+        return moved
+    return replace(moved, blocks=moved.blocks | {node.name: block})
+
+
+def _fresh_block(mu: Tensor) -> Block | None:
+    """One noise term for each neuron with an error, padded with zeros to the longest list of the batch."""
+    flat = mu.flatten(1)
+    live = flat.detach() != 0
+    count = int(live.sum(1).max()) if live.numel() else 0
+    if count == 0:
+        return None
+    index = live.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    generators = torch.zeros(*index.shape, flat.shape[1], dtype=mu.dtype, device=mu.device)
+    generators.scatter_(2, index[..., None], 1.0)
+    return Block(generators.reshape(*index.shape, *mu.shape[1:]), flat.gather(1, index))
+
+
+@rule(MaxPool2d, domain=Zonotope)
+def _max_pool(op: MaxPool2d, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
+    """A dominating entry passes through; any other window becomes its interval, a new error of its own."""
+    if walk.errors == "projection":
+        raise NotImplementedError("random projection has no rule for MaxPool2d")
+    before = z.bounds
+    chosen, dominates, top = choose_entries(op, before, op.windows(z.center.device))
+    low = op(before.lower)
+    index = chosen.flatten(1)
+
+    def pick(
+        x: Tensor,
+    ) -> Tensor:  # [batch, *input] -> [batch, *output], zero where the window is an interval
+        return torch.where(dominates, x.flatten(1).gather(1, index).reshape(dominates.shape), 0.0)
+
+    def pick_rows(g: Tensor) -> Tensor:
+        g = g.expand(index.shape[0], *g.shape[1:])
+        rows = g.flatten(2).gather(2, index[:, None].expand(-1, g.shape[1], -1))
+        return torch.where(dominates[:, None], rows.reshape(*g.shape[:2], *op.shape), 0.0)
+
+    middle, mu = (low + top) / 2, (top - low) / 2
+    if walk.outward:
+        mu = up(torch.maximum(top - middle, middle - low))
+    center = torch.where(dominates, pick(z.center), middle)
+    mu = torch.where(dominates, 0.0, mu)
+    blocks = {name: Block(pick_rows(b.generators), b.scale) for name, b in z.blocks.items()}
+    beta = None if z.beta is None else pick(z.beta)
+    return _with_errors(replace(z, center=center, blocks=blocks, beta=beta), z, None, mu, node, walk)
+
+
+def frontier(network: Network) -> frozenset[str]:
+    """The nodes at which the affine end of the network begins: activations, poolings or the input."""
+    found: set[str] = set()
+    stack = [network.output]
+    while stack:
+        name = stack.pop()
+        if name == network.input or not isinstance(network[name].op, Affine):
+            found.add(name)
+        else:
+            stack.extend(network[name].inputs)
+    return frozenset(found)
+
+
+def project(
+    network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outward: bool
+) -> tuple[Tensor, Tensor]:
+    """Centre and half width of rows of the output, folded into the last affine ops (elision).
+
+    rows [batch or 1, k, *output_shape] -> [batch, k] each.
+    """
+    some = next(iter(zonotopes.values()))
+    batch = some.center.shape[0]
+    magnitude = None
+    if outward:
+        # Magnitudes of the nodes behind the frontier, by intervals from the frontier's own.
+        magnitude = {name: (z.center.abs() + z.radius) * SLACK for name, z in zonotopes.items()}
+        for node in network:
+            if (
+                node.name not in magnitude
+                and isinstance(node.op, Affine)
+                and all(i in magnitude for i in node.inputs)
+            ):
+                size = node.op.absolute(*(magnitude[i] for i in node.inputs))
+                b = node.op.bias(size)
+                magnitude[node.name] = SLACK * (size if b is None else size + b.abs())
+    walk = pull(network, network.output, rows, batch, {}, magnitude, stop=frozenset(zonotopes))
+    if network.input in walk.pending:
+        walk.stops[network.input] = walk.pending.pop(network.input)
+    center, radius = walk.constant, torch.zeros_like(walk.constant)
+    noise: dict[str, tuple[Tensor, Tensor]] = {}
+    projected = None
+    size = torch.zeros_like(center)
+    for name, a in walk.stops.items():
+        z = zonotopes[name]
+        center = center + dot(a, z.center)
+        flat = a.reshape(*a.shape[:2], -1)
+        for origin, block in z.blocks.items():
+            g = block.generators.reshape(*block.generators.shape[:2], -1)
+            part = flat @ g.mT  # [batch, k, e]
+            noise[origin] = (noise[origin][0] + part if origin in noise else part, block.scale)
+        if z.beta is not None:
+            radius = radius + dot(a.abs(), z.beta)
+        if z.projected is not None:
+            part = torch.einsum("bkn,ben->bek", flat.expand(batch, -1, -1), z.projected.flatten(2))
+            projected = part if projected is None else projected + part
+        if outward:
+            size = size + dot(a.abs(), z.center.abs() + z.radius)
+    for part, scale in noise.values():
+        radius = radius + dot(part.abs(), scale)
+    if projected is not None:
+        radius = radius + _median(projected.abs())
+    if outward:
+        terms = (
+            sum(a[0, 0].numel() for a in walk.stops.values())
+            + sum(s.shape[1] for _, s in noise.values())
+            + 16
+        )
+        error = 4 * gamma(terms, size.dtype) * (size + walk.constant.abs()) + underflow(4 * terms, size.dtype)
+        if walk.allowance is not None:
+            error = error + walk.allowance
+        if walk.terms is not None:
+            error = error + gamma(4 * len(network.nodes) + 8, size.dtype) * walk.terms
+        radius = radius + SLACK * error
+    return center, radius

@@ -1,0 +1,130 @@
+"""A captured network: an immutable graph of affine ops and activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.activations import Activation
+from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.ops import Affine, MaxPool2d, Shape
+
+Op = Affine | Activation | MaxPool2d
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op, the nodes it reads and the shape it gives (without the batch)."""
+
+    name: str
+    """Unique in the graph."""
+    path: str
+    """What a user knows it by: the module's path, or the graph node of a function."""
+    op: Op
+    inputs: tuple[str, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes in topological order; reads the parameters of `module` at every use.
+
+    Calling it evaluates the network: [batch, *input_shape] -> [batch, *output_shape].
+    """
+
+    module: nn.Module
+    nodes: tuple[Node, ...]
+    output: str
+    input_shape: Shape
+    input: str = "input"
+    _by_name: Mapping[str, Node] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def shape_of(self, name: str) -> Shape:
+        """Shape of a node's value without the batch; the input counts as a node."""
+        return self.input_shape if name == self.input else self[name].shape
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the output without the batch."""
+        return self.shape_of(self.output)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return math.prod(self.output_shape)
+
+    @cached_property
+    def activations(self) -> tuple[Node, ...]:
+        """The activation nodes in topological order; their inputs are the pre-activations."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Activation))
+
+    @cached_property
+    def exact_intervals(self) -> frozenset[str]:
+        """Nodes whose interval image is exact: at most one op that mixes inputs between them and the input."""
+        mixed = {self.input: False}
+        for node in self.nodes:
+            before = [mixed.get(name) for name in node.inputs]
+            if len(node.inputs) > 1 or before[0] is None or not isinstance(node.op, Affine):
+                continue
+            if node.op.diagonal:
+                mixed[node.name] = before[0]
+            elif not before[0]:
+                mixed[node.name] = True
+        return frozenset(mixed)
+
+    def ancestors(self, name: str) -> frozenset[str]:
+        """Every node that `name` depends on, itself included."""
+        found: set[str] = set()
+        stack = [name]
+        while stack:
+            top = stack.pop()
+            if top in found or top == self.input:
+                continue
+            found.add(top)
+            stack.extend(self[top].inputs)
+        return frozenset(found)
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """The value of every node, the input included."""
+        values = {self.input: x}
+        for node in self.nodes:
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else node.op(*inputs)
+        return values
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.values(x)[self.output]
+
+    def require_eval(self) -> None:
+        """UnsupportedOpError if a captured batch norm or dropout has been put in training mode since."""
+        modes = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        problems = [
+            Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
+            for path, m in self.module.named_modules()
+            if isinstance(m, modes) and m.training
+        ]
+        if problems:
+            raise UnsupportedOpError(problems)
+
+    def require_device(self, device: torch.device) -> None:
+        """ValueError unless the parameters live on `device`."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.device != device:
+                raise ValueError(
+                    f"region is on {device}, parameter {name} is on {parameter.device}; move one"
+                )
+            return

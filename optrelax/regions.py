@@ -1,0 +1,153 @@
+"""Input regions: boxes of pixels, one an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from optrelax.enclosures import check_order
+from optrelax.rounding import down, up
+
+
+@dataclass(frozen=True, slots=True)
+class InputBox:
+    """All inputs x with lower <= x <= upper, elementwise.
+
+    Shapes [batch, *input_shape]; float32 or float64; differentiable in both ends.
+    Raises ValueError for NaN, infinite ends, ends that cross, unlike shapes or dtypes.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_floating(name, "lower", self.lower)
+        check_floating(name, "upper", self.upper)
+        if self.lower.shape != self.upper.shape:
+            raise ValueError(
+                f"{name}: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}"
+            )
+        if self.lower.dtype != self.upper.dtype:
+            raise ValueError(f"{name}: lower is {self.lower.dtype}, upper is {self.upper.dtype}")
+        if self.lower.dim() == 0:
+            raise ValueError(f"{name}: needs a batch dimension, got a scalar; pass x[None]")
+        check_finite(name, "lower", self.lower)
+        check_finite(name, "upper", self.upper)
+        check_order(name, self.lower, self.upper)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[batch, *input_shape]."""
+        return self.lower.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of both ends, and of every bound computed over this region."""
+        return self.lower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both ends."""
+        return self.lower.device
+
+    @property
+    def center(self) -> Tensor:
+        """Midpoint, [batch, *input_shape]."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half width, [batch, *input_shape]."""
+        return (self.upper - self.lower) / 2
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Which examples of x [batch, *input_shape] lie in the region, with no tolerance: [batch] of bool."""
+        inside = (x >= self.lower) & (x <= self.upper)
+        return inside.flatten(1).all(1) if inside.dim() > 1 else inside
+
+    def outward(self) -> InputBox:
+        """The region one float wider at each end that has a width: covers the rounding of x - eps and x + eps."""
+        wide = self.upper > self.lower
+        return InputBox(
+            torch.where(wide, down(self.lower), self.lower), torch.where(wide, up(self.upper), self.upper)
+        )
+
+    def select(self, index: Tensor | slice) -> InputBox:
+        """The region of some of the examples."""
+        return InputBox(self.lower[index], self.upper[index])
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class LinfBall(InputBox):
+    """All inputs within eps of x in the maximum norm, clipped to the legal range.
+
+    x [batch, *input_shape]; eps a number, [batch], or like x, in the units of x; clip (low, high) or None.
+    Raises ValueError for eps < 0, NaN, or an x outside clip.
+    """
+
+    x: Tensor = field(repr=False)
+    eps: float | Tensor
+    clip: tuple[float, float] | None
+
+    def __init__(self, x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None = None) -> None:
+        check_floating("LinfBall", "x", x)
+        if x.dim() == 0:
+            raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
+        check_finite("LinfBall", "x", x)
+        radius = _radius(x, eps)
+        lower, upper = x - radius, x + radius
+        if clip is not None:
+            low, high = float(clip[0]), float(clip[1])
+            if not low <= high:
+                raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")
+            outside = (x.detach() < low) | (x.detach() > high)
+            if bool(outside.any()):
+                raise ValueError(
+                    f"LinfBall: x lies outside clip [{low}, {high}] in {int(outside.sum())} of {outside.numel()} "
+                    f"entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the range of clip"
+                )
+            lower, upper = lower.clamp_min(low), upper.clamp_max(high)
+        object.__setattr__(self, "lower", lower)
+        object.__setattr__(self, "upper", upper)
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "clip", clip)
+        InputBox.__post_init__(self)
+
+
+def _radius(x: Tensor, eps: float | Tensor) -> Tensor:
+    """eps as a tensor that broadcasts against x."""
+    radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
+    if radius.dim() == 1 and x.dim() > 1:
+        if radius.shape[0] != x.shape[0]:
+            raise ValueError(f"LinfBall: eps has {radius.shape[0]} entries for a batch of {x.shape[0]}")
+        radius = radius.reshape(-1, *[1] * (x.dim() - 1))
+    elif radius.dim() != 0 and radius.shape != x.shape:
+        raise ValueError(
+            f"LinfBall: eps must be a number, [batch] or like x {tuple(x.shape)}, got {tuple(radius.shape)}"
+        )
+    worst = radius.detach().min() if radius.numel() else torch.zeros(())
+    if bool(radius.detach().isnan().any()) or not bool(worst >= 0):
+        raise ValueError(f"LinfBall: eps must be >= 0, got {float(worst)}")
+    return radius
+
+
+def check_floating(owner: str, what: str, value: object) -> None:
+    """TypeError unless a tensor, ValueError unless float32 or float64."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{owner}: {what} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{owner}: {what} must be float32 or float64, got {value.dtype}; use {what}.float()")
+
+
+def check_finite(owner: str, what: str, value: Tensor) -> None:
+    """ValueError for NaN or infinite entries, saying how many and where first."""
+    wrong = ~value.detach().isfinite()
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{owner}: {what} has {int(wrong.sum())} NaN or infinite of {wrong.numel()} entries "
+            f"(first at {wrong.nonzero()[0].tolist()})"
+        )

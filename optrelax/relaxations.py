@@ -1,0 +1,694 @@
+"""The named relaxations a user chooses from: frozen objects with their options, and the registry of their names."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from optrelax import lines as named
+from optrelax.activations import Activation
+from optrelax.domains import backsubstitution, interval, zonotope
+from optrelax.domains.interval import Ball
+from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import suggest
+from optrelax.graph import Network
+from optrelax.lines import Lines, LowerSlope
+from optrelax.ops import MaxPool2d
+from optrelax.regions import InputBox
+from optrelax.rounding import Rounding, check_rounding, require_exact_products
+
+Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [batch, *shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxation:
+    """A way to bound a network over a region of its inputs.
+
+    rounding: "outward" for bounds that hold in real arithmetic, "nearest" for training and benchmarks.
+    max_bytes: most memory for the coefficients of one pass; rows (or examples) are cut into chunks; None: no limit.
+    Subclasses implement `preactivation_bounds` and `lower_bounds` on a flat batch.
+    """
+
+    rounding: Rounding = "nearest"
+    max_bytes: int | None = None
+
+    sound: ClassVar[bool] = True
+    """Whether every bound holds; an estimate is refused wherever a certificate is made."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_rounding(name, self.rounding)
+        if self.max_bytes is not None and self.max_bytes <= 0:
+            raise ValueError(f"{name}: max_bytes must be positive, got {self.max_bytes}")
+
+    @property
+    def outward(self) -> bool:
+        """Whether rounding is outward."""
+        return self.rounding == "outward"
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        """Bounds of the input of every activation, in topological order."""
+        raise NotImplementedError
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        """Lower bounds of rows [batch or 1, k, *output_shape] of the output: [batch, k]."""
+        raise NotImplementedError
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        """Bounds of every output: [batch, *output_shape]."""
+        eye = identity_rows(network.output_shape, region.lower)
+        both = self.lower_bounds(network, region, torch.cat([eye, -eye], 1))
+        k = both.shape[1] // 2
+        shape = (-1, *network.output_shape)
+        return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
+
+    def prepare(self, region: InputBox) -> InputBox:
+        """Check the settings that outward rounding depends on."""
+        if self.outward:
+            require_exact_products(region.lower)
+        return region
+
+
+def identity_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """One row an entry: [1, n, *shape]."""
+    n = math.prod(shape)
+    return torch.eye(n, dtype=like.dtype, device=like.device).reshape(1, n, *shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box(Relaxation):
+    """Interval bound propagation, the last affine ops folded into the rows.
+
+    omega, F: the paper's loosened controls; omega alone widens every pre-activation interval by omega at each end
+    (`box-widen`), with F it moves the ends outward by omega times their distance to a grid of F steps a unit
+    (`box-round`, discontinuous everywhere).
+    Sound: yes.  Exact: for one affine layer.  Gradient: exact; continuous in the weights unless F is set.
+    Source: Gowal et al. 2018; controls: arXiv 2102.06700, section 5.
+    """
+
+    omega: float = 0.0
+    F: float | None = None
+
+    def __post_init__(self) -> None:
+        super(Box, self).__post_init__()
+        if not self.omega >= 0:
+            raise ValueError(f"Box: omega must be >= 0, got {self.omega}")
+        if self.F is not None and not self.F > 0:
+            raise ValueError(f"Box: F must be > 0, got {self.F}")
+
+    def _loosen(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self.F is None:
+            return l - self.omega, u + self.omega
+        # F l rounds, so ceil(F l) - F l can come out slightly negative: it may only widen.
+        below = ((self.F * l).ceil() - self.F * l).clamp_min(0)
+        above = (self.F * u - (self.F * u).floor()).clamp_min(0)
+        return l - self.omega * below, u + self.omega * above
+
+    def intervals(self, network: Network, region: InputBox) -> interval.Intervals:
+        """Balls of every node and pre-activation bounds."""
+        loosen = self._loosen if self.omega > 0 else None
+        return interval.propagate(network, self.prepare(region), loosen=loosen, rounding=self.rounding)
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        return self.intervals(network, region).preactivation
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        center, radius = self._project(network, region, rows)
+        return center - radius
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        center, radius = self._project(network, region, identity_rows(network.output_shape, region.lower))
+        shape = (-1, *network.output_shape)
+        return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
+
+    def _project(self, network: Network, region: InputBox, rows: Tensor) -> tuple[Tensor, Tensor]:
+        balls = self.intervals(network, region).balls
+        kept = {
+            name: zonotope.Zonotope(balls[name].center, beta=balls[name].radius, outward=self.outward)
+            for name in zonotope.frontier(network)
+        }
+        return zonotope.project(network, kept, rows, self.outward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Zonotope(Relaxation):
+    """Shared by the zonotope family: a slope for crossing neurons and a home for new errors."""
+
+    slope: named.BandSlope = "chord"
+    continuous: bool = False
+    gamma: float = 1.0
+    kappa: float = 0.9
+
+    errors: ClassVar[zonotope.Errors] = "generators"
+
+    def __post_init__(self) -> None:
+        super(_Zonotope, self).__post_init__()
+        name = type(self).__name__
+        if self.slope not in ("chord", "box", "diag", "switch", "soft", "slanted"):
+            raise ValueError(
+                f"{name}: slope must be 'chord', 'box', 'diag', 'switch', 'soft' or 'slanted', got {self.slope!r}"
+            )
+        if self.continuous and self.slope != "diag":
+            raise ValueError(
+                f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}"
+            )
+        if not self.gamma > 0:
+            raise ValueError(f"{name}: gamma must be > 0, got {self.gamma}")
+        if not 0 <= self.kappa <= 1:
+            raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        """The band of parallel lines at pre-activation bounds [l, u]."""
+        lines = named.band_lines(
+            activation, l, u, slope=self.slope, continuous=self.continuous, gamma=self.gamma, kappa=self.kappa
+        )
+        return named.outward_lines(lines, activation, l, u) if self.outward else lines
+
+    def _walk(self) -> zonotope.Walk:
+        return zonotope.Walk(self.lines, self.errors, outward=self.outward)
+
+    def _forward(
+        self, network: Network, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
+        """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
+        region = self.prepare(region)
+        size = _examples(self, network, region)
+        pre: list[Preactivation] = []
+        ends: list[tuple[Tensor, Tensor]] = []
+        keep = zonotope.frontier(network) if rows is not None else frozenset()
+        for start in range(0, max(1, region.shape[0]), size):
+            part = slice(start, start + size)
+            found = zonotope.propagate(network, region.select(part), self._walk(), keep)
+            pre.append(found.preactivation)
+            if rows is not None:
+                some = rows if rows.shape[0] == 1 else rows[part]
+                ends.append(zonotope.project(network, found.kept, some, self.outward))
+        merged = {
+            name: Bounds(torch.cat([p[name].lower for p in pre]), torch.cat([p[name].upper for p in pre]))
+            for name in pre[0]
+        }
+        if rows is None:
+            return merged, None, None
+        return merged, torch.cat([c for c, _ in ends]), torch.cat([r for _, r in ends])
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        return self._forward(network, region, None)[0]
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        _, center, radius = self._forward(network, region, rows)
+        assert center is not None and radius is not None
+        return center - radius
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.lower))
+        assert center is not None and radius is not None
+        shape = (-1, *network.output_shape)
+        return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
+
+
+def _examples(relaxation: Relaxation, network: Network, region: InputBox) -> int:
+    """Examples a chunk of a forward zonotope: the widest node times every noise term, three copies alive."""
+    if relaxation.max_bytes is None:
+        return max(1, region.shape[0])
+    terms = math.prod(network.input_shape) + sum(math.prod(n.shape) for n in network.activations)
+    widest = max(math.prod(network.shape_of(n.name)) for n in network)
+    return max(1, relaxation.max_bytes // (3 * terms * widest * region.lower.element_size()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HBox(_Zonotope):
+    """Hybrid zonotope (symbolic intervals): the input's noise is shared, new errors join an interval part.
+
+    slope: "box" (hbox), "diag", "switch" or "chord" (hzono); continuous=True with "diag" is hbox-diag-c.
+    Sound: yes.  Gradient: exact; jumps in the weights at l = 0 (box), u = 0 (diag), |l| = |u| (switch).
+    Source: Mirman et al. 2018; arXiv 2102.06700.
+    """
+
+    slope: named.BandSlope = "box"
+    errors: ClassVar[zonotope.Errors] = "interval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepZ(_Zonotope):
+    """Zonotope: every error is a noise term of its own.
+
+    slope: "chord" (deepz, smallest area), "box", "diag", "switch", "soft" (gamma), "slanted" (kappa in [0, 1]).
+    direction: "forward" carries noise terms, "backward" pulls rows with the same parallel lines back (the same
+    bounds); "auto" counts the multiply-adds of both.
+    Sound: yes.  Gradient: exact; continuous in the weights for chord, soft and continuous=True.
+    Source: Singh et al. 2018; arXiv 2102.06700, table 3.
+    """
+
+    direction: Literal["auto", "forward", "backward"] = "auto"
+
+    def __post_init__(self) -> None:
+        super(DeepZ, self).__post_init__()
+        if self.direction not in ("auto", "forward", "backward"):
+            raise ValueError(
+                f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}"
+            )
+
+    def _backward(self, network: Network, rows: int) -> _Substitution | None:
+        """The same relaxation as rows pulled back, where that is the cheaper direction; None for forward."""
+        pooled = any(isinstance(node.op, MaxPool2d) for node in network)
+        if self.direction == "forward" or (
+            self.direction == "auto" and (pooled or not _backward_pays(network, rows))
+        ):
+            return None
+        return _Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        backward = self._backward(network, 0)
+        if backward is not None:
+            return backward.preactivation_bounds(network, region)
+        return super(DeepZ, self).preactivation_bounds(network, region)
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        backward = self._backward(network, rows.shape[1])
+        if backward is not None:
+            return backward.lower_bounds(network, region, rows)
+        return super(DeepZ, self).lower_bounds(network, region, rows)
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        backward = self._backward(network, network.outputs)
+        if backward is not None:
+            return backward.output_bounds(network, region)
+        return super(DeepZ, self).output_bounds(network, region)
+
+
+def _backward_pays(network: Network, rows: int) -> bool:
+    """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward."""
+    forward = backward = 0
+    terms = math.prod(network.input_shape)
+    depth = 0  # multiply-adds of one row from here to the input
+    for node in network:
+        cost = getattr(node.op, "cost", lambda: 0)()
+        forward += terms * cost
+        if isinstance(node.op, Activation):
+            width = math.prod(node.shape)
+            if node.inputs[0] not in network.exact_intervals:
+                backward += width * depth
+            terms += width
+        depth += cost
+    return backward + rows * depth < forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cauchy(_Zonotope):
+    """DeepZ with its radii estimated by the median of k Cauchy projections: cost independent of the noise terms.
+
+    Sound: no, an estimate for training only; certification and the LP layers refuse it.
+    Gradient: of the estimate.  Source: Wong et al. 2018.
+    """
+
+    k: int = 50
+    seed: int = 0
+
+    sound: ClassVar[bool] = False
+    errors: ClassVar[zonotope.Errors] = "projection"
+
+    def __post_init__(self) -> None:
+        super(Cauchy, self).__post_init__()
+        if self.k < 1:
+            raise ValueError(f"Cauchy: k must be at least 1, got {self.k}")
+        if self.outward:
+            raise ValueError("Cauchy: an estimate cannot be rounded outward into a bound")
+
+    def _walk(self) -> zonotope.Walk:
+        return zonotope.Walk(self.lines, self.errors, self.k, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Substitution(Relaxation):
+    """Shared by every relaxation by back-substitution: lines, and a source of pre-activation bounds."""
+
+    preactivation: Relaxation | None = None
+    """Another relaxation's pre-activation bounds; None: this method's own, layer by layer."""
+
+    def __post_init__(self) -> None:
+        super(_Substitution, self).__post_init__()
+        if self.preactivation is not None:
+            object.__setattr__(self, "preactivation", resolve(self.preactivation))
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        """Lines at pre-activation bounds [l, u], to nearest."""
+        raise NotImplementedError
+
+    def _lines(self, activation: Activation, before: Bounds) -> Lines:
+        lines = self.lines(activation, before.lower, before.upper)
+        return named.outward_lines(lines, activation, before.lower, before.upper) if self.outward else lines
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        if self.preactivation is not None:
+            return with_rounding(self.preactivation, self.rounding).preactivation_bounds(network, region)
+        return self._layers(network, self.prepare(region))[0]
+
+    def _layers(self, network: Network, region: InputBox) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+        """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
+        balls = interval.propagate(network, region, rounding=self.rounding).balls
+        magnitude = self._magnitude(balls)
+        given = None
+        if self.preactivation is not None:
+            given = with_rounding(self.preactivation, self.rounding).preactivation_bounds(network, region)
+        bounds: Preactivation = {}
+        lines: dict[str, Lines | Bounds] = {}
+        for node in network:
+            if not isinstance(node.op, (Activation, MaxPool2d)):
+                continue
+            source = node.inputs[0]
+            if given is not None and node.name in given:
+                before = given[node.name]
+            elif source in network.exact_intervals or (given is not None and isinstance(node.op, MaxPool2d)):
+                before = balls[source].bounds
+            else:
+                before = self._both(network, source, region, lines, magnitude)
+            if isinstance(node.op, MaxPool2d):
+                lines[node.name] = before
+            else:
+                bounds[node.name] = before
+                lines[node.name] = self._lines(node.op, before)
+        return bounds, lines
+
+    def _magnitude(self, balls: Mapping[str, Ball]) -> dict[str, Tensor] | None:
+        return backsubstitution.magnitudes(None, balls) if self.outward else None  # type: ignore[arg-type]
+
+    def _both(
+        self,
+        network: Network,
+        source: str,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        magnitude: Mapping[str, Tensor] | None,
+    ) -> Bounds:
+        """Lower and upper bounds of every entry of a node."""
+        shape = network.shape_of(source)
+        eye = identity_rows(shape, region.lower)
+        both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude)
+        n = eye.shape[1]
+        return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
+
+    def _substitute(
+        self,
+        network: Network,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        magnitude: Mapping[str, Tensor] | None,
+    ) -> Tensor:
+        """Back-substitution in chunks of rows under max_bytes; recomputed in the backward pass when chunked."""
+        size = self._rows(network, target, region)
+
+        def part(chunk: Tensor) -> Tensor:
+            return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
+
+        if size >= rows.shape[1]:
+            return part(rows)
+        chunks = rows.split(size, dim=1)
+        if not torch.is_grad_enabled():
+            return torch.cat([part(chunk) for chunk in chunks], 1)
+        from torch.utils.checkpoint import checkpoint
+
+        return torch.cat([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks], 1)
+
+    def _rows(self, network: Network, target: str, region: InputBox) -> int:
+        """Rows a chunk: four coefficient tensors of the widest node alive at once."""
+        if self.max_bytes is None:
+            return 2**62
+        path = network.ancestors(target)
+        widest = max(math.prod(network.shape_of(name)) for name in (*path, network.input))
+        row = 4 * max(1, region.shape[0]) * widest * region.lower.element_size()
+        return max(1, self.max_bytes // row)
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        region = self.prepare(region)
+        _, lines = self._layers(network, region)
+        magnitude = None
+        if self.outward:
+            magnitude = self._magnitude(interval.propagate(network, region, rounding="outward").balls)
+        return self._substitute(network, network.output, rows, region, lines, magnitude)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bands(_Substitution):
+    """The zonotope family as back-substitution: parallel lines, so one row gives both bounds."""
+
+    lines_of: DeepZ = None  # type: ignore[assignment]
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.band_lines(
+            activation,
+            l,
+            u,
+            slope=self.lines_of.slope,
+            continuous=self.lines_of.continuous,
+            gamma=self.lines_of.gamma,
+            kappa=self.lines_of.kappa,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crown(_Substitution):
+    """Back-substitution with one line below and one above (CROWN, DeepPoly).
+
+    lower: "adaptive" (smaller area), 0, 1, or "soft" (gamma); tria: the other side of the triangle above;
+    continuous: the paper's -C forms, which relax stable neurons too.
+    preactivation: another relaxation's pre-activation bounds (`Crown(preactivation=Box())` is CROWN-IBP (R)).
+    Sound: yes.  Exact: with no crossing neuron.  Gradient: exact almost everywhere; jumps in the weights at
+    |l| = |u| (adaptive), l = 0 (lower 0), u = 0 (lower 1), both (tria); nowhere for "soft" and continuous.
+    Source: Zhang et al. 2018; Singh et al. 2019; arXiv 2102.06700, table 3.
+    """
+
+    lower: LowerSlope = "adaptive"
+    tria: bool = False
+    continuous: bool = False
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super(Crown, self).__post_init__()
+        if isinstance(self.lower, bool) or self.lower not in ("adaptive", "soft", 0, 1):
+            raise ValueError(f"Crown: lower must be 'adaptive', 'soft', 0 or 1, got {self.lower!r}")
+        if (self.tria or self.continuous) and self.lower not in (0, 1):
+            raise ValueError(f"Crown: tria and continuous need lower 0 or 1, got lower={self.lower!r}")
+        if not self.gamma > 0:
+            raise ValueError(f"Crown: gamma must be > 0, got {self.gamma}")
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.crown_lines(
+            activation, l, u, lower=self.lower, tria=self.tria, continuous=self.continuous, gamma=self.gamma
+        )
+
+
+def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: Any) -> Crown:  # noqa: N802
+    """CROWN with pre-activation bounds from Box: CROWN-IBP (R).
+
+    lower: "adaptive" or "soft" (gamma), as for `Crown`.
+    """
+    return Crown(lower=lower, gamma=gamma, preactivation=Box(), **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLin(_Substitution):
+    """Back-substitution with both slopes u / (u - l): Fast-Lin, CAP, DeepZ as lines.
+
+    Sound: yes.  Gradient: exact; continuous in the weights.
+    Source: Weng et al. 2018; Wong and Kolter 2018.
+    """
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.band_lines(activation, l, u, slope="chord")
+
+
+@dataclass(frozen=True, init=False)
+class Intersect(Relaxation):
+    """The best of several relaxations, entry by entry: pre-activation bounds and margins both.
+
+    `Intersect(Box(), FastLin())`; names work too.  Sound: yes; refuses unsound parts.
+    Gradient: of the bound taken; continuous in the weights where every part is.
+    """
+
+    parts: tuple[Relaxation, ...] = ()
+
+    def __init__(
+        self, *parts: Relaxation | str, rounding: Rounding | None = None, max_bytes: int | None = None
+    ) -> None:
+        if len(parts) < 1:
+            raise ValueError("Intersect: needs at least one relaxation")
+        resolved = [resolve(part) for part in parts]
+        for part in resolved:
+            if not part.sound:
+                raise ValueError(
+                    f"Intersect: {name_of(part)} is an estimate, not a bound, and cannot be intersected"
+                )
+        if rounding is not None:
+            resolved = [with_rounding(part, rounding) for part in resolved]
+        object.__setattr__(self, "parts", tuple(resolved))
+        object.__setattr__(self, "rounding", rounding or resolved[0].rounding)
+        object.__setattr__(self, "max_bytes", max_bytes)
+        super(Intersect, self).__post_init__()
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        best = self.parts[0].preactivation_bounds(network, region)
+        for part in self.parts[1:]:
+            other = part.preactivation_bounds(network, region)
+            best = {name: _tighter(bounds, other[name]) for name, bounds in best.items()}
+        return best
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        bounds = [part.lower_bounds(network, region, rows) for part in self.parts]
+        return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
+
+
+def _greatest(bounds: list[Tensor]) -> Tensor:
+    return bounds[0] if len(bounds) == 1 else torch.maximum(*bounds)
+
+
+def _tighter(a: Bounds, b: Bounds) -> Bounds:
+    return ordered(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))
+
+
+def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:
+    """The same relaxation with another rounding, its parts included."""
+    if relaxation.rounding == rounding:
+        return relaxation
+    if isinstance(relaxation, Intersect):
+        return Intersect(*relaxation.parts, rounding=rounding, max_bytes=relaxation.max_bytes)
+    return replace(relaxation, rounding=rounding)
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+_HERE = "optrelax.relaxations:"
+_LAYERS = "optrelax.layers:"
+_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "box": (_HERE + "Box", {}),
+    "hbox": (_HERE + "HBox", {}),
+    "hbox-diag": (_HERE + "HBox", {"slope": "diag"}),
+    "hbox-diag-c": (_HERE + "HBox", {"slope": "diag", "continuous": True}),
+    "hbox-switch": (_HERE + "HBox", {"slope": "switch"}),
+    "hzono": (_HERE + "HBox", {"slope": "chord"}),
+    "deepz": (_HERE + "DeepZ", {}),
+    "deepz-box": (_HERE + "DeepZ", {"slope": "box"}),
+    "deepz-diag": (_HERE + "DeepZ", {"slope": "diag"}),
+    "deepz-diag-c": (_HERE + "DeepZ", {"slope": "diag", "continuous": True}),
+    "deepz-switch": (_HERE + "DeepZ", {"slope": "switch"}),
+    "deepz-soft": (_HERE + "DeepZ", {"slope": "soft"}),
+    "deepz-slanted": (_HERE + "DeepZ", {"slope": "slanted"}),
+    "fast-lin": (_HERE + "FastLin", {}),
+    "crown": (_HERE + "Crown", {}),
+    "crown-0": (_HERE + "Crown", {"lower": 0}),
+    "crown-1": (_HERE + "Crown", {"lower": 1}),
+    "crown-0-c": (_HERE + "Crown", {"lower": 0, "continuous": True}),
+    "crown-1-c": (_HERE + "Crown", {"lower": 1, "continuous": True}),
+    "crown-0-tria": (_HERE + "Crown", {"lower": 0, "tria": True}),
+    "crown-1-tria": (_HERE + "Crown", {"lower": 1, "tria": True}),
+    "crown-0-tria-c": (_HERE + "Crown", {"lower": 0, "tria": True, "continuous": True}),
+    "crown-1-tria-c": (_HERE + "Crown", {"lower": 1, "tria": True, "continuous": True}),
+    "crown-soft": (_HERE + "Crown", {"lower": "soft"}),
+    "crown-ibp": (_HERE + "CrownIBP", {}),
+    "crown-ibp-soft": (_HERE + "CrownIBP", {"lower": "soft", "gamma": 10.0}),
+    "box-widen": (_HERE + "Box", {"omega": 0.5}),
+    "box-round": (_HERE + "Box", {"omega": 0.5, "F": 10.0}),
+    "cauchy": (_HERE + "Cauchy", {}),
+    # The one place where the core names the layers.
+    "alpha-crown": (_LAYERS + "AlphaCrown", {}),
+    "triangle": (_LAYERS + "Triangle", {}),
+    "layerwise": (_LAYERS + "Layerwise", {}),
+}
+_FACTORIES: dict[str, Callable[..., Relaxation]] = {}
+
+
+def names() -> tuple[str, ...]:
+    """Every registered relaxation, in the order of the documentation."""
+    return (*_NAMES, *_FACTORIES)
+
+
+def register_relaxation(name: str, factory: Callable[..., Relaxation]) -> None:
+    """Make `name` (and `name:option=value`) stand for what `factory` returns.  ValueError for a name in use."""
+    if name in _NAMES or name in _FACTORIES:
+        raise ValueError(f"register_relaxation: {name!r} is registered already")
+    if ":" in name or "," in name or not name:
+        raise ValueError(f"register_relaxation: a name has no ':' or ',', got {name!r}")
+    _FACTORIES[name] = factory
+
+
+def resolve(relaxation: Relaxation | str) -> Any:
+    """An object from a name such as "crown" or "box-round:omega=0.5,F=10"; objects pass through.
+
+    Raises ValueError for an unknown name (with the nearest known one) or option.
+    """
+    if not isinstance(relaxation, str):
+        if not hasattr(relaxation, "lower_bounds"):
+            raise TypeError(
+                f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}"
+            )
+        return relaxation
+    name, _, text = relaxation.partition(":")
+    if name in _FACTORIES:
+        factory, preset = _FACTORIES[name], {}
+    elif name in _NAMES:
+        target, preset = _NAMES[name]
+        module, _, attribute = target.partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+    else:
+        raise ValueError(f"unknown relaxation {name!r}; {suggest(name, names())}")
+    options = dict(preset) | _options(relaxation, text)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(f"relaxation {relaxation!r}: {error}") from None
+
+
+def _options(whole: str, text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"relaxation {whole!r}: options are written name=value, got {item!r}")
+        options[key.strip()] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def name_of(relaxation: Any) -> str:
+    """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
+    best: str | None = None
+    for name in names():
+        target = _NAMES.get(name, ("", {}))[0]
+        if target.startswith(_LAYERS) and type(relaxation).__name__ != target.partition(":")[2]:
+            continue
+        try:
+            other = resolve(name)
+        except (ImportError, AttributeError):
+            continue
+        if other == relaxation:
+            return name
+        if type(other) is type(relaxation) and best is None:
+            best = f"{name}:{_differences(relaxation, other)}"
+    return best or type(relaxation).__name__
+
+
+def _differences(relaxation: Any, other: Any) -> str:
+    changed = []
+    for f in fields(relaxation):
+        value = getattr(relaxation, f.name)
+        if value != getattr(other, f.name):
+            shown = name_of(value) if isinstance(value, Relaxation) else value
+            changed.append(f"{f.name}={shown}")
+    return ",".join(changed)
