@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 from optrelax import datasets
 from optrelax.datasets import Dataset, DatasetError, evenly_spaced, load_dataset
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 4, 5), dtype=np.uint8)
 LABELS = np.array([7, 0, 9], dtype=np.uint8)

@@ -12,6 +12,8 @@ from optrelax import models
 from optrelax.datasets import load_dataset, normalization
 from optrelax.models import Normalize, Residual, build, fc
 
+pytestmark = pytest.mark.smoke
+
 CIFAR = (3, 32, 32)
 DIGITS = (1, 8, 8)
 
