@@ -31,9 +31,7 @@ class Folder:
     DIR is `data_dir`, or else the environment variable OPTRELAX_DATA.
     """
 
-    def __init__(
-        self, name: str, data_dir: str | os.PathLike[str] | None = None, aliases: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, name: str, data_dir: str | os.PathLike[str] | None = None, aliases: Sequence[str] = ()) -> None:
         given = data_dir if data_dir is not None else os.environ.get("OPTRELAX_DATA") or None
         self.name = name
         self.root = None if given is None else Path(given).expanduser()

@@ -202,9 +202,7 @@ def _idx_pair(folder: Folder, split: Split, url: str) -> Arrays:
         paths.append(folder.require(*(s + end for s in spellings for end in ("", ".gz")), advice=advice))
     images, labels = read_idx(paths[0], rank=3), read_idx(paths[1], rank=1)
     if len(images) != len(labels):
-        raise ValueError(
-            f"{paths[1]}: expected {len(images)} labels, as {paths[0]} has images, got {len(labels)}"
-        )
+        raise ValueError(f"{paths[1]}: expected {len(images)} labels, as {paths[0]} has images, got {len(labels)}")
     return images[:, None], labels
 
 

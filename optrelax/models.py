@@ -51,9 +51,7 @@ class Normalize(nn.Module):
         super().__init__()
         means, stds = (list(v) if isinstance(v, Sequence) else [v] for v in (mean, std))
         if not means or len(means) != len(stds):
-            raise ValueError(
-                f"Normalize: mean and std must have one length, got {len(means)} and {len(stds)}"
-            )
+            raise ValueError(f"Normalize: mean and std must have one length, got {len(means)} and {len(stds)}")
         if not all(0 < s < math.inf for s in stds) or not all(map(math.isfinite, means)):
             raise ValueError(f"Normalize: std must be positive and all be finite, got mean {mean}, std {std}")
         # A scalar broadcasts to flat inputs too; [c, 1, 1] would turn [batch, n] into [c, batch, n].
@@ -228,9 +226,7 @@ def conv(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants 
 @model("convplus")
 def conv_plus(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
     """CONVPLUS, also dm-small: conv(16, k4, s2)-conv(32, k4, s1)-100-classes. Source: Gowal et al. 2018."""
-    return _conv_network(
-        "convplus", [_Conv(16, 4, 2), _Conv(32, 4, 1)], [100, classes], input_shape, normalize
-    )
+    return _conv_network("convplus", [_Conv(16, 4, 2), _Conv(32, 4, 1)], [100, classes], input_shape, normalize)
 
 
 @model("dm-medium")

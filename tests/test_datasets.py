@@ -218,9 +218,7 @@ def cifar_records(n: int, first: int = 0) -> np.ndarray:
     return records
 
 
-@pytest.mark.parametrize(
-    "inside", ["cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin", "."], ids=str
-)
+@pytest.mark.parametrize("inside", ["cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin", "."], ids=str)
 def test_cifar_binary_batches(tmp_path, inside):
     folder = tmp_path / inside
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,9 +271,7 @@ def test_pickled_cifar_is_explained_and_never_opened(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "test_batch").write_bytes(pickle.dumps(Payload(tmp_path / "was-run")))
-    with pytest.raises(
-        DatasetError, match=r"test_batch\.bin not found(.|\n)*a pickle can run any code"
-    ) as caught:
+    with pytest.raises(DatasetError, match=r"test_batch\.bin not found(.|\n)*a pickle can run any code") as caught:
         load_dataset("cifar10", tmp_path)
     assert "pip install 'optrelax[vision]'" in str(caught.value)
     assert not (tmp_path / "was-run").exists()

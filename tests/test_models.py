@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import optrelax as ox
 from optrelax import models
 from optrelax.datasets import load_dataset, normalization
 from optrelax.models import Normalize, Residual, build, fc
@@ -190,9 +191,7 @@ def test_without_a_seed_the_global_generator_decides():
 
 
 def test_a_generator_is_a_seed_and_moves_on():
-    made = [
-        fc(6, 5, 4, seed=generator) for generator in itertools.repeat(torch.Generator().manual_seed(2), 2)
-    ]
+    made = [fc(6, 5, 4, seed=generator) for generator in itertools.repeat(torch.Generator().manual_seed(2), 2)]
     again = torch.Generator().manual_seed(2)
     assert same(made[0], fc(6, 5, 4, seed=again))
     assert same(made[1], fc(6, 5, 4, seed=again))
@@ -247,3 +246,11 @@ def test_every_builder_has_the_same_options():
     expected = list(inspect.signature(models.conv).parameters.values())
     for function in models._REGISTRY.values():
         assert list(inspect.signature(function).parameters.values()) == expected
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_is_made_of_supported_ops(name):
+    net = build(name, (1, 28, 28), 10, normalize=normalization("mnist"))
+    assert ox.check(net, input_shape=(1, 28, 28)).ok
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.allclose(ox.capture(net, input_shape=(1, 28, 28))(x), net(x), atol=1e-5)

@@ -124,9 +124,7 @@ print(json.dumps({
     assert got["files"] == [str(installed / "optrelax" / p) for p in ("__init__.py", "layers/__init__.py")]
     (name,) = (path.name for path in installed.glob("*.dist-info"))
     assert name == f"optrelax-{got['version']}.dist-info"
-    for box, crown, triangle, here in zip(
-        *(got[k][0] for k in ("box", "crown", "triangle", "here")), strict=True
-    ):
+    for box, crown, triangle, here in zip(*(got[k][0] for k in ("box", "crown", "triangle", "here")), strict=True):
         assert max(box, crown) - 1e-5 <= triangle <= here
 
 
