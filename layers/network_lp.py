@@ -172,10 +172,14 @@ def export(
         before = preactivation[node.name]
         _export_activation(builder, maps, node, before, integer)
     rows = len(builder.row_lower)
-    matrix = sp.coo_matrix(
-        (np.concatenate(builder.values), (np.concatenate(builder.rows), np.concatenate(builder.cols))),
-        shape=(builder.height, builder.width),
-    ).tocsc() if rows else sp.csc_matrix((0, builder.width))
+    matrix = (
+        sp.coo_matrix(
+            (np.concatenate(builder.values), (np.concatenate(builder.rows), np.concatenate(builder.cols))),
+            shape=(builder.height, builder.width),
+        ).tocsc()
+        if rows
+        else sp.csc_matrix((0, builder.width))
+    )
     return NetworkLP(
         matrix,
         np.concatenate(builder.row_lower) if rows else np.zeros(0),
@@ -231,9 +235,7 @@ class _Builder:
         self.height += len(lower)
 
 
-def _export_activation(
-    builder: _Builder, maps: AffineMaps, node: Node, before: Bounds, integer: bool
-) -> None:
+def _export_activation(builder: _Builder, maps: AffineMaps, node: Node, before: Bounds, integer: bool) -> None:
     activation = node.op
     assert isinstance(activation, Activation)
     l, u = (t.detach().double().flatten() for t in (before.lower, before.upper))

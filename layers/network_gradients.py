@@ -1,0 +1,151 @@
+"""Gradient rules of network LPs: what `.backward()` through an optimal value returns. Apart from the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from optrelax.layers.dual_ascent import Answer
+from optrelax.layers.problems import (
+    DualPoint,
+    HullLines,
+    Problems,
+    Weights,
+    backward_sweep,
+    primal_sweep,
+)
+from optrelax.ops import Affine
+
+
+@dataclass(frozen=True, slots=True)
+class Multipliers:
+    """Multipliers >= 0 of one activation's constraints, [R, *shape]: its hull lines and its pre-activation bounds."""
+
+    below0: Tensor
+    below1: Tensor
+    above0: Tensor
+    above1: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaddlePoint:
+    """A primal and dual pair of R problems, as the Lagrangian takes it; all constants."""
+
+    x: Tensor
+    """Input, [R, *input shape]."""
+    after: Weights
+    """Values of the activations."""
+    input: Tensor
+    """Reduced costs of the input."""
+    multipliers: Mapping[str, Multipliers]
+
+
+def saddle_point(problems: Problems, answer: Answer) -> SaddlePoint:
+    """The pair behind a dual-ascent answer: coefficients become multipliers of the mixed lines."""
+    with torch.no_grad():
+        back = backward_sweep(problems, answer.dual)
+        feasible = primal_sweep(problems, answer.primal)
+        multipliers = {
+            name: _multipliers(a, answer.dual, name, problems.hulls[name]) for name, a in back.coefficients.items()
+        }
+        return SaddlePoint(answer.primal.x, feasible.after, back.input, multipliers)
+
+
+def _multipliers(a: Tensor, dual: DualPoint, name: str, h: HullLines) -> Multipliers:
+    up, down = a.clamp_min(0), (-a).clamp_min(0)
+    alpha, beta = dual.alpha[name], dual.beta.get(name)
+    if h.above1 is None or beta is None:
+        return Multipliers(up * (1 - alpha), up * alpha, down)
+    return Multipliers(up * (1 - alpha), up * alpha, down * (1 - beta), down * beta)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The gradient of the Lagrangian at the current primal and dual pair, both held fixed (Danskin, envelope theorem).
+
+    Exact at an optimal pair: dV/dW_i = nu_i z_{i-1}^T, dV/db_i = nu_i, dV/dc = z, and through box and chords. At an
+    unfinished pair it is the Lagrangian's gradient there, whose error shrinks with the gap. No KKT system.
+    """
+
+    def value(self, problems: Problems, answer: Answer) -> Tensor:
+        """A scalar function a problem, [R], whose gradient is the rule's; its value is not used."""
+        return lagrangian(problems, saddle_point(problems.detach(), answer))
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSlopes:
+    """The gradient of the reported bound with the slopes held fixed: back-substitution differentiated.
+
+    Not the gradient of the optimal value: at an optimum coefficients are exactly 0 and inputs lie inside the box,
+    where this function has a kink. Kept for comparison.
+    """
+
+    def value(self, problems: Problems, answer: Answer) -> Tensor:
+        """The bound itself at the answer's dual point, [R]."""
+        return backward_sweep(problems, answer.dual).value
+
+
+def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
+    """The Lagrangian of R problems at a fixed pair, as a function of weights, rows, box and hull lines: [R]."""
+    network = problems.network
+    values: dict[str, Tensor] = {network.input: pair.x}
+    total = _dot(pair.input.clamp_min(0), problems.lower - pair.x) + _dot(
+        pair.input.clamp_max(0), problems.upper - pair.x
+    )
+    for node in network.nodes:
+        if node.name not in problems.wanted:
+            continue
+        if isinstance(node.op, Affine):
+            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
+            continue
+        z, y, h = values[node.inputs[0]], pair.after[node.name], problems.hulls[node.name]
+        m = pair.multipliers[node.name]
+        # Affine in z: the sum of multiplier times line has one slope and one intercept.
+        slope = m.below0 * h.below0[0] + m.below1 * h.below1[0] - m.above0 * h.above0[0]
+        intercept = m.below0 * h.below0[1] + m.below1 * h.below1[1] - m.above0 * h.above0[1]
+        weight = m.below0 + m.below1 - m.above0
+        if h.above1 is not None and m.above1 is not None:
+            slope = slope - m.above1 * h.above1[0]
+            intercept = intercept - m.above1 * h.above1[1]
+            weight = weight - m.above1
+        total = total + _dot(slope, z) + intercept.flatten(1).sum(1) - _dot(weight, y)
+        if m.low is not None and m.high is not None:
+            assert h.before is not None
+            total = total + _dot(m.low, h.before[0] - z) + _dot(m.high, z - h.before[1])
+        values[node.name] = y
+    return total + _dot(problems.rows, values[problems.target])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
+class _Value(torch.autograd.Function):
+    """The solver's bound with the gradient of another function; once."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Tensor, value: Tensor, usable: Tensor) -> Tensor:
+        ctx.save_for_backward(usable)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (usable,) = ctx.saved_tensors
+        return torch.where(usable, grad, 0.0), None, None
+
+
+def attach(value: Tensor, rule: Tensor) -> Tensor:
+    """`value` [R] with the gradient of `rule` [R]; problems without a finite value get the gradient 0.
+
+    A double backward raises RuntimeError: the rule's own derivative is not the Hessian of an optimal value.
+    """
+    usable = value.isfinite() & rule.detach().isfinite()
+    return _Value.apply(torch.where(usable, rule, 0.0), value, usable)
