@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ class LossTerms:
     margins: Tensor | None  # [batch, classes - 1], lower bounds, or those of an attacked point
 
 
+@runtime_checkable
 class Loss(Protocol):
     """What every loss is: a frozen dataclass whose call gives the terms for one batch.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Constant", "Linear", "Schedule", "Smooth", "Steps"]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What every schedule is: a function of the position in epochs."""
 
