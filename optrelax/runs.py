@@ -1,0 +1,177 @@
+"""Run folders: what a training run leaves on disk, and finds again when it resumes.
+
+config.json: the resolved configuration, seed and versions.  metrics.jsonl: one line an epoch.
+state.safetensors: weights and optimiser after the last finished epoch.  net.safetensors: the network, for `load`.
+Every file but the metrics is written whole or not at all; a metrics line past the state is dropped on resuming.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optrelax import checkpoints
+from optrelax.files import read_tensors, write_tensors, write_whole
+from optrelax.graph import Network
+from optrelax.relaxations import name_of, resolve
+
+__all__ = ["RunFolder", "record", "versions"]
+
+Json = Any
+_FORMAT = 1
+_KEY = "optrelax-state"
+
+
+def record(value: object) -> Json:
+    """A JSON-ready account of a configuration: dataclasses by field with their type, relaxations by name."""
+    if hasattr(value, "lower_bounds"):
+        name = name_of(value)
+        try:
+            return name if resolve(name) == value else repr(value)
+        except ValueError:  # options that a name cannot carry
+            return repr(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: record(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): record(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [record(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    import numpy as np
+
+    from optrelax import __version__
+
+    return {
+        "optrelax": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _state(self) -> Path:
+        return self.path / "state.safetensors"
+
+    @property
+    def net(self) -> Path:
+        """The network after the last finished epoch."""
+        return self.path / "net.safetensors"
+
+    def open(self, config: Mapping[str, Json], resume: bool) -> None:
+        """Make the folder, or find the same configuration in it.
+
+        Raises FileExistsError for a run that is not to be resumed, ValueError where the configurations differ.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path}: expected a folder for the run, got a file")
+        if self._config.exists():
+            if not resume:
+                raise FileExistsError(f"{self.path}: holds a run already; resume it or choose another folder")
+            stored = json.loads(self._config.read_text())["configuration"]
+            if changed := sorted(_differences(stored, json.loads(json.dumps(config)))):
+                raise ValueError(
+                    f"{self.path}: cannot resume with another configuration; it differs in {', '.join(changed)}"
+                )
+            return
+        whole = {"format": _FORMAT, "configuration": config, "versions": versions()}
+        write_whole(self._config, (json.dumps(whole, indent=2) + "\n").encode())
+
+    def append(self, metrics: Mapping[str, Json]) -> None:
+        """Add one line of metrics."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self, epochs: int | None = None) -> list[dict[str, Json]]:
+        """The lines so far; the first `epochs` of them where given."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+        return [json.loads(line) for line in lines]
+
+    def save(self, network: Network, optimizer: torch.optim.Optimizer, epochs: int, extra: Mapping[str, Json]) -> None:
+        """Store the state after `epochs` finished epochs, then the network."""
+        tensors = {f"net.{name}": value for name, value in network.module.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        write_tensors(self._state, tensors, {_KEY: json.dumps({"format": _FORMAT, "epochs": epochs})})
+        checkpoints.save(network, self.net, extra={**extra, "epochs": epochs})
+
+    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Put the stored weights and optimiser state back; the number of finished epochs, 0 where none is stored.
+
+        Raises ValueError for a state that is corrupt or of another network.
+        """
+        if not self._state.exists():
+            self._metrics.unlink(missing_ok=True)
+            return 0
+        tensors, metadata = read_tensors(self._state)
+        try:
+            epochs = int(json.loads(metadata[_KEY])["epochs"])
+            _put_back(module, optimizer, tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self._state}: expected the state of this run, got one that fails: {error}") from error
+        # What was logged after the state was written will be computed, and logged, again.
+        kept = "".join(json.dumps(line) + "\n" for line in self.metrics(epochs))
+        write_whole(self._metrics, kept.encode())
+        return epochs
+
+    def save_failure(self, network: Network, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) -> Path:
+        """Store the batch that broke a run and the weights it broke; the path of the batch."""
+        path = self.path / "failed-batch.safetensors"
+        write_tensors(path, tensors, {"optrelax-failure": json.dumps(facts)})
+        checkpoints.save(network, self.path / "failed-net.safetensors", extra=facts)
+        return path
+
+
+def _put_back(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    weights: dict[str, Tensor] = {}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "net":
+            weights[name] = value
+        else:
+            index, _, name = name.partition(".")
+            state.setdefault(int(index), {})[name] = value
+    module.load_state_dict(weights)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _differences(old: Json, new: Json, name: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for key in sorted(old.keys() | new.keys())
+            for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name} ({old} there, {new} here)"]

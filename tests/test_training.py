@@ -1,0 +1,480 @@
+"""Training: reproducible to the bit, through interruptions too; what a run folder holds; what stops a run."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import optrelax as ox
+from optrelax.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
+from optrelax.recipes import Recipe, names, recipe
+from optrelax.schedules import Constant, Linear, Steps
+from optrelax.training import Progress, Training, TrainingError, train
+
+EPOCHS = 4
+
+
+def data(n: int = 60) -> tuple[Tensor, Tensor]:
+    """Points of three classes that a small network can tell apart."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.arange(n) % 3
+    return 0.25 * labels[:, None] + 0.2 + 0.1 * torch.rand(n, 5, generator=generator), labels
+
+
+def network(seed: int = 0) -> nn.Module:
+    return ox.models.fc(5, 8, 8, 3, seed=seed)
+
+
+def settings(**changes: object) -> Training:
+    chosen = {
+        "loss": CertifiedLoss("crown-ibp", l1=1e-5),
+        "epochs": EPOCHS,
+        "eps": Linear(0.0, 0.05, begin=1.0, length=2.0),
+        "kappa": Linear(1.0, 0.5, begin=1.0, length=2.0),
+        "beta": Linear(1.0, 0.5, begin=1.0, length=2.0),
+        "lr": Steps(1e-2, 0.1, at=(3.0,)),
+        "batch": 16,
+        "seed": 3,
+    }
+    return Training(**{**chosen, **changes})
+
+
+def weights(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def trained(folder: Path | None = None, **changes: object) -> nn.Module:
+    net = network()
+    train(net, data(), settings(**changes), folder=folder)
+    return net
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [NaturalLoss(), AdversarialLoss(), CertifiedLoss("box"), CertifiedLoss("crown")])
+def test_training_improves_what_it_trains(loss):
+    net, (x, labels) = network(), data()
+    ramps = {"eps": Linear(0.0, 0.02, length=10.0), "kappa": None, "beta": None}
+    history = train(net, (x, labels), settings(loss=loss, epochs=30, lr=Constant(1e-2), **ramps)).history
+    assert history[-1].natural_accuracy == 1.0
+    if isinstance(loss, NaturalLoss):
+        assert history[-1].robust_loss is None
+        assert history[-1].robust_accuracy is None
+        return
+    assert history[-1].robust_accuracy == 1.0
+    # A point found by an attack bounds nothing; what a relaxation trained with certifies, it certifies afterwards.
+    if isinstance(loss, CertifiedLoss):
+        m = ox.lower_bounds(net, ox.LinfBall(x, 0.02, (0.0, 1.0)), ox.margins(labels, 3), loss.relaxation)
+        assert (m > 0).all()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    first = weights(trained())
+    torch.manual_seed(99)  # the global generator must not matter
+    torch.rand(5)
+    assert same(first, weights(trained()))
+    assert not same(first, weights(trained(seed=4)))
+
+
+def test_random_losses_repeat_too():
+    for loss in (AdversarialLoss(steps=2), CertifiedLoss("cauchy:k=3")):
+        changes = {"loss": loss, "beta": None}
+        assert same(weights(trained(**changes)), weights(trained(**changes)))
+
+
+def test_training_moves_no_global_generator():
+    before = torch.get_rng_state()
+    trained()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order():
+    seen: list[Tensor] = []
+
+    class Watching(NaturalLoss):
+        def __call__(self, net, region, labels, x=None, *, generator=None) -> LossTerms:
+            seen.append(x)
+            return super().__call__(net, region, labels, x, generator=generator)
+
+    train(network(), data(), settings(loss=Watching(), kappa=None, beta=None, epochs=2))
+    assert [len(x) for x in seen] == [16, 16, 16, 12] * 2
+    first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
+    images = data()[0]
+    assert not torch.equal(first, second)
+    for order in (first, second):
+        assert sorted(order.tolist()) == sorted(images.tolist())
+
+
+def test_schedules_move_step_by_step():
+    lists: list[tuple] = []
+
+    class Recording(CertifiedLoss):
+        def __call__(self, net, region, labels, x=None, *, generator=None) -> LossTerms:
+            lists.append((region.eps, self.kappa, self.beta))
+            return super().__call__(net, region, labels, x, generator=generator)
+
+    train(network(), data(), settings(loss=Recording("crown-ibp")))
+    positions = [epoch + step / 4 for epoch in range(EPOCHS) for step in range(4)]
+    shares = [min(max((p - 1) / 2, 0), 1) for p in positions]
+    expected = [(0.05 * s, 1 - 0.5 * s, 1 - 0.5 * s) for s in shares]
+    assert lists == [pytest.approx(e, abs=1e-12) for e in expected]
+
+
+def test_metrics_are_means_over_the_images():
+    net, (x, labels) = network(), data()
+    still = settings(lr=Constant(0.0), epochs=1, eps=Constant(0.01), kappa=None, beta=None, batch=7)
+    (metrics,) = train(net, (x, labels), still).history
+    terms = still.loss(net, ox.LinfBall(x, 0.01, (0.0, 1.0)), labels)
+    assert metrics.loss == pytest.approx(terms.total.item(), rel=1e-5)
+    assert metrics.natural_loss == pytest.approx(terms.natural.item(), rel=1e-5)
+    assert metrics.robust_loss == pytest.approx(terms.robust.item(), rel=1e-5)
+    assert metrics.natural_accuracy == pytest.approx((net(x).argmax(1) == labels).double().mean().item())
+    assert metrics.robust_accuracy == pytest.approx((terms.margins > 0).all(1).double().mean().item())
+
+
+def test_watch_sees_every_step():
+    seen: list[Progress] = []
+    train(network(), data(), settings(), watch=seen.append)
+    assert [(p.epoch, p.step) for p in seen] == [(e, s) for e in range(1, EPOCHS + 1) for s in range(1, 5)]
+    assert {(p.epochs, p.steps) for p in seen} == {(EPOCHS, 4)}
+    assert seen[-1].eps == 0.05
+
+
+def test_a_data_set_and_a_captured_network_work_too():
+    digits = ox.load_dataset("digits", split="train").subset(40)
+    net = ox.models.build("fc-small", digits.input_shape, seed=0)
+    captured = ox.capture(net, digits.input_shape)
+    before = weights(net)
+    result = train(captured, digits, settings(epochs=1))
+    assert result.network is captured
+    assert not same(before, weights(net))  # in place
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_follows_the_cpu():
+    net = network().cuda()
+    train(net, data(), settings())
+    for a, b in zip(weights(net), weights(trained()), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4)
+
+
+# --- run folders and resuming --------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_the_run(tmp_path):
+    net = network()
+    facts = {"data": "points"}
+    history = train(net, data(), settings(), folder=tmp_path / "run", facts=facts).history
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["config.json", "metrics.jsonl", "net.safetensors", "state.safetensors"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["configuration"]["training"]["seed"] == 3
+    assert config["configuration"]["training"]["loss"]["relaxation"] == "crown-ibp"
+    assert config["configuration"]["data"] == "points"
+    assert config["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] == history[-1].loss
+    x = data()[0]
+    assert torch.equal(ox.load(tmp_path / "run")(x), ox.capture(net)(x))
+    assert ox.checkpoints.read_extra(tmp_path / "run") == {"data": "points", "epochs": EPOCHS}
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(FileExistsError, match="holds a run already; resume it or choose another folder"):
+        trained(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(FileExistsError, match="expected a folder for the run, got a file"):
+        trained(file)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(epoch: int, step: int):
+    def watch(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (epoch, step):
+            raise Stop
+
+    return watch
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 1), (3, 4), (4, 4)])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, epoch, step):
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(network(), data(), settings(), folder=tmp_path / "cut", watch=stop_at(epoch, step))
+    net = network(seed=5)  # whatever it starts from, the folder decides
+    if epoch == 1:
+        net = network()  # nothing is stored before the first epoch has ended
+    result = train(net, data(), settings(), folder=tmp_path / "cut", resume=True)
+    assert same(weights(whole), weights(net))
+    assert [m.epoch for m in result.history] == [1, 2, 3, 4]
+
+    def timeless(folder: str) -> list[dict]:
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+    assert timeless("whole") == timeless("cut")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    net = trained(tmp_path)
+    stamp = (tmp_path / "state.safetensors").stat().st_mtime_ns
+    other = network(seed=8)
+    result = train(other, data(), settings(), folder=tmp_path, resume=True)
+    assert same(weights(net), weights(other))
+    assert len(result.history) == EPOCHS
+    assert (tmp_path / "state.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_metrics_past_the_state_are_dropped(tmp_path):
+    """As after a kill between the line and the state, the line perhaps cut short."""
+    net = trained(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "sec')
+    other = network()
+    assert len(train(other, data(), settings(), folder=tmp_path, resume=True).history) == EPOCHS
+    assert same(weights(net), weights(other))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == EPOCHS
+
+
+def test_another_configuration_is_not_resumed(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"it differs in training.epochs \(4 there, 9 here\), training.seed \(3"):
+        train(network(), data(), settings(epochs=9, seed=1), folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="differs in examples"):
+        train(network(), data(30), settings(), folder=tmp_path, resume=True)
+
+
+def test_another_network_is_not_resumed(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"state.safetensors: expected the state of this run"):
+        train(ox.models.fc(5, 9, 8, 3), data(), settings(), folder=tmp_path, resume=True)
+
+
+def test_a_corrupt_state_is_named(tmp_path):
+    trained(tmp_path)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"state.safetensors: expected a complete safetensors file"):
+        train(network(), data(), settings(), folder=tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_state_valid(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "state" in path.name and (tmp_path / "cut" / "metrics.jsonl").read_text().count("\n") == 3:
+            real(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path / "cut")
+    monkeypatch.setattr(Path, "write_bytes", real)
+    net = network()
+    train(net, data(), settings(), folder=tmp_path / "cut", resume=True)
+    assert same(weights(whole), weights(net))
+
+
+SCRIPT = """
+import sys, time
+from test_training import data, network, settings, train
+train(network(), data(), settings(), folder=sys.argv[1], resume=True, watch=lambda progress: time.sleep(0.05))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    whole, folder = trained(tmp_path / "whole"), tmp_path / "killed"
+    for epochs in (1, 3):
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
+        deadline = time.monotonic() + 120
+        while (
+            not (folder / "metrics.jsonl").exists() or len((folder / "metrics.jsonl").read_text().splitlines()) < epochs
+        ):
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    net = network()
+    train(net, data(), settings(), folder=folder, resume=True)
+    assert same(weights(whole), weights(net))
+
+
+# --- what stops a run ----------------------------------------------------------------------------------------------
+
+
+class Breaking(CertifiedLoss):
+    """NaN in the given part of the third batch of the second epoch."""
+
+    part = "loss"
+
+    def __call__(self, net, region, labels, x=None, *, generator=None) -> LossTerms:
+        terms = super().__call__(net, region, labels, x, generator=generator)
+        Breaking.calls += 1
+        if Breaking.calls != 7:
+            return terms
+        if self.part == "loss":
+            robust = terms.robust * math.nan
+            return LossTerms(terms.total + robust, terms.natural, robust, terms.penalty, terms.logits, terms.margins)
+        weight = net.module[3].weight
+        broken = terms.total + (weight.sum() * 0).sqrt()  # value 0, derivative inf * 0
+        return LossTerms(broken, terms.natural, terms.robust, terms.penalty, terms.logits, terms.margins)
+
+
+class BreakingGradient(Breaking):
+    part = "gradient"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Breaking, "the loss is nan (its part: robust)"),
+        (BreakingGradient, "the gradient of 3.weight is not finite"),
+    ],
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, kind, message):
+    Breaking.calls = 0
+    net = network()
+    changes = {"loss": kind("deepz"), "eps": Constant(0.01), "kappa": None, "beta": None}
+    with pytest.raises(TrainingError) as caught:
+        train(net, data(), settings(**changes), folder=tmp_path)
+    assert str(caught.value).startswith(
+        f"train: {message} at epoch 2, batch 3 of 4 (relaxation deepz, eps 0.01); the batch is in {tmp_path}"
+    )
+    assert (caught.value.epoch, caught.value.step) == (2, 3)
+    # The kept batch and weights give the loss of that step again.
+    kept = load_file(tmp_path / "failed-batch.safetensors")
+    assert kept["images"].shape == (16, 5)
+    assert kept["labels"].shape == (16,)
+    with safe_open(tmp_path / "failed-batch.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["optrelax-failure"])
+    assert (facts["epoch"], facts["step"], facts["eps"], facts["loss"]["relaxation"]) == (2, 3, 0.01, "deepz")
+    assert all(torch.isfinite(p).all() for p in net.parameters())  # the step was not taken
+    assert same([p.detach() for p in ox.load(tmp_path / "failed-net.safetensors").module.parameters()], weights(net))
+
+
+def test_without_a_folder_the_message_says_so():
+    Breaking.calls = 6
+    with pytest.raises(TrainingError, match="pass a folder to keep the batch"):
+        train(network(), data(), settings(loss=Breaking("box"), kappa=None, beta=None, eps=Constant(0.01)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: settings(epochs=0), ValueError, "epochs must be at least 1, got 0"),
+        (lambda: settings(batch=0), ValueError, "batch must be at least 1"),
+        (lambda: settings(seed=-1), ValueError, "seed must be >= 0"),
+        (lambda: settings(loss=NaturalLoss()), ValueError, "beta has a schedule, but NaturalLoss has no beta"),
+        (lambda: settings(epoch=3), TypeError, "epoch"),
+        (lambda: train(network(), data(), settings(), resume=True), ValueError, "resume needs the folder"),
+        (lambda: train(network(), (data()[0], data()[1][:5]), settings()), ValueError, r"got \(60, 5\) and \(5,\)"),
+        (lambda: train(nn.Sequential(nn.ReLU()), data(), settings()), ValueError, "no trainable parameters"),
+        (lambda: train(network(), (2 * data()[0], data()[1]), settings()), ValueError, "outside clip"),
+        (
+            lambda: train(nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), data(), settings()),
+            ox.UnsupportedOpError,
+            "training mode",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_gives_settings_that_fit_its_row(name):
+    row = recipe(name)
+    training = row.training(seed=4)
+    assert training.seed == 4
+    last = float(training.epochs)
+    if row.method == "natural":
+        assert isinstance(training.loss, NaturalLoss)
+        return
+    assert training.eps(row.warmup) == 0.0
+    assert training.eps(last) == row.eps
+    assert training.loss_at(row.warmup).kappa == 1.0
+    assert training.loss_at(last).kappa == row.kappa
+    assert training.lr(0.0) == row.lr
+    assert training.lr(last) == pytest.approx(row.lr * row.lr_factor ** len(row.milestones))
+
+
+def test_fewer_epochs_keep_the_shares():
+    short = recipe("mnist-fc-small-box", epochs=10)
+    assert (short.epochs, short.warmup, short.mixing, short.milestones) == (10, 0.5, 5.0, (6.5, 9.5))
+    assert recipe("mnist-fc-small-box", epochs=10, mixing=2.0).mixing == 2.0
+    assert recipe("mnist-fc-small-box", eps=0.2, kappa=0.5).training().loss_at(100.0).kappa == 0.5
+
+
+def test_recipes_start_from_the_seed_alone():
+    digits = ox.load_dataset("digits", split="train")
+    first, again, other = (recipe("digits-fc-small-box").network(digits, seed) for seed in (1, 1, 2))
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: recipe("mnist-fc-small-bocks"), "did you mean 'mnist-fc-small-box'"),
+        (lambda: recipe("mnist-fc-small-box", epoch=3), "no setting 'epoch'; did you mean 'epochs'"),
+        (lambda: recipe("mnist-fc-small-box", ramp="sudden"), "ramp must be one of linear, smooth"),
+        (lambda: recipe("mnist-fc-small-box", mixing=100.0), "before eps is reached"),
+        (lambda: recipe("mnist-fc-small-natural", relaxation="box"), "goes with method 'certified'"),
+        (lambda: recipe("mnist-fc-small-box", relaxation="bx").training(), "did you mean 'box'"),
+    ],
+)
+def test_bad_recipes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_recipe_reproduces_its_run():
+    """The same short recipe twice gives the same network, as one hash of all its weights."""
+    digits = ox.load_dataset("digits", split="train").subset(100)
+    row = Recipe(
+        name="short",
+        data="digits",
+        model="fc-small",
+        method="certified",
+        relaxation="crown",
+        eps=0.05,
+        epochs=2,
+        mixing=1.0,
+    )
+    hashes = set()
+    for _ in range(2):
+        net = row.network(digits, seed=1)
+        train(net, digits, row.training(seed=1))
+        hashes.add(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights(net))).hexdigest())
+    assert len(hashes) == 1
