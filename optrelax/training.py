@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.graph import Network
+from optrelax.journals import tensor_digest
 from optrelax.losses import Loss, LossTerms
 from optrelax.regions import LinfBall
 from optrelax.runs import RunFolder, record
+from optrelax.samples import gather
 from optrelax.schedules import Constant, Schedule
 from optrelax.tracing import capture
 
@@ -122,7 +124,8 @@ def train(
 ) -> TrainingResult:
     """Train a network in place.
 
-    data: a `Dataset` of `optrelax.datasets`, or a pair of tensors, images [n, *input_shape] and labels [n].
+    data: a pair (images [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader (read once, into memory;
+    let it not shuffle, the order of each epoch is drawn here).
     folder: where the run is kept, see `optrelax.runs`; None keeps nothing.  resume: continue the run in `folder`
     after its last finished epoch (from the start where there is none), to the same weights bit for bit on a CPU.
     watch: called after every step.  facts: JSON-ready facts for the configuration and the stored network.
@@ -132,7 +135,8 @@ def train(
     """
     if resume and folder is None:
         raise ValueError("train: resume needs the folder of the run")
-    images, labels = _tensors(data)
+    samples = gather(data)
+    images, labels = samples.x, samples.labels
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
     network.require_eval()
     run = _Run(network, images, labels, training)
@@ -140,7 +144,8 @@ def train(
     facts = dict(facts or {})
     done = 0
     if kept is not None:
-        kept.open({"training": record(training), "examples": list(images.shape), **facts}, resume)
+        seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
+        kept.open({"training": record(training), **seen, **facts}, resume)
         done = kept.restore(network.module, run.optimizer) if resume else 0
     history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(done)]
     for epoch in range(done, training.epochs):
@@ -151,17 +156,6 @@ def train(
             kept.append(asdict(metrics))
             kept.save(network, run.optimizer, epoch + 1, facts)
     return TrainingResult(network, tuple(history))
-
-
-def _tensors(data: Any) -> tuple[Tensor, Tensor]:
-    """Images [n, *input_shape] and labels [n]; ValueError where they do not fit."""
-    images, labels = data if isinstance(data, (tuple, list)) else (data.images, data.labels)
-    if images.dim() < 2 or labels.shape != images.shape[:1] or len(images) == 0:
-        raise ValueError(
-            "train: wants images [n, *input_shape] and labels [n] with n >= 1, got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        )
-    return images, labels
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import optrelax as ox
 from optrelax.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
@@ -156,6 +157,12 @@ def test_watch_sees_every_step():
     assert seen[-1].eps == 0.05
 
 
+def test_a_loader_gives_the_same_as_its_tensors():
+    net = network()
+    train(net, DataLoader(TensorDataset(*data()), batch_size=13), settings())
+    assert same(weights(net), weights(trained()))
+
+
 def test_a_data_set_and_a_captured_network_work_too():
     digits = ox.load_dataset("digits", split="train").subset(40)
     net = ox.models.build("fc-small", digits.input_shape, seed=0)
@@ -262,8 +269,11 @@ def test_another_configuration_is_not_resumed(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match=r"it differs in training.epochs \(4 there, 9 here\), training.seed \(3"):
         train(network(), data(), settings(epochs=9, seed=1), folder=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="differs in examples"):
+    with pytest.raises(ValueError, match=r"differs in digest .*, examples \(\[60, 5\] there, \[30, 5\] here\)"):
         train(network(), data(30), settings(), folder=tmp_path, resume=True)
+    x, labels = data()
+    with pytest.raises(ValueError, match="differs in digest"):
+        train(network(), (x, labels.flip(0)), settings(), folder=tmp_path, resume=True)
 
 
 def test_another_network_is_not_resumed(tmp_path):
@@ -394,7 +404,7 @@ def test_without_a_folder_the_message_says_so():
         (lambda: settings(loss=NaturalLoss()), ValueError, "beta has a schedule, but NaturalLoss has no beta"),
         (lambda: settings(epoch=3), TypeError, "epoch"),
         (lambda: train(network(), data(), settings(), resume=True), ValueError, "resume needs the folder"),
-        (lambda: train(network(), (data()[0], data()[1][:5]), settings()), ValueError, r"got \(60, 5\) and \(5,\)"),
+        (lambda: train(network(), (data()[0], data()[1][:5]), settings()), ValueError, r"labels must be \[60\]"),
         (lambda: train(nn.Sequential(nn.ReLU()), data(), settings()), ValueError, "no trainable parameters"),
         (lambda: train(network(), (2 * data()[0], data()[1]), settings()), ValueError, "outside clip"),
         (
