@@ -1,0 +1,225 @@
+"""What goes into a solver and what comes out: a batch of linear programs, flattened to one batch dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor
+
+NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
+_DIMS = {"c": 1, "A": 2, "b": 1, "E": 2, "d": 1, "lower": 1, "upper": 1}
+
+
+def times(matrix: Float[Tensor, "... m n"], x: Float[Tensor, "B n"]) -> Float[Tensor, "B m"]:
+    """M x for a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
+    if matrix.dim() == 2:
+        return x @ matrix.mT
+    return torch.bmm(matrix, x.unsqueeze(-1)).squeeze(-1)
+
+
+def transposed_times(matrix: Float[Tensor, "... m n"], y: Float[Tensor, "B m"]) -> Float[Tensor, "B n"]:
+    """M^T y for a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
+    if matrix.dim() == 2:
+        return y @ matrix
+    return torch.bmm(y.unsqueeze(-2), matrix).squeeze(-2)
+
+
+def stack_rows(*matrices: Float[Tensor, "... _ n"]) -> Float[Tensor, "... rows n"]:
+    """The matrices on top of each other; [rows, n] where all are shared by the batch, else [B, rows, n]."""
+    batches = {matrix.shape[0] for matrix in matrices if matrix.dim() == 3}
+    if not batches:
+        return torch.cat(matrices, -2)
+    return torch.cat([matrix.expand(*batches, -1, -1) for matrix in matrices], -2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LPData:
+    """min c.x subject to A x <= b, E x = d, lower <= x <= upper, for B problems; m or p may be 0.
+
+    A and E keep two dimensions where the whole batch shares them.
+    """
+
+    c: Float[Tensor, "B n"]
+    A: Float[Tensor, "... m n"]
+    b: Float[Tensor, "B m"]
+    E: Float[Tensor, "... p n"]
+    d: Float[Tensor, "B p"]
+    lower: Float[Tensor, "B n"]
+    upper: Float[Tensor, "B n"]
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        """(B problems, n variables, m inequalities, p equalities)."""
+        return self.c.shape[0], self.c.shape[1], self.b.shape[1], self.d.shape[1]
+
+    @property
+    def shares_matrices(self) -> bool:
+        """Whether the whole batch has one A and one E."""
+        return self.A.dim() == 2 and self.E.dim() == 2
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LPData:
+        """The same data with `function` applied to every tensor."""
+        return LPData(*(function(getattr(self, entry.name)) for entry in fields(self)))
+
+    def detach(self) -> LPData:
+        """The same data outside the autograd graph."""
+        return self.map(torch.Tensor.detach)
+
+    def double(self) -> LPData:
+        """The same data in float64."""
+        return self.map(torch.Tensor.double)
+
+    def select(self, index: Bool[Tensor, " B"] | Int[Tensor, " s"] | slice) -> LPData:
+        """Some of the problems; matrices shared by the batch stay shared."""
+        return LPData(
+            self.c[index],
+            self.A if self.A.dim() == 2 else self.A[index],
+            self.b[index],
+            self.E if self.E.dim() == 2 else self.E[index],
+            self.d[index],
+            self.lower[index],
+            self.upper[index],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What a solver claims for B problems; nothing in it is trusted."""
+
+    primal: Float[Tensor, "B n"]
+    inequality: Float[Tensor, "B m"]
+    """y of A x <= b in L = c.x + y.(A x - b) + v.(E x - d)."""
+    equality: Float[Tensor, "B p"]
+    status: Int8[Tensor, " B"]
+    iterations: Int[Tensor, " B"]
+    objective: Float[Tensor, " B"] | None = None
+    """c.x with the solver's own derivative attached, from solvers that differentiate themselves."""
+
+
+@runtime_checkable
+class LPSolver(Protocol):
+    """The forward half of a layer: data in, a claimed primal and dual point out."""
+
+    @property
+    def tol(self) -> float:
+        """Relative gap that counts as OPTIMAL, and the tolerance of feasibility."""
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether `solve` wants data inside the autograd graph and returns `Answer.objective`."""
+
+    def solve(self, data: LPData, start: Answer | None) -> Answer:
+        """Solve B >= 1 problems."""
+
+
+def gather(
+    c: Tensor,
+    A: Tensor | None,
+    b: Tensor | None,
+    E: Tensor | None,
+    d: Tensor | None,
+    lower: Tensor | None,
+    upper: Tensor | None,
+) -> dict[str, Tensor]:
+    """The seven tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
+
+    TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
+    NaN, infinite entries outside the bounds, only one of A and b (or E and d).
+    """
+    given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
+    for matrix, vector in (("A", "b"), ("E", "d")):
+        if (given[matrix] is None) != (given[vector] is None):
+            raise ValueError(f"LinearProgram: give both {matrix} and {vector} or neither")
+    _check_kinds(given)
+    n = c.shape[-1]
+    defaults = {
+        **{name: c.new_zeros(0, n) for name in ("A", "E")},
+        **{name: c.new_zeros(0) for name in ("b", "d")},
+        "lower": c.new_full((n,), -torch.inf),
+        "upper": c.new_full((n,), torch.inf),
+    }
+    data = {name: defaults[name] if value is None else value for name, value in given.items()}
+    _check_shapes(data)
+    _check_values(data)
+    return data
+
+
+def _check_kinds(given: dict[str, Tensor | None]) -> None:
+    c = given["c"]
+    for name, value in given.items():
+        if value is None and name != "c":
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"LinearProgram: {name} must be a tensor, got {type(value).__name__}")
+        if value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"LinearProgram: {name} must be float32 or float64, got {value.dtype}")
+        assert c is not None
+        if value.dtype != c.dtype:
+            raise ValueError(f"LinearProgram: {name} is {value.dtype}, c is {c.dtype}; give one dtype")
+        if value.device != c.device:
+            raise ValueError(f"LinearProgram: {name} is on {value.device}, c on {c.device}; give one device")
+        if value.dim() < _DIMS[name]:
+            raise ValueError(
+                f"LinearProgram: {name} needs at least {_DIMS[name]} dimension(s), got shape {tuple(value.shape)}"
+            )
+
+
+def _check_shapes(data: dict[str, Tensor]) -> None:
+    n, m, p = data["c"].shape[-1], data["A"].shape[-2], data["E"].shape[-2]
+    if n == 0:
+        raise ValueError("LinearProgram: c has no variables (its last dimension is 0)")
+    wanted = {"c": (n,), "A": (m, n), "b": (m,), "E": (p, n), "d": (p,), "lower": (n,), "upper": (n,)}
+    for name, tail in wanted.items():
+        shape = tuple(data[name].shape)
+        if shape[-len(tail) :] != tail:
+            listed = ", ".join(str(size) for size in tail)
+            raise ValueError(
+                f"LinearProgram: {name} has shape {shape}, wanted [*batch, {listed}] to fit c with {n} variable(s), "
+                f"A with {m} and E with {p} row(s)"
+            )
+
+
+def _check_values(data: dict[str, Tensor]) -> None:
+    for name, value in data.items():
+        entries = value.detach()
+        if bool(entries.isnan().any()):
+            where = entries.isnan().nonzero()[0].tolist()
+            raise ValueError(f"LinearProgram: {name} holds NaN (first at {where})")
+        if name in ("lower", "upper"):
+            wrong = entries == (torch.inf if name == "lower" else -torch.inf)
+            allowed = "-inf" if name == "lower" else "inf"
+            wanted = f"must be finite or {allowed}"
+        else:
+            wrong, wanted = entries.isinf(), "must be finite"
+        if bool(wrong.any()):
+            first = wrong.nonzero()[0].tolist()
+            raise ValueError(f"LinearProgram: {name} {wanted}, got {entries[wrong][0].item()} at {first}")
+
+
+def batch_shape(data: dict[str, Tensor]) -> torch.Size:
+    """The common leading shape; ValueError where the leading shapes do not broadcast."""
+    leading = {name: value.shape[: value.dim() - _DIMS[name]] for name, value in data.items()}
+    try:
+        return torch.broadcast_shapes(*leading.values())
+    except RuntimeError as error:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in leading.items() if shape)
+        raise ValueError(f"LinearProgram: leading shapes do not broadcast: {listed}") from error
+
+
+def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
+    """Broadcast to the batch and flatten it, keeping matrices that the whole batch shares as one [m, n]."""
+
+    def flat(name: str) -> Tensor:
+        value, dims = data[name], _DIMS[name]
+        tail = value.shape[value.dim() - dims :]
+        if dims == 2 and value.dim() > 2 and value.shape[:-2].numel() == 1:
+            value = value.reshape(tail)
+        if dims == 2 and value.dim() == 2:
+            return value
+        return value.expand(batch + tail).reshape(batch.numel(), *tail)
+
+    return LPData(*(flat(name) for name in NAMES))

@@ -1,0 +1,92 @@
+"""What a solve returns: one frozen record a batch, one status a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from optrelax.enclosures import Bounds
+
+
+class Status(IntEnum):
+    """How the solve of one problem ended; tensors of statuses are int8, so `sol.status == Status.OPTIMAL` is a mask.
+
+    OPTIMAL is never a solver's word: the certified gap is within the solver's tolerance.
+    """
+
+    OPTIMAL = 0
+    """The certified gap is at most tol * max(1, |lower|)."""
+    ITERATION_LIMIT = 1
+    """Stopped by the iteration limit; `lower` is valid, perhaps loose."""
+    TIME_LIMIT = 2
+    """Stopped by the time limit; `lower` is valid, perhaps loose."""
+    INFEASIBLE = 3
+    """No point satisfies the constraints, or contradictory pre-activation bounds; `lower` is -inf."""
+    UNBOUNDED = 4
+    """The objective falls without limit; `lower` is -inf."""
+    NUMERICAL = 5
+    """The solver failed, or its answer did not stand up to the check; `lower` is valid, perhaps -inf."""
+
+
+class UnsolvedError(RuntimeError):
+    """A solve was asked to raise unless every problem is OPTIMAL, and some were not."""
+
+
+def require_optimal(owner: str, status: Int8[Tensor, "*batch"]) -> None:
+    """UnsolvedError that counts the statuses unless every problem is OPTIMAL."""
+    wrong = status != Status.OPTIMAL
+    if bool(wrong.any()):
+        counts = [(s.name, int((status == s).sum())) for s in Status if s != Status.OPTIMAL]
+        listed = ", ".join(f"{count} {name}" for name, count in counts if count)
+        first = wrong.nonzero()[0].tolist()
+        raise UnsolvedError(f"{owner}: {listed} of {status.numel()} problem(s) (first at {first})")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LPSolution:
+    """Values, points and certificates of a batch of linear programs min c.x, A x <= b, E x = d, lower <= x <= upper.
+
+    Sound: `lower` never exceeds the optimal value, whatever the solver did.  Gradient: `lower` (and `primal`, on
+    request) by the rules of the `LinearProgram` that made it; the other fields carry none.
+    """
+
+    lower: Float[Tensor, "*batch"]
+    """Safe lower bound on the optimal value, from the duals below; -inf where there is none."""
+    primal: Float[Tensor, "*batch n"]
+    """Best point found, inside the variables' bounds; finite for every status."""
+    inequality: Float[Tensor, "*batch m"]
+    """y >= 0, the multipliers of A x <= b in L = c.x + y.(A x - b) + v.(E x - d)."""
+    equality: Float[Tensor, "*batch p"]
+    """v, the multipliers of E x = d."""
+    gap: Float[Tensor, "*batch"]
+    """Absolute: objective of a feasible point minus `lower`; inf without such a point."""
+    status: Int8[Tensor, "*batch"]
+    """One `Status` code a problem."""
+    iterations: Int[Tensor, "*batch"]
+    """Iterations of the solver, one count a problem (-1 where the solver does not say)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Bounds of a batch of network specifications by linear programming, k rows an example.
+
+    Sound: `lower` never exceeds the optimal value, at any iteration count.
+    """
+
+    lower: Float[Tensor, "*batch k"]
+    """Safe lower bound of each row; -inf where there is none."""
+    gap: Float[Tensor, "*batch k"]
+    """Absolute: objective of a feasible point minus `lower`; inf without such a point."""
+    status: Int8[Tensor, "*batch k"]
+    """One `Status` code a problem."""
+    iterations: Int[Tensor, "*batch k"]
+    """Iterations of the solver, one count a problem."""
+    warm: Any = field(default=None, repr=False)
+    """Opaque state from which a later solve of the same examples may start."""
+    preactivation: Mapping[str, Bounds] | None = field(default=None, repr=False)
+    """Pre-activation bounds by node, where the method computes them."""
