@@ -1,0 +1,199 @@
+"""Exact answers for small networks: mixed-integer programs solved by HiGHS.
+
+What a MILP solver claims is not a certificate: its tolerances and its search are taken on trust. Its counterexamples
+are: they are replayed through the network.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optrelax.graph import Network
+from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.regions import InputBox
+from optrelax.relaxations import resolve, with_rounding
+
+if TYPE_CHECKING:
+    import highspy
+
+__all__ = ["Milp", "MilpAnswer"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MilpAnswer:
+    """What the solver says about the rows of one example, and the point that its network replayed."""
+
+    lower: Tensor
+    """Claimed lower bound of each row, float64 [k]; -inf where a row was not settled in time or not asked."""
+    upper: Tensor
+    """Value of each row at the best point found for it, evaluated by the network, float64 [k]; inf without one."""
+    point: Tensor | None
+    """Point of the region at which the smallest of `upper` is attained, [*input_shape]."""
+    message: str
+    """What was left open, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milp:
+    """HiGHS on the exact mixed-integer formulation, one example and row at a time, in float64 on the CPU.
+
+    time_limit: seconds an example, all rows together.  threads: of the solver.
+    preactivation: a relaxation whose pre-activation bounds make the big-M constants: the tighter, the faster.
+    Sound: no certificate (see the module).  Exact: to HiGHS's tolerances (1e-9) where the time suffices.
+    Source: Tjeng, Xiao and Tedrake 2019.
+    """
+
+    time_limit: float = 60.0
+    threads: int = 1
+    preactivation: Any = "crown"
+
+    def __post_init__(self) -> None:
+        if not self.time_limit > 0:
+            raise ValueError(f"Milp: time_limit must be > 0 seconds, got {self.time_limit}")
+        if self.threads < 1:
+            raise ValueError(f"Milp: threads must be >= 1, got {self.threads}")
+        found = resolve(self.preactivation)
+        if not found.sound:
+            raise ValueError("Milp: preactivation is an estimate, not a bound; choose another relaxation")
+        object.__setattr__(self, "preactivation", found)
+
+    def minima(self, network: Network, region: InputBox, rows: Tensor) -> MilpAnswer:
+        """Least value of each row over the region of one example: lower and upper meet where the time suffices.
+
+        region: a batch of one.  rows [1, k, *output_shape].
+        """
+        return self._solve(network, region, rows, range(rows.shape[1]), sign=False)
+
+    def decide(
+        self, network: Network, region: InputBox, rows: Tensor, order: Sequence[int] | None = None
+    ) -> MilpAnswer:
+        """Settle the signs alone: each row until it is > 0 by the solver's claim, ended by the first row <= 0.
+
+        order: in which the rows are tried, the most doubtful first; default as given.
+        """
+        return self._solve(network, region, rows, order if order is not None else range(rows.shape[1]), sign=True)
+
+    def _solve(
+        self, network: Network, region: InputBox, rows: Tensor, order: Sequence[int], *, sign: bool
+    ) -> MilpAnswer:
+        deadline = time.monotonic() + self.time_limit
+        box = InputBox(region.lower.detach().double(), region.upper.detach().double())
+        with torch.no_grad():
+            before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, box)
+            program = export(network, box, before, integer=True, maps=AffineMaps(network))
+            costs, offsets = program.objective(rows[0].double())
+        search = _Search(network, box, rows[0].detach().double().flatten(1), program)
+        lower = torch.full((rows.shape[1],), -torch.inf, dtype=torch.float64)
+        open_rows = []
+        for row in order:
+            left = deadline - time.monotonic()
+            if left > 0:
+                lower[row] = search.run(row, costs[row], float(offsets[row]), left, self.threads, sign)
+            if sign and float(search.upper[row]) <= 0:
+                return MilpAnswer(lower, search.upper, search.point, "")
+            settled = lower[row] > 0 if sign else search.upper[row] - lower[row] <= 1e-6 * max(1.0, abs(lower[row]))
+            if not settled:
+                open_rows.append(row)
+        return MilpAnswer(lower, search.upper, search.point, self._message(open_rows, deadline))
+
+    def _message(self, rows: Sequence[int], deadline: float) -> str:
+        if not rows:
+            return ""
+        why = f"time limit of {self.time_limit:g} s" if time.monotonic() >= deadline else "solver's tolerance"
+        return f"MILP left {len(rows)} row(s) open ({why})"
+
+
+@dataclass
+class _Search:
+    """One example's program, and the best points found in it."""
+
+    network: Network
+    box: InputBox
+    rows: Tensor
+    program: NetworkLP
+    point: Tensor | None = None
+    upper: Tensor = field(init=False)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.upper = torch.full((len(self.rows),), torch.inf, dtype=torch.float64)
+
+    def run(self, row: int, cost: np.ndarray, offset: float, seconds: float, threads: int, sign: bool) -> float:
+        """Claimed lower bound of a row; improving points go to `upper` and `point` on the way."""
+        import highspy
+
+        solver = highspy.Highs()
+        solver.setOptionValue("output_flag", False)
+        solver.setOptionValue("threads", threads)
+        solver.setOptionValue("time_limit", seconds)
+        # The default drops entries below 1e-9, which is another problem.
+        solver.setOptionValue("small_matrix_value", 1e-12)
+        for name in ("mip_feasibility_tolerance", "primal_feasibility_tolerance", "dual_feasibility_tolerance"):
+            solver.setOptionValue(name, 1e-9)
+        solver.setOptionValue("mip_rel_gap", 0.0 if sign else 1e-7)
+        solver.setOptionValue("mip_abs_gap", 1e-9)
+        if solver.passModel(self.program.highs_model(cost, offset)) == highspy.HighsStatus.kError:
+            return -math.inf
+        self._watch(solver, row, sign)
+        solver.run()
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self._claim(solver, row)
+
+    def _watch(self, solver: highspy.Highs, row: int, sign: bool) -> None:
+        """Replay every improving point, and stop once the sign is known."""
+
+        def guarded(event: Any, act: Any) -> None:
+            # A Ctrl-C that arrives in here must not unwind through the solver's frames.
+            try:
+                if self.interrupted or act(event):
+                    event.interrupt()
+            except KeyboardInterrupt:
+                self.interrupted = True
+                event.interrupt()
+
+        def improved(event: Any) -> bool:
+            self._replay(np.array(event.data_out.mip_solution), row)
+            return sign and float(self.upper[row]) <= 0
+
+        def enough(event: Any) -> bool:
+            return sign and (event.data_out.mip_dual_bound > 0 or float(self.upper[row]) <= 0)
+
+        solver.cbMipImprovingSolution.subscribe(lambda event: guarded(event, improved))
+        solver.cbMipInterrupt.subscribe(lambda event: guarded(event, enough))
+
+    def _claim(self, solver: highspy.Highs, row: int) -> float:
+        import highspy
+
+        status, info = solver.getModelStatus(), solver.getInfo()
+        solution = solver.getSolution()
+        if solution.value_valid:
+            self._replay(np.array(solution.col_value), row)
+        if self.program.integer.any():
+            # The box is never empty, so a claim of infeasibility is a numerical failure.
+            failed = status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kSolveError)
+            bound = -math.inf if failed else float(info.mip_dual_bound)
+            return bound if bound < math.inf else -math.inf
+        optimal = status == highspy.HighsModelStatus.kOptimal
+        return float(info.objective_function_value) if optimal else -math.inf
+
+    def _replay(self, values: np.ndarray, row: int) -> None:
+        """Evaluate the network at the input part of a solution, moved into the region."""
+        part = values[self.program.columns["input"]]
+        if part.shape != (self.box.lower[0].numel(),) or not np.isfinite(part).all():
+            return
+        with torch.no_grad():
+            x = torch.from_numpy(part).to(self.box.lower).reshape(self.box.shape)
+            x = x.clamp(self.box.lower, self.box.upper)
+            value = float(self.network(x).flatten().cpu() @ self.rows[row].cpu())
+        if value < float(self.upper.min()):
+            self.point = x[0]
+        self.upper[row] = min(float(self.upper[row]), value)

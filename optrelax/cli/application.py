@@ -1,0 +1,149 @@
+"""What all commands share: the application, how a command registers, and what errors become."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+__all__ = ["WorkError", "app", "command", "fail", "guarded", "print_json", "show_error", "stderr", "stdout"]
+
+EXIT_WORK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="optrelax",
+    help="Convex relaxations of neural networks: certify, compare, train.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class WorkError(RuntimeError):
+    """The input was fine and the work was not: exit code 1."""
+
+
+class _Spreading(TyperCommand):
+    """A command whose list options take several values at once: `--relaxations box crown` is one option twice."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread = {
+            name
+            for parameter in self.params
+            if getattr(parameter, "multiple", False)
+            for name in parameter.opts
+            if name.startswith("--") and name.endswith("s")
+        }
+        return super().parse_args(ctx, _expanded(args, spread))
+
+
+def _expanded(args: list[str], options: set[str]) -> list[str]:
+    """`--names a b` as `--names a --names b`; a value that starts with a dash ends the list."""
+    result: list[str] = []
+    current = None
+    fresh = False
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return result + args[i:]
+        if arg.startswith("-"):
+            current, fresh = (arg, True) if arg in options else (None, False)
+            result.append(arg)
+        elif current is None or fresh:
+            fresh = False
+            result.append(arg)
+        else:
+            result += [current, arg]
+    return result
+
+
+def command(name: str) -> Callable[[Function], Function]:
+    """Decorator: register a function as the command `name`; options whose name ends in s take several values."""
+    return app.command(name, cls=_Spreading)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from optrelax import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Convex relaxations of neural networks, from intervals to exact layerwise linear programs.
+
+    Exit codes: 0 done; 2 bad input; 1 errors during work; 130 Ctrl-C. OPTRELAX_TRACEBACK=1 shows where an error
+    arose.
+    """
+
+
+def stdout() -> Console:
+    """For tables and their captions; in a pipe or a file a table may take its full width."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(value: Any) -> None:
+    """A JSON-ready value, and nothing else, on standard output."""
+    from optrelax.tables import json_text
+
+    typer.echo(json_text(value))
+
+
+def stderr() -> Console:
+    """For progress and messages."""
+    return Console(file=sys.stderr, soft_wrap=True)
+
+
+def show_error(message: str) -> None:
+    """One message on stderr, as it is."""
+    stderr().print("error:", message, style="bold red", markup=False, highlight=False)
+
+
+def fail(message: str) -> typer.Exit:
+    """What to raise after work that went wrong: exit code 1, with a message."""
+    show_error(message)
+    return typer.Exit(EXIT_WORK)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Errors as one clear line and an exit code; what is none of them is a fault of ours and keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away; the rest of it must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_WORK)
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        _report(error, EXIT_INPUT)
+    except (WorkError, OSError, MemoryError, ArithmeticError, RuntimeError) as error:
+        _report(error, EXIT_WORK)
+
+
+def _report(error: BaseException, code: int) -> None:
+    if os.environ.get("OPTRELAX_TRACEBACK"):
+        traceback.print_exception(error)
+    show_error(_line(error))
+    sys.exit(code)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

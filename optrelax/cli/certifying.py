@@ -1,0 +1,198 @@
+"""`optrelax certify`: certified, attacked, undecided or an error, for every example of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optrelax.cli.application import command, fail, print_json, stderr, stdout
+from optrelax.cli.inputs import (
+    Checkpoint,
+    Data,
+    DataDir,
+    Device,
+    Json,
+    Model,
+    Relaxations,
+    Seed,
+    Subset,
+    parse_number,
+    read_inputs,
+)
+
+if TYPE_CHECKING:
+    from optrelax.verdicts import CertificationReport
+
+__all__ = ["certify"]
+
+_JOURNAL = "journal.jsonl"
+
+
+@command("certify")
+def certify(
+    checkpoint: Checkpoint,
+    data: Data,
+    eps: Annotated[
+        str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")
+    ],
+    data_dir: DataDir = None,
+    relaxation: Relaxations = ["crown"],  # noqa: B006, typer reads the default and never changes it
+    subset: Subset = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Let a MILP solver (HiGHS) decide what is left open; small networks.")
+    ] = False,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="S", min=0.001, help="Seconds an example for --exact.")
+    ] = 60.0,
+    attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples by PGD.")] = True,
+    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Starts of the attack an example.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Gradient steps of the attack a start.")] = 20,
+    clip: Annotated[tuple[float, float], typer.Option("--clip", metavar="LOW HIGH", help="Legal range of a pixel.")] = (
+        0.0,
+        1.0,
+    ),
+    no_clip: Annotated[bool, typer.Option("--no-clip", help="Pixels may take any value.")] = False,
+    split: Annotated[str, typer.Option("--split", help="Which part of the data set: test or train.")] = "test",
+    model: Model = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of the bounds: float64 or float32.")] = "float64",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, show_default="by the network", help="Examples at a time.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", show_default=False, help="Folder for examples, summary and journal."),
+    ] = None,
+    table_format: Annotated[
+        str, typer.Option("--format", help="Of the table of examples in DIR: csv, json or parquet.")
+    ] = "parquet",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in DIR; the result is the same.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Certify a network on a data set, attack it, and count.
+
+    Bounds are rounded outward: a certified example is robust in real arithmetic against every change of its pixels
+    by at most eps. Prints a table a relaxation; --out keeps a table an example. Exit code 1 if an example failed.
+    """
+    from optrelax.attacks import PGD
+
+    radius = parse_number("--eps", eps)
+    folder = _Folder.opened(out, table_format, resume)
+    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    report = _certified(
+        inputs.network,
+        (inputs.x, inputs.labels),
+        radius,
+        folder,
+        clip=None if no_clip else clip,
+        relaxation=relaxation,
+        attack=PGD(restarts=restarts, steps=steps, seed=seed) if attack else None,
+        exact=_milp(time_limit) if exact else False,
+        dtype=_dtype(precision),
+        subset=subset,
+        batch_size=batch_size,
+    )
+    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **report.summary()}
+    if folder is not None:
+        folder.write(report, facts)
+    _show(report, facts, json)
+    failed = round(report.errors * report.examples.height)
+    if failed:
+        first = report.examples.filter(report.examples["verdict"] == "error").row(0, named=True)
+        raise fail(f"{failed} example(s) failed; the first is example {first['index']}: {first['message']}")
+
+
+def _certified(network: Any, data: Any, eps: float, folder: _Folder | None, **options: Any) -> CertificationReport:
+    """The work itself, under a bar; a word about resuming after Ctrl-C."""
+    import optrelax as ox
+    from optrelax.cli.progress_bars import certification_bar
+
+    journal = None if folder is None else folder.journal
+    try:
+        with certification_bar("certify") as progress:
+            return ox.certify(network, data, eps, resume=journal, progress=progress, **options)
+    except KeyboardInterrupt:
+        again = "add --out DIR to be able to resume" if journal is None else "repeat the command with --resume"
+        stderr().print(f"Interrupted; {again}.", markup=False, highlight=False)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """Where the results go."""
+
+    path: Path
+    ending: str
+
+    @classmethod
+    def opened(cls, path: Path | None, ending: str, resume: bool) -> _Folder | None:
+        """Check everything about the output before the work starts."""
+        from optrelax.errors import suggest
+        from optrelax.journals import is_finished
+        from optrelax.tables import FORMATS, require_writable
+
+        if ending not in FORMATS:
+            raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
+        if path is None:
+            if resume:
+                raise ValueError("--resume needs --out DIR, the folder of the interrupted run")
+            return None
+        folder = cls(require_writable(path), ending)
+        if folder.journal.exists() and not resume:
+            if not is_finished(folder.journal):
+                raise ValueError(
+                    f"{path} holds an unfinished run; add --resume to go on with it, or remove {folder.journal}"
+                )
+            folder.journal.unlink()
+        return folder
+
+    @property
+    def journal(self) -> Path:
+        """Journal of the run."""
+        return self.path / _JOURNAL
+
+    def write(self, report: CertificationReport, facts: Mapping[str, Any]) -> None:
+        """Examples, the table and the summary."""
+        from optrelax.runs import versions
+        from optrelax.tables import write_frame, write_json
+
+        write_frame(report.examples, self.path / f"examples.{self.ending}")
+        write_frame(report.table(), self.path / f"table.{self.ending}")
+        write_json({**facts, "versions": versions()}, self.path / "summary.json")
+
+
+def _milp(time_limit: float) -> Any:
+    from optrelax.layers.milp import Milp
+
+    return Milp(time_limit=time_limit)
+
+
+def _dtype(precision: str) -> Any:
+    import torch
+
+    if precision not in ("float64", "float32"):
+        raise ValueError(f"--precision must be float64 or float32, got {precision!r}")
+    return getattr(torch, precision)
+
+
+def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> None:
+    from optrelax.tables import rich_table
+
+    if json:
+        print_json(facts)
+        return
+    console = stdout()
+    clip = facts["clip"]
+    within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
+    title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, eps {facts['eps']:g}, {within}"
+    decimals = {"certified %": 2, "error at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(rich_table(report.table(), decimals=decimals))
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,74 @@
+"""`optrelax demo`: the main job in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
+from optrelax.cli.progress_bars import certification_bar
+from optrelax.cli.training import training_bar
+
+if TYPE_CHECKING:
+    from optrelax.demo import DemoResult
+
+__all__ = ["demo"]
+
+
+@command("demo")
+def demo(
+    data: Annotated[str, typer.Option("--data", help="Data set with fc-small recipes: digits or mnist.")] = "digits",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of networks, tables and pictures.")] = Path(
+        "runs/demo"
+    ),
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, show_default="recipes", help="Of each training.")
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps", show_default="recipes", help="Radius to train for, in units of the pixels; 0.1 or 8/255."
+        ),
+    ] = None,
+    subset: Subset = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train one network in three ways, certify each by every relaxation, and draw certified accuracy against eps.
+
+    --subset is of the test images. Networks that an earlier run finished in DIR are not trained again.
+    """
+    from optrelax.demo import RELAXATIONS, Demo, available, run
+
+    settings = Demo(
+        data=data,
+        data_dir=data_dir,
+        relaxations=available(RELAXATIONS),
+        epochs=epochs,
+        eps=None if eps is None else parse_number("--eps", eps),
+        subset=subset,
+        seed=seed,
+    )
+    result = run(settings, out, training_bar=training_bar, certification_bar=certification_bar)
+    if json:
+        print_json({"table": result.table.to_dicts(), "pictures": [str(path) for path in result.pictures]})
+        return
+    _show(result)
+
+
+def _show(result: DemoResult) -> None:
+    from optrelax.tables import rich_table
+
+    console = stdout()
+    what = f"Certified accuracy by relaxation, {result.examples} test images, eps {result.eps:g}:"
+    console.print(what, markup=False, highlight=False, soft_wrap=True)
+    seconds = [name for name in result.table.columns if name.endswith(" s")]
+    percent = [name for name in result.table.columns if name.endswith("%")]
+    console.print(rich_table(result.table, decimals=dict.fromkeys(seconds, 0) | dict.fromkeys(percent, 1)))
+    for path in result.pictures:
+        console.print(f"certified accuracy against eps: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{result.seconds:.0f} s in all", markup=False, highlight=False)

@@ -1,0 +1,67 @@
+"""`optrelax info`: versions, devices, threads, and which kernels run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.inputs import Json
+
+__all__ = ["info"]
+
+_PACKAGES = ("torch", "numpy", "scipy", "highspy", "cvxpy", "cvxpylayers", "scs", "polars", "matplotlib", "safetensors")
+
+
+@command("info")
+def info(json: Json = False) -> None:
+    """Versions, devices, threads, and which kernels run: what a report of a problem should hold."""
+    found = facts()
+    if json:
+        print_json(found)
+        return
+    import polars as pl
+
+    from optrelax.tables import rich_table
+
+    rows = [{"what": name, "here": _shown(value)} for name, value in found.items()]
+    stdout().print(rich_table(pl.DataFrame(rows)))
+
+
+def facts() -> dict[str, Any]:
+    """Everything `info` says, JSON-ready."""
+    import torch
+
+    import optrelax
+
+    kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
+    kernels += ["MKL"] if torch.backends.mkl.is_available() else []
+    kernels += ["oneDNN"] if torch.backends.mkldnn.is_available() else []
+    kernels += [f"cuDNN {torch.backends.cudnn.version()}"] if torch.backends.cudnn.is_available() else []
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "optrelax": optrelax.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in _PACKAGES},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "kernels": kernels,
+        "CUDA devices": devices,
+        "data folder": os.environ.get("OPTRELAX_DATA"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,160 @@
+"""Options that several commands take, and what they name: networks, data, numbers, folders."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from optrelax.graph import Network
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "DataDir",
+    "Device",
+    "Inputs",
+    "Json",
+    "Model",
+    "Relaxations",
+    "Seed",
+    "Subset",
+    "parse_number",
+    "read_device",
+    "read_inputs",
+]
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        show_default=False,
+        help="A network: safetensors file, run folder, state_dict (.pt, with --model), or npz of weight{i}, bias{i}.",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Data set: digits, mnist, fashion-mnist, cifar10, svhn, or your FILE.npz with x (or images; pixels in "
+        "[0, 1], or bytes, which are divided by 255) and labels.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", envvar="OPTRELAX_DATA", show_default=False, help="Folder of the data files."),
+]
+Subset = Annotated[
+    int | None,
+    typer.Option("--subset", metavar="N", min=1, show_default="all", help="N evenly spaced examples only."),
+]
+Relaxations = Annotated[
+    list[str],
+    typer.Option(
+        "--relaxation",
+        "--relaxations",
+        metavar="NAME",
+        help="How to bound, such as crown or box-round:omega=0.5,F=10; repeat it, or list several after "
+        "--relaxations. `optrelax relaxations` shows all.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        show_default=False,
+        help="For a state_dict: a network of optrelax.models (such as conv), or your module:function.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of the table.")]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """A network, and the examples to use it on."""
+
+    network: nn.Module | Network
+    x: Tensor
+    labels: Tensor
+    classes: int
+    name: str
+
+
+def read_inputs(
+    checkpoint: Path, data: str, data_dir: Path | None, *, model: str | None, device: str, split: str = "test"
+) -> Inputs:
+    """The network and the data that the options name.  ValueError and FileNotFoundError say which is wrong."""
+    from optrelax.checkpoint_files import read_network
+
+    where = read_device(device)
+    x, labels, classes = _own_data(Path(data)) if data.endswith(".npz") else _named_data(data, data_dir, split)
+    shape = tuple(x.shape[1:])
+    network = read_network(checkpoint, model=model, input_shape=shape, classes=classes, device=where)
+    return Inputs(network, x, labels, classes, data)
+
+
+def _named_data(name: str, data_dir: Path | None, split: str) -> tuple[Tensor, Tensor, int]:
+    from typing import get_args
+
+    from optrelax.datasets import Split, load_dataset
+
+    if split not in get_args(Split):
+        raise ValueError(f"--split must be test or train, got {split!r}")
+    found = load_dataset(name, data_dir, split)  # type: ignore[arg-type]
+    return found.images, found.labels, found.classes
+
+
+def _own_data(path: Path) -> tuple[Tensor, Tensor, int]:
+    """A user's npz."""
+    import numpy as np
+    import torch
+
+    from optrelax.checkpoint_files import read_arrays
+
+    arrays = read_arrays(path)
+    x = next((arrays[name] for name in ("x", "images") if name in arrays), None)
+    labels = next((arrays[name] for name in ("labels", "y") if name in arrays), None)
+    if x is None or labels is None:
+        raise ValueError(f"{path}: expected arrays x (or images) and labels, got {sorted(arrays)}")
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255
+    if x.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{path}: x must be float32, float64 or bytes (uint8), got {x.dtype}")
+    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1] or len(labels) == 0:
+        wanted = f"{len(x)} integers" if x.ndim and len(x) else "at least one integer"
+        raise ValueError(f"{path}: labels must be {wanted}, got {labels.dtype} {list(labels.shape)}")
+    return torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
+
+
+def read_device(name: str) -> torch.device:
+    """A torch device that is there.  ValueError otherwise."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device
+
+
+def parse_number(option: str, text: str) -> float:
+    """A number, or a ratio such as 8/255.  ValueError otherwise."""
+    top, slash, bottom = text.partition("/")
+    try:
+        value: Any = float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{option} must be a number or a ratio such as 8/255, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{option} must be finite, got {text!r}")
+    return float(value)

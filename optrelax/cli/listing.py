@@ -1,0 +1,88 @@
+"""`optrelax relaxations`: every name that --relaxation takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.inputs import Json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["relaxations"]
+
+# Where a bound may jump in the weights (arXiv 2102.06700, section 4), and what each does with a crossing neuron, whose
+# pre-activation lies in [l, u]; s = u / (u - l) is the slope of the chord.
+_NOTES: dict[str, tuple[str, str]] = {
+    "box": ("", "intervals"),
+    "hbox": ("l = 0", "input noise shared, new errors as intervals; slope 0"),
+    "hbox-diag": ("u = 0", "as hbox, slope 1"),
+    "hbox-diag-c": ("", "as hbox-diag, dead neurons relaxed too"),
+    "hbox-switch": ("|l| = |u|", "as hbox, slope 1 where -l <= u, else 0"),
+    "hzono": ("", "as hbox, slope s"),
+    "deepz": ("", "zonotope, slope s (smallest area)"),
+    "deepz-box": ("l = 0", "zonotope, slope 0"),
+    "deepz-diag": ("u = 0", "zonotope, slope 1"),
+    "deepz-diag-c": ("", "as deepz-diag, dead neurons relaxed too"),
+    "deepz-switch": ("|l| = |u|", "zonotope, slope 1 where -l <= u, else 0"),
+    "deepz-soft": ("", "zonotope, slope sigmoid(gamma (l/u - u/l))"),
+    "deepz-slanted": ("l = 0", "zonotope, slope kappa s"),
+    "fast-lin": ("", "back-substitution, slope s below and above"),
+    "crown": ("|l| = |u|", "back-substitution, below slope 1 where -l <= u, else 0; chord above"),
+    "crown-0": ("l = 0", "as crown, slope 0 below"),
+    "crown-1": ("u = 0", "as crown, slope 1 below"),
+    "crown-0-c": ("", "as crown-0, active neurons relaxed too"),
+    "crown-1-c": ("", "as crown-1, dead neurons relaxed too"),
+    "crown-0-tria": ("l = 0, u = 0", "slope 0 below, slope 1 above"),
+    "crown-1-tria": ("l = 0, u = 0", "slope 1 below, slope 0 above"),
+    "crown-0-tria-c": ("", "as crown-0-tria, stable neurons relaxed too"),
+    "crown-1-tria-c": ("", "as crown-1-tria, stable neurons relaxed too"),
+    "crown-soft": ("", "as crown, slope sigmoid(gamma (l/u - u/l)) below"),
+    "crown-ibp": ("|l| = |u|", "crown on pre-activation bounds from box"),
+    "crown-ibp-soft": ("", "crown-soft on pre-activation bounds from box"),
+    "box-widen": ("", "box, every pre-activation widened by omega"),
+    "box-round": ("everywhere", "box, pre-activations rounded outward, F jumps a unit"),
+    "cauchy": ("", "deepz with radii estimated from k random projections"),
+    "alpha-crown": ("?", "crown, slopes below of all layers optimised"),
+    "triangle": ("", "LP of the triangles, one a margin (LP-LAST)"),
+    "layerwise": ("", "LP of the triangles, one a neuron and direction (LP-ALL)"),
+}
+
+
+@command("relaxations")
+def relaxations(json: Json = False) -> None:
+    """List every relaxation: whether its bounds hold, and whether they are continuous in the weights."""
+    frame = relaxation_frame()
+    if json:
+        print_json(frame.to_dicts())
+        return
+    from optrelax.tables import rich_table
+
+    stdout().print(rich_table(frame))
+
+
+def relaxation_frame() -> pl.DataFrame:
+    """One row a name: relaxation, sound, continuous, jumps at, what it is."""
+    import polars as pl
+
+    from optrelax.relaxations import names, resolve
+
+    rows: list[dict[str, Any]] = []
+    for name in names():
+        try:
+            found = resolve(name)
+        except (ImportError, AttributeError):
+            continue
+        jumps, note = _NOTES.get(name, ("?", (type(found).__doc__ or "").strip().partition("\n")[0]))
+        rows.append(
+            {
+                "relaxation": name,
+                "sound": "yes" if found.sound else "no",
+                "continuous": {"": "yes", "?": None}.get(jumps, "no"),
+                "jumps at": jumps.strip("?") or None,
+                "what it is": note,
+            }
+        )
+    kinds = dict.fromkeys(("relaxation", "sound", "continuous", "jumps at", "what it is"), pl.String)
+    return pl.DataFrame(rows, schema=kinds)

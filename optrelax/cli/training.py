@@ -1,0 +1,214 @@
+"""`optrelax train`: train a network by a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optrelax.cli.application import command, print_json, stderr, stdout
+from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, parse_number, read_device
+
+if TYPE_CHECKING:
+    from optrelax.recipes import Recipe
+    from optrelax.training import Progress, TrainingResult
+
+__all__ = ["train", "training_bar"]
+
+
+@command("train")
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", show_default=False, help="Its name; --list shows all.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.")] = False,
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", show_default="runs/RECIPE", help="Folder of the run.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished epoch of the run in DIR; same result.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", min=1, show_default="recipe", help="Warm-up, mixing and milestones keep their shares."
+        ),
+    ] = None,
+    relaxation: Annotated[
+        str | None, typer.Option("--relaxation", metavar="NAME", show_default="recipe", help="Train with another one.")
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option("--eps", show_default="recipe", help="Radius at the end, in units of the pixels; 0.1 or 8/255."),
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option("--warmup", min=0, show_default="recipe", help="Epochs of natural loss only.")
+    ] = None,
+    mixing: Annotated[
+        float | None, typer.Option("--mixing", min=0, show_default="recipe", help="Epochs in which eps grows.")
+    ] = None,
+    kappa: Annotated[
+        float | None,
+        typer.Option("--kappa", min=0, max=1, show_default="recipe", help="Weight of the natural loss at the end."),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option("--beta", min=0, max=1, show_default="recipe", help="Weight of the relaxation against box."),
+    ] = None,
+    l1: Annotated[
+        float | None, typer.Option("--l1", min=0, show_default="recipe", help="Times the sum of |weights|.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", min=0, show_default="recipe", help="First learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, show_default="recipe", help="Images a step.")] = None,
+    subset: Subset = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train a network by a recipe, some of its numbers changed.
+
+    DIR keeps the configuration, a line of metrics an epoch, the state to resume from, and the network.
+    """
+    from optrelax.recipes import recipe as named
+
+    if listed:
+        _show_recipes(json)
+        return
+    if recipe is None:
+        raise ValueError("train: name a recipe; `optrelax train --list` shows them")
+    given = {
+        "epochs": epochs,
+        "relaxation": relaxation,
+        "eps": None if eps is None else parse_number("--eps", eps),
+        "warmup": warmup,
+        "mixing": mixing,
+        "kappa": kappa,
+        "beta": beta,
+        "l1": l1,
+        "lr": lr,
+        "batch": batch,
+    }
+    row = named(recipe, **{name: value for name, value in given.items() if value is not None})
+    folder = Path("runs") / row.name if out is None else out
+    result = _trained(row, folder, data_dir=data_dir, subset=subset, seed=seed, device=device, resume=resume)
+    _show(row, folder, result, json)
+
+
+def _trained(
+    row: Recipe, folder: Path, *, data_dir: Path | None, subset: int | None, seed: int, device: str, resume: bool
+) -> TrainingResult:
+    """The work itself, under a bar; a word about resuming after Ctrl-C."""
+    from optrelax.datasets import load_dataset
+    from optrelax.tables import require_writable
+    from optrelax.training import train as work
+
+    where = read_device(device)
+    data = load_dataset(row.data, data_dir, "train")
+    if subset is not None:
+        data = data.subset(subset)
+    require_writable(folder)
+    net = row.network(data, seed).to(where)
+    facts = {"recipe": asdict(row), "seed": seed}
+    try:
+        with training_bar(row.name) as watch:
+            return work(net, data, row.training(seed), folder=folder, resume=resume, watch=watch, facts=facts)
+    except KeyboardInterrupt:
+        stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
+        raise
+
+
+@contextlib.contextmanager
+def training_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task(title, total=None, figures="")
+
+        def update(progress: Progress) -> None:
+            figures = [
+                f"epoch {progress.epoch}/{progress.epochs}",
+                f"loss {progress.loss:.3f}",
+                f"accuracy {100 * progress.natural_accuracy:.1f} %",
+            ]
+            if progress.robust_accuracy is not None:
+                figures.append(f"robust {100 * progress.robust_accuracy:.1f} %")
+            figures.append(f"eps {progress.eps:.3g}")
+            done = (progress.epoch - 1) * progress.steps + progress.step
+            bar.update(task, completed=done, total=progress.epochs * progress.steps, figures=", ".join(figures))
+
+        yield update
+
+
+def _show_recipes(json: bool) -> None:
+    import polars as pl
+
+    from optrelax.recipes import names, recipe
+    from optrelax.tables import rich_table
+
+    rows = [asdict(recipe(name)) for name in names()]
+    if json:
+        print_json(rows)
+        return
+    shown = (
+        "name",
+        "data",
+        "model",
+        "method",
+        "relaxation",
+        "eps",
+        "epochs",
+        "warmup",
+        "mixing",
+        "kappa",
+        "l1",
+        "batch",
+    )
+    stdout().print(rich_table(pl.DataFrame([{key: row[key] for key in shown} for row in rows])))
+
+
+def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None:
+    import polars as pl
+
+    from optrelax.tables import rich_table
+
+    last = result.history[-1]
+    seconds = sum(metrics.seconds for metrics in result.history)
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "recipe": asdict(row),
+        "seconds": seconds,
+        "last epoch": asdict(last),
+    }
+    if json:
+        print_json(facts)
+        return
+    figures: dict[str, Any] = {
+        "epoch": last.epoch,
+        "loss": last.loss,
+        "accuracy %": 100 * last.natural_accuracy,
+        "robust %": None if last.robust_accuracy is None else 100 * last.robust_accuracy,
+        "eps": last.eps,
+        "seconds": seconds,
+    }
+    console = stdout()
+    decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0}
+    console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
+    console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
+    name = row.relaxation or "crown"
+    advice = f"optrelax certify {folder} --data {row.data} --eps {row.eps:g} --relaxation {name}"
+    console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,156 @@
+"""Plots that read in colour, to colour-blind eyes, and in grey: each line has its own colour, dash and marker.
+
+Figures are made without pyplot, so no global state of matplotlib is touched and no window opens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optrelax.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Point", "certified_against_eps", "tightness_against_time", "write_figure"]
+
+# Okabe and Ito 2008 without yellow (too light on white): told apart by the common forms of colour blindness.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")  # 7, 5 and 11: no pair repeats for 385 lines
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One relaxation on one network: what it costs and what it gives."""
+
+    name: str
+    seconds: float
+    """An example, all margins; > 0."""
+    bound: float
+    """Mean over examples of the worst margin's lower bound, in logits."""
+
+
+def certified_against_eps(
+    eps: Sequence[float],
+    certified: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    reference: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Certified accuracy in percent against the radius, one line a relaxation, the best at the largest eps first.
+
+    eps: radii in units of the pixels.  certified: fractions in [0, 1] by relaxation, one a radius.
+    reference: further lines without markers, in grey, such as the accuracy under attack.
+    Raises ValueError where a line has another length than eps, or no line is given.
+    """
+    lines = {**certified, **(reference or {})}
+    if not certified or not len(eps):
+        raise ValueError("certified_against_eps: needs at least one radius and one line")
+    for name, values in lines.items():
+        if len(values) != len(eps):
+            raise ValueError(f"certified_against_eps: {name} has {len(values)} values for {len(eps)} radii")
+    figure, axes = _figure(title)
+    styles = _styles()
+    for name, values in sorted(certified.items(), key=lambda item: -sum(item[1])):
+        colour, dash, marker = next(styles)
+        percent = [100 * value for value in values]
+        axes.plot(eps, percent, label=name, color=colour, linestyle=dash, marker=marker, markersize=5)
+    for i, (name, values) in enumerate((reference or {}).items()):
+        percent = [100 * value for value in values]
+        axes.plot(eps, percent, label=name, color="0.55", linestyle=_DASHES[i % len(_DASHES)], linewidth=1)
+    axes.set(xlabel="eps (maximum norm, units of the pixels)", ylabel="certified accuracy (%)", ylim=(-2, 102))
+    _legend(axes, len(lines))
+    return figure
+
+
+def tightness_against_time(points: Sequence[Point], *, title: str = "", exact: float | None = None) -> Figure:
+    """Mean bound against time: up and to the left is better. Time and bounds beyond [-1, 1] are on logarithmic scales.
+
+    exact: the mean of the exact worst margins, drawn as a line that no sound bound crosses.
+    Raises ValueError without points, or for a time that is not positive.
+    """
+    if not points:
+        raise ValueError("tightness_against_time: needs at least one point")
+    for point in points:
+        if not point.seconds > 0:
+            raise ValueError(f"tightness_against_time: {point.name} took {point.seconds} s; a time must be > 0")
+    figure, axes = _figure(title)
+    # Linear within [-1, 1], where margins are decided, logarithmic beyond: Box is often far below all others.
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_xscale("log")
+    axes.margins(0.08)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    styles = _styles()
+    for i, point in enumerate(sorted(points, key=lambda point: -point.bound)):
+        colour, _, marker = next(styles)
+        place = [1e3 * point.seconds], [point.bound]
+        # White edges, the tightest on top: points that lie together stay apart.
+        look = {"color": colour, "marker": marker, "markersize": 8, "markeredgecolor": "white", "zorder": 9 - 0.1 * i}
+        axes.plot(*place, label=point.name, linestyle="none", **look)
+    if exact is not None:
+        axes.axhline(exact, color="0.55", linestyle="--", linewidth=1, label="exact (MILP)")
+    axes.set(xlabel="time (ms an example)", ylabel="mean lower bound of the worst margin (logits)")
+    _legend(axes, len(points) + (exact is not None))
+    return figure
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str], *, svg: bool = True) -> list[Path]:
+    """Write a figure as PNG (150 dots an inch) and, beside it, as SVG; returns the paths.
+
+    path: ends in .png.  Raises ValueError for another ending, OSError where it cannot be written.
+    """
+    from matplotlib import rc_context
+
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"write_figure: {path.name} must end in .png; the SVG is written beside it")
+    written = []
+    for target in [path, path.with_suffix(".svg")] if svg else [path]:
+        # Text as text, and no date or random ids in the SVG: the same figure makes the same bytes.
+        with replacing(target) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "optrelax"}):
+            metadata = {"Date": None} if target.suffix == ".svg" else None
+            figure.savefig(temporary, dpi=150, metadata=metadata)
+        written.append(target)
+    return written
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=11, loc="left")
+    return figure, axes
+
+
+def _styles() -> Iterator[tuple[str, str | tuple[int, tuple[int, ...]], str]]:
+    """Colour, dash and marker of each line; the three cycles have different lengths, so that no pair repeats soon."""
+    count = 0
+    while True:
+        yield (
+            _COLOURS[count % len(_COLOURS)],
+            _DASHES[count % len(_DASHES)],
+            _MARKERS[count % len(_MARKERS)],
+        )
+        count += 1
+
+
+def _legend(axes: Axes, lines: int) -> None:
+    """Inside the axes for a few lines; beside them for many, where it would cover the data."""
+    if lines <= 5:
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
