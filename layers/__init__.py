@@ -1,0 +1,73 @@
+"""Optimisation layers: linear programs whose optimal values are differentiable.
+
+Names load on first use, so that importing the package pulls in no solver.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optrelax.layers.layerwise import Layerwise
+    from optrelax.layers.interior_point import InteriorPoint
+    from optrelax.layers.cvxpy_solver import Cvxpy
+    from optrelax.layers.dual_ascent import DualAscent
+    from optrelax.layers.highs import Highs
+    from optrelax.layers.linear_program import LinearProgram
+    from optrelax.layers.lp_gradients import EnvelopeGradient, FixedDualGradient
+    from optrelax.layers.network_gradients import Envelope, FixedSlopes
+    from optrelax.layers.pdhg import PDHG
+    from optrelax.layers.regularised import Regularised
+    from optrelax.layers.solutions import LPSolution, Solution, Status
+    from optrelax.layers.triangle import Triangle
+
+_HOMES = {
+    "Layerwise": "layerwise",
+    "InteriorPoint": "interior_point",
+    "FixedSlopes": "network_gradients",
+    "Envelope": "network_gradients",
+    "DualAscent": "dual_ascent",
+    "Triangle": "triangle",
+    "Cvxpy": "cvxpy_solver",
+    "EnvelopeGradient": "lp_gradients",
+    "FixedDualGradient": "lp_gradients",
+    "Highs": "highs",
+    "LPSolution": "solutions",
+    "LinearProgram": "linear_program",
+    "PDHG": "pdhg",
+    "Regularised": "regularised",
+    "Solution": "solutions",
+    "Status": "solutions",
+}
+
+__all__ = [
+    "Layerwise",
+    "InteriorPoint",
+    "PDHG",
+    "Cvxpy",
+    "DualAscent",
+    "Envelope",
+    "EnvelopeGradient",
+    "FixedDualGradient",
+    "FixedSlopes",
+    "Highs",
+    "LPSolution",
+    "LinearProgram",
+    "Regularised",
+    "Solution",
+    "Status",
+    "Triangle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optrelax.layers' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"optrelax.layers.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOMES))
