@@ -99,7 +99,8 @@ class Milp:
                 lower[row] = search.run(row, costs[row], float(offsets[row]), left, self.threads, sign)
             if sign and float(search.upper[row]) <= 0:
                 return MilpAnswer(lower, search.upper, search.point, "")
-            settled = lower[row] > 0 if sign else search.upper[row] - lower[row] <= 1e-6 * max(1.0, abs(lower[row]))
+            reached = float(search.upper[row]) - float(lower[row]) <= 1e-6 * max(1.0, abs(float(search.upper[row])))
+            settled = lower[row] > 0 if sign else reached and math.isfinite(lower[row])
             if not settled:
                 open_rows.append(row)
         return MilpAnswer(lower, search.upper, search.point, self._message(open_rows, deadline))

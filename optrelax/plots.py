@@ -6,7 +6,7 @@ Figures are made without pyplot, so no global state of matplotlib is touched and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "certified_against_eps", "tightness_against_time", "write_figure"]
+__all__ = ["Point", "certified_against_eps", "line_styles", "tightness_against_time", "write_figure"]
+
+Dash = str | tuple[int, tuple[int, ...]]
 
 # Okabe and Ito 2008 without yellow (too light on white): told apart by the common forms of colour blindness.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")  # 7, 5 and 11: no pair repeats for 385 lines
+_DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def certified_against_eps(
     title: str = "",
     reference: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Certified accuracy in percent against the radius, one line a relaxation, the best at the largest eps first.
+    """Certified accuracy in percent against the radius, one line a relaxation, the best first.
 
     eps: radii in units of the pixels.  certified: fractions in [0, 1] by relaxation, one a radius.
     reference: further lines without markers, in grey, such as the accuracy under attack.
@@ -56,9 +58,8 @@ def certified_against_eps(
         if len(values) != len(eps):
             raise ValueError(f"certified_against_eps: {name} has {len(values)} values for {len(eps)} radii")
     figure, axes = _figure(title)
-    styles = _styles()
-    for name, values in sorted(certified.items(), key=lambda item: -sum(item[1])):
-        colour, dash, marker = next(styles)
+    best_first = sorted(certified.items(), key=lambda item: -sum(item[1]))
+    for (name, values), (colour, dash, marker) in zip(best_first, line_styles(len(certified)), strict=True):
         percent = [100 * value for value in values]
         axes.plot(eps, percent, label=name, color=colour, linestyle=dash, marker=marker, markersize=5)
     for i, (name, values) in enumerate((reference or {}).items()):
@@ -87,9 +88,8 @@ def tightness_against_time(points: Sequence[Point], *, title: str = "", exact: f
     axes.margins(0.08)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
-    styles = _styles()
-    for i, point in enumerate(sorted(points, key=lambda point: -point.bound)):
-        colour, _, marker = next(styles)
+    best_first = sorted(points, key=lambda point: -point.bound)
+    for i, (point, (colour, _, marker)) in enumerate(zip(best_first, line_styles(len(points)), strict=True)):
         place = [1e3 * point.seconds], [point.bound]
         # White edges, the tightest on top: points that lie together stay apart.
         look = {"color": colour, "marker": marker, "markersize": 8, "markeredgecolor": "white", "zorder": 9 - 0.1 * i}
@@ -136,16 +136,9 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styles() -> Iterator[tuple[str, str | tuple[int, tuple[int, ...]], str]]:
-    """Colour, dash and marker of each line; the three cycles have different lengths, so that no pair repeats soon."""
-    count = 0
-    while True:
-        yield (
-            _COLOURS[count % len(_COLOURS)],
-            _DASHES[count % len(_DASHES)],
-            _MARKERS[count % len(_MARKERS)],
-        )
-        count += 1
+def line_styles(count: int) -> list[tuple[str, Dash, str]]:
+    """Colour, dash and marker of each of `count` lines; dash and marker together repeat after 55 lines only."""
+    return [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)]) for i in range(count)]
 
 
 def _legend(axes: Axes, lines: int) -> None:
