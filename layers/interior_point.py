@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optrelax.layers.dual_ascent import Answer, DualAscent
+from optrelax.layers.dual_ascent import Answer, DualAscent, statuses
 from optrelax.layers.problems import (
     DualPoint,
     PrimalPoint,
@@ -23,7 +23,6 @@ from optrelax.layers.problems import (
     primal_sweep,
 )
 from optrelax.layers.reduction import Reduced, reduce_problems
-from optrelax.layers.solutions import Status
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,7 @@ class _Writable:
 
     def frozen(self, tol: float) -> Answer:
         """The answer with statuses by the certified gap."""
-        optimal = self.objective - self.lower <= tol * self.lower.abs().clamp_min(1)
-        status = torch.where(optimal, int(Status.OPTIMAL), int(Status.ITERATION_LIMIT)).to(torch.int8)
+        status = statuses(self.lower, self.objective, tol)
         return Answer(self.dual, self.primal, self.lower, self.objective, status, self.iterations)
 
 

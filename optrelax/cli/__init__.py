@@ -20,6 +20,7 @@ _COMMANDS = (
     "training",
     "certifying",
     "listing",
+    "papers",
     "information",
 )
 
