@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optrelax.layers.alpha_crown import AlphaCrown
     from optrelax.layers.layerwise import Layerwise
     from optrelax.layers.interior_point import InteriorPoint
     from optrelax.layers.cvxpy_solver import Cvxpy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from optrelax.layers.triangle import Triangle
 
 _HOMES = {
+    "AlphaCrown": "alpha_crown",
     "Layerwise": "layerwise",
     "InteriorPoint": "interior_point",
     "FixedSlopes": "network_gradients",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlphaCrown",
     "Layerwise",
     "InteriorPoint",
     "PDHG",

@@ -1,0 +1,241 @@
+"""`AlphaCrown`: back-substitution with the slopes of all layers, intermediate ones included, optimised jointly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from optrelax.activations import Activation
+from optrelax.enclosures import Bounds, ordered
+from optrelax.graph import Network, Node
+from optrelax.layers.network_lp import require_piecewise_linear
+from optrelax.layers.problems import (
+    DualPoint,
+    HullLines,
+    Problems,
+    backward_sweep,
+    crown_start,
+    dual_value,
+    hull_lines,
+)
+from optrelax.regions import InputBox
+from optrelax.relaxations import Crown, Preactivation, Relaxation, name_of, resolve, with_rounding
+
+Slopes = dict[str, DualPoint]  # target node -> mixing weights of the activations behind it, a row each
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaCrown(Relaxation):
+    """CROWN whose lower slopes are variables, one set a row of the specification and one a hidden neuron's bound.
+
+    Gradient ascent (Adam) on the sum of the lower bounds through the bounds of every layer; the best slopes of each
+    example are kept. The start is CROWN's, so the bound is never below it; it never exceeds the layerwise LP.
+    iterations: gradient steps; step, decay: size of the first and factor an iteration.
+    preactivation: bounds that say which neurons cross, and that optimised ones never loosen.
+    Sound: yes, at any slopes.  Gradient: that of the bound at the slopes found, through every layer.
+    Source: Xu et al. 2021 (alpha-CROWN).
+    """
+
+    iterations: int = 20
+    step: float = 0.1
+    decay: float = 0.98
+    preactivation: Relaxation = field(default_factory=Crown)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 0:
+            raise ValueError(f"AlphaCrown: iterations must be >= 0, got {self.iterations}")
+        if not self.step > 0:
+            raise ValueError(f"AlphaCrown: step must be > 0, got {self.step}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"AlphaCrown: decay must lie in (0, 1], got {self.decay}")
+        source = resolve(self.preactivation)
+        if not source.sound:
+            raise ValueError(f"AlphaCrown: preactivation={name_of(source)} is an estimate, not a bound")
+        object.__setattr__(self, "preactivation", source)
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        """Bounds whose slopes make the sum of all widths small."""
+        return self._optimised(network, region, None)[0]
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        size = self._examples(network, region, rows.shape[1])
+        parts = []
+        for start in range(0, max(1, region.shape[0]), size):
+            part = slice(start, start + size)
+            some = rows if rows.shape[0] == 1 else rows[part]
+            parts.append(self._optimised(network, region.select(part), some)[1])
+        return torch.cat([p for p in parts if p is not None])
+
+    def _examples(self, network: Network, region: InputBox, rows: int) -> int:
+        """Examples at a time under max_bytes: slopes and coefficients of every row kept for the gradient."""
+        if self.max_bytes is None:
+            return max(1, region.shape[0])
+        hidden = sum(math.prod(n.shape) for n in network.activations)
+        each = 12 * region.lower.element_size() * (2 * hidden + rows) * (hidden + math.prod(network.input_shape))
+        return max(1, self.max_bytes // each)
+
+    def _optimised(
+        self, network: Network, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None]:
+        require_piecewise_linear(network)
+        region = self.prepare(region)
+        source = with_rounding(self.preactivation, self.rounding)
+        given = source.preactivation_bounds(network, region)
+        search = _Search(network, region, given, rows)
+        slopes = search.ascend(self)
+        return search.evaluate(region, given, rows, slopes, self.outward)
+
+
+class _Search:
+    """The variables of one batch: mixing weights for every target with crossing neurons before it."""
+
+    def __init__(self, network: Network, region: InputBox, given: Preactivation, rows: Tensor | None) -> None:
+        self.network = network
+        self.batch = region.shape[0]
+        self.places: dict[str, tuple[Tensor, Tensor]] = {}  # activation -> examples and flat neurons that cross
+        constants = {name: Bounds(b.lower.detach(), b.upper.detach()) for name, b in given.items()}
+        for node in network.activations:
+            if node.inputs[0] in network.exact_intervals:
+                continue
+            b = constants[node.name]
+            assert isinstance(node.op, Activation)
+            crossing = node.op.crossing(b.lower.flatten(1), b.upper.flatten(1))
+            self.places[node.name] = crossing.nonzero(as_tuple=True)  # type: ignore[assignment]
+        self.region = InputBox(region.lower.detach(), region.upper.detach())
+        self.given, self.rows = constants, None if rows is None else rows.detach()
+        self.k = 0 if rows is None else rows.shape[1]
+
+    def start(self) -> Slopes:
+        """CROWN's choice for every target."""
+        hulls = {n.name: hull_lines(n.op, self.given[n.name]) for n in self.network.activations}  # type: ignore[arg-type]
+        crown = crown_start(self.network, self.given, hulls)
+        slopes = {name: crown.select(example.repeat(2)) for name, (example, _) in self.places.items()}
+        slopes["output"] = crown.select(torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k))
+        return slopes
+
+    def ascend(self, options: AlphaCrown) -> Slopes:
+        """Adam on every weight at once; per example the best set of slopes met."""
+        slopes = self.start()
+        leaves = [t for point in slopes.values() for part in (point.alpha, point.beta) for t in part.values()]
+        best = [t.clone() for t in leaves]
+        if options.iterations == 0 or not leaves:
+            return slopes
+        owners = [
+            owner
+            for target, point in slopes.items()
+            for owner in [self._owner(target)] * (len(point.alpha) + len(point.beta))
+        ]
+        with torch.enable_grad():
+            for t in leaves:
+                t.requires_grad_(True)
+            optimiser = torch.optim.Adam(leaves, lr=options.step, maximize=True)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, options.decay)
+            top = None
+            for _ in range(options.iterations + 1):
+                found, lower = self.evaluate(self.region, self.given, self.rows, slopes, False)
+                score = self._score(found, lower)
+                if not score.requires_grad:  # no neuron crosses
+                    break
+                better = score.detach() > top if top is not None else torch.ones_like(score, dtype=torch.bool)
+                top = score.detach() if top is None else torch.maximum(score.detach(), top)
+                with torch.no_grad():
+                    for kept, t, owner in zip(best, leaves, owners, strict=True):
+                        mask = better[owner].reshape(-1, *[1] * (t.dim() - 1))
+                        kept.copy_(torch.where(mask, t, kept))
+                grads = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
+                for t, g in zip(leaves, grads, strict=True):
+                    t.grad = torch.zeros_like(t) if g is None else g
+                optimiser.step()
+                schedule.step()
+                with torch.no_grad():
+                    for t in leaves:
+                        t.clamp_(0, 1)
+        for t, kept in zip(leaves, best, strict=True):
+            t.requires_grad_(False)
+            t.copy_(kept)
+        return slopes
+
+    def _owner(self, target: str) -> Tensor:
+        """Example of each row of a target."""
+        if target == "output":
+            return torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k)
+        return self.places[target][0].repeat(2)
+
+    def _score(self, found: Preactivation, lower: Tensor | None) -> Tensor:
+        """What is maximised, an example: its lower bounds, or without rows its tightness everywhere."""
+        if lower is not None:
+            return lower.sum(1)
+        widths = [b.width.flatten(1).sum(1) for name, b in found.items() if name in self.places]
+        return -torch.stack(widths).sum(0) if widths else self.region.lower.new_zeros(self.batch)
+
+    def evaluate(
+        self, region: InputBox, given: Preactivation, rows: Tensor | None, slopes: Slopes, outward: bool
+    ) -> tuple[Preactivation, Tensor | None]:
+        """Bounds of every layer at these slopes, and of the rows; differentiable."""
+        bounds: Preactivation = {}
+        hulls: dict[str, HullLines] = {}
+        for node in self.network.activations:
+            before = given[node.name]
+            if node.name in self.places and self.places[node.name][0].numel():
+                before = self._neurons(region, node, before, bounds, hulls, slopes[node.name], outward)
+            bounds[node.name] = before
+            assert isinstance(node.op, Activation)
+            hulls[node.name] = hull_lines(node.op, before)
+        if rows is None:
+            return bounds, None
+        example = self._owner("output")
+        flat = rows.expand(self.batch, *rows.shape[1:]).reshape(-1, *self.network.output_shape)
+        value = self._value(self.network.output, flat, region, bounds, hulls, example, slopes["output"], outward)
+        return bounds, value.reshape(self.batch, rows.shape[1])
+
+    def _neurons(
+        self,
+        region: InputBox,
+        node: Node,
+        before: Bounds,
+        bounds: Preactivation,
+        hulls: Mapping[str, HullLines],
+        slopes: DualPoint,
+        outward: bool,
+    ) -> Bounds:
+        example, neuron = self.places[node.name]
+        source = node.inputs[0]
+        shape = self.network.shape_of(source)
+        rows = region.lower.new_zeros(example.numel(), math.prod(shape))
+        rows[torch.arange(example.numel(), device=rows.device), neuron] = 1
+        both = torch.cat([rows, -rows]).reshape(-1, *shape)
+        value = self._value(source, both, region, bounds, hulls, example.repeat(2), slopes, outward)
+        low, high = value.chunk(2)
+        lower, upper = before.lower.flatten(1), before.upper.flatten(1)
+        place = (example, neuron)
+        # A tie takes the optimised bound, as at the start: torch.maximum would halve its gradient.
+        floor, ceiling = lower[place], upper[place]
+        tight = ordered(torch.where(low >= floor, low, floor), torch.where(-high <= ceiling, -high, ceiling))
+        return Bounds(
+            lower.index_put(place, tight.lower).reshape(before.lower.shape),
+            upper.index_put(place, tight.upper).reshape(before.upper.shape),
+        )
+
+    def _value(
+        self,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        bounds: Preactivation,
+        hulls: Mapping[str, HullLines],
+        example: Tensor,
+        slopes: DualPoint,
+        outward: bool,
+    ) -> Tensor:
+        wanted = self.network.ancestors(target)
+        picked = {name: h.select(example) for name, h in hulls.items() if name in wanted}
+        problems = Problems(self.network, target, rows, region.lower[example], region.upper[example], picked)
+        if not outward:
+            return backward_sweep(problems, slopes).value
+        before = {n: Bounds(b.lower[example], b.upper[example]) for n, b in bounds.items() if n in wanted}
+        return dual_value(problems, slopes, "outward", before)
