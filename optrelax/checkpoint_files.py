@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from optrelax import models
@@ -159,7 +160,7 @@ def read_npz(path: str | os.PathLike[str]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _linear(file: Path, i: int, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> nn.Linear:
+def _linear(file: Path, i: int, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Linear:
     for name, value in ((f"weight{i}", weight), (f"bias{i}", bias)):
         if value is None:
             continue
@@ -176,14 +177,13 @@ def _linear(file: Path, i: int, weight: np.ndarray[Any, Any], bias: np.ndarray[A
     return layer
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every array of an npz.  Raises FileNotFoundError, and ValueError for a file that is not one; never unpickles."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array (.npy)")
+        # Opened here: numpy leaves the file open when it turns out to be no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: expected a complete npz of plain arrays, got one that fails: {error}") from error

@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:
 def require_writable(folder: str | os.PathLike[str]) -> Path:
     """Make the folder and prove that files can be written to it, before hours of work; returns its path.
 
-    Raises OSError that names the folder and the reason.
+    Raises PermissionError that names the folder and the reason.
     """
     folder = Path(folder)
     try:
@@ -106,5 +106,6 @@ def require_writable(folder: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")
     except OSError as error:
-        raise type(error)(error.errno, f"output folder cannot be written: {error.strerror}", str(folder)) from error
+        # One type for a file in the way, a missing right, a full or read-only disk: the user must name another folder.
+        raise PermissionError(error.errno, f"output folder cannot be written: {error.strerror}", str(folder)) from error
     return folder

@@ -70,12 +70,13 @@ def command(name: str) -> Callable[[Function], Function]:
     return app.command(name, cls=_Spreading)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from optrelax import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
