@@ -109,6 +109,7 @@ class _Search:
         self.region = InputBox(region.lower.detach(), region.upper.detach())
         self.given, self.rows = constants, None if rows is None else rows.detach()
         self.k = 0 if rows is None else rows.shape[1]
+        self.searching = False
 
     def start(self) -> Slopes:
         """CROWN's choice for every target."""
@@ -130,6 +131,7 @@ class _Search:
             for target, point in slopes.items()
             for owner in [self._owner(target)] * (len(point.alpha) + len(point.beta))
         ]
+        self.searching = True
         with torch.enable_grad():
             for t in leaves:
                 t.requires_grad_(True)
@@ -155,6 +157,7 @@ class _Search:
                 with torch.no_grad():
                     for t in leaves:
                         t.clamp_(0, 1)
+        self.searching = False
         for t, kept in zip(leaves, best, strict=True):
             t.requires_grad_(False)
             t.copy_(kept)
@@ -213,8 +216,12 @@ class _Search:
         low, high = value.chunk(2)
         lower, upper = before.lower.flatten(1), before.upper.flatten(1)
         place = (example, neuron)
-        # A tie takes the optimised bound, as at the start: torch.maximum would halve its gradient.
         floor, ceiling = lower[place], upper[place]
+        if self.searching:
+            # At the start both agree to rounding, and the slopes of a bound that loses get no gradient: near ties go
+            # to the optimised bound, sound as well.
+            slack = 1e-6 * (ceiling - floor)
+            floor, ceiling = floor - slack, ceiling + slack
         tight = ordered(torch.where(low >= floor, low, floor), torch.where(-high <= ceiling, -high, ceiling))
         return Bounds(
             lower.index_put(place, tight.lower).reshape(before.lower.shape),
