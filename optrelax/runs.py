@@ -89,13 +89,14 @@ class RunFolder:
     def open(self, config: Mapping[str, Json], resume: bool) -> None:
         """Make the folder, or find the same configuration in it.
 
-        Raises FileExistsError for a run that is not to be resumed, ValueError where the configurations differ.
+        Raises ValueError for a run that is not to be resumed and where the configurations differ, NotADirectoryError
+        for a file.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"{self.path}: expected a folder for the run, got a file")
+            raise NotADirectoryError(f"{self.path}: expected a folder for the run, got a file")
         if self._config.exists():
             if not resume:
-                raise FileExistsError(f"{self.path}: holds a run already; resume it or choose another folder")
+                raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")
             stored = json.loads(self._config.read_text())["configuration"]
             if changed := sorted(_differences(stored, json.loads(json.dumps(config)))):
                 raise ValueError(

@@ -1,4 +1,6 @@
-"""Training by any loss, reproducible from a seed: to the bit on one machine's CPU, through interruptions too."""
+"""Training by any loss, reproducible from a seed: to the bit on one machine's CPU with as many threads, through
+interruptions too.
+"""
 
 from __future__ import annotations
 
@@ -127,11 +129,12 @@ def train(
     data: a pair (images [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader (read once, into memory;
     let it not shuffle, the order of each epoch is drawn here).
     folder: where the run is kept, see `optrelax.runs`; None keeps nothing.  resume: continue the run in `folder`
-    after its last finished epoch (from the start where there is none), to the same weights bit for bit on a CPU.
+    after its last finished epoch (from the start where there is none), on a CPU with as many threads to the same
+    weights bit for bit.
     watch: called after every step.  facts: JSON-ready facts for the configuration and the stored network.
     Raises TrainingError where a loss or gradient is NaN or infinite (the batch and the weights are stored in
-    `folder`), FileExistsError for a run in `folder` that is not to be resumed, ValueError for one that differs,
-    UnsupportedOpError for a network that cannot be bounded.
+    `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError for a
+    network that cannot be bounded.
     """
     if resume and folder is None:
         raise ValueError("train: resume needs the folder of the run")

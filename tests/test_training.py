@@ -205,11 +205,11 @@ def test_a_run_folder_holds_the_run(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     trained(tmp_path)
-    with pytest.raises(FileExistsError, match="holds a run already; resume it or choose another folder"):
+    with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
         trained(tmp_path)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(FileExistsError, match="expected a folder for the run, got a file"):
+    with pytest.raises(NotADirectoryError, match="expected a folder for the run, got a file"):
         trained(file)
 
 

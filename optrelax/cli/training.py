@@ -136,7 +136,9 @@ def training_bar(title: str) -> Iterator[Callable[[Progress], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=stderr(), transient=True) as bar:
+    console = stderr()
+    # In a pipe or a file a transient bar would leave an empty line.
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None, figures="")
 
         def update(progress: Progress) -> None:

@@ -1,0 +1,180 @@
+"""The library's main job in one go: train the same network in several ways, certify each by every relaxation.
+
+Rows are ways of training, columns relaxations: what each bought, on real images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optrelax.attacks import PGD
+from optrelax.certification import certify
+from optrelax.datasets import Dataset, load_dataset
+from optrelax.graph import Network
+from optrelax.plots import certified_against_eps, write_figure
+from optrelax.recipes import Recipe, recipe
+from optrelax.relaxations import resolve
+from optrelax.tables import require_writable, write_frame, write_json
+from optrelax.training import train
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from optrelax.verdicts import CertificationReport
+
+__all__ = ["METHODS", "RELAXATIONS", "Demo", "DemoResult", "available", "run"]
+
+METHODS = ("natural", "box", "crown-ibp")
+"""Ways of training, as recipes name them."""
+RELAXATIONS = ("box", "hbox", "deepz", "crown-ibp", "crown")
+"""Columns of the table, from loose to tight."""
+_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the curves, in units of the trained eps
+
+Bar = Callable[[str], contextlib.AbstractContextManager[Callable[[Any], None] | None]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demo:
+    """What to compare: the recipes DATA-fc-small-METHOD, the relaxations, and on how many test images.
+
+    epochs, eps: of every recipe, None for its own.  subset: evenly spaced test images, None for all.
+    """
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    methods: Sequence[str] = METHODS
+    relaxations: Sequence[str] = RELAXATIONS
+    epochs: int | None = None
+    eps: float | None = None
+    subset: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "relaxations"):
+            if not getattr(self, name):
+                raise ValueError(f"Demo: {name} must name at least one")
+        if self.eps is not None and not self.eps > 0:
+            raise ValueError(f"Demo: eps must be > 0, got {self.eps}")
+        self.recipes()
+        for name in self.relaxations:
+            if not resolve(name).sound:
+                raise ValueError(f"Demo: {name} is an estimate, not a bound, and certifies nothing; choose another")
+
+    def recipes(self) -> list[Recipe]:
+        """One a method, all with the same eps.  ValueError for one that does not exist."""
+        given = {"epochs": self.epochs, "eps": self.eps}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return [recipe(f"{self.data}-fc-small-{method}", **changes) for method in self.methods]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DemoResult:
+    """The table at the trained eps, the certified fractions against eps, the pictures, and the time of everything."""
+
+    table: pl.DataFrame
+    """training, training s, accuracy %, PGD %, one column of certified % a relaxation, certifying s."""
+    curves: pl.DataFrame
+    """training, eps, relaxation, certified: fractions of 1; `PGD` among the relaxations bounds them from above."""
+    pictures: tuple[Path, ...]
+    eps: float
+    examples: int
+    seconds: float
+
+
+def available(relaxations: Sequence[str]) -> tuple[str, ...]:
+    """Those of the relaxations that this installation has."""
+    found = []
+    for name in relaxations:
+        try:
+            resolve(name)
+        except (ImportError, AttributeError):
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def _silent(title: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def run(demo: Demo, folder: Path, *, training_bar: Bar = _silent, certification_bar: Bar = _silent) -> DemoResult:
+    """Train, certify and draw into `folder`; networks that an earlier run finished there are not trained again.
+
+    training_bar, certification_bar: context managers that give the callback of `train` and `certify`.
+    """
+    import polars as pl
+
+    begin = time.perf_counter()
+    require_writable(folder)
+    test = load_dataset(demo.data, demo.data_dir, "test")
+    images = load_dataset(demo.data, demo.data_dir, "train")
+    if demo.subset is not None:
+        test = test.subset(demo.subset)
+    rows, curves, pictures = [], [], []
+    for method, row in zip(demo.methods, demo.recipes(), strict=True):
+        with training_bar(f"train {row.name}") as watch:
+            network, spent = _trained(row, images, folder / method, demo.seed, watch)
+        reports = _certified(demo, row, network, test, certification_bar)
+        rows.append(_row(method, spent, reports[_RADII.index(1.0)]))
+        curves += _points(method, reports)
+        pictures += _picture(method, row, reports, folder)
+    table, points = pl.DataFrame(rows), pl.DataFrame(curves)
+    seconds = time.perf_counter() - begin
+    write_frame(table, folder / "table.csv")
+    write_frame(points, folder / "curves.csv")
+    settings = {**asdict(demo), "data_dir": None if demo.data_dir is None else str(demo.data_dir)}
+    write_json({**settings, "table": table.to_dicts(), "seconds": seconds}, folder / "demo.json")
+    return DemoResult(table, points, tuple(pictures), demo.recipes()[0].eps, len(test), seconds)
+
+
+def _trained(row: Recipe, images: Dataset, folder: Path, seed: int, watch: Any) -> tuple[Network, float]:
+    """The network, and the seconds that its epochs took."""
+    net = row.network(images, seed)
+    facts = {"recipe": asdict(row), "seed": seed}
+    result = train(net, images, row.training(seed), folder=folder, resume=True, watch=watch, facts=facts)
+    return result.network, sum(epoch.seconds for epoch in result.history)
+
+
+def _certified(demo: Demo, row: Recipe, network: Network, test: Dataset, bar: Bar) -> list[CertificationReport]:
+    """One report a radius."""
+    attack = PGD(restarts=2, steps=20, seed=demo.seed)
+    reports = []
+    for share in _RADII:
+        eps = share * row.eps
+        with bar(f"certify {row.name} at eps {eps:g}") as progress:
+            names = list(demo.relaxations)
+            reports.append(certify(network, test, eps, relaxation=names, attack=attack, progress=progress))
+    return reports
+
+
+def _row(method: str, spent: float, report: CertificationReport) -> dict[str, Any]:
+    return {
+        "training": method,
+        "training s": spent,
+        "accuracy %": 100 * report.accuracy,
+        "PGD %": 100 * (report.pgd_accuracy or 0.0),
+        **{f"{name} %": 100 * share for name, share in report.certified_by.items()},
+        "certifying s": report.seconds,
+    }
+
+
+def _points(method: str, reports: Sequence[CertificationReport]) -> list[dict[str, Any]]:
+    return [
+        {"training": method, "eps": report.settings["eps"], "relaxation": name, "certified": share}
+        for report in reports
+        for name, share in {**report.certified_by, "PGD": report.pgd_accuracy}.items()
+    ]
+
+
+def _picture(method: str, row: Recipe, reports: Sequence[CertificationReport], folder: Path) -> list[Path]:
+    eps = [report.settings["eps"] for report in reports]
+    lines = {name: [report.certified_by[name] for report in reports] for name in reports[0].relaxations}
+    attacked = {"PGD (upper bound)": [report.pgd_accuracy or 0.0 for report in reports]}
+    title = f"{row.model} on {row.data}, training: {method}"
+    figure = certified_against_eps(eps, lines, title=title, reference=attacked)
+    return write_figure(figure, folder / f"{method}.png", svg=False)
