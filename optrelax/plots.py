@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optrelax.files import replacing
 
@@ -92,7 +92,13 @@ def tightness_against_time(points: Sequence[Point], *, title: str = "", exact: f
     for i, (point, (colour, _, marker)) in enumerate(zip(best_first, line_styles(len(points)), strict=True)):
         place = [1e3 * point.seconds], [point.bound]
         # White edges, the tightest on top: points that lie together stay apart.
-        look = {"color": colour, "marker": marker, "markersize": 8, "markeredgecolor": "white", "zorder": 9 - 0.1 * i}
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "markersize": 8,
+            "markeredgecolor": "white",
+            "zorder": 9 - 0.1 * i,
+        }
         axes.plot(*place, label=point.name, linestyle="none", **look)
     if exact is not None:
         axes.axhline(exact, color="0.55", linestyle="--", linewidth=1, label="exact (MILP)")

@@ -91,7 +91,8 @@ def _items(data: Any) -> Iterable[Any]:
     """Map-style data sets by position: not all of them stop an iteration with IndexError."""
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return (data[i] for i in range(len(data)))
-    return data  # type: ignore[no-any-return]
+    items: Iterable[Any] = data
+    return items
 
 
 def _tensor(name: str, value: Any) -> Tensor:
