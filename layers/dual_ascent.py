@@ -52,7 +52,7 @@ class DualAscent:
     (`InteriorPoint`) in float64.  Deterministic.
     tol: certified relative gap (of max(1, |lower|)) at which a problem is finished and leaves the batch.
     max_iterations: sweeps at most.  threshold: also stop where the sign of value - threshold is certain; None: never.
-    step, decay: size of the first step of Adam on the weights and its factor an iteration.
+    step, decay, floor: first step of Adam on the weights, its factor an iteration, and its least share of the first.
     check_every: iterations between two evaluations of the primal point.
     max_bytes: most memory for the problems in flight; None: chunks that fit a processor's cache.
     exact: bring what is left to a certified relative gap of 1e-6 (or `tol`, if smaller).
@@ -64,8 +64,8 @@ class DualAscent:
     max_iterations: int = 200
     threshold: float | None = None
     step: float = 0.5
-    decay: float = 0.96
-    floor: float = 0.02
+    decay: float = 0.95
+    floor: float = 0.01
     check_every: int = 8
     max_bytes: int | None = None
     exact: bool = False
@@ -246,7 +246,8 @@ class _Ascent:
 
     def _adam(self, step: int, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
         options = self.options
-        first, second = 0.9, 0.99
+        # Short memories: the active lines change within a few iterations (docs/lp-layers.md compares).
+        first, second = 0.7, 0.9
         rate = options.step * max(options.decay**step, options.floor)
         scale = rate / (1 - first ** (step + 1))
         tiny = torch.finfo(self.live_best.dtype).tiny ** 0.5
