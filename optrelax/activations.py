@@ -11,6 +11,11 @@ from torch import Tensor
 Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
 
 
+def least_width(dtype: torch.dtype) -> float:
+    """Below this no gradient divides by a width: its reciprocal, times weights of ordinary size, would overflow."""
+    return float(torch.finfo(dtype).tiny ** 0.75)
+
+
 @dataclass(frozen=True, slots=True)
 class Hull:
     """The convex hull of an activation's graph over [l, u]: y >= every line below, y <= every line above.
@@ -47,9 +52,7 @@ class Activation:
             left = self.slopes[i] * kink + self.intercepts[i]
             right = self.slopes[i + 1] * kink + self.intercepts[i + 1]
             if abs(left - right) > 1e-9 * max(1.0, abs(left)):
-                raise ValueError(
-                    f"{self.name}: pieces {i} and {i + 1} do not meet at {kink}: {left} and {right}"
-                )
+                raise ValueError(f"{self.name}: pieces {i} and {i + 1} do not meet at {kink}: {left} and {right}")
         if list(self.kinks) != sorted(self.kinks):
             raise ValueError(f"{self.name}: kinks must ascend, got {self.kinks}")
         if len(self.kinks) == 2 and not (self.slopes[0] == 0 == self.slopes[2] and self.slopes[1] > 0):
@@ -76,6 +79,13 @@ class Activation:
         """Where a kink lies strictly inside [l, u], so that the function is not affine there: bool, like l."""
         inside = [(l < kink) & (u > kink) for kink in self.kinks]
         return inside[0] if len(inside) == 1 else inside[0] | inside[1]
+
+    def ends(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where [l, u] is crossing, and its ends there; harmless ends elsewhere, so that no unused value is NaN."""
+        crossing = self.crossing(l, u)
+        first, last = self.kinks[0], self.kinks[-1]
+        a = torch.where(crossing, l, first - 1 - abs(first))
+        return crossing, a, torch.where(crossing, u, last + 1 + abs(last))
 
     def piece(self, l: Tensor) -> Line:
         """Slope and intercept of the piece that starts at or before l (constants: no gradient)."""
@@ -114,11 +124,8 @@ class Activation:
         Sound: yes.  Exact: the hull itself.  Gradient: of the lines in l and u.
         l, u [*batch, *shape]; lines alike.
         """
-        crossing = self.crossing(l, u)
+        crossing, a, b = self.ends(l, u)
         exact = self.piece(l)
-        # Stable entries get harmless ends: their values and gradients are never used.
-        a = torch.where(crossing, l, self.kinks[0] - 1)
-        b = torch.where(crossing, u, self.kinks[-1] + 1)
         if len(self.kinks) == 1:
             left, right = (self._constant(i, l) for i in (0, 1))
             chord = self._chord(a, b)
@@ -127,24 +134,41 @@ class Activation:
                 sides = (sides[1], sides[0])
         else:
             first, last = self.kinks
-            # From the left flat piece straight to the right end, and from the left end straight to the last kink.
+            # From the left flat piece straight to the right end, and from the left end straight to the last kink;
+            # with one kink inside, one of the two is the chord and the side that it bounds has no other line.
             rise = self._chord(a.clamp_min(first), b)
             fall = self._chord(a, b.clamp_max(last))
-            sides = ((self._constant(0, l), rise), (fall, self._constant(2, l)))
-        below, above = (
-            tuple((torch.where(crossing, s, exact[0]), torch.where(crossing, i, exact[1])) for s, i in side)
-            for side in sides
+            sides = (
+                (_choose(a < first, self._constant(0, l), rise), rise),
+                (fall, _choose(b > last, self._constant(2, l), fall)),
+            )
+        (b0, b1), (a0, a1) = sides
+        return Hull(
+            (_choose(crossing, b0, exact), _choose(crossing, b1, exact)),
+            (_choose(crossing, a0, exact), _choose(crossing, a1, exact)),
         )
-        return Hull(below, above)  # type: ignore[arg-type]
 
     def _constant(self, piece: int, like: Tensor) -> Line:
         return torch.full_like(like, self.slopes[piece]), torch.full_like(like, self.intercepts[piece])
 
     def _chord(self, a: Tensor, b: Tensor) -> Line:
         """The line through both ends of the graph over [a, b], a < b."""
-        low, high = self(a), self(b)
-        slope = (high - low) / (b - a)
-        return slope, low - slope * a
+        slope = self.chord_slope(a, b)
+        return slope, self(a) - slope * a
+
+    def chord_slope(self, a: Tensor, b: Tensor) -> Tensor:
+        """Slope of the line through both ends of the graph over [a, b], a < b.
+
+        Gradient: exact; 0 where b - a is so small (1e-28 in float32) that its reciprocal may overflow.
+        """
+        rise, run = self(b) - self(a), b - a
+        steady = run.detach() > least_width(run.dtype)
+        slope = torch.where(steady, rise, 0.0) / torch.where(steady, run, 1.0)
+        return torch.where(steady, slope, rise.detach() / run.detach())
+
+
+def _choose(condition: Tensor, line: Line, other: Line) -> Line:
+    return torch.where(condition, line[0], other[0]), torch.where(condition, line[1], other[1])
 
 
 def relu() -> Activation:

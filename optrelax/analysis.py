@@ -64,15 +64,19 @@ def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
     """The captured network, the region with one batch dimension, and the batch shape it had."""
     if not isinstance(region, InputBox):
         raise TypeError(f"region: wants an InputBox or LinfBall, got {type(region).__name__}")
+    if torch.is_autocast_enabled(region.device.type):
+        raise ValueError(
+            "autocast is on, and half precision gives no sound bounds; leave the autocast region, or put "
+            f"torch.autocast({region.device.type!r}, enabled=False) around this call"
+        )
     if isinstance(net, Network):
         network, batch = net, _batch(region, net.input_shape)
     else:
         network, batch = capture(net, region.shape[1:]), region.shape[:1]
     network.require_eval()
     network.require_device(region.device)
-    flat = InputBox(
-        region.lower.reshape(-1, *network.input_shape), region.upper.reshape(-1, *network.input_shape)
-    )
+    network.require_type(region.dtype)
+    flat = InputBox(region.lower.reshape(-1, *network.input_shape), region.upper.reshape(-1, *network.input_shape))
     return network, flat, batch
 
 

@@ -20,9 +20,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if self.lower.shape != self.upper.shape:
-            raise ValueError(
-                f"Bounds: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}"
-            )
+            raise ValueError(f"Bounds: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}")
         if self.lower.dtype != self.upper.dtype:
             raise ValueError(f"Bounds: lower is {self.lower.dtype}, upper is {self.upper.dtype}")
         check_order("Bounds", self.lower, self.upper)
@@ -45,7 +43,8 @@ class Bounds:
 
 def ordered(lower: Tensor, upper: Tensor) -> Bounds:
     """Bounds whose ends may have crossed by rounding: swapped there, which only widens."""
-    return Bounds(torch.minimum(lower, upper), torch.maximum(lower, upper))
+    swap = lower.detach() > upper.detach()
+    return Bounds(torch.where(swap, upper, lower), torch.where(swap, lower, upper))
 
 
 def check_order(name: str, lower: Tensor, upper: Tensor) -> None:

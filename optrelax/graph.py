@@ -15,6 +15,9 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.ops import Affine, MaxPool2d, Shape
 
 Op = Affine | Activation | MaxPool2d
+HALF = (torch.float16, torch.bfloat16)
+# Modules that are another function (of the batch, or random) in training mode.
+MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 @dataclass(frozen=True)
@@ -111,20 +114,33 @@ class Network:
 
     def require_eval(self) -> None:
         """UnsupportedOpError if a captured batch norm or dropout has been put in training mode since."""
-        modes = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         problems = [
             Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
             for path, m in self.module.named_modules()
-            if isinstance(m, modes) and m.training
+            if isinstance(m, MODES) and m.training
         ]
         if problems:
             raise UnsupportedOpError(problems)
 
     def require_device(self, device: torch.device) -> None:
-        """ValueError unless the parameters live on `device`."""
-        for name, parameter in self.module.named_parameters():
-            if parameter.device != device:
+        """ValueError unless the parameters and buffers live on `device`."""
+        for name, tensor in self._tensors():
+            if tensor.device != device:
+                raise ValueError(f"region is on {device}, {name} is on {tensor.device}; move one")
+
+    def require_type(self, dtype: torch.dtype) -> None:
+        """ValueError unless every parameter and buffer is exact in `dtype`, the region's."""
+        for name, tensor in self._tensors():
+            if not tensor.is_floating_point() or tensor.dtype == dtype:
+                continue
+            if tensor.dtype in HALF:
+                raise ValueError(f"{name} is {tensor.dtype}: bounds want float32 or float64; call net.float()")
+            if tensor.dtype == torch.float64:
                 raise ValueError(
-                    f"region is on {device}, parameter {name} is on {parameter.device}; move one"
+                    f"region is {dtype}, {name} is {tensor.dtype}: bounds would be those of a rounded network; "
+                    "use a float64 region or net.float()"
                 )
-            return
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.module.named_parameters()
+        yield from self.module.named_buffers()

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation, Hull, Line
+from optrelax.activations import Activation, Hull, Line, least_width
 from optrelax.rounding import unit_roundoff
 
 LowerSlope = Literal["adaptive", "soft", 0, 1]
@@ -89,9 +89,7 @@ def _continuous_below(activation: Activation, lower: int, l: Tensor, u: Tensor) 
     return slope, activation.band(slope, l, u, whole=lower == 1)[0]
 
 
-def _triangle_side(
-    activation: Activation, hull: Hull, lower: int, l: Tensor, u: Tensor, continuous: bool
-) -> Line:
+def _triangle_side(activation: Activation, hull: Hull, lower: int, l: Tensor, u: Tensor, continuous: bool) -> Line:
     """The side of the triangle that is parallel to the lower line's counterpart: steep for lower 0, flat for 1."""
     slope = torch.full_like(l, max(activation.slopes) if lower == 0 else min(activation.slopes))
     intercept = activation.band(slope, l, u)[1]
@@ -117,30 +115,22 @@ def band_lines(
     As a zonotope step: lam = the slope, centre shift and new error from the band's middle and half width.
     Sound: yes.  Gradient: through slope and band.
     """
-    if (
-        continuous
-    ):  # Diag-C: slope 1 for dead neurons too, every kink counted, so the band meets itself at u = 0
+    if continuous:  # Diag-C: slope 1 for dead neurons too, every kink counted, so the band meets itself at u = 0
         steep = torch.full_like(l, max(activation.slopes))
         low, high = activation.band(steep, l, u, whole=True)
         return Lines(steep, low, steep, high)
-    crossing = activation.crossing(l, u)
+    crossing, a, b = activation.ends(l, u)
     exact_slope, exact_intercept = activation.piece(l)
-    a = torch.where(crossing, l, activation.kinks[0] - 1)
-    b = torch.where(crossing, u, activation.kinks[-1] + 1)
     lam = _band_slope(activation, a, b, slope, gamma, kappa)
     low, high = activation.band(lam, a, b)
     lam = torch.where(crossing, lam, exact_slope)
-    return Lines(
-        lam, torch.where(crossing, low, exact_intercept), lam, torch.where(crossing, high, exact_intercept)
-    )
+    return Lines(lam, torch.where(crossing, low, exact_intercept), lam, torch.where(crossing, high, exact_intercept))
 
 
-def _band_slope(
-    activation: Activation, l: Tensor, u: Tensor, slope: BandSlope, gamma: float, kappa: float
-) -> Tensor:
+def _band_slope(activation: Activation, l: Tensor, u: Tensor, slope: BandSlope, gamma: float, kappa: float) -> Tensor:
     """The common slope over a crossing [l, u]."""
     if slope in ("chord", "slanted"):
-        chord = (activation(u) - activation(l)) / (u - l)
+        chord = activation.chord_slope(l, u)
         return chord if slope == "chord" else kappa * chord
     flat, steep = torch.zeros_like(l), torch.full_like(l, max(activation.slopes))
     if slope == "box":
@@ -160,13 +150,11 @@ def soft_weight(activation: Activation, l: Tensor, u: Tensor, gamma: float) -> T
     Written as 2 sinh of the log ratio, capped where the sigmoid is 0 or 1 in every precision: no overflow, no NaN
     in the gradient for tiny ends. 1/2 where the function is affine.
     """
-    crossing = activation.crossing(l, u)
-    a = torch.where(crossing, l, activation.kinks[0] - 1)
-    b = torch.where(crossing, u, activation.kinks[-1] + 1)
+    _, a, b = activation.ends(l, u)
     steep = torch.full_like(l, max(activation.slopes))
     flat = torch.full_like(l, min(activation.slopes))
-    tiny = torch.finfo(l.dtype).tiny
-    w0, w1 = (_width(activation, s, a, b).clamp_min(tiny) for s in (flat, steep))
+    least = least_width(l.dtype)
+    w0, w1 = (_width(activation, s, a, b).clamp_min(least) for s in (flat, steep))
     cap = math.asinh(400.0 / gamma)
     return torch.sigmoid(2 * gamma * torch.sinh((w0.log() - w1.log()).clamp(-cap, cap)))
 
@@ -186,9 +174,7 @@ def outward_lines(lines: Lines, activation: Activation, l: Tensor, u: Tensor) ->
     lower_intercept = torch.minimum(
         lines.lower_intercept, _outward_band(activation, lines.lower_slope, l, u, sign=-1.0)
     )
-    upper_intercept = torch.maximum(
-        lines.upper_intercept, _outward_band(activation, lines.upper_slope, l, u, sign=1.0)
-    )
+    upper_intercept = torch.maximum(lines.upper_intercept, _outward_band(activation, lines.upper_slope, l, u, sign=1.0))
     return Lines(lines.lower_slope, lower_intercept, lines.upper_slope, upper_intercept)
 
 
@@ -197,24 +183,15 @@ def _outward_band(activation: Activation, slope: Tensor, l: Tensor, u: Tensor, s
     unit = 4 * unit_roundoff(l.dtype)
     tiny = torch.finfo(l.dtype).tiny
     trivial = (slope == 0) | (slope.abs() == 1)
-    points = [l, u] + [
-        torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in activation.kinks
-    ]
-    extreme = None
+    points = [l, u] + [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in activation.kinks]
+    ends = []
     for v in points:
         product, value = slope * v, activation(v)
         difference = value - product
-        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (product != 0))
+        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (v != 0))
         if not activation.exact:
-            error = error + unit * value.abs()
+            error = error + unit * value.abs() + tiny
         # The difference of two floats rounds by at most half an ulp of itself; it is exact where either is 0.
-        error = error + torch.where(
-            (product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs()
-        )
-        end = difference + sign * error
-        if extreme is None:
-            extreme = end
-        else:
-            extreme = torch.maximum(extreme, end) if sign > 0 else torch.minimum(extreme, end)
-    assert extreme is not None
-    return extreme
+        error = error + torch.where((product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs())
+        ends.append(difference + sign * error)
+    return torch.stack(ends).amax(0) if sign > 0 else torch.stack(ends).amin(0)

@@ -24,6 +24,16 @@ def _flat(x: Tensor, shape: Shape) -> Tensor:
     return x.reshape(-1, *shape)
 
 
+def flatten_from(x: Tensor, lead: int) -> Tensor:
+    """[*lead, *shape] -> [*lead, n]; unlike reshape(..., -1) also where a dimension is empty or the shape is ()."""
+    return x.reshape(*x.shape[:lead], math.prod(x.shape[lead:]))
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float64 where the device has it, so that a constant computed from others is good for either type."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def _lead(x: Tensor, shape: Shape) -> torch.Size:
     return x.shape[: x.dim() - len(shape)]
 
@@ -37,6 +47,8 @@ class Affine(ABC):
     fan_in: int = 1
     """Most products summed into one output (for rounding allowances); `fan_out` into one entry of the transpose."""
     fan_out: int = 1
+    roundings: int = 2
+    """Roundings of a product besides those of the sum: adding the bias, a divisor, a computed coefficient."""
 
     @abstractmethod
     def linear(self, *xs: Tensor) -> Tensor:
@@ -53,6 +65,11 @@ class Affine(ABC):
     def bias(self, like: Tensor) -> Tensor | None:
         """b, broadcastable to [*shape], in the dtype of `like`; None where there is none."""
         return None
+
+    def bias_size(self, like: Tensor) -> Tensor | None:
+        """Sum of the absolute terms that b is computed from (for rounding allowances): |b| unless b is a sum."""
+        b = self.bias(like)
+        return None if b is None else b.abs()
 
     def apply(self, *xs: Tensor) -> Tensor:
         """M x + b."""
@@ -237,6 +254,47 @@ class Scale(Affine):
         return {name: source for name, source in named.items() if source is not None}
 
 
+class BatchNorm(Scale):
+    """Batch norm with running statistics: x * scale + bias - mean * scale, scale = weight / sqrt(variance + eps).
+
+    The statistics are read at each use; [channels] each, weight and bias may be missing.
+    """
+
+    # variance + eps, its root, the quotient, mean * scale and the sum; doubled for those of the cast.
+    roundings = 12
+
+    def __init__(
+        self,
+        shape: Shape,
+        eps: float,
+        mean: Source,
+        variance: Source,
+        weight: Source | None = None,
+        bias: Source | None = None,
+    ) -> None:
+        view = (-1, *[1] * (len(shape) - 1))
+        self._terms = mean, bias
+
+        def scale() -> Tensor:
+            root = (wide(variance()) + eps).sqrt()
+            return ((1 if weight is None else wide(weight())) / root).reshape(view)
+
+        def shift() -> Tensor:
+            moved = -wide(mean()).reshape(view) * scale()
+            return moved if bias is None else moved + wide(bias()).reshape(view)
+
+        super().__init__(shape, scale, shift)
+
+    def bias_size(self, like: Tensor) -> Tensor | None:
+        mean, bias = self._terms
+        assert self._scale is not None
+        scale = self._scale()
+        size = (wide(mean()).reshape(scale.shape) * scale).abs()
+        if bias is not None:
+            size = size + wide(bias()).reshape(scale.shape).abs()
+        return size.to(like).expand(self.shape)
+
+
 class AveragePool2d(Affine):
     """Mean over windows, zero padding counted or not: a grouped convolution with constant weights, then a scale."""
 
@@ -257,9 +315,7 @@ class AveragePool2d(Affine):
         self.input_shapes, self.shape = (input_shape,), self._conv.shape
         self.fan_in, self.fan_out = math.prod(kernel), math.prod(kernel)
         # Where padding is not counted the divisor is the number of pixels that the window covers.
-        count = (
-            self._conv.linear(torch.ones(1, *input_shape))[0] if divisor is None else torch.tensor(divisor)
-        )
+        count = self._conv.linear(torch.ones(1, *input_shape))[0] if divisor is None else torch.tensor(divisor)
         self._count = count
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -346,9 +402,7 @@ class MaxPool2d:
             raise ValueError(f"MaxPool2d: takes [c, h, w], got input of shape {input_shape}")
         self.input_shapes = (input_shape,)
         self.kernel, self.geometry = kernel, geometry
-        probe = F.max_pool2d(
-            torch.zeros(1, *input_shape), kernel, geometry.stride, geometry.padding, geometry.dilation
-        )
+        probe = F.max_pool2d(torch.zeros(1, *input_shape), kernel, geometry.stride, geometry.padding, geometry.dilation)
         self.shape: Shape = tuple(probe.shape[1:])
 
     def __call__(self, x: Tensor) -> Tensor:

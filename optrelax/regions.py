@@ -27,9 +27,7 @@ class InputBox:
         check_floating(name, "lower", self.lower)
         check_floating(name, "upper", self.upper)
         if self.lower.shape != self.upper.shape:
-            raise ValueError(
-                f"{name}: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}"
-            )
+            raise ValueError(f"{name}: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}")
         if self.lower.dtype != self.upper.dtype:
             raise ValueError(f"{name}: lower is {self.lower.dtype}, upper is {self.upper.dtype}")
         if self.lower.dim() == 0:
@@ -71,9 +69,7 @@ class InputBox:
     def outward(self) -> InputBox:
         """The region one float wider at each end that has a width: covers the rounding of x - eps and x + eps."""
         wide = self.upper > self.lower
-        return InputBox(
-            torch.where(wide, down(self.lower), self.lower), torch.where(wide, up(self.upper), self.upper)
-        )
+        return InputBox(torch.where(wide, down(self.lower), self.lower), torch.where(wide, up(self.upper), self.upper))
 
     def select(self, index: Tensor | slice) -> InputBox:
         """The region of some of the examples."""

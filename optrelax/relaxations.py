@@ -44,8 +44,8 @@ class Relaxation:
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_rounding(name, self.rounding)
-        if self.max_bytes is not None and self.max_bytes <= 0:
-            raise ValueError(f"{name}: max_bytes must be positive, got {self.max_bytes}")
+        if self.max_bytes is not None and not (isinstance(self.max_bytes, int) and self.max_bytes > 0):
+            raise ValueError(f"{name}: max_bytes must be a positive integer or None, got {self.max_bytes}")
 
     @property
     def outward(self) -> bool:
@@ -96,11 +96,11 @@ class Box(Relaxation):
     F: float | None = None
 
     def __post_init__(self) -> None:
-        super(Box, self).__post_init__()
-        if not self.omega >= 0:
-            raise ValueError(f"Box: omega must be >= 0, got {self.omega}")
-        if self.F is not None and not self.F > 0:
-            raise ValueError(f"Box: F must be > 0, got {self.F}")
+        super().__post_init__()
+        if not 0 <= self.omega < math.inf:
+            raise ValueError(f"Box: omega must be >= 0 and finite, got {self.omega}")
+        if self.F is not None and not 0 < self.F < math.inf:
+            raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
 
     def _loosen(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self.F is None:
@@ -148,18 +148,16 @@ class _Zonotope(Relaxation):
     errors: ClassVar[zonotope.Errors] = "generators"
 
     def __post_init__(self) -> None:
-        super(_Zonotope, self).__post_init__()
+        super().__post_init__()
         name = type(self).__name__
         if self.slope not in ("chord", "box", "diag", "switch", "soft", "slanted"):
             raise ValueError(
                 f"{name}: slope must be 'chord', 'box', 'diag', 'switch', 'soft' or 'slanted', got {self.slope!r}"
             )
         if self.continuous and self.slope != "diag":
-            raise ValueError(
-                f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}"
-            )
-        if not self.gamma > 0:
-            raise ValueError(f"{name}: gamma must be > 0, got {self.gamma}")
+            raise ValueError(f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"{name}: gamma must be > 0 and finite, got {self.gamma}")
         if not 0 <= self.kappa <= 1:
             raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
 
@@ -202,12 +200,14 @@ class _Zonotope(Relaxation):
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         _, center, radius = self._forward(network, region, rows)
-        assert center is not None and radius is not None
+        assert center is not None
+        assert radius is not None
         return center - radius
 
     def output_bounds(self, network: Network, region: InputBox) -> Bounds:
         _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.lower))
-        assert center is not None and radius is not None
+        assert center is not None
+        assert radius is not None
         shape = (-1, *network.output_shape)
         return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
 
@@ -217,7 +217,7 @@ def _examples(relaxation: Relaxation, network: Network, region: InputBox) -> int
     if relaxation.max_bytes is None:
         return max(1, region.shape[0])
     terms = math.prod(network.input_shape) + sum(math.prod(n.shape) for n in network.activations)
-    widest = max(math.prod(network.shape_of(n.name)) for n in network)
+    widest = max(math.prod(network.shape_of(name)) for name in (network.input, *(n.name for n in network)))
     return max(1, relaxation.max_bytes // (3 * terms * widest * region.lower.element_size()))
 
 
@@ -248,18 +248,14 @@ class DeepZ(_Zonotope):
     direction: Literal["auto", "forward", "backward"] = "auto"
 
     def __post_init__(self) -> None:
-        super(DeepZ, self).__post_init__()
+        super().__post_init__()
         if self.direction not in ("auto", "forward", "backward"):
-            raise ValueError(
-                f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}"
-            )
+            raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
 
     def _backward(self, network: Network, rows: int) -> _Substitution | None:
         """The same relaxation as rows pulled back, where that is the cheaper direction; None for forward."""
         pooled = any(isinstance(node.op, MaxPool2d) for node in network)
-        if self.direction == "forward" or (
-            self.direction == "auto" and (pooled or not _backward_pays(network, rows))
-        ):
+        if self.direction == "forward" or (self.direction == "auto" and (pooled or not _backward_pays(network, rows))):
             return None
         return _Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
 
@@ -267,19 +263,19 @@ class DeepZ(_Zonotope):
         backward = self._backward(network, 0)
         if backward is not None:
             return backward.preactivation_bounds(network, region)
-        return super(DeepZ, self).preactivation_bounds(network, region)
+        return super().preactivation_bounds(network, region)
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         backward = self._backward(network, rows.shape[1])
         if backward is not None:
             return backward.lower_bounds(network, region, rows)
-        return super(DeepZ, self).lower_bounds(network, region, rows)
+        return super().lower_bounds(network, region, rows)
 
     def output_bounds(self, network: Network, region: InputBox) -> Bounds:
         backward = self._backward(network, network.outputs)
         if backward is not None:
             return backward.output_bounds(network, region)
-        return super(DeepZ, self).output_bounds(network, region)
+        return super().output_bounds(network, region)
 
 
 def _backward_pays(network: Network, rows: int) -> bool:
@@ -314,9 +310,11 @@ class Cauchy(_Zonotope):
     errors: ClassVar[zonotope.Errors] = "projection"
 
     def __post_init__(self) -> None:
-        super(Cauchy, self).__post_init__()
-        if self.k < 1:
-            raise ValueError(f"Cauchy: k must be at least 1, got {self.k}")
+        super().__post_init__()
+        if not (isinstance(self.k, int) and self.k >= 1):
+            raise ValueError(f"Cauchy: k must be an integer of at least 1, got {self.k}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"Cauchy: seed must be an integer, got {self.seed}")
         if self.outward:
             raise ValueError("Cauchy: an estimate cannot be rounded outward into a bound")
 
@@ -332,9 +330,12 @@ class _Substitution(Relaxation):
     """Another relaxation's pre-activation bounds; None: this method's own, layer by layer."""
 
     def __post_init__(self) -> None:
-        super(_Substitution, self).__post_init__()
+        super().__post_init__()
         if self.preactivation is not None:
-            object.__setattr__(self, "preactivation", resolve(self.preactivation))
+            source = resolve(self.preactivation)
+            if not source.sound:
+                raise ValueError(f"{type(self).__name__}: preactivation {name_of(source)} is an estimate, not a bound")
+            object.__setattr__(self, "preactivation", source)
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         """Lines at pre-activation bounds [l, u], to nearest."""
@@ -352,7 +353,7 @@ class _Substitution(Relaxation):
     def _layers(self, network: Network, region: InputBox) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
         balls = interval.propagate(network, region, rounding=self.rounding).balls
-        magnitude = self._magnitude(balls)
+        magnitude = self._magnitude(network, balls)
         given = None
         if self.preactivation is not None:
             given = with_rounding(self.preactivation, self.rounding).preactivation_bounds(network, region)
@@ -375,8 +376,8 @@ class _Substitution(Relaxation):
                 lines[node.name] = self._lines(node.op, before)
         return bounds, lines
 
-    def _magnitude(self, balls: Mapping[str, Ball]) -> dict[str, Tensor] | None:
-        return backsubstitution.magnitudes(None, balls) if self.outward else None  # type: ignore[arg-type]
+    def _magnitude(self, network: Network, balls: Mapping[str, Ball]) -> dict[str, Tensor] | None:
+        return backsubstitution.magnitudes(network, balls) if self.outward else None
 
     def _both(
         self,
@@ -404,8 +405,10 @@ class _Substitution(Relaxation):
     ) -> Tensor:
         """Back-substitution in chunks of rows under max_bytes; recomputed in the backward pass when chunked."""
         size = self._rows(network, target, region)
+        unchanged = _weights_guard(network)
 
         def part(chunk: Tensor) -> Tensor:
+            unchanged()
             return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
 
         if size >= rows.shape[1]:
@@ -415,7 +418,8 @@ class _Substitution(Relaxation):
             return torch.cat([part(chunk) for chunk in chunks], 1)
         from torch.utils.checkpoint import checkpoint
 
-        return torch.cat([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks], 1)
+        parts = [checkpoint(part, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return torch.cat(parts, 1)
 
     def _rows(self, network: Network, target: str, region: InputBox) -> int:
         """Rows a chunk: four coefficient tensors of the widest node alive at once."""
@@ -431,8 +435,27 @@ class _Substitution(Relaxation):
         _, lines = self._layers(network, region)
         magnitude = None
         if self.outward:
-            magnitude = self._magnitude(interval.propagate(network, region, rounding="outward").balls)
+            magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
         return self._substitute(network, network.output, rows, region, lines, magnitude)
+
+
+def _weights_guard(network: Network) -> Callable[[], None]:
+    """A check that the weights are still those of now: chunks are computed again in the backward pass."""
+
+    def seen() -> list[tuple[int, int]]:
+        module = network.module
+        return [(id(t), t._version) for t in (*module.parameters(), *module.buffers())]
+
+    before = seen()
+
+    def unchanged() -> None:
+        if seen() != before:
+            raise RuntimeError(
+                "max_bytes: the network's weights changed between the forward and the backward pass, which computes "
+                "the chunks again; call backward() first (inside functional_call, too), or set max_bytes=None"
+            )
+
+    return unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,13 +494,13 @@ class Crown(_Substitution):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        super(Crown, self).__post_init__()
-        if isinstance(self.lower, bool) or self.lower not in ("adaptive", "soft", 0, 1):
+        super().__post_init__()
+        if isinstance(self.lower, (bool, float)) or self.lower not in ("adaptive", "soft", 0, 1):
             raise ValueError(f"Crown: lower must be 'adaptive', 'soft', 0 or 1, got {self.lower!r}")
         if (self.tria or self.continuous) and self.lower not in (0, 1):
             raise ValueError(f"Crown: tria and continuous need lower 0 or 1, got lower={self.lower!r}")
-        if not self.gamma > 0:
-            raise ValueError(f"Crown: gamma must be > 0, got {self.gamma}")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.crown_lines(
@@ -485,7 +508,7 @@ class Crown(_Substitution):
         )
 
 
-def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: Any) -> Crown:  # noqa: N802
+def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: Any) -> Crown:
     """CROWN with pre-activation bounds from Box: CROWN-IBP (R).
 
     lower: "adaptive" or "soft" (gamma), as for `Crown`.
@@ -523,15 +546,17 @@ class Intersect(Relaxation):
         resolved = [resolve(part) for part in parts]
         for part in resolved:
             if not part.sound:
-                raise ValueError(
-                    f"Intersect: {name_of(part)} is an estimate, not a bound, and cannot be intersected"
-                )
+                raise ValueError(f"Intersect: {name_of(part)} is an estimate, not a bound, and cannot be intersected")
         if rounding is not None:
             resolved = [with_rounding(part, rounding) for part in resolved]
+        if len({part.rounding for part in resolved}) > 1:
+            raise ValueError("Intersect: parts round differently; say rounding='outward' or 'nearest' for all")
+        if max_bytes is not None:
+            resolved = [_changed(part, max_bytes=max_bytes) for part in resolved]
         object.__setattr__(self, "parts", tuple(resolved))
-        object.__setattr__(self, "rounding", rounding or resolved[0].rounding)
+        object.__setattr__(self, "rounding", resolved[0].rounding)
         object.__setattr__(self, "max_bytes", max_bytes)
-        super(Intersect, self).__post_init__()
+        super().__post_init__()
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         best = self.parts[0].preactivation_bounds(network, region)
@@ -555,11 +580,14 @@ def _tighter(a: Bounds, b: Bounds) -> Bounds:
 
 def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:
     """The same relaxation with another rounding, its parts included."""
-    if relaxation.rounding == rounding:
-        return relaxation
-    if isinstance(relaxation, Intersect):
-        return Intersect(*relaxation.parts, rounding=rounding, max_bytes=relaxation.max_bytes)
-    return replace(relaxation, rounding=rounding)
+    return relaxation if relaxation.rounding == rounding else _changed(relaxation, rounding=rounding)
+
+
+def _changed(relaxation: Relaxation, **options: Any) -> Relaxation:
+    if not isinstance(relaxation, Intersect):
+        return replace(relaxation, **options)
+    kept = {"rounding": relaxation.rounding, "max_bytes": relaxation.max_bytes}
+    return Intersect(*relaxation.parts, **{**kept, **options})
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -625,9 +653,7 @@ def resolve(relaxation: Relaxation | str) -> Any:
     """
     if not isinstance(relaxation, str):
         if not hasattr(relaxation, "lower_bounds"):
-            raise TypeError(
-                f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}"
-            )
+            raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
         return relaxation
     name, _, text = relaxation.partition(":")
     if name in _FACTORIES:

@@ -39,8 +39,6 @@ def check_specification(rows: Tensor, batch: torch.Size, outputs: int) -> None:
             f"outputs, got {tuple(rows.shape)}"
         )
     if rows.dim() > 2 and rows.shape[:-2] != batch:
-        raise ValueError(
-            f"specification: rows have batch {tuple(rows.shape[:-2])}, the region has {tuple(batch)}"
-        )
+        raise ValueError(f"specification: rows have batch {tuple(rows.shape[:-2])}, the region has {tuple(batch)}")
     if not bool(rows.detach().isfinite().all()):
         raise ValueError("specification: rows must be finite")

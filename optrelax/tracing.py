@@ -6,9 +6,10 @@ register their own with `register_op` and `register_activation`.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch import Tensor, fx, nn
 from optrelax import activations
 from optrelax.activations import Activation
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network, Node, Op
+from optrelax.graph import HALF, MODES, Network, Node, Op
 from optrelax.ops import (
     Add,
     AveragePool2d,
+    BatchNorm,
     Conv2d,
     ConvGeometry,
     Linear,
@@ -31,10 +33,12 @@ from optrelax.ops import (
     Scale,
     Shape,
     Source,
+    wide,
 )
 
 Target = type[nn.Module] | Callable[..., Any] | str
 _PROBE = 3  # batch size of the shapes' probe
+_HOOKS = "has forward hooks, which a captured graph would not run; remove them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,9 @@ class Site:
         if value is None:
             return None
         key: int | str = position if len(self.args) > position else name
+        if isinstance(value, float):
+            number = torch.tensor(value, dtype=torch.float64)  # a Python number is no float32
+            return lambda: number
         return self.sources.get(key, lambda: torch.as_tensor(value))
 
 
@@ -133,9 +140,7 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     """
     if isinstance(net, Network):
         if input_shape is not None and tuple(input_shape) != net.input_shape:
-            raise ValueError(
-                f"capture: the network takes inputs of shape {net.input_shape}, got {tuple(input_shape)}"
-            )
+            raise ValueError(f"capture: the network takes inputs of shape {net.input_shape}, got {tuple(input_shape)}")
         return net
     if not isinstance(net, nn.Module):
         raise TypeError(f"capture: wants an nn.Module or a Network, got {type(net).__name__}")
@@ -161,22 +166,42 @@ def _first_shape(net: nn.Module) -> Shape:
     for module in net.modules():
         if isinstance(module, nn.Linear):
             return (module.in_features,)
-        if (
-            not isinstance(module, (nn.Sequential, nn.Flatten, nn.Identity))
-            and next(module.children(), None) is None
-        ):
+        if not isinstance(module, (nn.Sequential, nn.Flatten, nn.Identity)) and next(module.children(), None) is None:
             break
     raise ValueError("capture: give input_shape (without the batch); the first layer does not say it")
 
 
 class _Tracer(fx.Tracer):
-    """Leaves are the module types with a builder; everything else is traced into."""
+    """Leaves are the module types with a builder; everything else is traced into.
+
+    Parameters and buffers become nodes, read again at each use. Other tensors that the forward makes or closes over
+    are kept here, not on the user's module as torch.fx would.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants: dict[str, Tensor] = {}
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not self._is_attribute(a):
+            name = next((n for n, t in self.constants.items() if t is a), f"_constant_{len(self.constants)}")
+            self.constants[name] = a
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def _is_attribute(self, a: Tensor) -> bool:
+        named = (*self.root.parameters(), *self.root.buffers(), *self.tensor_attrs)
+        return any(a is t for t in named)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _module_builder(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def _module_builder(module: nn.Module) -> Builder | None:
+    if "forward" in vars(module):
+        return None  # replaced on this one object: not what its type computes
     for cls in type(module).__mro__:
         if cls in _MODULES and type(module).forward is cls.forward:
             return _MODULES[cls]
@@ -184,33 +209,55 @@ def _module_builder(module: nn.Module) -> Builder | None:
 
 
 def _trace(net: nn.Module, shape: Shape) -> tuple[Network | None, list[Problem]]:
+    problems = _module_problems(net)
+    if _module_builder(net) is not None:
+        net = nn.Sequential(net)  # a single supported layer is a network too
+    tracer = _Tracer()
+    before = torch.get_rng_state()
+    try:
+        graph = tracer.trace(net)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = f"cannot be traced: {error}; control flow must not depend on values"
+        problems.append(Problem("(root)", type(net).__name__, reason))
+        return None, problems
+    network, problems = _Walk(net, shape, problems, tracer.constants).run(graph)
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        if not problems:
+            reason = "draws random numbers, so that it is no fixed function; draw them outside of forward"
+            return None, [Problem("(root)", type(net).__name__, reason)]
+    return network, problems
+
+
+def _module_problems(net: nn.Module) -> list[Problem]:
+    """What is wrong with the modules whatever their graph: modes, types, and what a trace would not see."""
     problems = [
         Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
         for path, m in net.named_modules()
-        if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)) and m.training
+        if isinstance(m, MODES) and m.training
     ]
-    if _module_builder(net) is not None:
-        net = nn.Sequential(net)  # a single supported layer is a network too
-    try:
-        graph = _Tracer().trace(net)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError) as error:
-        problems.append(
-            Problem(
-                "(root)",
-                type(net).__name__,
-                f"cannot be traced: {error}; control flow must not depend on values",
-            )
-        )
-        return None, problems
-    return _Walk(net, shape, problems).run(graph)
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.dtype in HALF:
+            reason = "bounds want float32 or float64; call .float()"
+            problems.append(Problem(name, str(tensor.dtype), reason))
+    # torch.fx takes the forward of the root's type, and calls it without the root's hooks.
+    if net._forward_hooks or net._forward_pre_hooks:
+        problems.append(Problem("(root)", type(net).__name__, _HOOKS))
+    if "forward" in vars(net):
+        reason = "has a forward of its own on the object; subclass the module instead"
+        problems.append(Problem("(root)", type(net).__name__, reason))
+    return problems
 
 
 class _Walk:
     """Evaluates the fx graph on a probe and builds one node a call; collects every problem."""
 
-    def __init__(self, net: nn.Module, shape: Shape, problems: list[Problem]) -> None:
-        self.net, self.shape, self.problems = net, shape, problems
+    def __init__(self, net: nn.Module, shape: Shape, problems: list[Problem], constants: Mapping[str, Tensor]) -> None:
+        self.net, self.shape, self.problems, self.constants = net, shape, problems, constants
         self.probe: dict[fx.Node, Any] = {}  # fx node -> value on the probe
+        self.other: dict[
+            fx.Node, Any
+        ] = {}  # fx node -> what it would be for another batch size, where it reads a shape
         self.names: dict[fx.Node, str] = {}  # fx node -> node of the network, where it depends on the input
         self.live: dict[fx.Node, Source] = {}  # fx node -> constant of the module, read at use
         self.broken: set[fx.Node] = set()
@@ -252,9 +299,7 @@ class _Walk:
             return
         parameter = next(self.net.parameters(), None)
         dtype = (
-            parameter.dtype
-            if parameter is not None and parameter.is_floating_point()
-            else torch.get_default_dtype()
+            parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.get_default_dtype()
         )
         device = parameter.device if parameter is not None else torch.device("cpu")
         self.probe[node] = torch.zeros(_PROBE, *self.shape, dtype=dtype, device=device)
@@ -264,6 +309,8 @@ class _Walk:
         path = str(node.target)
 
         def read() -> Any:
+            if path in self.constants:
+                return self.constants[path]
             value: Any = self.net
             for part in path.split("."):
                 value = getattr(value, part)
@@ -302,33 +349,52 @@ class _Walk:
         if depends and builder is None and not _reads_shape(node):
             self._problem(node, name, "has no rule")
             return
-        if (
-            isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
-            and module.training
-        ):
+        if isinstance(module, MODES) and module.training:
             self.broken.add(node)  # reported already, and running it would change the module
             return
         if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-            self._problem(node, name, "has forward hooks, which a captured graph would not run; remove them")
+            self._problem(node, name, _HOOKS)
             return
-        if depends and _in_place(node, module) and self._aliased(node):
-            self._problem(
-                node, name, "works in place on a value that is read elsewhere; use the form that copies"
-            )
-            return
+        if _in_place(node, module):
+            if not node.args or node.args[0] not in self.names:
+                self._problem(node, name, "changes a parameter or constant in place; use the form that copies")
+                return
+            if self._aliased(node):
+                reason = "works in place on a value that is read elsewhere; use the form that copies"
+                self._problem(node, name, reason)
+                return
         try:
             result = _evaluate(node, module, args, kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            self._problem(
-                node, name, f"fails on an input of shape {self.shape}: {str(error).splitlines()[0]}"
-            )
+            self._problem(node, name, f"fails on an input of shape {self.shape}: {str(error).splitlines()[0]}")
             return
         self.probe[node] = result
         if not depends:
             self.live[node] = self._replay(node)
-        elif not _reads_shape(node):
+            if any(n in self.other for n in node.all_input_nodes):
+                self._note_other(node)
+        elif _reads_shape(node):
+            self._note_other(node)
+        else:
             assert builder is not None
             self._build(node, builder, name, module, args, kwargs, result)
+
+    def _note_other(self, node: fx.Node) -> None:
+        """Keep what a value that comes from a shape would be for another batch size."""
+
+        def value(n: fx.Node) -> Any:
+            if n in self.names:
+                return torch.empty(_PROBE + 2, *self.probe[n].shape[1:], device="meta")
+            return self.other.get(n, self.probe[n])
+
+        args, kwargs = fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
+        try:
+            self.other[node] = _evaluate(node, self._module(node), args, kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            self.other[node] = None
+
+    def _reads_batch_size(self, node: fx.Node) -> bool:
+        return any(n in self.other and not _same(self.other[n], self.probe[n]) for n in node.all_input_nodes)
 
     def _aliased(self, node: fx.Node) -> bool:
         """Whether the value that an in-place call overwrites, or one it is a view of, has another reader."""
@@ -347,9 +413,7 @@ class _Walk:
             def value(n: fx.Node) -> Any:
                 return self.live[n]() if n in self.live else self.probe[n]
 
-            return _evaluate(
-                node, self._module(node), fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
-            )
+            return _evaluate(node, self._module(node), fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
 
         return read
 
@@ -370,22 +434,19 @@ class _Walk:
         traced = tuple(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in self.names)
         sources: dict[int | str, Source] = {}
         for key, argument in (*enumerate(node.args), *node.kwargs.items()):
-            if (
-                isinstance(argument, fx.Node)
-                and argument in self.live
-                and isinstance(self.probe[argument], Tensor)
-            ):
+            if isinstance(argument, fx.Node) and argument in self.live and isinstance(self.probe[argument], Tensor):
                 sources[key] = self.live[argument]
         inputs = [node.args[i] for i in traced]
         if any(isinstance(v, fx.Node) and v in self.names for v in node.kwargs.values()) or not traced:
-            self._problem(
-                node, name, "takes the network's value as a keyword or in a list; pass it by position"
-            )
+            self._problem(node, name, "takes the network's value as a keyword or in a list; pass it by position")
             return
         try:
             op = builder(Site(module, args, kwargs, traced, sources, result))
         except (ValueError, NotImplementedError, _Refused) as error:
             self._problem(node, name, str(error))
+            return
+        if not isinstance(op, Reshape) and self._reads_batch_size(node):
+            self._problem(node, name, "mixes the batch: an argument depends on the batch size")
             return
         if isinstance(op, Activation) and len(traced) != 1:
             self._problem(node, name, "an activation takes one value")
@@ -409,18 +470,36 @@ def _op_name(node: fx.Node, module: nn.Module | None) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
 def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
         return bool(getattr(module, "inplace", False))
-    if node.kwargs.get("inplace") or node.target in (
-        operator.iadd,
-        operator.isub,
-        operator.imul,
-        operator.itruediv,
-    ):
+    if node.target in _IN_PLACE:
+        # A number read from a shape has no storage.
+        return not (node.args and isinstance(node.args[0], fx.Node) and _reads_shape(node.args[0]))
+    if node.op == "call_function" and _argument(node, "inplace"):
         return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") and not name.endswith("__")
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """An argument of a Python function by name, however it was passed; None where it has none."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    if not inspect.isfunction(node.target):
+        return None  # a builtin, whose signature is not known
+    names = list(inspect.signature(node.target).parameters)
+    position = names.index(name) if name in names else len(node.args)
+    return node.args[position] if position < len(node.args) else None
 
 
 def _reads_shape(node: fx.Node) -> bool:
@@ -452,9 +531,7 @@ def _attribute_source(module: nn.Module, name: str) -> Source | None:
     return None if getattr(module, name) is None else (lambda: getattr(module, name))
 
 
-def _same_padding(
-    kernel: tuple[int, int], dilation: tuple[int, int], padding: Any, stride: Any
-) -> tuple[int, int]:
+def _same_padding(kernel: tuple[int, int], dilation: tuple[int, int], padding: Any, stride: Any) -> tuple[int, int]:
     """Padding as two numbers; 'same' only where it is symmetric."""
     if padding == "valid":
         return 0, 0
@@ -512,9 +589,7 @@ def _conv_function(site: Site) -> Op:
 def _image(site: Site) -> Shape:
     shape = site.shape()
     if len(shape) != 3:
-        raise _Refused(
-            f"takes a batch of [c, h, w], got {shape} (an input without a batch dimension mixes the batch)"
-        )
+        raise _Refused(f"takes a batch of [c, h, w], got {shape} (an input without a batch dimension mixes the batch)")
     return shape
 
 
@@ -529,29 +604,18 @@ def _batch_norm(site: Site) -> Op:
     assert isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))
     if m.running_mean is None or m.running_var is None:
         raise _Refused("without running statistics it mixes the batch; track_running_stats=True")
-    shape = site.shape()
-    view = (-1, *[1] * (len(shape) - 1))
-
-    def scale() -> Tensor:
-        assert m.running_var is not None
-        inverse = (m.running_var + m.eps).rsqrt()
-        return (inverse if m.weight is None else m.weight * inverse).reshape(view)
-
-    def shift() -> Tensor:
-        assert m.running_mean is not None
-        moved = -m.running_mean.reshape(view) * scale()
-        return moved if m.bias is None else moved + m.bias.reshape(view)
-
-    return Scale(shape, scale, shift)
+    mean, variance = _attribute_source(m, "running_mean"), _attribute_source(m, "running_var")
+    assert mean is not None
+    assert variance is not None
+    weight, bias = _attribute_source(m, "weight"), _attribute_source(m, "bias")
+    return BatchNorm(site.shape(), m.eps, mean, variance, weight, bias)
 
 
 @register_op(nn.AvgPool2d)
 def _avg_pool_module(site: Site) -> Op:
     m = site.module
     assert isinstance(m, nn.AvgPool2d)
-    return _avg_pool(
-        site, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    )
+    return _avg_pool(site, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
 
 
 @register_op(F.avg_pool2d)
@@ -623,20 +687,21 @@ register_op(F.max_pool2d, torch.max_pool2d)(_max_pool_function)
 def _max_pool(site: Site, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Op:
     if ceil:
         raise _Refused("ceil_mode=True has no rule; pad the input instead")
-    return MaxPool2d(
-        _image(site), _pair(kernel), ConvGeometry(_pair(stride), _pair(padding), _pair(dilation))
-    )
+    return MaxPool2d(_image(site), _pair(kernel), ConvGeometry(_pair(stride), _pair(padding), _pair(dilation)))
 
 
-@register_op(
-    nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", "unflatten"
-)
+@register_op(nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", "unflatten")
 @register_op(torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze", "contiguous", nn.Identity)
-@register_op(nn.Dropout, nn.Dropout2d, nn.Dropout1d, F.dropout)
+@register_op(nn.Dropout, nn.Dropout2d, nn.Dropout1d)
 def _reshape(site: Site) -> Op:
-    if site.module is None and site.argument(2, "training", False) is True:
-        raise _Refused("F.dropout with training=True is random; pass training=self.training and call .eval()")
     return Reshape(site.shape(), tuple(site.result.shape[1:]))
+
+
+@register_op(F.dropout)
+def _dropout_function(site: Site) -> Op:
+    if site.argument(2, "training", True):
+        raise _Refused("is random in training mode, its default; pass training=self.training and call .eval()")
+    return Reshape(site.shape(), site.shape())
 
 
 @register_op(operator.add, torch.add, operator.iadd, "add", "add_")
@@ -655,9 +720,7 @@ def _sum(site: Site, signs: tuple[float, float]) -> Op:
     shape = tuple(site.result.shape[1:])
     if len(site.traced) == 2:
         if site.shape(0) != site.shape(1):
-            raise _Refused(
-                f"adds shapes {site.shape(0)} and {site.shape(1)}; broadcasting branches has no rule"
-            )
+            raise _Refused(f"adds shapes {site.shape(0)} and {site.shape(1)}; broadcasting branches has no rule")
         return Add(shape, signs)
     _unbroadcast(site, shape)
     constant = _per_example(site, 1 - site.traced[0])
@@ -670,9 +733,7 @@ def _sum(site: Site, signs: tuple[float, float]) -> Op:
 
 def _unbroadcast(site: Site, shape: Shape) -> None:
     if site.shape(site.traced[0]) != shape:
-        raise _Refused(
-            f"a constant widens the value from {site.shape(site.traced[0])} to {shape}; expand it first"
-        )
+        raise _Refused(f"a constant widens the value from {site.shape(site.traced[0])} to {shape}; expand it first")
 
 
 def _per_example(site: Site, position: int) -> Source:
@@ -708,7 +769,7 @@ def _div(site: Site) -> Op:
     shape = tuple(site.result.shape[1:])
     _unbroadcast(site, shape)
     divisor = _per_example(site, 1)
-    return Scale(shape, lambda: 1.0 / divisor(), None)
+    return Scale(shape, lambda: 1.0 / wide(divisor()), None)
 
 
 @register_op(operator.neg, torch.neg, "neg")
@@ -740,9 +801,7 @@ def _hardtanh_module(site: Site) -> Op:
 
 @register_op(F.hardtanh)
 def _hardtanh_function(site: Site) -> Op:
-    return activations.clamp(
-        float(site.argument(1, "min_val", -1.0)), float(site.argument(2, "max_val", 1.0))
-    )
+    return activations.clamp(float(site.argument(1, "min_val", -1.0)), float(site.argument(2, "max_val", 1.0)))
 
 
 @register_op(F.relu6)

@@ -22,7 +22,7 @@ def checked_modules() -> list[str]:
 
 # Every annotated function checks its arguments and results: in the tests only, so `import optrelax` stays light.
 # In force from here on: the library is imported after this line.
-install_import_hook(checked_modules(), "beartype.beartype")
+install_import_hook(checked_modules(), "typecheck.checked")
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")

@@ -20,7 +20,7 @@ from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network, Node
 from optrelax.lines import Lines
-from optrelax.ops import Affine, MaxPool2d, Shape
+from optrelax.ops import Affine, MaxPool2d, Shape, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, gamma, underflow, unit_roundoff
 
@@ -65,11 +65,10 @@ class Rows:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Rows times a vector: a [batch or 1, k, *shape], b [batch or none, *shape] -> [batch or 1, k]."""
-    lead = a.shape[:2]
-    flat = a.reshape(*lead, -1)
+    flat = flatten_from(a, 2)
     if b.dim() == a.dim() - 2:  # one vector for all
         return flat @ b.reshape(-1)
-    vector = b.reshape(b.shape[0], -1)
+    vector = flatten_from(b, 1)
     if flat.shape[0] == 1 and vector.shape[0] != 1:
         return vector @ flat[0].mT
     return (flat @ vector[..., None])[..., 0]
@@ -145,15 +144,16 @@ def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
     b = op.bias(a)
     if b is not None:
         b = b.expand(node.shape)
-        magnitude = None if walk.magnitude is None else dot(a.abs(), b.abs())
-        walk.add_constant(dot(a, b), magnitude, b.numel())
+        size = None if walk.magnitude is None else op.bias_size(a)
+        magnitude = None if size is None else dot(a.abs(), size.expand(node.shape))
+        walk.add_constant(dot(a, b), magnitude, b.numel() + op.roundings)
     if walk.magnitude is not None and op.cost() > 0:
         # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|).
         size = op.absolute(*(walk.magnitude[name] for name in node.inputs))
         dtype = a.dtype
-        walk.allow(gamma(op.fan_out + 2, dtype) * dot(a.abs(), size))
+        walk.allow(gamma(op.fan_out + op.roundings, dtype) * dot(a.abs(), size))
         reach = sum(float(walk.magnitude[name].detach().sum()) for name in node.inputs)
-        walk.allow(a.new_full(walk.constant.shape, underflow(op.fan_out, dtype) * reach))
+        walk.allow(a.new_full(walk.constant.shape, underflow(2 * op.fan_out, dtype) * reach))
     for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
         walk.add(name, pulled)
 

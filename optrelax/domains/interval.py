@@ -94,18 +94,17 @@ def _affine(op: Affine, *xs: Ball) -> Ball:
 def affine_error(op: Affine, value: Tensor, magnitudes: list[Tensor]) -> Tensor:
     """Allowance for an affine op on values of these magnitudes, image and |image| both: [batch, *shape].
 
-    Each of the two products errs by at most gamma(fan_in + 2) times the sum of absolute terms, which is
-    |W| magnitude + |b|; their common sum is at most twice that.
+    Each of the two products errs by at most gamma(fan_in + roundings) times the sum of absolute terms, which is
+    |W| magnitude + |b|; their common sum is at most twice that. A product and a sum each may underflow.
     """
-    terms = op.fan_in * len(magnitudes) + 2
+    terms = op.fan_in * len(magnitudes) + op.roundings
     total = op.absolute(*magnitudes)
-    b = op.bias(total)
-    if b is not None:
-        total = total + b.abs()
-    exact = op.diagonal and op.bias(total) is None and op.cost() == 0
-    if exact:
+    size = op.bias_size(total)
+    if size is None and op.cost() == 0:  # the same numbers in another shape
         return torch.zeros_like(value)
-    return SLACK * (2 * gamma(terms, value.dtype) * total + underflow(terms, value.dtype))
+    if size is not None:
+        total = total + size
+    return SLACK * (2 * gamma(terms, value.dtype) * total + underflow(4 * terms, value.dtype))
 
 
 @rule(Activation, domain=Ball)
@@ -113,9 +112,8 @@ def _activation(op: Activation, x: Ball) -> Ball:
     # The walk hands over the ends themselves here, so that no rounding is spent on the way.
     low, high = op.image(x.center, x.radius)
     if x.outward and not op.exact:
-        error = 4 * unit_roundoff(low.dtype)
-        low, high = low - error * low.abs(), high + error * high.abs()
-        low, high = down(low), up(high)
+        error, least = 4 * unit_roundoff(low.dtype), underflow(1, low.dtype)
+        low, high = down(low - error * low.abs() - least), up(high + error * high.abs() + least)
     return ball(low, high, x.outward)
 
 

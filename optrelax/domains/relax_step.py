@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from optrelax.lines import Lines
+from optrelax.ops import flatten_from
 
 
 def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
@@ -19,10 +20,9 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     """
     shape = lines.lower_slope.shape
     flat = [
-        t.reshape(shape[0], -1)
-        for t in (lines.lower_slope, lines.lower_intercept, lines.upper_slope, lines.upper_intercept)
+        flatten_from(t, 1) for t in (lines.lower_slope, lines.lower_intercept, lines.upper_slope, lines.upper_intercept)
     ]
-    pulled, constant = _RelaxStep.apply(a.reshape(*a.shape[:2], -1), *flat, lines.parallel)
+    pulled, constant = _RelaxStep.apply(flatten_from(a, 2), *flat, lines.parallel)
     return pulled.reshape(*pulled.shape[:2], *shape[1:]), constant
 
 

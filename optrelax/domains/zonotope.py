@@ -7,6 +7,7 @@ interval part beta, Mirman et al. 2018) and random projection (new errors join k
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,9 +20,10 @@ from optrelax.domains.backsubstitution import choose_entries, dot, pull
 from optrelax.domains.interval import affine_error
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
+from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.graph import Network, Node
 from optrelax.lines import Lines
-from optrelax.ops import Affine, MaxPool2d
+from optrelax.ops import Affine, MaxPool2d, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, down, gamma, underflow, unit_roundoff, up
 
@@ -40,9 +42,9 @@ class Block:
     def radius(self) -> Tensor:
         """Sum of the absolute generators, [batch, *shape]."""
         g = self.generators.abs()
-        flat = g.reshape(*g.shape[:2], -1)
+        flat = flatten_from(g, 2)
         total = self.scale @ flat[0] if flat.shape[0] == 1 else (self.scale[:, None] @ flat)[:, 0]
-        return total.reshape(-1, *g.shape[2:])
+        return total.reshape(total.shape[0], *g.shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Zonotope:
     beta: Tensor | None = None
     projected: Tensor | None = None
     outward: bool = False
+
+    @property
+    def reach(self) -> Tensor:
+        """Sum of the noise terms' scales and one, [batch, 1...]: what an underflowing generator is multiplied by."""
+        total = torch.ones_like(self.center[(slice(None), *[slice(1)] * (self.center.dim() - 1))])
+        for block in self.blocks.values():
+            total = total + block.scale.sum(1).reshape(-1, *total.shape[1:])
+        return total
 
     @property
     def radius(self) -> Tensor:
@@ -96,8 +106,8 @@ class Walk:
 
     def cauchy(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The Cauchy projection of the errors born at node `name`: [k, *shape], the same for every batch."""
-        # Seeded by the node's place in the alphabet of names, not Python's salted hash: equal in every process.
-        digest = sum((i + 1) * ord(c) for i, c in enumerate(name)) + 1_000_003 * self.seed
+        # A checksum of the node's name, not Python's salted hash: equal in every process.
+        digest = zlib.crc32(f"{self.seed} {name}".encode())
         generator = torch.Generator().manual_seed(digest)
         uniform = torch.rand(self.projections, *shape, generator=generator, dtype=torch.float64)
         return torch.tan(math.pi * (uniform - 0.5)).to(like)
@@ -118,8 +128,7 @@ def propagate(network: Network, region: InputBox, walk: Walk, keep: frozenset[st
     """
     require_rules(network, Zonotope)
     readers = {
-        name: sum(name in node.inputs for node in network)
-        for name in (network.input, *(n.name for n in network))
+        name: sum(node.inputs.count(name) for node in network) for name in (network.input, *(n.name for n in network))
     }
     state = {network.input: _start(network, region, walk)}
     preactivation: dict[str, Bounds] = {}
@@ -145,11 +154,12 @@ def _start(network: Network, region: InputBox, walk: Walk) -> Zonotope:
     if walk.errors == "projection":
         projected = walk.cauchy(network.input, shape, center) * radius[:, None]
         return Zonotope(center, projected=projected)
-    # Only pixels that can move need a noise term.
-    moving = (radius.detach() > 0).any(0).flatten().nonzero()[:, 0]
+    # Only pixels that can move need a noise term; where the widths want a gradient, those that cannot need one too.
+    every = torch.full_like(radius[:1], radius.requires_grad, dtype=torch.bool)
+    moving = torch.cat([radius.detach() > 0, every]).any(0).flatten().nonzero()[:, 0]
     eye = torch.zeros(len(moving), math.prod(shape), dtype=center.dtype, device=center.device)
     eye[torch.arange(len(moving), device=center.device), moving] = 1
-    scale = radius.flatten(1)[:, moving]
+    scale = flatten_from(radius, 1)[:, moving]
     block = Block(eye.reshape(1, -1, *shape), scale)
     return Zonotope(center, {network.input: block}, outward=walk.outward)
 
@@ -174,6 +184,9 @@ def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
         projected = op.linear(*(z.projected for z in zs))
     if walk.outward:
         error = affine_error(op, center, [z.center.abs() + z.radius for z in zs])
+        if op.cost() > 0:
+            lost = underflow(4 * op.fan_in * len(zs), center.dtype)
+            error = error + SLACK * lost * sum(z.reach.reshape(-1, *[1] * len(op.shape)) for z in zs)
         beta = error if beta is None else beta + error
     return Zonotope(center, blocks, beta, projected, walk.outward)
 
@@ -191,23 +204,20 @@ def _activation(op: Activation, node: Node, walk: Walk, z: Zonotope) -> Zonotope
     if walk.outward:
         # Products, sums and halvings above: at most 8 units of every magnitude they touch.
         size = lam.abs() * (z.center.abs() + z.radius) + shift.abs() + mu
-        error = SLACK * (8 * unit_roundoff(size.dtype) * size + underflow(8, size.dtype))
+        error = SLACK * (8 * unit_roundoff(size.dtype) * size + underflow(8, size.dtype) * z.reach)
         beta = error if beta is None else beta + error
         exact = (lam == 1) & (shift == 0) & (mu == 0) | (lam == 0) & (shift == 0) & (mu == 0)
         beta = torch.where(exact, lam.abs() * (0 if z.beta is None else z.beta), beta)
-    return _with_errors(
-        replace(z, center=center, blocks=blocks, beta=beta, projected=None), z, lam, mu, node, walk
-    )
+    return _with_errors(replace(z, center=center, blocks=blocks, beta=beta, projected=None), z, lam, mu, node, walk)
 
 
-def _with_errors(
-    moved: Zonotope, before: Zonotope, lam: Tensor | None, mu: Tensor, node: Node, walk: Walk
-) -> Zonotope:
+def _with_errors(moved: Zonotope, before: Zonotope, lam: Tensor | None, mu: Tensor, node: Node, walk: Walk) -> Zonotope:
     """Add the new errors mu [batch, *shape] of `node` where the walk keeps them."""
     if walk.errors == "interval":
         return replace(moved, beta=mu if moved.beta is None else moved.beta + mu)
     if walk.errors == "projection":
-        assert before.projected is not None and lam is not None
+        assert before.projected is not None
+        assert lam is not None
         fresh = walk.cauchy(node.name, node.shape, mu) * mu[:, None]
         return replace(moved, projected=before.projected * lam[:, None] + fresh)
     block = _fresh_block(mu)
@@ -218,7 +228,7 @@ def _with_errors(
 
 def _fresh_block(mu: Tensor) -> Block | None:
     """One noise term for each neuron with an error, padded with zeros to the longest list of the batch."""
-    flat = mu.flatten(1)
+    flat = flatten_from(mu, 1)
     live = flat.detach() != 0
     count = int(live.sum(1).max()) if live.numel() else 0
     if count == 0:
@@ -233,7 +243,7 @@ def _fresh_block(mu: Tensor) -> Block | None:
 def _max_pool(op: MaxPool2d, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
     """A dominating entry passes through; any other window becomes its interval, a new error of its own."""
     if walk.errors == "projection":
-        raise NotImplementedError("random projection has no rule for MaxPool2d")
+        raise UnsupportedOpError([Problem(node.path, "MaxPool2d", "has no rule for random projection (cauchy)")])
     before = z.bounds
     chosen, dominates, top = choose_entries(op, before, op.windows(z.center.device))
     low = op(before.lower)
@@ -272,9 +282,7 @@ def frontier(network: Network) -> frozenset[str]:
     return frozenset(found)
 
 
-def project(
-    network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outward: bool
-) -> tuple[Tensor, Tensor]:
+def project(network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
     """Centre and half width of rows of the output, folded into the last affine ops (elision).
 
     rows [batch or 1, k, *output_shape] -> [batch, k] each.
@@ -286,14 +294,10 @@ def project(
         # Magnitudes of the nodes behind the frontier, by intervals from the frontier's own.
         magnitude = {name: (z.center.abs() + z.radius) * SLACK for name, z in zonotopes.items()}
         for node in network:
-            if (
-                node.name not in magnitude
-                and isinstance(node.op, Affine)
-                and all(i in magnitude for i in node.inputs)
-            ):
+            if node.name not in magnitude and isinstance(node.op, Affine) and all(i in magnitude for i in node.inputs):
                 size = node.op.absolute(*(magnitude[i] for i in node.inputs))
-                b = node.op.bias(size)
-                magnitude[node.name] = SLACK * (size if b is None else size + b.abs())
+                b = node.op.bias_size(size)
+                magnitude[node.name] = SLACK * (size if b is None else size + b)
     walk = pull(network, network.output, rows, batch, {}, magnitude, stop=frozenset(zonotopes))
     if network.input in walk.pending:
         walk.stops[network.input] = walk.pending.pop(network.input)
@@ -304,15 +308,15 @@ def project(
     for name, a in walk.stops.items():
         z = zonotopes[name]
         center = center + dot(a, z.center)
-        flat = a.reshape(*a.shape[:2], -1)
+        flat = flatten_from(a, 2)
         for origin, block in z.blocks.items():
-            g = block.generators.reshape(*block.generators.shape[:2], -1)
+            g = flatten_from(block.generators, 2)
             part = flat @ g.mT  # [batch, k, e]
             noise[origin] = (noise[origin][0] + part if origin in noise else part, block.scale)
         if z.beta is not None:
             radius = radius + dot(a.abs(), z.beta)
         if z.projected is not None:
-            part = torch.einsum("bkn,ben->bek", flat.expand(batch, -1, -1), z.projected.flatten(2))
+            part = torch.einsum("bkn,ben->bek", flat.expand(batch, -1, -1), flatten_from(z.projected, 2))
             projected = part if projected is None else projected + part
         if outward:
             size = size + dot(a.abs(), z.center.abs() + z.radius)
@@ -321,12 +325,9 @@ def project(
     if projected is not None:
         radius = radius + _median(projected.abs())
     if outward:
-        terms = (
-            sum(a[0, 0].numel() for a in walk.stops.values())
-            + sum(s.shape[1] for _, s in noise.values())
-            + 16
-        )
-        error = 4 * gamma(terms, size.dtype) * (size + walk.constant.abs()) + underflow(4 * terms, size.dtype)
+        terms = sum(a[0, 0].numel() for a in walk.stops.values()) + sum(s.shape[1] for _, s in noise.values()) + 16
+        reach = 1 + sum((scale.sum(1, keepdim=True) for _, scale in noise.values()), torch.zeros_like(size[:, :1]))
+        error = 4 * gamma(terms, size.dtype) * (size + walk.constant.abs()) + underflow(4 * terms, size.dtype) * reach
         if walk.allowance is not None:
             error = error + walk.allowance
         if walk.terms is not None:

@@ -1,0 +1,490 @@
+"""The registry of every contract: relaxations, networks and regions. A new one is its file plus one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import optrelax as ox
+from optrelax.relaxations import resolve
+
+# --- relaxations --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RelaxationCase:
+    """One relaxation and what it promises."""
+
+    name: str
+    make: Callable[[], Any]
+    sound: bool = True
+    monotone: bool = False
+    """Lower bounds never rise with eps."""
+    continuous: bool = True
+    """The bound is a continuous function of the weights."""
+    tight_at_points: bool = True
+    """At eps = 0 the bounds are the output: not for forms that relax stable neurons or loosen intervals."""
+    max_pool: bool = True
+    double_backward: bool = False
+    """Whether a gradient of the gradient exists; a clear RuntimeError elsewhere."""
+    closed_form: bool = True
+    """Not an LP: cheap enough for every contract on every network."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _row(name: str, **flags: Any) -> RelaxationCase:
+    return RelaxationCase(name, lambda: resolve(name), **flags)
+
+
+def _object(name: str, make: Callable[[], Any], **flags: Any) -> RelaxationCase:
+    return RelaxationCase(name, make, **flags)
+
+
+_FORWARD: dict[str, Any] = {"double_backward": True}
+RELAXATIONS = [
+    _row("box", monotone=True, **_FORWARD),
+    _row("box-widen", monotone=True, tight_at_points=False, **_FORWARD),
+    _row("box-widen:omega=2", monotone=True, tight_at_points=False, **_FORWARD),
+    _row("box-round", continuous=False, tight_at_points=False, **_FORWARD),
+    _row("box-round:omega=1,F=100", continuous=False, tight_at_points=False, **_FORWARD),
+    _row("hbox", continuous=False, **_FORWARD),
+    _row("hbox-diag", continuous=False, **_FORWARD),
+    _row("hbox-diag-c", tight_at_points=False, **_FORWARD),
+    _row("hbox-switch", continuous=False, **_FORWARD),
+    _row("hzono", **_FORWARD),
+    _row("deepz"),
+    _row("deepz-box", continuous=False),
+    _row("deepz-diag", continuous=False),
+    _row("deepz-diag-c", tight_at_points=False),
+    _row("deepz-switch", continuous=False),
+    _row("deepz-soft"),
+    _row("deepz-soft:gamma=10"),
+    _row("deepz-slanted", continuous=False),
+    _row("deepz-slanted:kappa=0.3", continuous=False),
+    _object("deepz forward", lambda: ox.DeepZ(direction="forward"), **_FORWARD),
+    _object("deepz backward", lambda: ox.DeepZ(direction="backward")),
+    _object("deepz-soft backward", lambda: ox.DeepZ(slope="soft", direction="backward")),
+    _row("fast-lin"),
+    _row("crown", continuous=False),
+    _row("crown-0", continuous=False),
+    _row("crown-1", continuous=False),
+    _row("crown-0-c"),
+    _row("crown-1-c", tight_at_points=False),
+    _row("crown-0-tria", continuous=False),
+    _row("crown-1-tria", continuous=False),
+    _row("crown-0-tria-c"),
+    _row("crown-1-tria-c", tight_at_points=False),
+    _row("crown-soft"),
+    _row("crown-soft:gamma=10"),
+    _row("crown-ibp", continuous=False),
+    _row("crown-ibp-soft"),
+    _object("crown on the best of box and fast-lin", lambda: ox.Crown(preactivation=BEST()), continuous=False),
+    _object("crown in chunks", lambda: ox.Crown(max_bytes=4000), continuous=False),
+    _object("deepz forward in chunks", lambda: ox.DeepZ(direction="forward", max_bytes=20000), **_FORWARD),
+    _object("intersect", lambda: BEST()),
+    _row("cauchy", sound=False, max_pool=False, **_FORWARD),
+    _row("cauchy:k=7,seed=3", sound=False, max_pool=False, **_FORWARD),
+]
+SOUND = [case for case in RELAXATIONS if case.sound]
+CLOSED_FORMS = [
+    "box",
+    "hbox",
+    "hbox-diag",
+    "hbox-diag-c",
+    "hbox-switch",
+    "hzono",
+    "deepz",
+    "deepz-box",
+    "deepz-diag",
+    "deepz-diag-c",
+    "deepz-switch",
+    "deepz-soft",
+    "deepz-slanted",
+    "fast-lin",
+    "crown",
+    "crown-0",
+    "crown-1",
+    "crown-0-c",
+    "crown-1-c",
+    "crown-0-tria",
+    "crown-1-tria",
+    "crown-0-tria-c",
+    "crown-1-tria-c",
+    "crown-soft",
+    "crown-ibp",
+    "crown-ibp-soft",
+    "box-widen",
+    "box-round",
+    "cauchy",
+]
+"""The names of design.md that are closed forms."""
+
+
+def BEST() -> ox.Intersect:
+    """The default source of pre-activation bounds of the LP layers."""
+    return ox.Intersect(ox.Box(), ox.FastLin())
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A small network in eval mode, float64, weights from a seed."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    relu_only: bool = True
+    """Affine ops and ReLU: what the LP and MILP oracles take."""
+    max_pool: bool = False
+    exact: bool = True
+    """Values of ordinary size, so that float64 tolerances near 1e-9 mean something."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def module(self, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1000 + seed)
+            net = self.build().double()
+            for m in net.modules():
+                if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    assert m.running_mean is not None
+                    assert m.running_var is not None
+                    nn.init.normal_(m.running_mean, std=0.3)
+                    nn.init.uniform_(m.running_var, 0.3, 2.0)
+                    nn.init.uniform_(m.weight, -1.5, 1.5)
+                    nn.init.normal_(m.bias, std=0.3)
+        return net.eval()
+
+    def network(self, seed: int = 0) -> ox.Network:
+        return ox.capture(self.module(seed), self.input_shape)
+
+
+class Functional(nn.Module):
+    """Residual branches, a value added to itself, constants, and functions instead of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.shift = nn.Parameter(torch.tensor([0.3, -0.2, 0.1, 0.0, 0.5, -0.4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - 0.1307) / 0.3081
+        a = F.relu(self.first(x))
+        b = torch.relu(self.second(a) - self.shift)
+        c = b + a
+        d = (c + c).relu() - 0.5 * b
+        return -self.last(d.view(d.shape[0], -1)) + 0.1
+
+
+class ResidualConv(nn.Module):
+    """A residual block with batch norm, and a pooled head; every module used once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.49, 0.48]).reshape(2, 1, 1))
+        self.register_buffer("std", torch.tensor([0.25, 0.24]).reshape(1, 2, 1, 1))
+        self.body = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+        self.inner = nn.Conv2d(3, 3, 3, padding="same")
+        self.short = nn.Conv2d(2, 3, 1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        y = self.inner(self.body(x)) + self.short(x)
+        return self.head(torch.flatten(self.pool(F.relu(y)), 1))
+
+
+class Shared(nn.Module):
+    """One layer and one activation module, each used three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.relu, self.last = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.relu(self.layer(x))
+        return self.last(x)
+
+
+class Scalar(nn.Module):
+    """One number an example: an output of shape ()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(torch.relu(self.first(x))).squeeze(-1)) * 2
+
+
+def _with_bias(value: float) -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.constant_(net[0].bias, value)  # type: ignore[arg-type]
+    return net
+
+
+def _scaled(factor: float) -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(factor)
+    return net
+
+
+def _pieces(*layers: nn.Module) -> Callable[[], nn.Module]:
+    """Layers with fresh weights at every call."""
+
+    def build() -> nn.Module:
+        for layer in layers:
+            for m in layer.modules():
+                if hasattr(m, "reset_parameters"):
+                    m.reset_parameters()
+        return nn.Sequential(*layers)
+
+    return build
+
+
+NETWORKS = [
+    NetworkCase("fc", _pieces(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), (5,)),
+    NetworkCase(
+        "deep fc",
+        lambda: nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(4, 4), nn.ReLU())), nn.Linear(4, 3)),
+        (4,),
+    ),
+    NetworkCase("one neuron", _pieces(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)), (1,)),
+    NetworkCase("affine only", _pieces(nn.Linear(4, 5), nn.Linear(5, 3)), (4,)),
+    NetworkCase("ends in relu", _pieces(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU()), (4,)),
+    NetworkCase("starts with relu", _pieces(nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), (4,)),
+    NetworkCase("scalar output", Scalar, (3,)),
+    NetworkCase(
+        "rows of features",
+        _pieces(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), nn.Unflatten(1, (4, 2)), nn.Linear(2, 2), nn.Flatten()),
+        (2, 3),
+    ),
+    NetworkCase(
+        "strided conv",
+        _pieces(
+            nn.Conv2d(2, 3, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(3, 4, (2, 1), dilation=(1, 2), stride=(1, 2)),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        (2, 5, 6),
+    ),
+    NetworkCase(
+        "grouped conv",
+        _pieces(
+            nn.Conv2d(2, 4, (3, 2), stride=(2, 3), padding=(0, 1), dilation=(2, 1), groups=2, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding="same", groups=4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(12, 3),
+        ),
+        (2, 6, 7),
+    ),
+    NetworkCase("functional residual", Functional, (4,)),
+    NetworkCase("residual conv", ResidualConv, (2, 4, 4)),
+    NetworkCase(
+        "batch norm",
+        _pieces(nn.BatchNorm1d(4), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)),
+        (4,),
+    ),
+    NetworkCase(
+        "average pool",
+        _pieces(
+            nn.Conv2d(1, 3, 3),
+            nn.ReLU(),
+            nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+            nn.AvgPool2d(2, stride=1, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((1, 3)),
+            nn.Flatten(),
+            nn.Linear(9, 3),
+        ),
+        (1, 6, 6),
+    ),
+    NetworkCase(
+        "max pool",
+        _pieces(
+            nn.Conv2d(1, 2, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(2, 2, 2),
+            nn.MaxPool2d(2, stride=1, dilation=1),
+            nn.Flatten(),
+            nn.Linear(2, 4),
+            nn.ReLU(),
+            nn.Linear(4, 3),
+        ),
+        (1, 6, 6),
+        relu_only=False,
+        max_pool=True,
+    ),
+    NetworkCase(
+        "dilated max pool",
+        _pieces(nn.MaxPool2d((2, 3), stride=(2, 1), dilation=(2, 1)), nn.Flatten(), nn.Linear(8, 3)),
+        (1, 6, 6),
+        relu_only=False,
+        max_pool=True,
+    ),
+    NetworkCase(
+        "dropout and identity",
+        _pieces(nn.Identity(), nn.Linear(4, 6), nn.Dropout(0.3), nn.ReLU(), nn.Dropout1d(0.1), nn.Linear(6, 3)),
+        (4,),
+    ),
+    NetworkCase(
+        "leaky relu",
+        _pieces(nn.Linear(4, 6), nn.LeakyReLU(0.2), nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3)),
+        (4,),
+        relu_only=False,
+    ),
+    NetworkCase(
+        "bent leaky relu",
+        _pieces(nn.Linear(4, 6), nn.LeakyReLU(1.7), nn.Linear(6, 5), nn.LeakyReLU(-0.6), nn.Linear(5, 3)),
+        (4,),
+        relu_only=False,
+    ),
+    NetworkCase(
+        "relu6 and hardtanh",
+        _pieces(
+            nn.Linear(4, 6), nn.Hardtanh(-0.3, 0.4), nn.Linear(6, 5), nn.ReLU6(), nn.Hardtanh(0.1, 0.3), nn.Linear(5, 3)
+        ),
+        (4,),
+        relu_only=False,
+    ),
+    NetworkCase("dead layer", lambda: _with_bias(-50.0), (4,)),
+    NetworkCase("always active layer", lambda: _with_bias(50.0), (4,)),
+    NetworkCase("weights of 1e-12", lambda: _scaled(1e-12), (4,), exact=False),
+    NetworkCase("weights of 1e6", lambda: _scaled(1e6), (4,), exact=False),
+    NetworkCase("shared layers", Shared, (4,)),
+]
+BY_NAME = {case.name: case for case in NETWORKS}
+RELU_NETWORKS = [case for case in NETWORKS if case.relu_only]
+
+
+# --- regions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RegionCase:
+    """A region around inputs in [0, 1]."""
+
+    name: str
+    make: Callable[[Tensor, torch.Generator], ox.InputBox]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _random(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(x.shape, generator=generator, dtype=x.dtype)
+
+
+def _zero_width(x: Tensor, g: torch.Generator) -> ox.InputBox:
+    width = 0.4 * (_random(x, g) < 0.5)
+    return ox.InputBox(x - width, x + width)
+
+
+REGIONS = [
+    RegionCase("clipped ball", lambda x, g: ox.LinfBall(x, 0.2, clip=(0.0, 1.0))),
+    RegionCase("wide ball", lambda x, g: ox.LinfBall(x, 1.5)),
+    RegionCase("zero width", _zero_width),
+    RegionCase("one-sided", lambda x, g: ox.InputBox(x, x + 0.5)),
+    RegionCase("eps of 0", lambda x, g: ox.LinfBall(x, 0.0)),
+    RegionCase("eps a pixel", lambda x, g: ox.LinfBall(x, 0.6 * (_random(x, g) - 0.4).clamp_min(0))),
+    RegionCase("eps an example", lambda x, g: ox.LinfBall(x, torch.linspace(0.01, 0.7, len(x), dtype=x.dtype))),
+]
+
+
+def inputs(shape: tuple[int, ...], batch: int, seed: int = 0) -> Tensor:
+    """Inputs in [0, 1], [batch, *shape], float64."""
+    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def every_region(shape: tuple[int, ...], batch: int = 2) -> ox.InputBox:
+    """All regions behind one another as one batch; example i belongs to REGIONS[i // batch]."""
+    generator = torch.Generator().manual_seed(5)
+    parts = [case.make(inputs(shape, batch, seed=i), generator) for i, case in enumerate(REGIONS)]
+    return ox.InputBox(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))
+
+
+# --- points of a region -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Points of every region of a network, and what the network makes of them: [points, batch, ...] each."""
+
+    network: ox.Network
+    region: ox.InputBox
+    points: Tensor
+    outputs: Tensor
+    preactivation: dict[str, Tensor]
+
+
+@cache
+def sampled(name: str) -> Sampled:
+    """Random points, corners and points under attack of `every_region` of a network."""
+    case = BY_NAME[name]
+    network = case.network()
+    region = every_region(case.input_shape)
+    points = torch.cat([random_points(region, 60), corners(region, 60), attacked(network.module, region)])
+    with torch.no_grad():
+        outputs = network.module(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+        values = network.values(points.flatten(0, 1))
+    before = {n.name: values[n.inputs[0]].unflatten(0, points.shape[:2]) for n in network.activations}
+    return Sampled(network, region, points, outputs, before)
+
+
+def random_points(region: ox.InputBox, count: int, seed: int = 0) -> Tensor:
+    """Uniform points, [count, *region.shape]."""
+    g = torch.Generator().manual_seed(seed)
+    t = torch.rand(count, *region.shape, generator=g, dtype=region.dtype)
+    return (region.lower + t * (region.upper - region.lower)).clamp(region.lower, region.upper)
+
+
+def corners(region: ox.InputBox, count: int, seed: int = 0) -> Tensor:
+    """Random corners, the two extreme ones among them: [count, *region.shape]."""
+    g = torch.Generator().manual_seed(seed)
+    pick = torch.rand(count, *region.shape, generator=g) < torch.linspace(0, 1.01, count).reshape(
+        -1, *[1] * len(region.shape)
+    )
+    return torch.where(pick, region.upper, region.lower)
+
+
+def attacked(net: nn.Module, region: ox.InputBox, steps: int = 12) -> Tensor:
+    """Sign-gradient descent and ascent on every output, from the middle: [steps * outputs, *region.shape]."""
+    found = []
+    outputs = net(region.center).reshape(len(region.lower), -1).shape[1]
+    for row in range(min(outputs, 3)):
+        for sign in (1.0, -1.0):
+            x = region.center
+            for step in range(steps):
+                x = x.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(sign * net(x).reshape(len(x), -1)[:, row].sum(), x)
+                x = x - (region.upper - region.lower) / (step + 1) * gradient.sign()
+                x = torch.minimum(torch.maximum(x, region.lower), region.upper)
+            found.append(x.detach())
+    return torch.stack(found)
+
+
+def specification(outputs: int, k: int = 4, seed: int = 2, batch: int | None = None) -> Tensor:
+    """Random rows [k, outputs] (or [batch, k, outputs]), float64."""
+    g = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+    return torch.randn(*lead, k, outputs, generator=g, dtype=torch.float64)
