@@ -223,6 +223,8 @@ class Certifier:
         assert example.natural_margin is not None
         if example.prediction is None or math.isnan(example.natural_margin):
             return replace(example, verdict=Verdict.ERROR, message="the network gives NaN at the input")
+        if example.attack_margin is not None and math.isnan(example.attack_margin):
+            return replace(example, verdict=Verdict.ERROR, message="the network gives NaN within the region")
         wrong = [name for name, b in zip(self.relaxations, lower, strict=True) if math.isnan(b) or b == math.inf]
         if wrong:
             message = f"the bound of {', '.join(wrong)} is not a number; the network may overflow on this region"

@@ -272,6 +272,22 @@ def test_nan_pixels_and_nan_weights_are_errors():
     assert report.accuracy == 0
 
 
+def test_nan_within_the_region_is_an_error():
+    """The logits overflow, to inf - inf, at the middle of the clipped region but not at the input."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        for layer, scale in ((net[0], 1e200), (net[2], 1e200)):
+            layer.weight.fill_(scale)
+            layer.bias.zero_()
+        net[2].weight[1] *= -1
+        net[2].weight[:, 1] *= -1
+    data = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0])
+    report = ox.certify(net, data, 0.5, relaxation=Tied())
+    assert report.examples["natural_margin"].to_list() == [0.0]
+    assert report.errors == 1
+    assert report.examples["message"].to_list() == ["the network gives NaN within the region"]
+
+
 def test_a_contradiction_is_a_loud_error():
     x, labels = examples()
     with pytest.warns(RuntimeWarning, match="contradiction: certified by Liar .* fault of a relaxation"):
@@ -573,3 +589,16 @@ def test_published_table(data_dir, name, eps, wrong, uncertified):
     assert 10_000 - round(10_000 * report.accuracy) == wrong
     assert 10_000 - round(10_000 * report.certified) == uncertified
     assert report.errors == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_gives_the_same_verdicts(dtype):
+    x, labels = examples()
+    rounding = "nearest" if dtype == torch.float32 else "outward"  # no proof for cuDNN's float32
+    options = {"relaxation": ["box", "crown"], "dtype": dtype, "rounding": rounding, "exact": True}
+    here = ox.certify(small(), (x, labels), EPS, **options)
+    there = ox.certify(small().cuda(), (x, labels), EPS, **options)
+    assert there.examples["verdict"].to_list() == here.examples["verdict"].to_list()
+    lower = [r.examples["lower:crown"].to_numpy() for r in (here, there)]
+    assert np.allclose(*lower, atol=1e-5)
