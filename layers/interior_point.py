@@ -23,6 +23,7 @@ from optrelax.layers.problems import (
     primal_sweep,
 )
 from optrelax.layers.reduction import Reduced, reduce_problems
+from optrelax.ops import flatten_from
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class InteriorPoint:
             # Even a closed gap may hide a primal or dual point off the optimal face by more than the gap shows,
             # so float64 gradients want every problem that is not closed to rounding.
             open_ = (gap > self.tol * 1e-3 * answer.lower.abs().clamp_min(1)).nonzero()[:, 0]
-            answer = _Writable(answer)
+            found = _Writable(answer)
             order = _by_size(problems, open_)
             for index in order.split(self._chunk(problems)) if len(order) else ():
                 part = problems.select(index).to(torch.float64)
-                self._finish_chunk(part, answer, index)
-            return answer.frozen(self.tol)
+                self._finish_chunk(part, found, index)
+            return found.frozen(self.tol)
 
     def _finish_chunk(self, part: Problems, answer: _Writable, index: Tensor) -> None:
         reduced = reduce_problems(part)
@@ -75,7 +76,7 @@ class InteriorPoint:
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: three K x d matrices each, K at most every hidden neuron."""
         crossing = max(
-            (int(h.free.flatten(1).sum(1).max()) for h in problems.hulls.values() if h.free.numel()), default=1
+            (int(flatten_from(h.free, 1).sum(1).max()) for h in problems.hulls.values() if h.free.numel()), default=1
         )
         crossing = max(1, crossing * len(problems.hulls))
         each = 8 * crossing * (3 * problems.lower[0].numel() + 4 * crossing)
@@ -87,7 +88,7 @@ def _by_size(problems: Problems, index: Tensor) -> Tensor:
     """Problems ordered by their number of crossing neurons, so that chunks pad little."""
     if not problems.hulls:
         return index
-    counts = sum(h.free[index].flatten(1).sum(1) for h in problems.hulls.values())
+    counts = sum(flatten_from(h.free[index], 1).sum(1) for h in problems.hulls.values())
     assert isinstance(counts, Tensor)
     return index[counts.argsort(stable=True)]
 
@@ -193,7 +194,6 @@ class _Newton:
 
     def _step(self, mu: Tensor) -> bool:
         """One Newton step of the live problems; False once all have broken down."""
-        q = self.problem
         residual = self._residuals()
         d_v = self.z_low / self.w_low + self.z_high / self.w_high
         e = self.lam / self.w
@@ -317,7 +317,7 @@ class _Direction:
         size = system.abs().amax(2)
         row_scale = torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 1.0)
         system = system * row_scale[..., None]
-        usable = system.isfinite().flatten(1).all(1) & state.live
+        usable = flatten_from(system.isfinite(), 1).all(1) & state.live
         whole = torch.eye(system.shape[1], dtype=system.dtype, device=system.device)
         factors, pivots, info = torch.linalg.lu_factor_ex(torch.where(usable[:, None, None], system, whole))
         usable &= info == 0

@@ -14,6 +14,7 @@ from optrelax.graph import Network, Node
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.solutions import Solution
 from optrelax.layers.triangle import NetworkLayer, Warm, solve_problems, solve_rows
+from optrelax.ops import flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 
@@ -51,7 +52,8 @@ class Layerwise(NetworkLayer):
             before = given[node.name]
             if source in network.exact_intervals:
                 # Nothing relaxed lies before: the interval is the LP's optimum.
-                bounds[node.name] = before.intersect(balls[source].bounds) if self.implied else before
+                exact = balls[source].bounds
+                bounds[node.name] = self._tighten(before, exact.lower, exact.upper)
             else:
                 bounds[node.name] = self._solve_neurons(network, region, node, before, bounds)
         return bounds
@@ -61,7 +63,7 @@ class Layerwise(NetworkLayer):
     ) -> Bounds:
         """Both LPs of every crossing neuron of one activation, on the bounds of the layers before."""
         activation = node.op
-        lower, upper = before.lower.flatten(1), before.upper.flatten(1)
+        lower, upper = flatten_from(before.lower, 1), flatten_from(before.upper, 1)
         crossing = activation.crossing(lower.detach(), upper.detach())  # type: ignore[union-attr]
         example, neuron = crossing.nonzero(as_tuple=True)
         if example.numel() == 0:
@@ -78,11 +80,23 @@ class Layerwise(NetworkLayer):
             lows.append(low)
             highs.append(-high)
         place = (example, neuron)
-        tight = ordered(torch.maximum(lower[place], torch.cat(lows)), torch.minimum(upper[place], torch.cat(highs)))
+        tight = self._tighten(Bounds(lower[place], upper[place]), torch.cat(lows), torch.cat(highs))
         return Bounds(
             lower.index_put(place, tight.lower).reshape(before.lower.shape),
             upper.index_put(place, tight.upper).reshape(before.upper.shape),
         )
+
+    def _tighten(self, before: Bounds, lower: Tensor, upper: Tensor) -> Bounds:
+        """Bounds intersected with what was found for them.
+
+        Two sound enclosures part by rounding alone, and `ordered` keeps the gap between them. Given bounds may
+        contradict the network: they stay as they are there, so that the LP of the output finds the contradiction.
+        """
+        low, high = torch.maximum(before.lower, lower), torch.minimum(before.upper, upper)
+        if self.implied:
+            return ordered(low, high)
+        empty = low.detach() > high.detach()
+        return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))
 
     def _piece(self, network: Network, region: InputBox) -> int:
         """Neurons whose two LPs are laid out at once."""

@@ -19,7 +19,7 @@ from optrelax.layers.problems import (
     backward_sweep,
     primal_sweep,
 )
-from optrelax.ops import Affine
+from optrelax.ops import Affine, flatten_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ def saddle_point(problems: Problems, answer: Answer) -> SaddlePoint:
 
 def _multipliers(a: Tensor, dual: DualPoint, name: str, h: HullLines) -> Multipliers:
     up, down = a.clamp_min(0), (-a).clamp_min(0)
-    alpha, beta = dual.alpha[name], dual.beta.get(name)
-    if h.above1 is None or beta is None:
-        return Multipliers(up * (1 - alpha), up * alpha, down)
-    return Multipliers(up * (1 - alpha), up * alpha, down * (1 - beta), down * beta)
+    alpha, beta, ends = dual.alpha[name], dual.beta.get(name), dual.ends.get(name)
+    above0, above1 = (down, None) if h.above1 is None or beta is None else (down * (1 - beta), down * beta)
+    low, high = (None, None) if ends is None else ((-ends).clamp_min(0), ends.clamp_min(0))
+    return Multipliers(up * (1 - alpha), up * alpha, above0, above1, low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
             slope = slope - m.above1 * h.above1[0]
             intercept = intercept - m.above1 * h.above1[1]
             weight = weight - m.above1
-        total = total + _dot(slope, z) + intercept.flatten(1).sum(1) - _dot(weight, y)
+        total = total + _dot(slope, z) + flatten_from(intercept, 1).sum(1) - _dot(weight, y)
         if m.low is not None and m.high is not None:
             assert h.before is not None
             total = total + _dot(m.low, h.before[0] - z) + _dot(m.high, z - h.before[1])
@@ -124,7 +124,7 @@ def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return torch.linalg.vecdot(flatten_from(a, 1), flatten_from(b, 1))
 
 
 class _Value(torch.autograd.Function):

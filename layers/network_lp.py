@@ -22,7 +22,7 @@ from optrelax.domains.backsubstitution import pull
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.graph import Network, Node
-from optrelax.ops import MaxPool2d
+from optrelax.ops import MaxPool2d, flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import identity_rows
 
@@ -37,7 +37,9 @@ class NetworkLP:
     """min (or max) c.v + offset subject to row_lower <= A v <= row_upper, col_lower <= v <= col_upper.
 
     `columns` maps "input", "pre:NODE" and "post:NODE" (and "on:NODE", "on2:NODE" in a MILP) to their slice of v.
-    `integer` marks binary columns; empty for an LP.
+    `rows` maps "affine:NODE" to the equalities z = W y' + b of one activation's pre-activation; what follows each
+    block are the rows of that activation's hull.  `integer` marks binary columns; none in an LP.
+    `target`: the node whose value objectives are about.
     """
 
     matrix: sp.csc_matrix
@@ -46,12 +48,14 @@ class NetworkLP:
     col_lower: Array
     col_upper: Array
     columns: Mapping[str, slice]
+    rows: Mapping[str, slice]
     integer: Array
     maps: AffineMaps
+    target: str
 
     def objective(self, rows: Tensor) -> tuple[Array, Array]:
-        """Coefficients [k, columns] and offsets [k] of rows [k, *output_shape] of the network's output."""
-        parts, offset = self.maps.pull(self.maps.network.output, rows[None])
+        """Coefficients [k, columns] and offsets [k] of rows [k, *shape] of the target's value."""
+        parts, offset = self.maps.pull(self.target, rows[None])
         c = np.zeros((rows.shape[0], len(self.col_lower)))
         for name, part in parts.items():
             c[:, self.columns[_column(self.maps.network, name)]] = part.toarray()
@@ -117,12 +121,12 @@ class AffineMaps:
 
         with torch.no_grad():
             if target in self._stops or target == self.network.input:
-                return {target: sp.csr_matrix(rows[0].flatten(1).cpu().numpy())}, np.zeros(rows.shape[1])
+                return {target: sp.csr_matrix(flatten_from(rows[0], 1).cpu().numpy())}, np.zeros(rows.shape[1])
             walk = pull(self.network, target, rows.double(), 1, {}, stop=self._stops)
             parts = dict(walk.stops)
             if self.network.input in walk.pending:
                 parts[self.network.input] = walk.pending[self.network.input]
-            matrices = {name: sp.csr_matrix(a[0].flatten(1).cpu().numpy()) for name, a in parts.items()}
+            matrices = {name: sp.csr_matrix(flatten_from(a[0], 1).cpu().numpy()) for name, a in parts.items()}
             return matrices, walk.constant[0].cpu().numpy()
 
 
@@ -155,7 +159,8 @@ def export(
     """The triangle LP of one example, or with integer=True the exact MILP.
 
     region: a batch of one.  preactivation: activation node -> bounds [1, *shape], all finite.
-    upto: only the activations that this node's value depends on (for layerwise LPs); None: all of the network.
+    upto: the node that objectives are about (for layerwise LPs), with only the activations that it depends on;
+    None: the output, with all of the network.
     Exact: a MILP in exact arithmetic; the LP is its hull relaxation neuron by neuron.
     Source: Ehlers 2017; Salman et al. 2019.  Raises ValueError for a batch other than one.
     """
@@ -187,8 +192,10 @@ def export(
         np.concatenate(builder.col_lower),
         np.concatenate(builder.col_upper),
         builder.columns,
+        builder.blocks,
         np.concatenate(builder.integer),
         maps,
+        network.output if upto is None else upto,
     )
 
 
@@ -197,6 +204,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.columns: dict[str, slice] = {}
+        self.blocks: dict[str, slice] = {}
         self.col_lower: list[Array] = []
         self.col_upper: list[Array] = []
         self.integer: list[Array] = []
@@ -247,6 +255,7 @@ def _export_activation(builder: _Builder, maps: AffineMaps, node: Node, before: 
     matrices, constant = maps.preactivation(node)
     terms: list[tuple[slice, sp.spmatrix | Array, Array]] = [(z, np.ones(n), everything)]
     terms += [(builder.columns[_column(maps.network, name)], -m, everything) for name, m in matrices.items()]
+    builder.blocks[f"affine:{node.name}"] = slice(builder.height, builder.height + n)
     builder.add_rows(constant, constant, terms)
     crossing = activation.crossing(l, u)
     hull = activation.hull(l, u)
@@ -257,14 +266,16 @@ def _export_activation(builder: _Builder, maps: AffineMaps, node: Node, before: 
     index = crossing.nonzero()[:, 0].cpu().numpy()
     if not len(index):
         return
-    free = np.full(len(index), np.inf)
     for side, sign in ((hull.below, 1), (hull.above, -1)):
-        for i, (slope, intercept) in enumerate(side):
-            if i == 1 and side[0][0] is side[1][0]:
-                continue
-            s, c = slope[crossing].cpu().numpy(), intercept[crossing].cpu().numpy()
-            lower, upper = (c, free) if sign == 1 else (-free, c)
-            builder.add_rows(lower, upper, [(y, np.ones(len(index)), index), (z, -s, index)])
+        first = None
+        for line in side:
+            s, c = (t[crossing].cpu().numpy() for t in line)
+            # A side with one line states it twice.
+            new = np.full(len(s), True) if first is None else (s != first[0]) | (c != first[1])
+            first = (s, c)
+            free, one = np.full(int(new.sum()), np.inf), np.ones(int(new.sum()))
+            lower, upper = (c[new], free) if sign == 1 else (-free, c[new])
+            builder.add_rows(lower, upper, [(y, one, index[new]), (z, -s[new], index[new])])
     if integer:
         _export_switches(builder, node, activation, l[crossing], u[crossing], index, z, y)
 

@@ -5,24 +5,27 @@ activation. Dual point: weights alpha, beta in [0, 1] that mix the two hull line
 with coefficients A > 0 on the mixed lower line and A < 0 on the mixed upper line is a lower bound for every choice
 (Wong and Kolter 2018; Salman et al. 2019). Primal point: an input x and, for every activation, the fraction tau of
 the way from the hull's floor to its ceiling; the forward sweep through them is feasible for every x in the box and
-tau in [0, 1], provided the pre-activation bounds are implied by the LP on the layers before.
+tau in [0, 1], provided the pre-activation bounds are implied by the LP on the layers before. Bounds that the LP does
+not imply are constraints of their own: they get multipliers in the dual point (`ends`), and a primal point counts
+only where it keeps them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
+from optrelax.activations import Activation, Line
 from optrelax.domains import backsubstitution, interval
+from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network
 from optrelax.lines import Lines, crown_lines, outward_lines
-from optrelax.ops import Affine
+from optrelax.ops import Affine, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding
 
@@ -41,6 +44,8 @@ class HullLines:
     """The pre-activation bounds that the hull was taken at."""
     free: Tensor
     """Where the neuron crosses, so that its weights matter."""
+    origin: bool = False
+    """Whether both lines below pass through the origin, as a ReLU's do: their intercepts need no work."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> HullLines:
         """The same lines with `change` applied to every tensor of numbers; `free` follows where shapes change."""
@@ -48,8 +53,14 @@ class HullLines:
         def both(line: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return change(line[0]), change(line[1])
 
-        above1 = None if self.above1 is None else both(self.above1)
-        return HullLines(both(self.below0), both(self.below1), both(self.above0), above1, both(self.before), self.free)
+        return replace(
+            self,
+            below0=both(self.below0),
+            below1=both(self.below1),
+            above0=both(self.above0),
+            above1=None if self.above1 is None else both(self.above1),
+            before=both(self.before),
+        )
 
     def select(self, index: Tensor) -> HullLines:
         """The lines of some of the problems."""
@@ -61,18 +72,20 @@ def hull_lines(activation: Activation, before: Bounds) -> HullLines:
     hull = activation.hull(before.lower, before.upper)
     two = len(activation.kinks) == 2 or activation.slopes[0] > activation.slopes[1]
     free = activation.crossing(before.lower.detach(), before.upper.detach())
-    return HullLines(
-        hull.below[0], hull.below[1], hull.above[0], hull.above[1] if two else None, (before.lower, before.upper), free
+    above1 = hull.above[1] if two else None
+    ends = (before.lower, before.upper)
+    origin = (
+        len(activation.kinks) == 1 and not any(activation.intercepts) and activation.slopes[0] <= activation.slopes[1]
     )
+    return HullLines(hull.below[0], hull.below[1], hull.above[0], above1, ends, free, origin)
 
 
-def mix(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor] | None, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The line between two: weight 0 the first, 1 the second."""
+def mix(first: Line, second: Line | None, weight: Tensor | None, origin: bool = False) -> Line:
+    """The line between two: weight 0 the first, 1 the second; origin: both pass through it."""
     if second is None or weight is None:
         return first
-    return torch.lerp(first[0], second[0], weight), torch.lerp(first[1], second[1], weight)
+    slope = torch.lerp(first[0], second[0], weight)
+    return slope, first[1] if origin else torch.lerp(first[1], second[1], weight)
 
 
 @dataclass(frozen=True)
@@ -87,11 +100,23 @@ class Problems:
     upper: Tensor
     """Input box, [R, *input shape]."""
     hulls: Mapping[str, HullLines]
+    example: Tensor | None = None
+    """Which problems share box and hulls, [R]; None: nobody says."""
 
     @property
     def count(self) -> int:
         """R."""
         return self.rows.shape[0]
+
+    @cached_property
+    def center(self) -> Tensor:
+        """Midpoint of the box."""
+        return (self.lower + self.upper) / 2
+
+    @cached_property
+    def radius(self) -> Tensor:
+        """Half width of the box."""
+        return (self.upper - self.lower) / 2
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -115,6 +140,7 @@ class Problems:
             lower=self.lower[index],
             upper=self.upper[index],
             hulls={name: h.select(index) for name, h in self.hulls.items()},
+            example=None if self.example is None else self.example[index],
         )
 
     def to(self, dtype: torch.dtype) -> Problems:
@@ -144,16 +170,19 @@ class DualPoint:
 
     alpha: Weights
     beta: Weights
+    ends: Weights = field(default_factory=dict)
+    """Signed multipliers of the pre-activation bounds: positive of z <= u, negative of z >= l; missing: 0."""
 
     def select(self, index: Tensor) -> DualPoint:
         """The weights of some of the problems."""
-        return DualPoint({n: a[index] for n, a in self.alpha.items()}, {n: b[index] for n, b in self.beta.items()})
+        return self._map(lambda t: t[index])
 
     def to(self, dtype: torch.dtype) -> DualPoint:
         """The same weights in another floating type."""
-        return DualPoint(
-            {n: a.to(dtype) for n, a in self.alpha.items()}, {n: b.to(dtype) for n, b in self.beta.items()}
-        )
+        return self._map(lambda t: t.to(dtype))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> DualPoint:
+        return DualPoint(*({n: change(t) for n, t in part.items()} for part in (self.alpha, self.beta, self.ends)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +209,25 @@ class Backward:
     """Lower bound of each problem, [R]."""
     coefficients: Weights
     """A at the value of each activation, [R, *shape]."""
+    taken: Weights
+    """1 where the coefficient took the lower line, 0 where it took the upper one."""
     input: Tensor
     """Coefficients of the input (its reduced costs), [R, *input shape]."""
+    corner: Tensor
+    """The corner of the box that they choose, to rounding, [R, *input shape]."""
 
 
 def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
     """One pass from the target to the input: the dual value at these weights.
 
     Sound: yes, at every weight in [0, 1], to rounding.
+    Choices are arithmetic on signs: torch.where takes some ten times as long on a CPU.
     """
     network = problems.network
     pending = {problems.target: problems.rows}
     constant = problems.rows.new_zeros(problems.count)
     met: Weights = {}
+    taken: Weights = {}
     for node in reversed(network.nodes):
         if node.name not in pending:
             continue
@@ -204,44 +239,49 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
             for name, pulled in zip(node.inputs, node.op.transpose(a), strict=True):
                 pending[name] = pending[name] + pulled if name in pending else pulled
             continue
-        met[node.name] = a
         h = problems.hulls[node.name]
-        below = mix(h.below0, h.below1, dual.alpha[node.name])
+        below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
-        positive = a > 0
-        constant = constant + _dot(a, torch.where(positive, below[1], above[1]))
-        pulled = a * torch.where(positive, below[0], above[0])
+        # relu, not clamp: its gradient is 0 at 0, so that a coefficient of 0 counts for the upper line alone.
+        up = a.relu()
+        down = a - up
+        met[node.name], taken[node.name] = a, up.detach().sign()
+        pulled = torch.addcmul(up * below[0], down, above[0])
+        constant = constant + _dot(down, above[1])
+        if not h.origin:
+            constant = constant + _dot(up, below[1])
+        if node.name in dual.ends:
+            ends = dual.ends[node.name]
+            # max(ends, 0) (z - u) + max(-ends, 0) (l - z) <= 0 for every admitted z.
+            pulled = pulled + ends
+            constant = constant - _dot(ends, torch.where(ends > 0, h.before[1], h.before[0]))
         name = node.inputs[0]
         pending[name] = pending[name] + pulled if name in pending else pulled
-    a = pending.get(network.input)
-    if a is None:
-        a = torch.zeros_like(problems.lower)
-    corner = torch.where(a > 0, problems.lower, problems.upper)
-    return Backward(constant + _dot(a, corner), met, a)
+    a = pending.get(network.input, torch.zeros_like(problems.lower))
+    corner = problems.center - torch.copysign(problems.radius, a)
+    return Backward(constant + _dot(a, corner), met, taken, a, corner)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum over all but the first dimension: [R, *shape] and [R or none, *shape] -> [R]."""
-    flat = a.reshape(a.shape[0], -1)
+    flat = flatten_from(a, 1)
     if b.dim() == a.dim() - 1:
         return flat @ b.reshape(-1)
-    return torch.linalg.vecdot(flat, b.reshape(b.shape[0], -1))
+    return torch.linalg.vecdot(flat, flatten_from(b, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Ascent:
-    """The minimiser of the Lagrangian at a dual point, and the gradient of the dual value there."""
+    """The (super)gradient of the dual value in the mixing weights."""
 
-    x: Tensor
     alpha: Weights
     beta: Weights
 
 
 def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent:
-    """One pass from the minimising corner to the target: the (super)gradient of the dual value in the weights."""
+    """One pass from the minimising corner through the lines that the coefficients took."""
     network = problems.network
-    x = torch.where(back.input > 0, problems.lower, problems.upper)
-    values = {network.input: x}
+    values = {network.input: back.corner}
     alpha: Weights = {}
     beta: Weights = {}
     for node in network.nodes:
@@ -251,19 +291,21 @@ def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent
             values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
             continue
         a, z, h = back.coefficients[node.name], values[node.inputs[0]], problems.hulls[node.name]
-        below = mix(h.below0, h.below1, dual.alpha[node.name])
+        below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
         # Stable neurons have both lines equal: their gradient is 0 without a mask.
-        spread = torch.addcmul(h.below1[1] - h.below0[1], h.below1[0] - h.below0[0], z)
-        alpha[node.name] = a.clamp_min(0) * spread
+        alpha[node.name] = a.clamp_min(0) * _spread(h.below0, h.below1, z, h.origin)
         if h.above1 is not None:
-            spread = torch.addcmul(h.above1[1] - h.above0[1], h.above1[0] - h.above0[0], z)
-            beta[node.name] = a.clamp_max(0) * spread
-        positive = a > 0
-        values[node.name] = torch.addcmul(
-            torch.where(positive, below[1], above[1]), torch.where(positive, below[0], above[0]), z
-        )
-    return Ascent(x, alpha, beta)
+            beta[node.name] = a.clamp_max(0) * _spread(h.above0, h.above1, z)
+        low = below[0] * z if h.origin else torch.addcmul(below[1], below[0], z)
+        values[node.name] = torch.lerp(torch.addcmul(above[1], above[0], z), low, back.taken[node.name])
+    return Ascent(alpha, beta)
+
+
+def _spread(first: Line, second: Line, z: Tensor, origin: bool = False) -> Tensor:
+    """Second line minus first at z."""
+    slope = second[0] - first[0]
+    return slope * z if origin else torch.addcmul(second[1] - first[1], slope, z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +337,30 @@ def primal_sweep(problems: Problems, point: PrimalPoint) -> Feasible:
         values[node.name] = torch.lerp(low, high, point.tau[node.name])
         before[node.name], after[node.name] = z, values[node.name]
     return Feasible(_dot(problems.rows, values[problems.target]), before, after)
+
+
+def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) -> PrimalPoint:
+    """A point that keeps box and hulls, near inputs x and values `after` of the activations.
+
+    Each fraction is read off where the neuron really stands once the layers before have been pushed through.
+    """
+    network = problems.network
+    x = torch.minimum(torch.maximum(x, problems.lower), problems.upper)
+    values = {network.input: x}
+    tau: Weights = {}
+    for node in network.nodes:
+        if node.name not in problems.hidden:
+            continue
+        if isinstance(node.op, Affine):
+            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
+            continue
+        h = problems.hulls[node.name]
+        low, high = floor_and_ceiling(h, values[node.inputs[0]])
+        room = high - low
+        fraction = (after[node.name] - low) / torch.where(room > 0, room, 1.0)
+        tau[node.name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
+        values[node.name] = torch.lerp(low, high, tau[node.name])
+    return PrimalPoint(x, tau)
 
 
 def floor_and_ceiling(h: HullLines, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,17 +418,32 @@ def dual_value(
     if rounding == "nearest":
         return backward_sweep(problems, dual).value
     assert preactivation is not None
-    region = InputBox(problems.lower, problems.upper)
+    network, region = problems.network, InputBox(problems.lower, problems.upper)
     lines: dict[str, Lines | Bounds] = {}
     for name, h in problems.hulls.items():
-        op = problems.network[name].op
+        op = network[name].op
         assert isinstance(op, Activation)
         mixed = lines_at(h, dual.alpha[name], dual.beta.get(name))
         b = preactivation[name]
         lines[name] = outward_lines(mixed, op, b.lower, b.upper)
-    balls = interval.propagate(problems.network, region, rounding="outward").balls
-    magnitude = backsubstitution.magnitudes(problems.network, balls)
-    value = backsubstitution.substitute(
-        problems.network, problems.target, problems.rows[:, None], region, lines, magnitude=magnitude
-    )
-    return value[:, 0]
+    balls = interval.propagate(network, region, rounding="outward").balls
+    magnitude = backsubstitution.magnitudes(network, balls)
+    rows = problems.rows[:, None]
+    if not dual.ends:
+        return backsubstitution.substitute(network, problems.target, rows, region, lines, magnitude=magnitude)[:, 0]
+    walk = backsubstitution.Rows(network, lines, magnitude, rows.new_zeros(problems.count, 1))
+    walk.pending[problems.target] = rows
+    for node in reversed(network.nodes):
+        if node.name not in walk.pending:
+            continue
+        step = find_rule(node.op, backsubstitution.Rows)
+        assert step is not None
+        step(node.op, node, walk.pending.pop(node.name), walk)
+        if node.name in dual.ends:
+            ends, b = dual.ends[node.name][:, None], preactivation[node.name]
+            end = torch.where(ends[:, 0] > 0, b.upper, b.lower)
+            walk.add_constant(
+                -backsubstitution.dot(ends, end), backsubstitution.dot(ends.abs(), end.abs()), end[0].numel()
+            )
+            walk.add(node.inputs[0], ends)
+    return backsubstitution.concretise(walk, region)[:, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights, floor_and_ceiling, primal_sweep
-from optrelax.ops import Affine
+from optrelax.ops import Affine, flatten_from
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def reduce_problems(problems: Problems) -> Reduced:
     layers: list[tuple[int, int]] = []
     width = 0
     for name in names:
-        free = problems.hulls[name].free.flatten(1)
+        free = flatten_from(problems.hulls[name].free, 1)
         count = int(free.sum(1).max()) if free.numel() else 0
         order = free.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
         places.append((name, order, free.gather(1, order)))
@@ -99,11 +99,11 @@ def reduce_problems(problems: Problems) -> Reduced:
             continue
         source = problems.network[name].inputs[0]
         rows = new(problems.count, last - first, *problems.network.shape_of(source))
-        rows.flatten(2).scatter_(2, index[..., None], real.to(rows)[..., None])
+        flatten_from(rows, 2).scatter_(2, index[..., None], real.to(rows)[..., None])
         M[:, first:last], N[:, first:last], m[:, first:last] = _pull(problems, source, rows, spans, width)
     c_x, c_y, offset = _pull(problems, problems.target, problems.rows[:, None], spans, width)
-    center = ((problems.lower + problems.upper) / 2).flatten(1)
-    radius = ((problems.upper - problems.lower) / 2).flatten(1)
+    center = flatten_from((problems.lower + problems.upper) / 2, 1)
+    radius = flatten_from((problems.upper - problems.lower) / 2, 1)
     constraints, middle, inside = _hulls(problems, spans, shape)
     return Reduced(
         M * radius[:, None],
@@ -138,23 +138,23 @@ def _pull(
         if isinstance(node.op, Affine):
             b = node.op.bias(a)
             if b is not None:
-                constant = constant + a.flatten(2) @ b.expand(node.shape).reshape(-1)
+                constant = constant + flatten_from(a, 2) @ b.expand(node.shape).reshape(-1)
             pulls = zip(node.inputs, node.op.transpose(a), strict=True)
         else:
             (_, index, real), (first, last) = spans[node.name]
             h = problems.hulls[node.name]
-            flat = a.flatten(2)
+            flat = flatten_from(a, 2)
             picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
             on_values[:, :, first:last] += picked * real[:, None]
             slope, intercept = (torch.where(h.free, 0.0, t) for t in h.below0)
-            constant = constant + (flat @ intercept.flatten(1)[..., None])[..., 0]
+            constant = constant + (flat @ flatten_from(intercept, 1)[..., None])[..., 0]
             pulls = zip(node.inputs, (a * slope[:, None],), strict=True)
         for name, pulled in pulls:
             pending[name] = pending[name] + pulled if name in pending else pulled
     on_input = pending.get(network.input)
     if on_input is None:
         on_input = rows.new_zeros(*rows.shape[:2], *network.input_shape)
-    return on_input.flatten(2), on_values, constant
+    return flatten_from(on_input, 2), on_values, constant
 
 
 def _hulls(
@@ -175,7 +175,7 @@ def _hulls(
             sides.append((lines.above1 or lines.above0, -1.0))
 
         def pick(t: Tensor, default: float, index: Tensor = index, real: Tensor = real) -> Tensor:
-            return torch.where(real, t.flatten(1).gather(1, index), default)
+            return torch.where(real, flatten_from(t, 1).gather(1, index), default)
 
         # Padding gets the triangle of a ReLU on [-1, 1].
         defaults = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.5), (0.5, 0.5))

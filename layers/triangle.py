@@ -14,17 +14,19 @@ from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
 from optrelax.graph import Network
 from optrelax.layers.dual_ascent import Answer, DualAscent
+from optrelax.layers.exported import network_solver, solves_networks
 from optrelax.layers.network_gradients import Envelope, attach
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.problems import (
     DualPoint,
+    HullLines,
     Problems,
     chord_start,
     crown_start,
     dual_value,
     hull_lines,
 )
-from optrelax.layers.solutions import Solution, require_optimal
+from optrelax.layers.solutions import Solution, Status, require_optimal
 from optrelax.regions import InputBox
 from optrelax.relaxations import (
     Box,
@@ -84,8 +86,9 @@ class NetworkLayer(Relaxation, nn.Module):
             if not source.sound:
                 raise ValueError(f"{name}: preactivation={name_of(source)} is an estimate, not a bound")
             object.__setattr__(self, "preactivation", source)
-        if not hasattr(self.solver, "solve_network"):
-            raise TypeError(f"{name}: solver wants a solver of network LPs, such as DualAscent(), got {self.solver!r}")
+        if not solves_networks(self.solver):
+            wanted = "a solver object, such as DualAscent() or Highs()"
+            raise TypeError(f"{name}: solver wants {wanted}, got {self.solver!r}")
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
@@ -107,11 +110,11 @@ class NetworkLayer(Relaxation, nn.Module):
         net, region, spec as for `optrelax.lower_bounds`; spec [*batch, k, outputs] or [k, outputs].
         start: an earlier solution of the same examples and rows, whose dual point is the first iterate.
         Sound: `.lower`, at every iteration count.  Gradient: `.lower` by the layer's `gradient` rule.
-        Raises UnsolvedError with throw=True unless every problem is OPTIMAL.
+        Raises UnsolvedError with throw=True unless every problem is OPTIMAL; ValueError for a start of other problems.
         """
         network, flat, batch = prepare(net, region)
         rows = prepare_rows(network, spec, flat, batch)
-        warm = None if start is None else start.warm
+        warm = None if start is None else _warm(start, (*batch, rows.shape[1]))
         found = self.solve_flat(network, flat, rows, warm)
         if self.throw:
             require_optimal(type(self).__name__, found.status)
@@ -161,7 +164,7 @@ class NetworkLayer(Relaxation, nn.Module):
         return not isinstance(self.preactivation, Mapping)
 
 
-def _set(self: NetworkLayer, name: str, value: object) -> None:
+def _set(self: NetworkLayer, name: str, value: Any) -> None:
     if name in {f.name for f in fields(self)}:
         raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace")
     nn.Module.__setattr__(self, name, value)
@@ -199,7 +202,11 @@ class Triangle(NetworkLayer):
     """The triangle relaxation as a differentiable LP layer, pre-activation bounds from a closed form (LP-LAST).
 
     preactivation: a relaxation (or an intersection of several, the default: tight and continuous in the weights), its
-    name, or the user's own bounds {path: Bounds}.  solver: `DualAscent` (default), `InteriorPoint` or `Highs`.
+    name, or the user's own bounds {path: Bounds}. Those may be tighter than the LP implies (from a MILP, or by
+    branching): they are constraints, and where `solver` cannot tell the optimum under them, HiGHS does. Bounds that
+    contradict each other have the status INFEASIBLE and the bound -inf.
+    solver: `DualAscent` (default) or `InteriorPoint`; or, through the explicit LP of every example, in float64:
+    `Highs`, `Cvxpy`, `PDHG`.
     Sound: yes, whatever the solver did.  Exact: the single-neuron convex relaxation, to the certified gap.
     Gradient: of the optimal value (`Envelope`), through weights, biases, region, specification and pre-activation
     bounds; continuous in the weights where those bounds are.
@@ -249,7 +256,7 @@ def solve_problems(
     wanted = network.ancestors(target)
     bounds = {node.name: preactivation[node.name] for node in network.activations if node.name in wanted}
     hulls = {name: hull_lines(network[name].op, b) for name, b in bounds.items()}  # type: ignore[arg-type]
-    starts = _starts(network, bounds, hulls, example, warm if warm is not None and warm.target == target else None)
+    starts = _starts(network, target, bounds, hulls, example, warm)
     differentiable = torch.is_grad_enabled()
     with torch.set_grad_enabled(differentiable):
         problems = Problems(
@@ -259,24 +266,37 @@ def solve_problems(
             region.lower[example],
             region.upper[example],
             {name: h.select(example) for name, h in hulls.items()},
+            example,
         )
     constants = problems.detach()
-    answer = layer.solver.solve_network(constants, starts)
+    answer = network_solver(layer.solver, layer.implied).solve_network(constants, starts)
     with torch.no_grad():
         lower = answer.lower
         if layer.outward:
             picked = {n: Bounds(b.lower[example], b.upper[example]) for n, b in bounds.items()}
             lower = dual_value(constants, answer.dual, "outward", picked)
+            lower = torch.where(answer.status == Status.INFEASIBLE, -torch.inf, lower)
         gap = answer.objective - lower
     if differentiable:
         lower = attach(lower, layer.gradient.value(problems, answer))
     return Solution(lower, gap, answer.status, answer.iterations, Warm(answer.dual, target))
 
 
+def _warm(start: Solution, shape: tuple[int, ...]) -> Warm:
+    """What an earlier solution leaves for a solve of these many rows; ValueError where it cannot be one."""
+    if not isinstance(start, Solution) or start.warm is None:
+        raise ValueError(f"start: wants the Solution of an earlier solve, got {type(start).__name__}")
+    if tuple(start.lower.shape) != shape:
+        raise ValueError(f"start: has the bounds of {tuple(start.lower.shape)} rows, this solve {shape}")
+    found: Warm = start.warm
+    return found
+
+
 def _starts(
     network: Network,
+    target: str,
     bounds: Mapping[str, Bounds],
-    hulls: Mapping[str, Any],
+    hulls: Mapping[str, HullLines],
     example: Tensor,
     warm: Warm | None,
 ) -> list[DualPoint]:
@@ -285,8 +305,14 @@ def _starts(
         crown = crown_start(network, bounds, hulls)
         starts = [crown.select(example), chord_start(network, hulls, crown).select(example)]
         if warm is not None:
-            for name, a in warm.dual.alpha.items():
-                if name not in hulls or a.shape != starts[0].alpha[name].shape:
-                    raise ValueError("start: comes from another network, batch or specification")
-            starts.append(warm.dual.to(starts[0].alpha[next(iter(hulls))].dtype) if hulls else warm.dual)
+            alpha, beta = starts[0].alpha, starts[0].beta
+            mine, theirs = (
+                [(kind, n, w.shape) for kind, part in enumerate(pair) for n, w in part.items()]
+                for pair in ((alpha, beta), (warm.dual.alpha, warm.dual.beta))
+            )
+            if warm.target != target or sorted(mine) != sorted(theirs):
+                raise ValueError("start: comes from another network, batch or specification")
+            # Multipliers of pre-activation bounds are left behind: they hold for solvers that know them only.
+            dtype = next((w.dtype for w in alpha.values()), torch.float64)
+            starts.append(DualPoint(warm.dual.alpha, warm.dual.beta).to(dtype))
         return starts
