@@ -158,21 +158,21 @@ class _Ascent:
         device, count = problems.rows.device, problems.count
         self.live = torch.arange(count, device=device)
         start, back = self._best_start(starts)
-        corner = torch.where(back.input > 0, problems.lower, problems.upper)
+        corner = back.corner
         self.weights = {("alpha", n): a for n, a in start.alpha.items()} | {
             ("beta", n): b for n, b in start.beta.items()
         }
         self.moments: dict[Any, Tensor] = {}
         self.squares: dict[Any, Tensor] = {}
-        self.x = corner
-        self.tau = {n: (a < 0).to(a) for n, a in back.coefficients.items()}
+        self.x = corner.clone()
+        self.taken = {n: t.clone() for n, t in back.taken.items()}
         self.total = 0.0
         # Results of all problems of the chunk; live ones are written back at every check.
         self.best = back.value.clone()
         self.best_weights = {key: w.clone() for key, w in self.weights.items()}
         self.objective = torch.full_like(back.value, torch.inf)
         self.best_x = corner.clone()
-        self.best_tau = {n: t.clone() for n, t in self.tau.items()}
+        self.best_taken = {n: t.clone() for n, t in self.taken.items()}
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
         self.done = torch.zeros(count, dtype=torch.bool, device=device)
         self.live_best = self.best.clone()
@@ -199,7 +199,9 @@ class _Ascent:
             back = Backward(
                 torch.maximum(found.value, back.value),
                 {n: pick(found.coefficients[n], a) for n, a in back.coefficients.items()},
+                {n: pick(found.taken[n], t) for n, t in back.taken.items()},
                 pick(found.input, back.input),
+                pick(found.corner, back.corner),
             )
         return best, back
 
@@ -210,7 +212,7 @@ class _Ascent:
             back = backward_sweep(self.problems, dual)
             self._keep_best(back.value)
             ascent = forward_sweep(self.problems, dual, back)
-            self._average(step, ascent.x, back)
+            self._average(step, back)
             last = step == options.max_iterations
             look = last or step % options.check_every == 0
             if look:
@@ -235,14 +237,14 @@ class _Ascent:
             mask = better.reshape(-1, *[1] * (w.dim() - 1))
             self.live_weights[key] = torch.where(mask, w, self.live_weights[key])
 
-    def _average(self, step: int, x: Tensor, back: Backward) -> None:
+    def _average(self, step: int, back: Backward) -> None:
         """Weighted means of the minimisers' choices; weight (step + 1)^4 forgets the start."""
         weight = float(step + 1) ** 4
         self.total += weight
         rate = weight / self.total
-        self.x = torch.lerp(self.x, x, rate)
-        for name, a in back.coefficients.items():
-            self.tau[name] = torch.lerp(self.tau[name], (a < 0).to(a), rate)
+        self.x.lerp_(back.corner, rate)
+        for name, taken in back.taken.items():
+            self.taken[name].lerp_(taken, rate)
 
     def _adam(self, step: int, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
         options = self.options
@@ -265,15 +267,17 @@ class _Ascent:
 
     def _check(self, step: int) -> None:
         """Evaluate the averaged primal point, write back what is best, mark what is finished."""
-        point = PrimalPoint(self.x, self.tau)
+        # A corner is the centre plus or minus the radius: it may leave the box by an ulp.
+        x = self.x.clamp(self.problems.lower, self.problems.upper)
+        point = PrimalPoint(x, {n: 1 - t for n, t in self.taken.items()})
         objective = primal_sweep(self.problems, point).objective
         index = self.live
         better = objective < self.objective[index]
         improved = index[better]
         self.objective[improved] = objective[better]
-        self.best_x[improved] = self.x[better]
-        for name, t in self.tau.items():
-            self.best_tau[name][improved] = t[better]
+        self.best_x[improved] = x[better]
+        for name, t in self.taken.items():
+            self.best_taken[name][improved] = t[better]
         self.best[index] = self.live_best
         for key, w in self.live_weights.items():
             self.best_weights[key][index] = w
@@ -300,7 +304,7 @@ class _Ascent:
         self.moments = {k: w[keep] for k, w in self.moments.items()}
         self.squares = {k: w[keep] for k, w in self.squares.items()}
         self.x = self.x[keep]
-        self.tau = {n: t[keep] for n, t in self.tau.items()}
+        self.taken = {n: t[keep] for n, t in self.taken.items()}
         self.live_best = self.best[self.live]
         self.live_weights = {k: w[self.live] for k, w in self.best_weights.items()}
 
@@ -310,5 +314,5 @@ class _Ascent:
             {n: w for (kind, n), w in self.best_weights.items() if kind == "beta"},
         )
         status = statuses(self.best, self.objective, self.options.tol)
-        primal = PrimalPoint(self.best_x, self.best_tau)
+        primal = PrimalPoint(self.best_x, {n: 1 - t for n, t in self.best_taken.items()})
         return Answer(dual, primal, self.best, self.objective, status, self.iterations)
