@@ -93,8 +93,9 @@ class Cvxpy:
         if bool(failed.any()) and primal.requires_grad:
             # A failed problem has NaN derivatives, which would reach the data that it shares: leave it out.
             good = (~failed).nonzero().squeeze(-1)
-            again = self._run(layer, data.select(good), finite)[0] if len(good) else primal[good]
-            primal = torch.zeros_like(point).index_copy(0, good, again)
+            primal = torch.zeros_like(point)
+            if len(good):
+                primal = primal.index_copy(0, good, self._run(layer, data.select(good), finite)[0])
         held = failed.unsqueeze(-1)
         duals = torch.where(held, 0.0, duals)
         return torch.where(held, 0.0, primal), duals[:, :m], duals[:, m:], status

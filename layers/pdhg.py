@@ -108,11 +108,8 @@ class _Run:
 
     def advance(self, until: int, restart: bool) -> None:
         """Iterate; the restart rule is looked at once, at the end."""
-        fresh = restart or self.done == 0
         before = self.state.error
-        for count in range(until - self.done):
-            last = count == until - self.done - 1
-            self.state = self.state.step(self.scaled, measure=last or (fresh and count == 0))
+        self.state = self.state.advance(self.scaled, until - self.done)
         self.done = until
         if restart:
             self.state = self.state.restarted(self.done, before)

@@ -75,6 +75,8 @@ class Scaled:
 
     def cone(self, s: Tensor) -> Tensor:
         """Project multipliers: those of A x <= b are >= 0."""
+        if self.m == s.shape[-1]:
+            return s.clamp(min=0)
         return torch.cat([s[:, : self.m].clamp(min=0), s[:, self.m :]], -1)
 
     def repaired(self, s: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,36 +170,36 @@ class Iterate:
         error, zero = torch.full_like(x[:, 0], torch.inf), torch.zeros_like(weight)
         return cls(x, s, Kx, x, s, Kx, x, s, Kx, error, error, zero, eta, weight)
 
-    def step(self, scaled: Scaled, measure: bool) -> Iterate:
-        """One reflected Halpern step; `measure` computes its fixed-point error."""
+    def advance(self, scaled: Scaled, count: int) -> Iterate:
+        """`count` >= 1 reflected Halpern steps; the fixed-point errors of the first and the last are measured."""
+        x, s, Kx, k = self.x, self.s, self.Kx, self.k
         tau, sigma = self.eta / self.weight, self.eta * self.weight
-        x = self.x - tau * (scaled.c + transposed_times(scaled.K, self.s))
-        x = torch.minimum(torch.maximum(x, scaled.l), scaled.u)
-        Kx = times(scaled.K, x)
-        s = scaled.cone(self.s + sigma * (2 * Kx - self.Kx - scaled.q))
-        error, first = self.error, self.first_error
-        if measure:
-            dx, ds = x - self.x, s - self.s
-            squares = (dx * dx).sum(-1, keepdim=True) / tau + (ds * ds).sum(-1, keepdim=True) / sigma
-            squares = squares - 2 * (ds * (Kx - self.Kx)).sum(-1, keepdim=True)
-            error = squares.squeeze(-1).clamp(min=0).sqrt()
-            first = torch.where(self.k.squeeze(-1) == 0, error, first)
-        w = (self.k + 1) / (self.k + 2)
-
-        def blend(plain: Tensor, present: Tensor, anchor: Tensor) -> Tensor:
-            return torch.lerp(anchor, 2 * plain - present, w)
-
+        push, sides = tau * scaled.c, sigma * scaled.q
+        first_error = self.first_error
+        for i in range(count):
+            step_x = torch.addcmul(x - push, tau, transposed_times(scaled.K, s), value=-1)
+            step_x = torch.clamp(step_x, scaled.l, scaled.u)
+            step_Kx = times(scaled.K, step_x)
+            step_s = scaled.cone(torch.addcmul(s - sides, sigma, torch.sub(2 * step_Kx, Kx)))
+            if i == 0 or i == count - 1:
+                error = _fixed_point_error(step_x - x, step_s - s, step_Kx - Kx, tau, sigma)
+                first_error = torch.where(k.squeeze(-1) == 0, error, first_error)
+            share = (k + 1) / (k + 2)
+            x = torch.lerp(self.anchor_x, torch.sub(2 * step_x, x), share)
+            s = torch.lerp(self.anchor_s, torch.sub(2 * step_s, s), share)
+            Kx = torch.lerp(self.anchor_Kx, torch.sub(2 * step_Kx, Kx), share)
+            k = k + 1
         return replace(
             self,
-            x=blend(x, self.x, self.anchor_x),
-            s=blend(s, self.s, self.anchor_s),
-            Kx=blend(Kx, self.Kx, self.anchor_Kx),
-            step_x=x,
-            step_s=s,
-            step_Kx=Kx,
+            x=x,
+            s=s,
+            Kx=Kx,
+            step_x=step_x,
+            step_s=step_s,
+            step_Kx=step_Kx,
             error=error,
-            first_error=first,
-            k=self.k + 1,
+            first_error=first_error,
+            k=k,
         )
 
     def restarted(self, done: int, previous_error: Tensor) -> Iterate:
@@ -230,6 +232,12 @@ class Iterate:
     def finite(self) -> Tensor:
         """Which problems have finite iterates, [B]."""
         return self.step_x.isfinite().all(-1) & self.step_s.isfinite().all(-1)
+
+
+def _fixed_point_error(dx: Tensor, ds: Tensor, dKx: Tensor, tau: Tensor, sigma: Tensor) -> Tensor:
+    """Length of one plain step in the norm in which the method is a contraction, [B]."""
+    squares = (dx * dx / tau).sum(-1) + (ds * ds / sigma).sum(-1) - 2 * (ds * dKx).sum(-1)
+    return squares.clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -194,8 +196,18 @@ def test_highs_time_limit_is_a_status_of_one_problem() -> None:
     found = LinearProgram(Highs(time_limit=0.0, workers=1))(*data)
     assert found.status.tolist() == [Status.TIME_LIMIT, Status.TIME_LIMIT]
     assert bool((found.lower <= values(data) + 1e-8).all())
-    later = LinearProgram(Highs(time_limit=60.0, workers=1))(*boxed(40, 20, 20, 0))
-    assert bool((later.status == Status.OPTIMAL).all())
+
+
+def test_highs_time_limit_is_not_used_up_by_earlier_problems() -> None:
+    generator = np.random.default_rng(0)
+    matrix = sparse.csc_matrix(generator.normal(size=(60, 80)))
+    sides = np.full(60, -np.inf), np.ones(60), np.zeros(80), np.ones(80)
+    c = generator.normal(size=(80, 80))
+    free_run = Highs(workers=1).solve_sparse(c, matrix, *sides)
+    limit = free_run.seconds.sum() / 2
+    assert limit > 2 * free_run.seconds.max()
+    found = Highs(workers=1, time_limit=limit).solve_sparse(c, matrix, *sides)
+    assert found.status.tolist() == [Status.OPTIMAL] * 80
 
 
 def test_highs_solves_many_objectives_over_one_sparse_polyhedron() -> None:
@@ -228,6 +240,10 @@ def test_highs_solves_many_objectives_over_one_sparse_polyhedron() -> None:
         safe = sparse_bounds(c, matrix, lower, upper, *ends, found.duals, rounding)
         assert (safe <= wanted + 1e-9).all()
         assert (safe >= wanted - 1e-8).all()
+        # Multipliers that would hold an infinite side are dropped.
+        wrong = found.duals.copy()
+        wrong[:, 1:12] -= 2 * (wrong[:, 1:12] == 0)
+        assert (sparse_bounds(c, matrix, lower, upper, *ends, wrong, rounding) == safe).all()
         noise = np.random.default_rng(1).normal(size=found.duals.shape)
         assert (sparse_bounds(c, matrix, lower, upper, *ends, found.duals + noise, rounding) <= wanted).all()
     assert (found.seconds > 0).all()
@@ -321,6 +337,22 @@ def test_cvxpy_gradient_is_that_of_the_value() -> None:
     for other in grads[1:]:
         for mine, theirs in zip(grads[0], other, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
+def test_cvxpy_derivatives_survive_failing_neighbours(solver: Literal["SCS", "CLARABEL"]) -> None:
+    grads = []
+    for rows in ([0, 1, 2, 3], [0, 3]):
+        A = MIXED.A.clone().requires_grad_() if MIXED.A is not None else None
+        assert A is not None
+        part = MIXED._replace(c=MIXED.c[rows], A=A, b=MIXED.b[rows] if MIXED.b is not None else None)
+        part = part._replace(upper=MIXED.upper[rows] if MIXED.upper is not None else None)
+        found = LinearProgram(Cvxpy(solver, eps=1e-9, tol=1e-6, layer=True))(*part)
+        assert found.status.tolist() == [[0, 3, 4, 0], [0, 0]][len(grads)]
+        assert bool(found.primal.isfinite().all())
+        found.lower.sum().backward()
+        grads.append(A.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
 
 def test_cvxpy_mixes_infinite_bounds_in_a_batch() -> None:
