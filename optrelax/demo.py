@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
     from optrelax.verdicts import CertificationReport
 
-__all__ = ["METHODS", "RELAXATIONS", "Demo", "DemoResult", "available", "run"]
+__all__ = ["METHODS", "RELAXATIONS", "SLOW", "Demo", "DemoResult", "available", "run"]
 
 METHODS = ("natural", "box", "crown-ibp")
 """Ways of training, as recipes name them."""
-RELAXATIONS = ("box", "hbox", "deepz", "crown-ibp", "crown")
-"""Columns of the table, from loose to tight."""
+RELAXATIONS = ("box", "hbox", "deepz", "crown-ibp", "crown", "triangle")
+"""Columns of the table and lines of the pictures."""
+SLOW = ("layerwise",)
+"""Further columns of the table: one LP a neuron and direction is too slow for every radius of a curve."""
 _RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the curves, in units of the trained eps
 
 Bar = Callable[[str], contextlib.AbstractContextManager[Callable[[Any], None] | None]]
@@ -42,6 +44,7 @@ Bar = Callable[[str], contextlib.AbstractContextManager[Callable[[Any], None] | 
 class Demo:
     """What to compare: the recipes DATA-fc-small-METHOD, the relaxations, and on how many test images.
 
+    relaxations: in the table and the curves.  slow: in the table only.
     epochs, eps: of every recipe, None for its own.  subset: evenly spaced test images, None for all.
     """
 
@@ -49,6 +52,7 @@ class Demo:
     data_dir: Path | None = None
     methods: Sequence[str] = METHODS
     relaxations: Sequence[str] = RELAXATIONS
+    slow: Sequence[str] = SLOW
     epochs: int | None = None
     eps: float | None = None
     subset: int | None = None
@@ -61,7 +65,7 @@ class Demo:
         if self.eps is not None and not self.eps > 0:
             raise ValueError(f"Demo: eps must be > 0, got {self.eps}")
         self.recipes()
-        for name in self.relaxations:
+        for name in (*self.relaxations, *self.slow):
             if not resolve(name).sound:
                 raise ValueError(f"Demo: {name} is an estimate, not a bound, and certifies nothing; choose another")
 
@@ -115,21 +119,21 @@ def run(demo: Demo, folder: Path, *, training_bar: Bar = _silent, certification_
     images = load_dataset(demo.data, demo.data_dir, "train")
     if demo.subset is not None:
         test = test.subset(demo.subset)
-    rows, curves, pictures = [], [], []
+    rows, points, pictures = [], [], []
     for method, row in zip(demo.methods, demo.recipes(), strict=True):
         with training_bar(f"train {row.name}") as watch:
             network, spent = _trained(row, images, folder / method, demo.seed, watch)
         reports = _certified(demo, row, network, test, certification_bar)
         rows.append(_row(method, spent, reports[_RADII.index(1.0)]))
-        curves += _points(method, reports)
-        pictures += _picture(method, row, reports, folder)
-    table, points = pl.DataFrame(rows), pl.DataFrame(curves)
+        points += _points(demo, method, reports)
+        pictures += _picture(demo, method, row, reports, folder)
+    table, curves = pl.DataFrame(rows), pl.DataFrame(points)
     seconds = time.perf_counter() - begin
     write_frame(table, folder / "table.csv")
-    write_frame(points, folder / "curves.csv")
+    write_frame(curves, folder / "curves.csv")
     settings = {**asdict(demo), "data_dir": None if demo.data_dir is None else str(demo.data_dir)}
     write_json({**settings, "table": table.to_dicts(), "seconds": seconds}, folder / "demo.json")
-    return DemoResult(table, points, tuple(pictures), demo.recipes()[0].eps, len(test), seconds)
+    return DemoResult(table, curves, tuple(pictures), demo.recipes()[0].eps, len(test), seconds)
 
 
 def _trained(row: Recipe, images: Dataset, folder: Path, seed: int, watch: Any) -> tuple[Network, float]:
@@ -147,7 +151,7 @@ def _certified(demo: Demo, row: Recipe, network: Network, test: Dataset, bar: Ba
     for share in _RADII:
         eps = share * row.eps
         with bar(f"certify {row.name} at eps {eps:g}") as progress:
-            names = list(demo.relaxations)
+            names = [*demo.relaxations, *(demo.slow if share == 1 else ())]
             reports.append(certify(network, test, eps, relaxation=names, attack=attack, progress=progress))
     return reports
 
@@ -163,17 +167,18 @@ def _row(method: str, spent: float, report: CertificationReport) -> dict[str, An
     }
 
 
-def _points(method: str, reports: Sequence[CertificationReport]) -> list[dict[str, Any]]:
-    return [
-        {"training": method, "eps": report.settings["eps"], "relaxation": name, "certified": share}
-        for report in reports
-        for name, share in {**report.certified_by, "PGD": report.pgd_accuracy}.items()
-    ]
+def _points(demo: Demo, method: str, reports: Sequence[CertificationReport]) -> list[dict[str, Any]]:
+    points = []
+    for report in reports:
+        lines = {name: report.certified_by[name] for name in demo.relaxations} | {"PGD": report.pgd_accuracy}
+        where = {"training": method, "eps": report.settings["eps"]}
+        points += [{**where, "relaxation": name, "certified": share} for name, share in lines.items()]
+    return points
 
 
-def _picture(method: str, row: Recipe, reports: Sequence[CertificationReport], folder: Path) -> list[Path]:
+def _picture(demo: Demo, method: str, row: Recipe, reports: Sequence[CertificationReport], folder: Path) -> list[Path]:
     eps = [report.settings["eps"] for report in reports]
-    lines = {name: [report.certified_by[name] for report in reports] for name in reports[0].relaxations}
+    lines = {name: [report.certified_by[name] for report in reports] for name in demo.relaxations}
     attacked = {"PGD (upper bound)": [report.pgd_accuracy or 0.0 for report in reports]}
     title = f"{row.model} on {row.data}, training: {method}"
     figure = certified_against_eps(eps, lines, title=title, reference=attacked)

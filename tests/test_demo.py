@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import optrelax as ox
+from optrelax import demo
 from optrelax.cli import main
 from optrelax.demo import RELAXATIONS, Demo, DemoResult, available, run
 
-SMALL = Demo(methods=("natural", "crown-ibp"), relaxations=("box", "crown"), epochs=3, subset=25, seed=1)
+CURVES, SLOW = ("box", "crown"), ("triangle",)
+SMALL = Demo(methods=("natural", "crown-ibp"), relaxations=CURVES, slow=SLOW, epochs=3, subset=25, seed=1)
 
 
 def command(*arguments: str) -> int:
@@ -43,7 +45,7 @@ def test_the_table_says_what_the_stored_networks_do(result, folder):
         net = ox.load(folder / row["training"])
         assert row["accuracy %"] == 100 * (net(test.images).argmax(1) == test.labels).double().mean().item()
         region = ox.LinfBall(test.images, 0.1, (0.0, 1.0))
-        for name in SMALL.relaxations:
+        for name in (*CURVES, *SLOW):
             # Bounds here are to nearest, there rounded outward: equal verdicts unless a bound is all but 0.
             m = ox.lower_bounds(net, region, ox.margins(test.labels, 10), name)
             assert row[f"{name} %"] == pytest.approx(100 * (m > 0).all(1).double().mean().item())
@@ -55,7 +57,7 @@ def test_the_table_says_what_the_stored_networks_do(result, folder):
 def test_curves_begin_at_the_accuracy_and_pass_through_the_table(result):
     for row in result.table.iter_rows(named=True):
         curve = result.curves.filter(pl.col("training") == row["training"])
-        for name in (*SMALL.relaxations, "PGD"):
+        for name in (*CURVES, "PGD"):
             points = curve.filter(pl.col("relaxation") == name)
             assert points["eps"].is_sorted()
             assert 100 * points["certified"][0] == row["accuracy %"]
@@ -79,7 +81,7 @@ def test_a_second_run_trains_nothing_again(result, folder):
     stamps = [(folder / method / "state.safetensors").stat().st_mtime_ns for method in SMALL.methods]
     again = run(SMALL, folder)
     assert stamps == [(folder / method / "state.safetensors").stat().st_mtime_ns for method in SMALL.methods]
-    still = ["training", "training s", "accuracy %", "PGD %", "box %", "crown %"]
+    still = ["training", "training s", "accuracy %", "PGD %", "box %", "crown %", "triangle %"]
     assert again.table.select(still).equals(result.table.select(still))
 
 
@@ -98,6 +100,7 @@ def test_only_relaxations_that_are_there_are_shown(monkeypatch):
         ({"relaxations": ()}, "relaxations must name at least one"),
         ({"relaxations": ("box", "cauchy")}, "cauchy is an estimate"),
         ({"relaxations": ("bx",)}, "did you mean 'box'"),
+        ({"slow": ("layrwise",)}, "did you mean 'layerwise'"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -112,7 +115,7 @@ def test_demo_command(tmp_path, capsys):
     assert command("demo", "--epochs", "2", "--subset", "6", "--out", str(tmp_path / "demo")) == 0
     shown = capsys.readouterr().out
     assert "Certified accuracy by relaxation, 6 test images, eps 0.1" in shown
-    assert all(name in shown for name in RELAXATIONS)
+    assert all(name in shown for name in (*RELAXATIONS, *demo.SLOW))
     assert (tmp_path / "demo" / "box.png").exists()
 
 

@@ -42,12 +42,13 @@ def demo(
 
     --subset is of the test images. Networks that an earlier run finished in DIR are not trained again.
     """
-    from optrelax.demo import RELAXATIONS, Demo, available, run
+    from optrelax.demo import RELAXATIONS, SLOW, Demo, available, run
 
     settings = Demo(
         data=data,
         data_dir=data_dir,
         relaxations=available(RELAXATIONS),
+        slow=available(SLOW),
         epochs=epochs,
         eps=None if eps is None else parse_number("--eps", eps),
         subset=subset,
