@@ -289,7 +289,7 @@ def _backward_pays(network: Network, rows: int) -> bool:
         if isinstance(node.op, Activation):
             width = math.prod(node.shape)
             if node.inputs[0] not in network.exact_intervals:
-                backward += width * depth
+                backward += 2 * width * depth  # a row for the lower bound and one for the upper
             terms += width
         depth += cost
     return backward + rows * depth < forward

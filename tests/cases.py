@@ -311,6 +311,7 @@ NETWORKS = [
             nn.ReLU(),
             nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
             nn.AvgPool2d(2, stride=1, padding=1),
+            nn.Conv2d(3, 3, 1),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d((1, 3)),
             nn.Flatten(),
