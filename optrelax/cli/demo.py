@@ -9,8 +9,7 @@ import typer
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
-from optrelax.cli.progress_bars import certification_bar
-from optrelax.cli.training import training_bar
+from optrelax.cli.progress_bars import certification_bar, training_bar
 
 if TYPE_CHECKING:
     from optrelax.demo import DemoResult

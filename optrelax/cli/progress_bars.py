@@ -9,30 +9,65 @@ from typing import TYPE_CHECKING
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
-    from optrelax.certification import Progress
+    from optrelax import certification, training
 
-__all__ = ["certification_bar"]
+__all__ = ["certification_bar", "training_bar"]
 
 
 @contextlib.contextmanager
-def certification_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+def certification_bar(title: str) -> Iterator[Callable[[certification.Progress], None]]:
     """A callback for `certify` that draws a bar with the verdicts so far."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    with _bar(title) as draw:
+
+        def update(progress: certification.Progress) -> None:
+            shown = ", ".join(f"{count} {verdict}" for verdict, count in progress.counts.items() if count)
+            draw(progress.done, progress.total, shown)
+
+        yield update
+
+
+@contextlib.contextmanager
+def training_bar(title: str) -> Iterator[Callable[[training.Progress], None]]:
+    """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
+    with _bar(title) as draw:
+
+        def update(progress: training.Progress) -> None:
+            shown = [
+                f"epoch {progress.epoch}/{progress.epochs}",
+                f"loss {progress.loss:.3f}",
+                f"accuracy {100 * progress.natural_accuracy:.1f} %",
+            ]
+            if progress.robust_accuracy is not None:
+                shown.append(f"robust {100 * progress.robust_accuracy:.1f} %")
+            shown.append(f"eps {progress.eps:.3g}")
+            done = (progress.epoch - 1) * progress.steps + progress.step
+            draw(done, progress.epochs * progress.steps, ", ".join(shown))
+
+        yield update
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar that is drawn by (done, total, text beside it), and gone afterwards."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[verdicts]}"),
+        TextColumn("{task.fields[shown]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=stderr(), transient=True) as bar:
-        task = bar.add_task(title, total=None, verdicts="")
-
-        def update(progress: Progress) -> None:
-            shown = ", ".join(f"{count} {verdict}" for verdict, count in progress.counts.items() if count)
-            bar.update(task, completed=progress.done, total=progress.total, verdicts=shown)
-
-        yield update
+    console = stderr()
+    # Where nothing can be drawn over, a bar that goes would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, shown="")
+        yield lambda done, total, shown: bar.update(task, completed=done, total=total, shown=shown)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +10,13 @@ import typer
 
 from optrelax.cli.application import command, print_json, stderr, stdout
 from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, parse_number, read_device
+from optrelax.cli.progress_bars import training_bar
 
 if TYPE_CHECKING:
     from optrelax.recipes import Recipe
-    from optrelax.training import Progress, TrainingResult
+    from optrelax.training import TrainingResult
 
-__all__ = ["train", "training_bar"]
+__all__ = ["train"]
 
 
 @command("train")
@@ -120,40 +119,6 @@ def _trained(
     except KeyboardInterrupt:
         stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
         raise
-
-
-@contextlib.contextmanager
-def training_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = stderr()
-    # In a pipe or a file a transient bar would leave an empty line.
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, figures="")
-
-        def update(progress: Progress) -> None:
-            figures = [
-                f"epoch {progress.epoch}/{progress.epochs}",
-                f"loss {progress.loss:.3f}",
-                f"accuracy {100 * progress.natural_accuracy:.1f} %",
-            ]
-            if progress.robust_accuracy is not None:
-                figures.append(f"robust {100 * progress.robust_accuracy:.1f} %")
-            figures.append(f"eps {progress.eps:.3g}")
-            done = (progress.epoch - 1) * progress.steps + progress.step
-            bar.update(task, completed=done, total=progress.epochs * progress.steps, figures=", ".join(figures))
-
-        yield update
 
 
 def _show_recipes(json: bool) -> None:
