@@ -88,7 +88,7 @@ def test_version(run):
     assert run("--version") == (0, f"{ox.__version__}\n", "")
 
 
-def test_help_loads_neither_torch_nor_plots():
+def test_help_loads_nothing_heavy():
     script = (
         "import sys; sys.argv = ['optrelax', '--help']\n"
         "from optrelax.cli import main\n"
