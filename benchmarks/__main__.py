@@ -1,0 +1,64 @@
+"""Run the benchmarks: print their tables, and store them with the machine they were measured on.
+
+python -m benchmarks                        all suites
+python -m benchmarks closed_forms --quick   one suite, a trial run of a minute or two
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import ROOT, cores
+from benchmarks.reports import Options
+
+SUITES = ("closed_forms", "lp_layers")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run the suites in order."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
+    add("--quick", action="store_true", help="few examples, relaxations and runs, to see that all works")
+    add("--runs", type=int, help="counted rounds; default 5, quick 1")
+    add(
+        "--threads", type=int, default=cores(), help="of torch, and LPs of other solvers at a time; default %(default)s"
+    )
+    add("--device", default="cpu", help="where the relaxations and layers run; default %(default)s")
+    add("--data", default="mnist", choices=("mnist", "digits"), help="images of lp_layers; default %(default)s")
+    add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
+    add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
+    add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")
+    given = parser.parse_args(arguments)
+    for suite in given.suites:
+        if suite not in SUITES:
+            parser.error(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
+    if given.threads < 1 or (given.runs is not None and given.runs < 1):
+        parser.error("--threads and --runs must be at least 1")
+    options = Options(
+        threads=given.threads,
+        quick=given.quick,
+        device=given.device,
+        runs=given.runs or (1 if given.quick else 5),
+        data=given.data,
+        cache=given.cache,
+        data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
+    )
+    torch.set_num_threads(options.threads)
+    for suite in given.suites or SUITES:
+        report = importlib.import_module(f"benchmarks.{suite}").run(options)
+        report.show()
+        for path in report.write(given.out):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

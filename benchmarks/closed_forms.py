@@ -1,0 +1,250 @@
+"""Closed forms: time and memory of every relaxation against the network's own step and the bare products it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import optrelax as ox
+from benchmarks import peers, products
+from benchmarks.measuring import Samples, Task, interleaved, peak_bytes
+from benchmarks.reports import Bar, Options, Report, Row, Table, environment
+from optrelax import relaxations
+
+TITLE = "Closed forms: relaxations against the network's own step and the bare products"
+CLIP = (0.0, 1.0)
+EPS = 0.1
+CLASSES = 10
+
+_LAYERS = ("alpha-crown", "triangle", "layerwise")  # measured by lp_layers
+_NETWORKS = {"FC": "fc", "CONV": "conv"}
+_GROWTH = ("box", "crown-ibp", "crown", "deepz")
+_QUICK = ("box", "hbox", "deepz", "crown-ibp", "crown", "cauchy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at MNIST's shape with random weights, and random images: nothing here depends on data."""
+
+    model: str
+    batch: int
+    device: str
+    network: ox.Network
+    x: Tensor
+    labels: Tensor
+
+    def natural(self) -> None:
+        """The network's own step: cross-entropy, forward and backward."""
+        self._forget()
+        F.cross_entropy(self.network(self.x), self.labels).backward()
+
+    def margins(self, relaxation: relaxations.Relaxation) -> Tensor:
+        """Lower bounds of the margins, from the images on: region and specification belong to the step."""
+        region = ox.LinfBall(self.x, EPS, CLIP)
+        return ox.lower_bounds(self.network, region, ox.margins(self.labels, CLASSES), relaxation)
+
+    def forward(self, relaxation: relaxations.Relaxation) -> None:
+        """The bounds alone."""
+        with torch.no_grad():
+            self.margins(relaxation)
+
+    def step(self, relaxation: relaxations.Relaxation) -> None:
+        """The certified loss, forward and backward."""
+        self._descend(self.margins(relaxation))
+
+    def peer(self, method: str) -> Task:
+        """The certified loss by auto_LiRPA, forward and backward."""
+        lower = peers.auto_lirpa(self.network.module, self.x, EPS, CLIP, method)
+        return lambda: self._descend(lower(self.labels))
+
+    def _descend(self, margins: Tensor) -> None:
+        self._forget()
+        ox.certified_cross_entropy(margins).backward()
+
+    def _forget(self) -> None:
+        for p in self.network.module.parameters():
+            p.grad = None
+
+    def crossing(self) -> float:
+        """Share of hidden neurons that cross under CROWN's bounds."""
+        with torch.no_grad():
+            found = ox.preactivation_bounds(self.network, ox.LinfBall(self.x, EPS, CLIP), "crown")
+        cross = [(b.lower < 0) & (b.upper > 0) for b in found.values()]
+        return sum(int(c.sum()) for c in cross) / sum(c.numel() for c in cross)
+
+
+def case(model: str, batch: int, seed: int, device: str) -> Case:
+    """Weights and images from `seed`."""
+    net = ox.models.build(model, seed=seed).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(batch, *ox.models.MNIST, generator=generator).to(device)
+    labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+    return Case(model, batch, device, ox.capture(net, ox.models.MNIST), x, labels)
+
+
+def probe(model: str, batch: int, seed: int, device: str, name: str, peer: bool = False) -> Task:
+    """One step of a relaxation (peer: of a method of auto_LiRPA), for `peak_bytes`; warmed up on a single example."""
+    small, whole = (case(model, size, seed, device) for size in (1, batch))
+
+    def task(of: Case) -> Task:
+        if peer:
+            return of.peer(name)
+        relaxation = relaxations.resolve(name)
+        return lambda: of.step(relaxation)
+
+    task(small)()
+    return task(whole)
+
+
+def run(options: Options) -> Report:
+    """Both networks at batch 100, and how the time grows with the batch."""
+    batch = 4 if options.quick else 100
+    facts = environment(options)
+    tables, bars = [], []
+    for label, model in _NETWORKS.items():
+        table = _table(label, model, batch, options)
+        tables.append(table)
+        bars += _bars(label, {row["relaxation"]: row for row in table.rows}, batch)
+    tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100), options))
+    return Report("closed_forms", TITLE, options, tables, bars, facts)
+
+
+def _bars(label: str, rows: dict[str, Row], batch: int) -> list[Bar]:
+    found = [
+        Bar(f"{label}, batch {batch}: Box step, times the network's own", 3.0, None, rows["box"]["step / own step"])
+    ]
+    if label == "CONV":
+        row = rows["crown"]
+        peak = None if row["peak MiB"] is None else row["peak MiB"] / 1024
+        found += [
+            Bar(f"CONV, batch {batch}: CROWN step, peak memory in GiB", 4.0, None, peak),
+            Bar(f"CONV, batch {batch}: CROWN step, times its bare products", 6.0, None, row["step / products"]),
+        ]
+    return found
+
+
+def _names(quick: bool) -> list[str]:
+    return [name for name in relaxations.names() if name not in _LAYERS and (not quick or name in _QUICK)]
+
+
+def _table(label: str, model: str, batch: int, options: Options) -> Table:
+    """Every relaxation on one network."""
+    of = case(model, batch, options.seed, options.device)
+    given = {"model": model, "batch": batch, "seed": options.seed}
+    measured: dict[str, int | None] = {}
+    for name in _names(options.quick):
+        measured[name] = peak_bytes(probe, threads=options.threads, device=options.device, name=name, **given)
+    # What does not fit is not timed either: it would take the machine down with it.
+    fits = [name for name, peak in measured.items() if peak is not None]
+    timed = _time(of, fits, options)
+    rows = [_row(of, name, timed, peak) for name, peak in measured.items()]
+    for name in _peers(measured):
+        method = peers.AUTO_LIRPA[name]
+        size = peak_bytes(probe, threads=options.threads, device=options.device, name=method, peer=True, **given)
+        rows.append(_peer_row(of, name, timed, size))
+    own = timed.median("own step")
+    notes = (
+        f"The network's own step (cross-entropy, forward and backward) takes {1e3 * own:.3g} ms. "
+        f"eps {EPS}, random weights and images; {100 * of.crossing():.0f} % of the hidden neurons cross.",
+        "A step is a region, its margins' bounds, the certified cross-entropy and its backward pass; forward is "
+        "without gradients. `products` are the bare matrix products and convolutions that the relaxation needs. Peak "
+        "memory is that of one step in a fresh process, beyond what was there before it; `-`: did not fit.",
+    )
+    return Table(
+        title=f"{label}, batch {batch}",
+        keys=("relaxation",),
+        rows=rows,
+        smaller=("step / own step", "step / products", "forward / products", "peak MiB"),
+        notes=notes,
+    )
+
+
+def _peers(measured: dict[str, int | None]) -> list[str]:
+    return [name for name in peers.AUTO_LIRPA if name in measured] if peers.has_auto_lirpa() else []
+
+
+def _time(of: Case, names: list[str], options: Options) -> Samples:
+    """Own step, every relaxation forward and as a step, and the bare products of each, interleaved."""
+    tasks: dict[str, Task] = {"own step": of.natural}
+    for name in names:
+        relaxation = relaxations.resolve(name)
+        tasks[f"{name} forward"] = _call(of.forward, relaxation)
+        tasks[f"{name} step"] = _call(of.step, relaxation)
+        need = _needed(of, name)
+        for gradient in (False, True):
+            # Relaxations with the same products share a floor.
+            tasks.setdefault(_floor(need, gradient), products.bare(of.network, need, of.x, gradient=gradient))
+    for name in _peers(dict.fromkeys(names)):
+        tasks[f"auto_LiRPA {name}"] = of.peer(peers.AUTO_LIRPA[name])
+    return interleaved(tasks, runs=options.runs, device=of.device)
+
+
+def _call(method: Callable[[relaxations.Relaxation], None], relaxation: relaxations.Relaxation) -> Task:
+    return lambda: method(relaxation)
+
+
+def _needed(of: Case, name: str) -> products.Products:
+    return products.needed(of.network, relaxations.resolve(name), of.batch, CLASSES - 1)
+
+
+def _floor(need: products.Products, gradient: bool) -> str:
+    return f"products {need} {'step' if gradient else 'forward'}"
+
+
+def _row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
+    row: Row = {"relaxation": name}
+    forward, step = f"{name} forward", f"{name} step"
+    known = peak is not None
+    need = _needed(of, name)
+    bare_forward, bare_step = _floor(need, False), _floor(need, True)
+    row["forward ms"] = 1e3 * timed.median(forward) if known else None
+    row["step ms"] = 1e3 * timed.median(step) if known else None
+    row["step / own step"] = timed.ratio(step, "own step") if known else None
+    row["products ms"] = 1e3 * timed.median(bare_step) if known else None
+    row["forward / products"] = timed.ratio(forward, bare_forward) if known else None
+    row["step / products"] = timed.ratio(step, bare_step) if known else None
+    work = 2 * products.multiply_adds(of.network, need)
+    row["products GFLOP/s"] = work / timed.median(bare_forward) / 1e9 if known else None
+    row["peak MiB"] = peak / 2**20 if peak is not None else None
+    row["spread"] = timed.spread(step) if known else None
+    return row
+
+
+def _peer_row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
+    """auto_LiRPA's step in the same columns; its floor is that of the same bounds."""
+    task, bare_step = f"auto_LiRPA {name}", _floor(_needed(of, name), True)
+    return {
+        "relaxation": f"auto_LiRPA {peers.AUTO_LIRPA[name]}",
+        "forward ms": None,
+        "step ms": 1e3 * timed.median(task),
+        "step / own step": timed.ratio(task, "own step"),
+        "products ms": 1e3 * timed.median(bare_step),
+        "forward / products": None,
+        "step / products": timed.ratio(task, bare_step),
+        "products GFLOP/s": None,
+        "peak MiB": peak / 2**20 if peak is not None else None,
+        "spread": timed.spread(task),
+    }
+
+
+def _growth_table(batches: tuple[int, ...], options: Options) -> Table:
+    """Steps at several batch sizes, as ratios to the network's own step at the same size."""
+    rows: list[Row] = []
+    for label, model in _NETWORKS.items():
+        for batch in batches:
+            of = case(model, batch, options.seed, options.device)
+            tasks: dict[str, Task] = {"own step": of.natural}
+            tasks |= {name: _call(of.step, relaxations.resolve(name)) for name in _GROWTH}
+            timed = interleaved(tasks, runs=options.runs, device=options.device)
+            row: Row = {"network": label, "batch": batch, "own step ms": 1e3 * timed.median("own step")}
+            rows.append(row | {f"{name} / own step": timed.ratio(name, "own step") for name in _GROWTH})
+    return Table(
+        title="Growth with the batch",
+        keys=("network", "batch"),
+        rows=rows,
+        smaller=tuple(f"{name} / own step" for name in _GROWTH),
+    )

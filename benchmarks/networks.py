@@ -1,0 +1,51 @@
+"""Networks trained for the benchmarks, once: cached as weights, named by everything that decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from benchmarks.reports import Options
+from optrelax.datasets import Dataset, load_dataset
+from optrelax.files import read_tensors, write_tensors
+from optrelax.recipes import Recipe, recipe
+from optrelax.training import train
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How a network is trained: a recipe's numbers, shortened; weights and order of the images from `seed`."""
+
+    model: str
+    method: str
+    epochs: int
+    seed: int = 0
+
+    def recipe(self, data: str) -> Recipe:
+        """The recipe on a data set."""
+        short = recipe(f"{data}-fc-small-{self.method}", epochs=self.epochs)
+        return replace(short, model=self.model, name=f"{data}-{self.model}-{self.method}")
+
+    def network(self, options: Options) -> nn.Sequential:
+        """The trained network in float32, from the cache where it is there."""
+        wanted = self.recipe(options.data)
+        path = Path(options.cache) / f"{wanted.name}-{self._digest(wanted)}.safetensors"
+        images = load_dataset(options.data, options.data_dir, split="train")
+        net = wanted.network(images, self.seed)
+        if path.exists():
+            net.load_state_dict(read_tensors(path)[0])
+        else:
+            self._train(net, images, wanted, path)
+        return net.eval()
+
+    def _train(self, net: nn.Sequential, images: Dataset, wanted: Recipe, path: Path) -> None:
+        train(net, images, wanted.training(self.seed))
+        write_tensors(path, net.state_dict(), {"recipe": json.dumps(asdict(wanted)), "seed": str(self.seed)})
+
+    def _digest(self, wanted: Recipe) -> str:
+        settings = json.dumps([asdict(wanted), self.seed], sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
