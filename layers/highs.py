@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optrelax.layers.highs_model import Array, Model, Run
 from optrelax.layers.lp_data import Answer, LPData, stack_rows
 from optrelax.layers.safe_bounds import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
@@ -20,7 +20,6 @@ from optrelax.layers.solutions import Status
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 _RAY_TOLERANCE = 1e-7
@@ -117,14 +116,17 @@ class Highs:
         objective starts from the last basis.
         Raises ValueError for shapes that do not fit and for NaN.
         """
+        from scipy.sparse import csc_matrix
+
         c = np.atleast_2d(np.asarray(c, dtype=np.float64))
         k, n = c.shape
+        matrix = csc_matrix(matrix)
         sides = _check_sparse(c, matrix, row_lower, row_upper, col_lower, col_upper)
         chunks = np.array_split(np.arange(k), max(1, min(self.workers or _cores(), k)))
 
         def run(chunk: Indices) -> SparseAnswer:
-            model = _Model(self)
-            model.load(c[chunk[0]] if len(chunk) else np.zeros(n), matrix, *sides)
+            model = Model(self.threads, self.time_limit)
+            model.load(matrix, *sides)
             return _collect([model.solve(c[i]) for i in chunk], n, matrix.shape[0])
 
         with ThreadPoolExecutor(len(chunks)) as pool:
@@ -135,150 +137,26 @@ class Highs:
         from scipy.sparse import csc_matrix
 
         shared = csc_matrix(stack_rows(data.A, data.E).numpy()) if data.shares_matrices else None
-        model, results = _Model(self), []
-        for count, i in enumerate(chunk):
+        model, results = Model(self.threads, self.time_limit), []
+        for i in chunk:
             one = data.select(slice(int(i), int(i) + 1))
             row_upper = torch.cat([one.b[0], one.d[0]]).numpy()
             row_lower = torch.cat([torch.full_like(one.b[0], -torch.inf), one.d[0]]).numpy()
             cost, lower, upper = one.c[0].numpy(), one.lower[0].numpy(), one.upper[0].numpy()
-            if shared is None or count == 0:
+            if shared is None or not model.loaded:
                 matrix = shared if shared is not None else csc_matrix(stack_rows(one.A, one.E)[0].numpy())
-                model.load(cost, matrix, row_lower, row_upper, lower, upper)
+                model.load(matrix, row_lower, row_upper, lower, upper)
             else:
                 model.change(row_lower, row_upper, lower, upper)
             results.append(model.solve(cost))
         return _collect(results, data.c.shape[1], data.b.shape[1] + data.d.shape[1])
 
 
-@dataclass(frozen=True, slots=True)
-class _One:
-    objective: float
-    primal: Array
-    duals: Array
-    status: Status
-    iterations: int
-    seconds: float
-
-
-class _Model:
-    """One HiGHS instance, reused for problems with one matrix."""
-
-    def __init__(self, options: Highs) -> None:
-        import highspy
-
-        self.api = highspy
-        self.limit = options.time_limit
-        self.highs = highspy.Highs()
-        self.highs.setOptionValue("output_flag", False)
-        self.highs.setOptionValue("threads", options.threads)
-        # Choose the serial simplex outright: left to choose, HiGHS consults a scheduler shared by all threads.
-        self.highs.setOptionValue("solver", "simplex")
-        self.highs.setOptionValue("parallel", "off" if options.threads == 1 else "choose")
-        for name in ("primal_feasibility_tolerance", "dual_feasibility_tolerance"):
-            self.highs.setOptionValue(name, 1e-9)
-        # The default drops entries below 1e-9, which is another problem.
-        self.highs.setOptionValue("small_matrix_value", 1e-12)
-        self.ok = False
-
-    def load(
-        self,
-        cost: Array,
-        matrix: csc_matrix,
-        row_lower: Array,
-        row_upper: Array,
-        lower: Array,
-        upper: Array,
-    ) -> None:
-        """Pass a whole model."""
-        program = self.api.HighsLp()
-        program.num_row_, program.num_col_ = matrix.shape
-        program.col_cost_, program.col_lower_, program.col_upper_ = cost, lower, upper
-        program.row_lower_, program.row_upper_ = row_lower, row_upper
-        program.a_matrix_.format_ = self.api.MatrixFormat.kColwise
-        program.a_matrix_.start_, program.a_matrix_.index_ = matrix.indptr, matrix.indices
-        program.a_matrix_.value_ = matrix.data
-        self.shape = matrix.shape
-        self.ok = self.highs.passModel(program) != self.api.HighsStatus.kError
-
-    def change(self, row_lower: Array, row_upper: Array, lower: Array, upper: Array) -> None:
-        """Other sides and bounds on the same matrix."""
-        rows, columns = (np.arange(size, dtype=np.int32) for size in self.shape)
-        answers = (
-            self.highs.changeColsBounds(len(columns), columns, lower, upper),
-            self.highs.changeRowsBounds(len(rows), rows, row_lower, row_upper),
-        )
-        self.ok = self.ok and self.api.HighsStatus.kError not in answers
-
-    def solve(self, cost: Array) -> _One:
-        """Minimise one objective from the present basis."""
-        begin = time.perf_counter()
-        status, iterations = Status.NUMERICAL, 0
-        columns = np.arange(self.shape[1], dtype=np.int32)
-        if self.ok and self.highs.changeColsCost(len(columns), columns, cost) != self.api.HighsStatus.kError:
-            status, iterations = self._run()
-            if status == Status.NUMERICAL:
-                # A stale basis or presolve can be at fault: once more from scratch, without presolve.
-                self.highs.clearSolver()
-                self.highs.setOptionValue("presolve", "off")
-                status, again = self._run()
-                self.highs.setOptionValue("presolve", "choose")
-                iterations += again
-        primal, duals = self._point(status)
-        has_point = status != Status.UNBOUNDED and self.highs.getSolution().value_valid
-        return _One(
-            float(cost @ primal) if has_point else float("nan"),
-            primal,
-            duals,
-            status,
-            iterations,
-            time.perf_counter() - begin,
-        )
-
-    def _run(self) -> tuple[Status, int]:
-        if self.limit is not None:
-            # HiGHS counts the time of all runs of an instance against the limit.
-            self.highs.setOptionValue("time_limit", self.highs.getRunTime() + self.limit)
-        self.highs.run()
-        info = self.highs.getInfo()
-        return self._status(self.highs.getModelStatus()), max(0, int(info.simplex_iteration_count))
-
-    def _status(self, claimed: Any) -> Status:
-        kind = self.api.HighsModelStatus
-        table = {
-            kind.kOptimal: Status.OPTIMAL,
-            kind.kModelEmpty: Status.OPTIMAL,
-            kind.kInfeasible: Status.INFEASIBLE,
-            kind.kUnbounded: Status.UNBOUNDED,
-            kind.kTimeLimit: Status.TIME_LIMIT,
-            kind.kIterationLimit: Status.ITERATION_LIMIT,
-        }
-        # Unbounded or infeasible, which presolve may leave open, counts as failed: the second try settles it.
-        return table.get(claimed, Status.NUMERICAL)
-
-    def _point(self, status: Status) -> tuple[Array, Array]:
-        """(primal, duals); the rays where there is no optimum, zeros where HiGHS has none."""
-        rows, columns = self.shape
-        solution = self.highs.getSolution()
-        primal = np.array(solution.col_value) if solution.value_valid else np.zeros(columns)
-        duals = -np.array(solution.row_dual) if solution.dual_valid else np.zeros(rows)
-        if status == Status.INFEASIBLE:
-            _, found, ray = self.highs.getDualRay()
-            duals = -np.asarray(ray, dtype=np.float64) if found else np.zeros(rows)
-        if status == Status.UNBOUNDED:
-            _, found, ray = self.highs.getPrimalRay()
-            primal = np.asarray(ray, dtype=np.float64) if found else np.zeros(columns)
-        return _sized(primal, columns), _sized(duals, rows)
-
-
-def _sized(values: Array, size: int) -> Array:
-    return values if values.shape == (size,) else np.zeros(size)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _collect(results: Sequence[_One], columns: int, rows: int) -> SparseAnswer:
+def _collect(results: Sequence[Run], columns: int, rows: int) -> SparseAnswer:
     return SparseAnswer(
         objective=np.array([one.objective for one in results]),
         primal=np.stack([one.primal for one in results]) if results else np.zeros((0, columns)),

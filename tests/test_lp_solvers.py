@@ -191,6 +191,28 @@ def test_free_variables_under_nearest(solver: Highs | Cvxpy) -> None:
     assert bool((found.status[~exact] == Status.NUMERICAL).all())
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_what_highs_refuses_fails_alone(place: int) -> None:
+    """HiGHS takes 1e20 for infinite: it refuses such a lower bound, or such a cost."""
+    data = boxed(4, 0, 3, 0)._replace(A=torch.ones(1, 3).double(), b=torch.full((4, 1), 1e26).double())
+    assert data.lower is not None
+    assert data.upper is not None
+    lower, upper = data.lower.repeat(4, 1), data.upper.repeat(4, 1)
+    lower[place, 0], upper[place, 0] = 1e25, 2e25
+    costs = data.c.clone()
+    costs[place, 1] = 1e25
+    rest = [i for i in range(4) if i != place]
+    for broken in (data._replace(lower=lower, upper=upper), data._replace(c=costs)):
+        assert broken.lower is not None
+        assert broken.upper is not None
+        found = LinearProgram(Highs(workers=1))(*broken)
+        assert found.status[rest].tolist() == [Status.OPTIMAL] * 3
+        torch.testing.assert_close(found.lower[rest], data.c.clamp(max=0).sum(-1)[rest])
+        ends = torch.stack([broken.c * broken.lower, broken.c * broken.upper])
+        exact = ends.amin(0).sum(-1)[place]
+        assert found.lower[place] <= exact + 1e-12 * exact.abs()
+
+
 def test_highs_time_limit_is_a_status_of_one_problem() -> None:
     data = boxed(2, 150, 200, 0)
     found = LinearProgram(Highs(time_limit=0.0, workers=1))(*data)
