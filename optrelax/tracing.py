@@ -223,9 +223,8 @@ def _trace(net: nn.Module, shape: Shape) -> tuple[Network | None, list[Problem]]
     network, problems = _Walk(net, shape, problems, tracer.constants).run(graph)
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
-        if not problems:
-            reason = "draws random numbers, so that it is no fixed function; draw them outside of forward"
-            return None, [Problem("(root)", type(net).__name__, reason)]
+        reason = "draws random numbers, so that it is no fixed function; draw them outside of forward"
+        return None, [*problems, Problem("(root)", type(net).__name__, reason)]
     return network, problems
 
 
@@ -259,7 +258,7 @@ class _Walk:
             fx.Node, Any
         ] = {}  # fx node -> what it would be for another batch size, where it reads a shape
         self.names: dict[fx.Node, str] = {}  # fx node -> node of the network, where it depends on the input
-        self.live: dict[fx.Node, Source] = {}  # fx node -> constant of the module, read at use
+        self.live: dict[fx.Node, Callable[[], Any]] = {}  # fx node -> constant of the module, read at use
         self.broken: set[fx.Node] = set()
         self.nodes: list[Node] = []
         self.paths: dict[str, int] = {}
@@ -406,10 +405,10 @@ class _Walk:
             value = value.args[0] if isinstance(op, Reshape) else None
         return False
 
-    def _replay(self, node: fx.Node) -> Source:
+    def _replay(self, node: fx.Node) -> Callable[[], Any]:
         """A constant expression, evaluated again at each use so that it follows the parameters."""
 
-        def read() -> Tensor:
+        def read() -> Any:
             def value(n: fx.Node) -> Any:
                 return self.live[n]() if n in self.live else self.probe[n]
 
