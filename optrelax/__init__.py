@@ -33,6 +33,8 @@ _LAZY = {
     "CertifiedLoss": "optrelax.losses",
     "certify": "optrelax.certification",
     "CertificationReport": "optrelax.certification",
+    "compare": "optrelax.comparison",
+    "Comparison": "optrelax.comparison",
     "load": "optrelax.checkpoints",
     "save": "optrelax.checkpoints",
     "load_dataset": "optrelax.datasets",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from optrelax import layers, models
     from optrelax.certification import CertificationReport, certify
     from optrelax.checkpoints import load, save
+    from optrelax.comparison import Comparison, compare
     from optrelax.datasets import load_dataset
     from optrelax.losses import CertifiedLoss, certified_cross_entropy
 
@@ -68,6 +71,7 @@ __all__ = [
     "Cauchy",
     "CertificationReport",
     "CertifiedLoss",
+    "Comparison",
     "Crown",
     "CrownIBP",
     "DeepZ",
@@ -89,6 +93,7 @@ __all__ = [
     "certified_cross_entropy",
     "certify",
     "check",
+    "compare",
     "layers",
     "load",
     "load_dataset",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,7 @@ import torch
 
 from optrelax.analysis import Net
 from optrelax.attacks import PGD
-from optrelax.certifiers import Certifier, device_of
-from optrelax.graph import Network
+from optrelax.certifiers import Certifier, default_batch_size
 from optrelax.journals import Journal
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
@@ -79,7 +77,7 @@ def certify(
     """
     run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes)
     run = replace(run, attack=attack, exact=_milp(exact))
-    size = batch_size if batch_size is not None else _batch_size(run.network)
+    size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
         raise ValueError(f"certify: batch_size must be at least 1, got {batch_size}")
     with contextlib.ExitStack() as stack:
@@ -123,10 +121,3 @@ def _milp(exact: Milp | bool) -> Milp | None:
     from optrelax.layers.milp import Milp
 
     return Milp() if exact is True else exact
-
-
-def _batch_size(network: Network) -> int:
-    """Examples whose node values, their bounds and their lines take some 128 MiB; at most 100 (1000 on a GPU)."""
-    values = sum(math.prod(network.shape_of(name)) for name in (network.input, *(node.name for node in network)))
-    most = 1000 if device_of(network).type == "cuda" else 100
-    return max(1, min(most, 2**27 // (8 * 16 * values)))

@@ -29,7 +29,7 @@ from optrelax.verdicts import Example, Verdict
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
 
-__all__ = ["Certifier", "device_of"]
+__all__ = ["Certifier", "default_batch_size", "device_of"]
 
 # What a bound, an attack or a solver can raise for one example and not for another; a typing slip in the library
 # is among them on purpose: it must spoil its own example only, and it is reported there.
@@ -64,19 +64,20 @@ class Certifier:
         rounding: Rounding,
         dtype: torch.dtype,
         max_bytes: int | None,
+        owner: str = "certify",
     ) -> Certifier:
-        """Check everything that does not depend on an example."""
-        check_rounding("certify", rounding)
+        """Check everything that does not depend on an example; errors begin with the name of the `owner`."""
+        check_rounding(owner, rounding)
         if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"certify: dtype must be torch.float32 or torch.float64, got {dtype}")
+            raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
         if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
-            raise ValueError(f"certify: eps must be a finite number >= 0, got {eps!r}")
-        named = _named(relaxation)
+            raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+        named = _named(relaxation, owner)
         network = capture(net, tuple(samples.x.shape[1:]))
         network.require_eval()
-        _require_exact_weights(network, dtype)
+        _require_exact_weights(network, dtype, owner)
         margins(samples.labels, network.outputs)  # raises for labels out of range
-        samples.require_range(clip)
+        samples.require_range(clip, owner)
         limit = max_bytes or (2**25 if device_of(network).type == "cpu" else 2**30)
         return cls(
             network=network,
@@ -198,7 +199,7 @@ class Certifier:
 
     def _bounds(self, ball: LinfBall, rows: Tensor) -> tuple[list[Tensor], list[float]]:
         """Lower bounds [batch, k] of each relaxation and its seconds an example."""
-        region = self._rounded(ball)
+        region = self.rounded(ball)
         lower, spent = [], []
         for relaxation in self.relaxations.values():
             begin = time.perf_counter()
@@ -209,7 +210,7 @@ class Certifier:
             lower.append(bound.detach().double())
         return lower, spent
 
-    def _rounded(self, ball: LinfBall) -> InputBox:
+    def rounded(self, ball: LinfBall) -> InputBox:
         """The region in `dtype`, with outward rounding wide enough for the rounding of its own ends."""
         box: InputBox = ball.outward() if self.rounding == "outward" else ball
         l, u = box.lower.to(self.dtype), box.upper.to(self.dtype)
@@ -268,28 +269,29 @@ class Certifier:
         )
 
 
-def _named(relaxation: Any) -> dict[str, Any]:
-    """Relaxations by name; ValueError for none, twice the same, or an unsound one."""
+def _named(relaxation: Any, owner: str) -> dict[str, Any]:
+    """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
     several = [relaxation] if isinstance(relaxation, str) or hasattr(relaxation, "lower_bounds") else list(relaxation)
+    own = relaxation if isinstance(relaxation, Mapping) else {}
     named: dict[str, Any] = {}
     for given in several:
-        found = resolve(given)
+        found = resolve(own.get(given, given))
         name = given.strip() if isinstance(given, str) else name_of(with_rounding(found, "nearest"))
         if not found.sound:
-            raise ValueError(f"certify: {name} is an estimate, not a bound, and certifies nothing; choose another")
+            raise ValueError(f"{owner}: {name} is an estimate, not a bound, and certifies nothing; choose another")
         if name in named:
-            raise ValueError(f"certify: relaxation {name!r} is given twice")
+            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
         named[name] = found
     if not named:
-        raise ValueError("certify: give at least one relaxation")
+        raise ValueError(f"{owner}: give at least one relaxation")
     return named
 
 
-def _require_exact_weights(network: Network, dtype: torch.dtype) -> None:
+def _require_exact_weights(network: Network, dtype: torch.dtype, owner: str) -> None:
     """ValueError where `dtype` would round the weights: the bounds would be those of another network."""
     for name, value in network.module.state_dict().items():
         if isinstance(value, Tensor) and value.dtype == torch.float64 and dtype != torch.float64:
-            raise ValueError(f"certify: {name} is float64, which dtype={dtype} would round; use torch.float64")
+            raise ValueError(f"{owner}: {name} is float64, which dtype={dtype} would round; use torch.float64")
 
 
 def _limited(relaxation: Any, max_bytes: int | None, force: bool = False) -> Any:
@@ -309,3 +311,10 @@ def device_of(network: Network) -> torch.device:
     """Where the network's parameters live."""
     parameter = next(network.module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def default_batch_size(network: Network) -> int:
+    """Examples whose node values, their bounds and their lines take some 128 MiB; at most 100 (1000 on a GPU)."""
+    values = sum(math.prod(network.shape_of(name)) for name in (network.input, *(node.name for node in network)))
+    most = 1000 if device_of(network).type == "cuda" else 100
+    return max(1, min(most, 2**27 // (8 * 16 * values)))

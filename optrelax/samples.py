@@ -30,20 +30,20 @@ class Samples:
     def __len__(self) -> int:
         return self.x.shape[0]
 
-    def require_range(self, clip: tuple[float, float] | None) -> None:
+    def require_range(self, clip: tuple[float, float] | None, owner: str = "certify") -> None:
         """ValueError where clip is no range, or where a value lies outside it; NaN is the concern of its example."""
         if clip is None:
             return
         low, high = (float(end) for end in clip)
         if not low <= high:
-            raise ValueError(f"certify: clip must be (low, high) with low <= high, got {clip}")
+            raise ValueError(f"{owner}: clip must be (low, high) with low <= high, got {clip}")
         outside = (self.x < low) | (self.x > high)
         outside &= self.x.isfinite()
         if bool(outside.any()):
             count = f"{int(outside.sum())} of {outside.numel()} entries"
             first = f"first at {outside.nonzero()[0].tolist()}: {float(self.x[outside][0]):g}"
             raise ValueError(
-                f"certify: x lies outside clip [{low:g}, {high:g}] in {count} ({first}); scale pixels to that range"
+                f"{owner}: x lies outside clip [{low:g}, {high:g}] in {count} ({first}); scale pixels to that range"
             )
 
 

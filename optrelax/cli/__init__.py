@@ -1,7 +1,7 @@
 """The command line `optrelax`: one module a command, one line here for each.
 
-A command's module imports little; torch and the rest are imported by the functions that use them, so that help and
-completion are quick.
+A command's module imports little: plots, tables and solvers are imported by the functions that use them, so that
+help and completion do not wait for them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _COMMANDS = (
     "demo",
     "training",
     "certifying",
+    "comparing",
     "listing",
     "papers",
     "information",

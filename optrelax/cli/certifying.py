@@ -21,6 +21,7 @@ from optrelax.cli.inputs import (
     Seed,
     Subset,
     parse_number,
+    read_dtype,
     read_inputs,
 )
 
@@ -95,7 +96,7 @@ def certify(
         relaxation=relaxation,
         attack=PGD(restarts=restarts, steps=steps, seed=seed) if attack else None,
         exact=_milp(time_limit) if exact else False,
-        dtype=_dtype(precision),
+        dtype=read_dtype(precision),
         subset=subset,
         batch_size=batch_size,
     )
@@ -172,14 +173,6 @@ def _milp(time_limit: float) -> Any:
     from optrelax.layers.milp import Milp
 
     return Milp(time_limit=time_limit)
-
-
-def _dtype(precision: str) -> Any:
-    import torch
-
-    if precision not in ("float64", "float32"):
-        raise ValueError(f"--precision must be float64 or float32, got {precision!r}")
-    return getattr(torch, precision)
 
 
 def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Subset",
     "parse_number",
     "read_device",
+    "read_dtype",
     "read_inputs",
 ]
 
@@ -146,6 +147,15 @@ def read_device(name: str) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     return device
+
+
+def read_dtype(precision: str) -> torch.dtype:
+    """The type of the bounds.  ValueError for any but two."""
+    import torch
+
+    if precision not in ("float64", "float32"):
+        raise ValueError(f"--precision must be float64 or float32, got {precision!r}")
+    return torch.float64 if precision == "float64" else torch.float32
 
 
 def parse_number(option: str, text: str) -> float:

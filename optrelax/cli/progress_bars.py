@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
-    from optrelax import certification, training
+    from optrelax import certification, comparison, training
 
-__all__ = ["certification_bar", "training_bar"]
+__all__ = ["certification_bar", "comparison_bar", "training_bar"]
 
 
 @contextlib.contextmanager
@@ -22,6 +22,18 @@ def certification_bar(title: str) -> Iterator[Callable[[certification.Progress],
         def update(progress: certification.Progress) -> None:
             shown = ", ".join(f"{count} {verdict}" for verdict, count in progress.counts.items() if count)
             draw(progress.done, progress.total, shown)
+
+        yield update
+
+
+@contextlib.contextmanager
+def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]]:
+    """A callback for `compare` that draws a bar a run of each relaxation."""
+    with _bar(title) as draw:
+
+        def update(progress: comparison.Progress) -> None:
+            run = f", run {progress.run + 1}" if progress.run else ""
+            draw(progress.done, progress.total, f"{progress.relaxation}{run}")
 
         yield update
 

@@ -1,0 +1,191 @@
+"""`optrelax compare`: LP against closed form, and MILP, on one network: bound, certified, time and gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optrelax.cli.application import WorkError, command, print_json, stdout
+from optrelax.cli.inputs import (
+    Checkpoint,
+    Data,
+    DataDir,
+    Device,
+    Json,
+    Model,
+    Relaxations,
+    parse_number,
+    read_dtype,
+    read_inputs,
+)
+
+if TYPE_CHECKING:
+    from optrelax.comparison import Comparison
+
+__all__ = ["compare", "show_comparison"]
+
+_EXAMPLES = 100  # a comparison of tightness needs no more; layerwise on whole test sets takes hours
+
+
+@command("compare")
+def compare(
+    checkpoint: Checkpoint,
+    data: Data,
+    eps: Annotated[
+        str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")
+    ],
+    data_dir: DataDir = None,
+    relaxations: Relaxations = ["box", "crown", "triangle", "layerwise"],  # noqa: B006, typer only reads it
+    subset: Annotated[
+        int | None,
+        typer.Option("--subset", metavar="N", min=1, show_default="at most 100", help="N evenly spaced examples."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All examples of the data set.")] = False,
+    milp: Annotated[
+        bool, typer.Option("--milp", help="The exact smallest margins too, by a MILP solver (HiGHS); small networks.")
+    ] = False,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="S", min=0.001, help="Seconds an example for --milp.")
+    ] = 60.0,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Timed runs a relaxation, after one that warms up; their median.")
+    ] = 3,
+    patience: Annotated[
+        float,
+        typer.Option("--patience", metavar="S", min=0, help="Fewer timed runs where they would take longer, in all."),
+    ] = 30.0,
+    clip: Annotated[tuple[float, float], typer.Option("--clip", metavar="LOW HIGH", help="Legal range of a pixel.")] = (
+        0.0,
+        1.0,
+    ),
+    no_clip: Annotated[bool, typer.Option("--no-clip", help="Pixels may take any value.")] = False,
+    split: Annotated[str, typer.Option("--split", help="Which part of the data set: test or train.")] = "test",
+    model: Model = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of the bounds: float64 or float32.")] = "float64",
+    rounding: Annotated[
+        str,
+        typer.Option("--rounding", help="outward: bounds hold in real arithmetic; nearest: faster, as in training."),
+    ] = "outward",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, show_default="by the network", help="Examples at a time.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", show_default=False, help="Folder for tables, summary and picture."),
+    ] = None,
+    table_format: Annotated[
+        str, typer.Option("--format", help="Of the tables in DIR: csv, json or parquet.")
+    ] = "parquet",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Compare relaxations on one network: how tight, how many certified, how fast, how far from the LP's optimum.
+
+    All bound the same margins over the same boxes. LP layers start from pre-activation bounds of their own, box and
+    fast-lin intersected; triangle:preactivation=crown starts from those of crown. --out keeps the table, a table an
+    example, and the picture of tightness against time (PNG and SVG).
+    """
+    radius = parse_number("--eps", eps)
+    _require_folder(out, table_format)
+    if rounding not in ("outward", "nearest"):
+        raise ValueError(f"--rounding must be outward or nearest, got {rounding!r}")
+    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    result = _compared(
+        inputs.network,
+        (inputs.x, inputs.labels),
+        radius,
+        relaxations,
+        clip=None if no_clip else clip,
+        milp=_milp(time_limit) if milp else False,
+        rounding=rounding,
+        dtype=read_dtype(precision),
+        subset=_count(subset, everything, len(inputs.labels)),
+        batch_size=batch_size,
+        repeats=repeats,
+        patience=patience,
+    )
+    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
+    pictures = [] if out is None else _write(result, facts, out, table_format)
+    if json:
+        print_json(facts | {"pictures": [str(path) for path in pictures]})
+        return
+    show_comparison(result, _title(facts))
+    for path in pictures:
+        stdout().print(f"tightness against time: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _count(subset: int | None, everything: bool, size: int) -> int | None:
+    """Examples to take, None for all."""
+    if everything:
+        if subset is not None:
+            raise ValueError("--subset and --all exclude each other")
+        return None
+    return min(_EXAMPLES, size) if subset is None else subset
+
+
+def _compared(network: Any, data: Any, eps: float, relaxations: list[str], **options: Any) -> Comparison:
+    """The work itself, under a bar."""
+    import optrelax as ox
+    from optrelax.cli.progress_bars import comparison_bar
+
+    with comparison_bar("compare") as progress:
+        return ox.compare(network, data, eps, relaxations, progress=progress, **options)
+
+
+def show_comparison(result: Comparison, title: str) -> None:
+    """The table for people, and what its columns mean."""
+    from optrelax.tables import rich_table
+
+    decimals = {"certified %": 2, "closed %": 1, "mean bound": 4, "worst bound": 4, "ms an example": 2}
+    shown = [name for name in result.table.columns if result.table[name].is_not_null().any()]
+    console = stdout()
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(rich_table(result.table.select(shown).drop("timed runs"), decimals=decimals))
+    notes = ["bound: of an example's smallest margin, in logits"]
+    if "median gap" in shown:
+        notes.append("gap: certified, of all margins; closed: within the solver's tolerance")
+    console.print("; ".join(notes), markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    clip = facts["clip"]
+    within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
+    return (
+        f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, accuracy "
+        f"{100 * facts['accuracy']:.2f} %, eps {facts['eps']:g}, {within}, {facts['dtype']}"
+    )
+
+
+def _require_folder(path: Path | None, ending: str) -> None:
+    """Check everything about the output before the work starts."""
+    from optrelax.errors import suggest
+    from optrelax.tables import FORMATS, require_writable
+
+    if ending not in FORMATS:
+        raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
+    if path is not None:
+        require_writable(path)
+
+
+def _write(result: Comparison, facts: Mapping[str, Any], folder: Path, ending: str) -> list[Path]:
+    """Tables, summary and picture; returns the paths of the picture."""
+    from optrelax.plots import write_figure
+    from optrelax.runs import versions
+    from optrelax.tables import write_frame, write_json
+
+    write_frame(result.table, folder / f"table.{ending}")
+    write_frame(result.examples, folder / f"examples.{ending}")
+    write_json({**facts, "versions": versions()}, folder / "summary.json")
+    if not result.table["mean bound"].is_finite().any():
+        raise WorkError("compare: no relaxation has a finite mean bound, so there is nothing to draw")
+    title = f"{Path(facts['checkpoint']).stem} on {facts['data']}, eps {facts['eps']:g}"
+    return write_figure(result.figure(title), folder / "tightness.png")
+
+
+def _milp(time_limit: float) -> Any:
+    from optrelax.layers.milp import Milp
+
+    return Milp(time_limit=time_limit)
