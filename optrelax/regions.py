@@ -67,7 +67,7 @@ class InputBox:
         return inside.flatten(1).all(1) if inside.dim() > 1 else inside
 
     def outward(self) -> InputBox:
-        """The region one float wider at each end that has a width: covers the rounding of x - eps and x + eps."""
+        """The region one float wider at each end of what has a width: covers ends that were rounded once."""
         wide = self.upper > self.lower
         return InputBox(torch.where(wide, down(self.lower), self.lower), torch.where(wide, up(self.upper), self.upper))
 
@@ -112,6 +112,19 @@ class LinfBall(InputBox):
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "clip", clip)
         InputBox.__post_init__(self)
+
+    def outward(self) -> InputBox:
+        """The box around the ball in real arithmetic: every point within eps, a Python number as it is, and clip."""
+        # In float64 eps and clip are exact, and a sum rounds by less than one float.
+        x, radius = self.x.double(), _radius(self.x.double(), self.eps)
+        lower, upper = down(x - radius), up(x + radius)
+        if self.clip is not None:
+            lower, upper = lower.clamp_min(self.clip[0]), upper.clamp_max(self.clip[1])
+        still = radius.expand_as(x) == 0
+        low, high = lower.to(self.x), upper.to(self.x)
+        low = torch.where(low.double() > lower, down(low), low)
+        high = torch.where(high.double() < upper, up(high), high)
+        return InputBox(torch.where(still, self.x, low), torch.where(still, self.x, high))
 
 
 def _radius(x: Tensor, eps: float | Tensor) -> Tensor:

@@ -209,23 +209,32 @@ def _module_builder(module: nn.Module) -> Builder | None:
 
 
 def _trace(net: nn.Module, shape: Shape) -> tuple[Network | None, list[Problem]]:
+    before = torch.get_rng_state()
+    network, problems = _trace_once(net, shape)
+    after = torch.get_rng_state()
+    if torch.equal(before, after):
+        return network, problems
+    # Another thread may have drawn meanwhile: only a second change is this module's.
+    _trace_once(net, shape)
+    if torch.equal(after, torch.get_rng_state()):
+        return network, problems
+    torch.set_rng_state(before)
+    reason = "draws random numbers, so that it is no fixed function; draw them outside of forward"
+    return None, [*problems, Problem("(root)", type(net).__name__, reason)]
+
+
+def _trace_once(net: nn.Module, shape: Shape) -> tuple[Network | None, list[Problem]]:
     problems = _module_problems(net)
     if _module_builder(net) is not None:
         net = nn.Sequential(net)  # a single supported layer is a network too
     tracer = _Tracer()
-    before = torch.get_rng_state()
     try:
         graph = tracer.trace(net)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
         reason = f"cannot be traced: {error}; control flow must not depend on values"
         problems.append(Problem("(root)", type(net).__name__, reason))
         return None, problems
-    network, problems = _Walk(net, shape, problems, tracer.constants).run(graph)
-    if not torch.equal(before, torch.get_rng_state()):
-        torch.set_rng_state(before)
-        reason = "draws random numbers, so that it is no fixed function; draw them outside of forward"
-        return None, [*problems, Problem("(root)", type(net).__name__, reason)]
-    return network, problems
+    return _Walk(net, shape, problems, tracer.constants).run(graph)
 
 
 def _module_problems(net: nn.Module) -> list[Problem]:
