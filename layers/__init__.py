@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrelax.layers.alpha_crown import AlphaCrown
-    from optrelax.layers.layerwise import Layerwise
-    from optrelax.layers.interior_point import InteriorPoint
     from optrelax.layers.cvxpy_solver import Cvxpy
     from optrelax.layers.dual_ascent import DualAscent
     from optrelax.layers.highs import Highs
+    from optrelax.layers.interior_point import InteriorPoint
+    from optrelax.layers.layerwise import Layerwise
     from optrelax.layers.linear_program import LinearProgram
     from optrelax.layers.lp_gradients import EnvelopeGradient, FixedDualGradient
     from optrelax.layers.network_gradients import Envelope, FixedSlopes
@@ -44,10 +44,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AlphaCrown",
-    "Layerwise",
-    "InteriorPoint",
     "PDHG",
+    "AlphaCrown",
     "Cvxpy",
     "DualAscent",
     "Envelope",
@@ -55,7 +53,9 @@ __all__ = [
     "FixedDualGradient",
     "FixedSlopes",
     "Highs",
+    "InteriorPoint",
     "LPSolution",
+    "Layerwise",
     "LinearProgram",
     "Regularised",
     "Solution",

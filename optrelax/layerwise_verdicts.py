@@ -25,7 +25,16 @@ from optrelax.graph import Network, Node
 from optrelax.layers.dual_ascent import DualAscent
 from optrelax.layers.interior_point import InteriorPoint
 from optrelax.layers.network_lp import require_piecewise_linear
-from optrelax.layers.problems import PrimalPoint, Problems, backward_sweep, chord_start, crown_start, hull_lines
+from optrelax.layers.problems import (
+    DualPoint,
+    HullLines,
+    PrimalPoint,
+    Problems,
+    backward_sweep,
+    chord_start,
+    crown_start,
+    hull_lines,
+)
 from optrelax.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, FastLin, Intersect
@@ -243,7 +252,7 @@ class Cascade:
         hulls = {name: h.select(example) for name, h in self._hulls(bounds, target).items()}
         return Problems(self.network, target, rows, region.lower[example], region.upper[example], hulls)
 
-    def _hulls(self, bounds: Mapping[str, Bounds], target: str) -> dict:
+    def _hulls(self, bounds: Mapping[str, Bounds], target: str) -> dict[str, HullLines]:
         wanted = self.network.ancestors(target)
         return {
             node.name: hull_lines(node.op, bounds[node.name])  # type: ignore[arg-type]
@@ -251,7 +260,7 @@ class Cascade:
             if node.name in wanted
         }
 
-    def _starts(self, bounds: Mapping[str, Bounds], target: str, example: Tensor) -> list:
+    def _starts(self, bounds: Mapping[str, Bounds], target: str, example: Tensor) -> list[DualPoint]:
         hulls = self._hulls(bounds, target)
         crown = crown_start(self.network, bounds, hulls)
         return [crown.select(example), chord_start(self.network, hulls, crown).select(example)]

@@ -656,8 +656,9 @@ def resolve(relaxation: Relaxation | str) -> Any:
             raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
         return relaxation
     name, _, text = relaxation.partition(":")
+    preset: dict[str, Any] = {}
     if name in _FACTORIES:
-        factory, preset = _FACTORIES[name], {}
+        factory = _FACTORIES[name]
     elif name in _NAMES:
         target, preset = _NAMES[name]
         module, _, attribute = target.partition(":")

@@ -441,7 +441,8 @@ class _Walk:
             return
         traced = tuple(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in self.names)
         sources: dict[int | str, Source] = {}
-        for key, argument in (*enumerate(node.args), *node.kwargs.items()):
+        given: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+        for key, argument in given:
             if isinstance(argument, fx.Node) and argument in self.live and isinstance(self.probe[argument], Tensor):
                 sources[key] = self.live[argument]
         inputs = [node.args[i] for i in traced]

@@ -12,7 +12,7 @@ from optrelax.cli.application import app, print_json, stderr, stdout
 from optrelax.cli.inputs import DataDir, Json, Subset
 
 if TYPE_CHECKING:
-    from optrelax.barrier import Batch
+    from optrelax.barrier import BarrierRow, Batch
 
 __all__ = ["barrier"]
 
@@ -55,7 +55,7 @@ def barrier(
     from optrelax.errors import suggest
     from optrelax.tables import require_writable, rich_table, write_frame
 
-    rows = ROWS
+    rows: tuple[BarrierRow, ...] = ROWS
     if row:
         known = {r.key: r for r in ROWS}
         for key in row:

@@ -181,7 +181,7 @@ def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
         beta = op.absolute(*(torch.zeros_like(z.center) if z.beta is None else z.beta for z in zs))
     projected = None
     if zs[0].projected is not None:
-        projected = op.linear(*(z.projected for z in zs))
+        projected = op.linear(*(z.projected for z in zs if z.projected is not None))
     if walk.outward:
         error = affine_error(op, center, [z.center.abs() + z.radius for z in zs])
         if op.cost() > 0:
