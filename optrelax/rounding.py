@@ -64,25 +64,24 @@ def require_exact_products(x: Tensor) -> None:
     if x.is_cuda:
         # cuDNN may pick Winograd or FFT convolutions in float32, whose error is not bounded by gamma(n).
         raise ValueError("rounding='outward': on a GPU use float64 (cuDNN's float32 convolutions are not exact sums)")
-    if torch.get_float32_matmul_precision() != "highest":
-        raise ValueError(
-            "rounding='outward': torch.set_float32_matmul_precision must be 'highest', got "
-            f"{torch.get_float32_matmul_precision()!r}"
-        )
-    for name, setting in _cpu_precisions():
-        if setting not in ("none", "ieee"):
-            raise ValueError(f"rounding='outward': {name} must be 'ieee', got {setting!r}")
+    for name, setting, exact in _cpu_precisions():
+        if setting not in exact:
+            raise ValueError(f"rounding='outward': {name} must be {exact[0]!r}, got {setting!r}")
     mkldnn = torch.backends.mkldnn
     if torch.backends.nnpack.is_available() and not (mkldnn.is_available() and mkldnn.enabled):
         # Without oneDNN, NNPACK takes over float32 convolutions and may pick Winograd or FFT ones.
         raise ValueError("rounding='outward': float32 on this CPU needs torch.backends.mkldnn.enabled; or use float64")
 
 
-def _cpu_precisions() -> list[tuple[str, str]]:
-    """What this torch lets its CPU library make of float32 products: the name and value of each setting."""
+def _cpu_precisions() -> list[tuple[str, str, tuple[str, ...]]]:
+    """What this torch lets its CPU library make of float32 products: name, value and exact values of each setting."""
     found = []
     for op in ("matmul", "conv"):
         owner = getattr(torch.backends.mkldnn, op, None)
-        if owner is not None:  # torch 2.9 and later
-            found.append((f"torch.backends.mkldnn.{op}.fp32_precision", str(owner.fp32_precision)))
+        if owner is not None:  # torch 2.9 and later; the older function fails once these have been used
+            name = f"torch.backends.mkldnn.{op}.fp32_precision"
+            found.append((name, str(owner.fp32_precision), ("ieee", "none")))
+    if not found:
+        name = "torch.set_float32_matmul_precision"
+        found.append((name, torch.get_float32_matmul_precision(), ("highest",)))
     return found

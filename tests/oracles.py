@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds as Limits
 from scipy.optimize import LinearConstraint, linprog, milp
-from torch import Tensor
+from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.activations import Activation
+from optrelax.models import Normalize, Residual
 from optrelax.ops import Affine
 
 
@@ -125,42 +127,73 @@ def minimum(
 # --- fractions ----------------------------------------------------------------------------------------------------
 
 
-def fractions(x: Tensor) -> list[Fraction]:
-    """A tensor's numbers without rounding, flat."""
-    return [Fraction(float(v)) for v in x.detach().double().flatten()]
+def fractions(x: Tensor) -> np.ndarray:
+    """A tensor's numbers without rounding, as an array of fractions."""
+    flat = [Fraction(float(v)) for v in x.detach().double().flatten()]
+    return np.array(flat, dtype=object).reshape(x.shape)
 
 
-def exact_affine(op: Affine, *xs: list[Fraction]) -> list[Fraction]:
-    """Image of an affine op whose coefficients are floats (linear, conv, sums), in rational arithmetic."""
-    total: list[Fraction] | None = None
-    zeros = [torch.zeros(1, *shape, dtype=torch.float64) for shape in op.input_shapes]
-    with torch.no_grad():
-        bias = fractions(op.apply(*zeros))
-        for i, (x, shape) in enumerate(zip(xs, op.input_shapes, strict=True)):
-            eye = torch.eye(len(x), dtype=torch.float64).reshape(-1, *shape)
-            given = [zeros[j].expand(len(x), *s) for j, s in enumerate(op.input_shapes)]
-            given[i] = eye
-            columns = op.linear(*given).flatten(1)  # a product with 1 and sums with 0: no rounding
-            part = [Fraction(0)] * columns.shape[1]
-            for value, column in zip(x, columns, strict=True):
-                if value:
-                    part = [p + value * Fraction(float(c)) if c else p for p, c in zip(part, column, strict=True)]
-            total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
-    assert total is not None
-    return [a + b for a, b in zip(total, bias, strict=True)]
+def exact(net: nn.Module, x: np.ndarray) -> np.ndarray:
+    """What a module makes of one example [*input_shape] in rational arithmetic, its Python numbers as they are."""
+    match net:
+        case nn.Sequential():
+            for layer in net:
+                x = exact(layer, x)
+            return x
+        case Residual():
+            return exact(net.body, x) + exact(net.shortcut, x)
+        case Normalize():
+            return (x - fractions(net.mean)) / fractions(net.std)
+        case nn.Linear():
+            return fractions(net.weight) @ x + fractions(net.bias)
+        case nn.Conv2d():
+            return _exact_conv(net, x)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            mean, variance, weight, bias = map(fractions, (net.running_mean, net.running_var, net.weight, net.bias))
+            scale = np.array([w / _root(v + Fraction(net.eps)) for w, v in zip(weight, variance, strict=True)])
+            view = (-1, *[1] * (x.ndim - 1))
+            return (x - mean.reshape(view)) * scale.reshape(view) + bias.reshape(view)
+        case nn.AvgPool2d(kernel_size=k, stride=s):
+            return _windows(x, (k, k), (s, s)).mean((-2, -1))
+        case nn.MaxPool2d(kernel_size=k, stride=s):
+            return _windows(x, (k, k), (s, s)).max((-2, -1))
+        case nn.Flatten():
+            return x.reshape(-1)
+        case nn.Identity():
+            return x
+        case nn.ReLU():
+            return np.vectorize(lambda v: max(v, Fraction(0)), otypes=[object])(x)
+        case nn.LeakyReLU():
+            slope = Fraction(net.negative_slope)
+            return np.vectorize(lambda v: v if v >= 0 else slope * v, otypes=[object])(x)
+        case nn.Hardtanh(min_val=low, max_val=high):
+            return np.vectorize(lambda v: min(max(v, Fraction(low)), Fraction(high)), otypes=[object])(x)
+    raise NotImplementedError(type(net).__name__)
 
 
-def exact_values(network: ox.Network, x: Tensor) -> dict[str, list[Fraction]]:
-    """Every node's value at one input, in rational arithmetic."""
-    values = {network.input: fractions(x)}
-    for node in network:
-        inputs = [values[name] for name in node.inputs]
-        if isinstance(node.op, Affine):
-            values[node.name] = exact_affine(node.op, *inputs)
-        else:
-            assert isinstance(node.op, Activation)
-            values[node.name] = [exact_activation(node.op, v) for v in inputs[0]]
-    return values
+def _root(x: Fraction) -> Fraction:
+    """The square root to 60 digits."""
+    digits = 10**120
+    return Fraction(math.isqrt(x.numerator * digits // x.denominator), 10**60)
+
+
+def _windows(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    """[c, h, w] -> [c, h', w', kh, kw]."""
+    picked = np.lib.stride_tricks.sliding_window_view(x, kernel, (1, 2))
+    return picked[:, :: stride[0], :: stride[1]]
+
+
+def _exact_conv(net: nn.Conv2d, x: np.ndarray) -> np.ndarray:
+    assert net.groups == 1
+    assert net.dilation == (1, 1)
+    (ph, pw), (kh, kw) = net.padding, net.kernel_size
+    padded = np.full((x.shape[0], x.shape[1] + 2 * ph, x.shape[2] + 2 * pw), Fraction(0), dtype=object)
+    padded[:, ph : ph + x.shape[1], pw : pw + x.shape[2]] = x
+    windows = _windows(padded, (kh, kw), net.stride)
+    weight = fractions(net.weight)
+    return np.array(
+        [(windows * w[:, None, None]).sum((0, 3, 4)) + b for w, b in zip(weight, fractions(net.bias), strict=True)]
+    )
 
 
 def exact_activation(op: Activation, x: Fraction) -> Fraction:
