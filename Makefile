@@ -19,6 +19,9 @@ else
 SELECT ?= not data
 endif
 
+# Threads that wait for each other sleep: where other work shares the cores, spinning ones slow small networks tenfold.
+demo test: export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types bench wheel test-wheel clean
 
