@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optrelax.layers.dual_ascent import Answer, DualAscent, statuses
+from optrelax.layers.prices import in_float64
 from optrelax.layers.problems import (
     DualPoint,
     PrimalPoint,
@@ -22,7 +23,7 @@ from optrelax.layers.problems import (
     backward_sweep,
     primal_sweep,
 )
-from optrelax.layers.reduction import Reduced, reduce_problems
+from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
 from optrelax.ops import flatten_from
 
 
@@ -61,17 +62,21 @@ class InteriorPoint:
             found = _Writable(answer)
             order = _by_size(problems, open_)
             for index in order.split(self._chunk(problems)) if len(order) else ():
-                part = problems.select(index).to(torch.float64)
-                self._finish_chunk(part, found, index)
+                self._finish_chunk(in_float64(problems.select(index)), found, index)
             return found.frozen(self.tol)
 
     def _finish_chunk(self, part: Problems, answer: _Writable, index: Tensor) -> None:
+        part = without_flat(part)
         reduced = reduce_problems(part)
-        state = _Newton(reduced, self.tol * 1e-3, self.max_iterations)
-        state.run()
-        dual = reduced.dual_point(part, state.below, state.above)
-        primal = reduced.primal_point(part, state.v, state.y)
-        answer.improve(part, index, dual, primal, state.steps)
+        if reduced.M.shape[1] == 0:  # affine: the corner
+            lines, steps = part.rows.new_zeros(3, part.count, 0), torch.zeros_like(index)
+            v, y, below, above = -reduced.c_v.sign(), reduced.middle, lines[:2], lines[2:]
+        else:
+            state = _Newton(reduced, self.tol * 1e-3, self.max_iterations)
+            state.run()
+            v, y, below, above, steps = state.v, state.y, state.below, state.above, state.steps
+        dual = reduced.dual_point(part, below, above)
+        answer.improve(part, index, dual, reduced.primal_point(part, v, y), steps)
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: three K x d matrices each, K at most every hidden neuron."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.graph import Network, Node
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.solutions import Solution
-from optrelax.layers.triangle import NetworkLayer, Warm, solve_problems, solve_rows
+from optrelax.layers.triangle import NetworkLayer, Warm, network_layer, solve_problems, solve_rows
 from optrelax.ops import flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
@@ -21,7 +21,7 @@ from optrelax.relaxations import Preactivation
 _PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, where max_bytes does not say
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@network_layer
 class Layerwise(NetworkLayer):
     """The exact layerwise triangle LP as a differentiable layer (LP-ALL).
 

@@ -61,10 +61,10 @@ def priced(problems: Problems, prices: Mapping[str, Tensor]) -> DualPoint:
         else:
             price, h = prices[node.name], problems.hulls[node.name]
             slope = price / torch.where(a == 0, 1.0, a)
-            dual.alpha[node.name] = alpha = _weight(slope, h.below0, h.below1, h.before, 1.0)
+            dual.alpha[node.name] = alpha = nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
             beta = None
             if h.above1 is not None:
-                dual.beta[node.name] = beta = _weight(slope, h.above0, h.above1, h.before, -1.0)
+                dual.beta[node.name] = beta = nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
             below, above = mix(h.below0, h.below1, alpha), mix(h.above0, h.above1, beta)
             dual.ends[node.name] = price - a * torch.where(a > 0, below[0], above[0])
             pulls = (price,)
@@ -73,7 +73,7 @@ def priced(problems: Problems, prices: Mapping[str, Tensor]) -> DualPoint:
     return dual
 
 
-def _weight(
+def nearest_mix(
     slope: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], ends: tuple[Tensor, Tensor], side: float
 ) -> Tensor:
     """The mix of two lines whose slope comes nearest to a third; side 1 for lines below, -1 for lines above.

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights, floor_and_ceiling, primal_sweep
+from optrelax.activations import Line
+from optrelax.layers.prices import nearest_mix
+from optrelax.layers.problems import (
+    DualPoint,
+    HullLines,
+    PrimalPoint,
+    Problems,
+    Weights,
+    floor_and_ceiling,
+    primal_sweep,
+)
 from optrelax.ops import Affine, flatten_from
 
 
@@ -40,9 +50,13 @@ class Reduced:
         beta: Weights = {}
         for (name, index, real), (first, last) in zip(self.places, self.layers, strict=True):
             h = problems.hulls[name]
-            alpha[name] = _scatter(_share(below[:, :, first:last]), index, real, h.free)
+            # The others are affine, at least nearly: the mix nearest to that line.
+            slope = _affine_line(h)[0]
+            rest = nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
+            alpha[name] = _scatter(_share(below[:, :, first:last]), index, real, rest)
             if h.above1 is not None:
-                beta[name] = _scatter(_share(above[:, :, first:last]), index, real, h.free)
+                rest = nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
+                beta[name] = _scatter(_share(above[:, :, first:last]), index, real, rest)
         return DualPoint(alpha, beta)
 
     def primal_point(self, problems: Problems, v: Tensor, y: Tensor) -> PrimalPoint:
@@ -54,7 +68,7 @@ class Reduced:
             before = primal_sweep(problems, PrimalPoint(x, tau)).before[name]
             h = problems.hulls[name]
             low, high = floor_and_ceiling(h, before)
-            wanted = _scatter(y[:, first:last], index, real, h.free)
+            wanted = _scatter(y[:, first:last], index, real, torch.zeros_like(before))
             room = high - low
             fraction = (wanted - low) / torch.where(room > 0, room, 1.0)
             tau[name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
@@ -69,11 +83,39 @@ def _share(pair: Tensor) -> Tensor:
     return torch.where(total > 0, pair[1] / torch.where(total > 0, total, 1.0), 0.0).clamp(0, 1)
 
 
-def _scatter(values: Tensor, index: Tensor, real: Tensor, like: Tensor) -> Tensor:
-    flat = values.new_zeros(like.shape[0], like[0].numel() + 1)
+def _scatter(values: Tensor, index: Tensor, real: Tensor, rest: Tensor) -> Tensor:
+    """The values at their neurons, `rest` elsewhere."""
     # Padding is written to a spare last column.
-    flat.scatter_(1, torch.where(real, index, like[0].numel()), values)
-    return flat[:, :-1].reshape(like.shape)
+    flat = torch.cat([flatten_from(rest, 1), values.new_zeros(len(values), 1)], 1)
+    flat = flat.scatter(1, torch.where(real, index, flat.shape[1] - 1), values)
+    return flat[:, :-1].reshape(rest.shape)
+
+
+_FLAT = 1e-12  # height of a hull that is not worth a variable: far below any tolerance, and ill-conditioned
+
+
+def without_flat(problems: Problems) -> Problems:
+    """The same problems with neurons whose hull is next to a line marked as not crossing."""
+
+    def bent(h: HullLines) -> Tensor:
+        height = torch.zeros_like(h.before[0])
+        for first, second in ((h.below0, h.below1), (h.above0, h.above1 or h.above0)):
+            spread = second[0] - first[0]
+            kink = (first[1] - second[1]) / torch.where(spread == 0, 1.0, spread)
+            low, high = floor_and_ceiling(h, torch.minimum(torch.maximum(kink, h.before[0]), h.before[1]))
+            height = torch.maximum(height, high - low)
+        return h.free & (height > _FLAT)
+
+    return replace(problems, hulls={name: replace(h, free=bent(h)) for name, h in problems.hulls.items()})
+
+
+def _affine_line(h: HullLines) -> Line:
+    """The line through both ends of the graph, or the piece that it is."""
+    l, u = h.before
+    low, high = floor_and_ceiling(h, l)[0], floor_and_ceiling(h, u)[0]
+    stable = (h.below0[0] == h.above0[0]) & (h.below0[1] == h.above0[1]) | (l == u)
+    slope = torch.where(stable, h.below0[0], (high - low) / torch.where(stable, 1.0, u - l))
+    return slope, torch.where(stable, h.below0[1], low - slope * l)
 
 
 def reduce_problems(problems: Problems) -> Reduced:
@@ -146,7 +188,7 @@ def _pull(
             flat = flatten_from(a, 2)
             picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
             on_values[:, :, first:last] += picked * real[:, None]
-            slope, intercept = (torch.where(h.free, 0.0, t) for t in h.below0)
+            slope, intercept = (torch.where(h.free, 0.0, t) for t in _affine_line(h))
             constant = constant + (flat @ flatten_from(intercept, 1)[..., None])[..., 0]
             pulls = zip(node.inputs, (a * slope[:, None],), strict=True)
         for name, pulled in pulls:

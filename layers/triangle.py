@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ from optrelax.relaxations import (
     with_rounding,
 )
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
 
 class NetworkSolver(Protocol):
     """Solves R network LPs from dual points that are bounds already."""
@@ -65,7 +67,21 @@ class Warm:
     target: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
+def network_layer(cls: type[Layer]) -> type[Layer]:
+    """A frozen dataclass whose options stay as they are while `nn.Module` writes its own attributes."""
+    made = dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    made.__setattr__ = _set  # type: ignore[method-assign]
+    return made
+
+
+def _set(self: nn.Module, name: str, value: Any) -> None:
+    if name in {f.name for f in fields(self)}:  # type: ignore[arg-type]
+        raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace")
+    nn.Module.__setattr__(self, name, value)
+
+
+@network_layer
 class NetworkLayer(Relaxation, nn.Module):
     """Shared by the LP layers: fields that cannot change, `nn.Module` behaviour, and the flat solve.
 
@@ -164,16 +180,6 @@ class NetworkLayer(Relaxation, nn.Module):
         return not isinstance(self.preactivation, Mapping)
 
 
-def _set(self: NetworkLayer, name: str, value: Any) -> None:
-    if name in {f.name for f in fields(self)}:
-        raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace")
-    nn.Module.__setattr__(self, name, value)
-
-
-# nn.Module writes its own attributes (training, hooks); the options stay frozen.
-NetworkLayer.__setattr__ = _set  # type: ignore[method-assign, assignment]
-
-
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
     """Pre-activation bounds from the user, by path or node name, checked and flattened to the batch."""
     found: Preactivation = {}
@@ -197,7 +203,7 @@ def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]
     return found
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@network_layer
 class Triangle(NetworkLayer):
     """The triangle relaxation as a differentiable LP layer, pre-activation bounds from a closed form (LP-LAST).
 
@@ -284,8 +290,9 @@ def solve_problems(
 
 def _warm(start: Solution, shape: tuple[int, ...]) -> Warm:
     """What an earlier solution leaves for a solve of these many rows; ValueError where it cannot be one."""
-    if not isinstance(start, Solution) or start.warm is None:
-        raise ValueError(f"start: wants the Solution of an earlier solve, got {type(start).__name__}")
+    if getattr(start, "warm", None) is None:
+        got = f"a {type(start).__name__} without state"
+        raise ValueError(f"start: wants the Solution of an earlier solve, got {got}")
     if tuple(start.lower.shape) != shape:
         raise ValueError(f"start: has the bounds of {tuple(start.lower.shape)} rows, this solve {shape}")
     found: Warm = start.warm
