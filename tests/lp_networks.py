@@ -214,21 +214,17 @@ def _trained(kind: str, eps: float) -> QuestionCase:
 
 
 _ALL = [
-    _random("fc", 0.3),
     _random("fc", 1.0),
     _random("deep fc", 2.5),
-    _random("ends in relu", 1.0),
     _random("functional residual", 0.3),
     _random("strided conv", 0.4),
     _random("residual conv", 0.3),
-    _random("average pool", 1.0),
     _random("shared layers", 2.0),
     _random("leaky relu", 0.6),
     _random("bent leaky relu", 0.5),
     _random("relu6 and hardtanh", 0.5),
     _random("scalar output", 2.0, k=1),
     _made("deep residual", DeepResidual, (5,), 0.4),
-    _trained("fc", 0.02),
     _trained("fc", 0.08),
     _trained("conv", 0.05),
 ]
