@@ -326,8 +326,8 @@ class Cauchy(_Zonotope):
 class _Substitution(Relaxation):
     """Shared by every relaxation by back-substitution: lines, and a source of pre-activation bounds."""
 
-    preactivation: Relaxation | None = None
-    """Another relaxation's pre-activation bounds; None: this method's own, layer by layer."""
+    preactivation: Relaxation | str | None = None
+    """Another relaxation (or its name) for the pre-activation bounds; None: this method's own, layer by layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -347,7 +347,7 @@ class _Substitution(Relaxation):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         if self.preactivation is not None:
-            return with_rounding(self.preactivation, self.rounding).preactivation_bounds(network, region)
+            return with_rounding(resolve(self.preactivation), self.rounding).preactivation_bounds(network, region)
         return self._layers(network, self.prepare(region))[0]
 
     def _layers(self, network: Network, region: InputBox) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
@@ -356,7 +356,7 @@ class _Substitution(Relaxation):
         magnitude = self._magnitude(network, balls)
         given = None
         if self.preactivation is not None:
-            given = with_rounding(self.preactivation, self.rounding).preactivation_bounds(network, region)
+            given = with_rounding(resolve(self.preactivation), self.rounding).preactivation_bounds(network, region)
         bounds: Preactivation = {}
         lines: dict[str, Lines | Bounds] = {}
         for node in network:

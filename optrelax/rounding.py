@@ -75,7 +75,7 @@ def require_exact_products(x: Tensor) -> None:
 
 def _cpu_precisions() -> list[tuple[str, str, tuple[str, ...]]]:
     """What this torch lets its CPU library make of float32 products: name, value and exact values of each setting."""
-    found = []
+    found: list[tuple[str, str, tuple[str, ...]]] = []
     for op in ("matmul", "conv"):
         owner = getattr(torch.backends.mkldnn, op, None)
         if owner is not None:  # torch 2.9 and later; the older function fails once these have been used
