@@ -114,7 +114,7 @@ def test_bad_settings_are_refused(options, message):
 def test_demo_command(tmp_path, capsys):
     assert command("demo", "--epochs", "2", "--subset", "6", "--out", str(tmp_path / "demo")) == 0
     shown = capsys.readouterr().out
-    assert "Certified accuracy by relaxation, 6 test images, eps 0.1" in shown
+    assert "Percent of 6 test images, eps 0.1" in shown
     assert all(name in shown for name in (*RELAXATIONS, *demo.SLOW))
     assert (tmp_path / "demo" / "box.png").exists()
 

@@ -64,11 +64,12 @@ def _show(result: DemoResult) -> None:
     from optrelax.tables import rich_table
 
     console = stdout()
-    what = f"Certified accuracy by relaxation, {result.examples} test images, eps {result.eps:g}:"
+    what = f"Percent of {result.examples} test images, eps {result.eps:g}: accuracy, accuracy under attack (PGD), certified by"
     console.print(what, markup=False, highlight=False, soft_wrap=True)
-    seconds = [name for name in result.table.columns if name.endswith(" s")]
-    percent = [name for name in result.table.columns if name.endswith("%")]
-    console.print(rich_table(result.table, decimals=dict.fromkeys(seconds, 0) | dict.fromkeys(percent, 1)))
+    seconds = {name: 0 for name in result.table.columns if name.endswith(" s")}
+    short = {name: name.removesuffix(" %") for name in result.table.columns if name.endswith(" %")}
+    decimals = seconds | dict.fromkeys(short.values(), 1)
+    console.print(rich_table(result.table.rename(short), decimals=decimals))
     for path in result.pictures:
         console.print(f"certified accuracy against eps: {path}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{result.seconds:.0f} s in all", markup=False, highlight=False)
