@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,9 +95,13 @@ class LinfBall(InputBox):
         if x.dim() == 0:
             raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
         check_finite("LinfBall", "x", x)
+        if not isinstance(eps, (numbers.Real, Tensor)):
+            raise TypeError(f"LinfBall: eps must be a number or a tensor, got {type(eps).__name__}")
         radius = _radius(x, eps)
         lower, upper = x - radius, x + radius
         if clip is not None:
+            if not isinstance(clip, Sequence) or len(clip) != 2:
+                raise TypeError(f"LinfBall: clip must be (low, high) or None, got {clip!r}")
             low, high = float(clip[0]), float(clip[1])
             if not low <= high:
                 raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")

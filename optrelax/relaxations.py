@@ -16,7 +16,7 @@ from optrelax.activations import Activation
 from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.domains.interval import Ball
 from optrelax.enclosures import Bounds, ordered
-from optrelax.errors import suggest
+from optrelax.errors import require_number, suggest
 from optrelax.graph import Network
 from optrelax.lines import Lines, LowerSlope
 from optrelax.ops import MaxPool2d
@@ -97,10 +97,13 @@ class Box(Relaxation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_number("Box", "omega", self.omega)
         if not 0 <= self.omega < math.inf:
             raise ValueError(f"Box: omega must be >= 0 and finite, got {self.omega}")
-        if self.F is not None and not 0 < self.F < math.inf:
-            raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
+        if self.F is not None:
+            require_number("Box", "F", self.F)
+            if not 0 < self.F < math.inf:
+                raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
 
     def _loosen(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self.F is None:
@@ -156,6 +159,8 @@ class _Zonotope(Relaxation):
             )
         if self.continuous and self.slope != "diag":
             raise ValueError(f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}")
+        require_number(name, "gamma", self.gamma)
+        require_number(name, "kappa", self.kappa)
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"{name}: gamma must be > 0 and finite, got {self.gamma}")
         if not 0 <= self.kappa <= 1:
@@ -314,7 +319,7 @@ class Cauchy(_Zonotope):
         if not (isinstance(self.k, int) and self.k >= 1):
             raise ValueError(f"Cauchy: k must be an integer of at least 1, got {self.k}")
         if not isinstance(self.seed, int):
-            raise ValueError(f"Cauchy: seed must be an integer, got {self.seed}")
+            raise ValueError(f"Cauchy: seed must be an integer, got {self.seed!r}")
         if self.outward:
             raise ValueError("Cauchy: an estimate cannot be rounded outward into a bound")
 
@@ -499,6 +504,7 @@ class Crown(_Substitution):
             raise ValueError(f"Crown: lower must be 'adaptive', 'soft', 0 or 1, got {self.lower!r}")
         if (self.tria or self.continuous) and self.lower not in (0, 1):
             raise ValueError(f"Crown: tria and continuous need lower 0 or 1, got lower={self.lower!r}")
+        require_number("Crown", "gamma", self.gamma)
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
 
@@ -652,6 +658,9 @@ def resolve(relaxation: Relaxation | str) -> Any:
     Raises ValueError for an unknown name (with the nearest known one) or option.
     """
     if not isinstance(relaxation, str):
+        if isinstance(relaxation, type):
+            name = relaxation.__name__
+            raise TypeError(f"relaxation: wants a relaxation object, got the class {name}; write {name}()")
         if not hasattr(relaxation, "lower_bounds"):
             raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
         return relaxation

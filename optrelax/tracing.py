@@ -144,6 +144,8 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
         return net
     if not isinstance(net, nn.Module):
         raise TypeError(f"capture: wants an nn.Module or a Network, got {type(net).__name__}")
+    if input_shape is not None and not isinstance(input_shape, Sequence):
+        raise TypeError(f"capture: input_shape must be numbers such as (1, 28, 28), got {input_shape!r}")
     shape = tuple(int(n) for n in input_shape) if input_shape is not None else _first_shape(net)
     network, problems = _trace(net, shape)
     if problems or network is None:
