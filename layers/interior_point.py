@@ -69,14 +69,12 @@ class InteriorPoint:
         part = without_flat(part)
         reduced = reduce_problems(part)
         if reduced.M.shape[1] == 0:  # affine: the corner
-            lines, steps = part.rows.new_zeros(3, part.count, 0), torch.zeros_like(index)
-            v, y, below, above = -reduced.c_v.sign(), reduced.middle, lines[:2], lines[2:]
+            v, y, prices, steps = -reduced.c_v.sign(), reduced.middle, reduced.middle, torch.zeros_like(index)
         else:
             state = _Newton(reduced, self.tol * 1e-3, self.max_iterations)
             state.run()
-            v, y, below, above, steps = state.v, state.y, state.below, state.above, state.steps
-        dual = reduced.dual_point(part, below, above)
-        answer.improve(part, index, dual, reduced.primal_point(part, v, y), steps)
+            v, y, prices, steps = state.v, state.y, state.nu, state.steps
+        answer.improve(part, index, reduced.dual_point(part, prices), reduced.primal_point(part, v, y), steps)
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: three K x d matrices each, K at most every hidden neuron."""
@@ -102,9 +100,9 @@ class _Writable:
     """An answer whose entries are replaced where a finish improved them."""
 
     def __init__(self, answer: Answer) -> None:
-        self.dual = DualPoint(
-            {n: a.clone() for n, a in answer.dual.alpha.items()}, {n: b.clone() for n, b in answer.dual.beta.items()}
-        )
+        old = answer.dual
+        ends = {n: torch.zeros_like(a) for n, a in old.alpha.items()} | old.ends
+        self.dual = DualPoint(*({n: w.clone() for n, w in part.items()} for part in (old.alpha, old.beta, ends)))
         self.primal = PrimalPoint(answer.primal.x.clone(), {n: t.clone() for n, t in answer.primal.tau.items()})
         self.lower, self.objective = answer.lower.clone(), answer.objective.clone()
         self.status, self.iterations = answer.status, answer.iterations.clone()
@@ -118,7 +116,8 @@ class _Writable:
         old_objective = primal_sweep(part, self.primal.select(index).to(torch.float64)).objective
         better = lower > old_lower
         rows = index[better]
-        for old, new in ((self.dual.alpha, dual.alpha), (self.dual.beta, dual.beta)):
+        mine = (self.dual.alpha, self.dual.beta, self.dual.ends)
+        for old, new in zip(mine, (dual.alpha, dual.beta, dual.ends), strict=True):
             for name, value in new.items():
                 old[name][rows] = value[better].to(dtype)
         self.lower[index] = torch.where(better, lower, old_lower).to(dtype)
@@ -161,18 +160,8 @@ class _Newton:
         self.live = torch.ones(count, dtype=torch.bool, device=self.v.device)
         self.steps = torch.zeros(count, dtype=torch.int64, device=self.v.device)
         self.merit = torch.full_like(self.v[:, 0], torch.inf)
-        self.kept: tuple[Tensor, ...] = (self.v, self.y, self.lam)
+        self.kept: tuple[Tensor, ...] = (self.v, self.y, self.nu)
         self.entries = 2 * d + int(self.w.shape[0]) * self.p.shape[1]
-
-    @property
-    def below(self) -> Tensor:
-        """Multipliers of the two lines below, [2, R, K]."""
-        return self.lam[:2]
-
-    @property
-    def above(self) -> Tensor:
-        """Multipliers of the lines above, [1 or 2, R, K]."""
-        return self.lam[2:]
 
     def run(self) -> None:
         for _ in range(self.max_iterations):
@@ -184,7 +173,7 @@ class _Newton:
             self.live &= complementarity > self.tol * value.abs().clamp_min(1)
             if not bool(self.live.any()) or not self._step(complementarity / self.entries):
                 break
-        self.v, self.y, self.lam = self.kept
+        self.v, self.y, self.nu = self.kept
 
     def _remember(self, complementarity: Tensor) -> None:
         """Keep each problem's best point; one that has lost three digits again is at the end of its precision."""
@@ -192,7 +181,7 @@ class _Newton:
         merit = (complementarity + residuals).nan_to_num(torch.inf)
         better = (merit < self.merit)[:, None]
         self.kept = tuple(
-            torch.where(better, new, old) for new, old in zip((self.v, self.y, self.lam), self.kept, strict=True)
+            torch.where(better, new, old) for new, old in zip((self.v, self.y, self.nu), self.kept, strict=True)
         )
         self.live &= merit < 1e3 * self.merit
         self.merit = torch.minimum(merit, self.merit)

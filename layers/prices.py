@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
+from optrelax.activations import Activation, Line
 from optrelax.enclosures import Bounds
 from optrelax.layers.problems import (
     DualPoint,
@@ -23,6 +23,7 @@ from optrelax.layers.problems import (
     Problems,
     Weights,
     dual_value,
+    floor_and_ceiling,
     hull_lines,
     mix,
     primal_sweep,
@@ -43,11 +44,12 @@ def in_float64(problems: Problems) -> Problems:
     return replace(exact, hulls=hulls)
 
 
-def priced(problems: Problems, prices: Mapping[str, Tensor]) -> DualPoint:
+def priced(problems: Problems, prices: Mapping[str, Tensor], crossing_only: bool = False) -> DualPoint:
     """The best dual point whose coefficients at the pre-activations are `prices`, [R, *shape] an activation.
 
     Where a price lies between the slopes of the side that the value's coefficient takes, it is a mix of the two lines;
     what lies beyond is a multiplier of z <= u or z >= l.
+    crossing_only: the prices of stable neurons are not given but follow from their lines.
     """
     network = problems.network
     pending = {problems.target: problems.rows}
@@ -60,11 +62,13 @@ def priced(problems: Problems, prices: Mapping[str, Tensor]) -> DualPoint:
             pulls = node.op.transpose(a)
         else:
             price, h = prices[node.name], problems.hulls[node.name]
+            if crossing_only:
+                price = torch.where(h.free, price, a * affine_line(h)[0])
             slope = price / torch.where(a == 0, 1.0, a)
-            dual.alpha[node.name] = alpha = nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
+            dual.alpha[node.name] = alpha = _nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
             beta = None
             if h.above1 is not None:
-                dual.beta[node.name] = beta = nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
+                dual.beta[node.name] = beta = _nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
             below, above = mix(h.below0, h.below1, alpha), mix(h.above0, h.above1, beta)
             dual.ends[node.name] = price - a * torch.where(a > 0, below[0], above[0])
             pulls = (price,)
@@ -73,7 +77,16 @@ def priced(problems: Problems, prices: Mapping[str, Tensor]) -> DualPoint:
     return dual
 
 
-def nearest_mix(
+def affine_line(h: HullLines) -> Line:
+    """The line through both ends of the graph, or the piece that it is."""
+    l, u = h.before
+    low, high = floor_and_ceiling(h, l)[0], floor_and_ceiling(h, u)[0]
+    stable = (h.below0[0] == h.above0[0]) & (h.below0[1] == h.above0[1]) | (l == u)
+    slope = torch.where(stable, h.below0[0], (high - low) / torch.where(stable, 1.0, u - l))
+    return slope, torch.where(stable, h.below0[1], low - slope * l)
+
+
+def _nearest_mix(
     slope: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], ends: tuple[Tensor, Tensor], side: float
 ) -> Tensor:
     """The mix of two lines whose slope comes nearest to a third; side 1 for lines below, -1 for lines above.

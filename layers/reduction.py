@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from optrelax.activations import Line
-from optrelax.layers.prices import nearest_mix
+from optrelax.layers.prices import affine_line, priced
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -44,20 +43,17 @@ class Reduced:
     places: tuple[tuple[str, Tensor, Tensor], ...]
     """Per layer: activation, flat neuron index [R, K_t], which of them are real."""
 
-    def dual_point(self, problems: Problems, below: Tensor, above: Tensor) -> DualPoint:
-        """Mixing weights from the multipliers [2, R, K] and [1 or 2, R, K] of the lines."""
-        alpha: Weights = {}
-        beta: Weights = {}
+    def dual_point(self, problems: Problems, prices: Tensor) -> DualPoint:
+        """The dual point of the prices of the crossing neurons, [R, K]; see `optrelax.layers.prices`.
+
+        Not from the multipliers of the lines: where a pre-activation bound is attained, as LP-ALL's are, an interior
+        method puts weight on lines below and above at once, which their shares cannot say.
+        """
+        given: Weights = {}
         for (name, index, real), (first, last) in zip(self.places, self.layers, strict=True):
-            h = problems.hulls[name]
-            # The others are affine, at least nearly: the mix nearest to that line.
-            slope = _affine_line(h)[0]
-            rest = nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
-            alpha[name] = _scatter(_share(below[:, :, first:last]), index, real, rest)
-            if h.above1 is not None:
-                rest = nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
-                beta[name] = _scatter(_share(above[:, :, first:last]), index, real, rest)
-        return DualPoint(alpha, beta)
+            like = torch.zeros_like(problems.hulls[name].before[0])
+            given[name] = _scatter(prices[:, first:last], index, real, like)
+        return priced(problems, given, crossing_only=True)
 
     def primal_point(self, problems: Problems, v: Tensor, y: Tensor) -> PrimalPoint:
         """A feasible point near (v, y): the fractions are read off layer by layer, where the neurons really stand."""
@@ -73,14 +69,6 @@ class Reduced:
             fraction = (wanted - low) / torch.where(room > 0, room, 1.0)
             tau[name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
         return PrimalPoint(x, tau)
-
-
-def _share(pair: Tensor) -> Tensor:
-    """The second multiplier's share of the sum, 0 where both vanish."""
-    if pair.shape[0] == 1:
-        return torch.zeros_like(pair[0])
-    total = pair[0] + pair[1]
-    return torch.where(total > 0, pair[1] / torch.where(total > 0, total, 1.0), 0.0).clamp(0, 1)
 
 
 def _scatter(values: Tensor, index: Tensor, real: Tensor, rest: Tensor) -> Tensor:
@@ -107,15 +95,6 @@ def without_flat(problems: Problems) -> Problems:
         return h.free & (height > _FLAT)
 
     return replace(problems, hulls={name: replace(h, free=bent(h)) for name, h in problems.hulls.items()})
-
-
-def _affine_line(h: HullLines) -> Line:
-    """The line through both ends of the graph, or the piece that it is."""
-    l, u = h.before
-    low, high = floor_and_ceiling(h, l)[0], floor_and_ceiling(h, u)[0]
-    stable = (h.below0[0] == h.above0[0]) & (h.below0[1] == h.above0[1]) | (l == u)
-    slope = torch.where(stable, h.below0[0], (high - low) / torch.where(stable, 1.0, u - l))
-    return slope, torch.where(stable, h.below0[1], low - slope * l)
 
 
 def reduce_problems(problems: Problems) -> Reduced:
@@ -188,7 +167,7 @@ def _pull(
             flat = flatten_from(a, 2)
             picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
             on_values[:, :, first:last] += picked * real[:, None]
-            slope, intercept = (torch.where(h.free, 0.0, t) for t in _affine_line(h))
+            slope, intercept = (torch.where(h.free, 0.0, t) for t in affine_line(h))
             constant = constant + (flat @ flatten_from(intercept, 1)[..., None])[..., 0]
             pulls = zip(node.inputs, (a * slope[:, None],), strict=True)
         for name, pulled in pulls:
