@@ -200,8 +200,8 @@ RAW = {
         "ValueError: relaxation 'box-widen:omega=a': Box: omega must be a number, got 'a'"
     ),
     "ox.Crown(gamma='a')": "TypeError: Crown: gamma must be a number, got 'a'",
-    "ox.register_activation(torch.abs, activation=3)": ("TypeError: register_activation: wants an Activation, got int"),
-    "ox.register_op(3)(lambda site: None)": "TypeError: register_op: wants a module type, function or method name, got 3",
+    "ox.register_activation(torch.abs, activation=3)": "TypeError: register_activation: wants an Activation, got int",
+    "ox.register_op(3)(len)": "TypeError: register_op: wants a module type, function or method name, got 3",
 }
 
 

@@ -9,8 +9,7 @@ import typer
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
-from optrelax.cli.comparing import show_comparison
-from optrelax.cli.progress_bars import certification_bar, comparison_bar, training_bar
+from optrelax.cli.progress_bars import certification_bar, training_bar
 
 if TYPE_CHECKING:
     from optrelax.demo import DemoResult
@@ -38,10 +37,9 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train one network in four ways, certify each by every relaxation, and compare LPs with closed forms on the last.
+    """Train one network in three ways, certify each by every relaxation, and draw certified accuracy against eps.
 
-    Ways: natural, box, crown-ibp, and the triangle LP as a layer. Draws certified accuracy against eps for each, and
-    tightness against time. --subset is of the test images. Networks that an earlier run finished in DIR are not trained again.
+    --subset is of the test images. Networks that an earlier run finished in DIR are not trained again.
     """
     from optrelax.demo import RELAXATIONS, SLOW, Demo, available, run
 
@@ -55,16 +53,9 @@ def demo(
         subset=subset,
         seed=seed,
     )
-    result = run(
-        settings,
-        out,
-        training_bar=training_bar,
-        certification_bar=certification_bar,
-        comparison_bar=comparison_bar,
-    )
+    result = run(settings, out, training_bar=training_bar, certification_bar=certification_bar)
     if json:
-        tables = {"table": result.table.to_dicts(), "comparison": result.comparison.table.to_dicts()}
-        print_json({**tables, "pictures": [str(path) for path in result.pictures]})
+        print_json({"table": result.table.to_dicts(), "pictures": [str(path) for path in result.pictures]})
         return
     _show(result)
 
@@ -80,8 +71,6 @@ def _show(result: DemoResult) -> None:
     short = {name: name.removesuffix(" %") for name in result.table.columns if name.endswith(" %")}
     decimals = seconds | dict.fromkeys(short.values(), 1)
     console.print(rich_table(result.table.rename(short), decimals=decimals))
-    show_comparison(result.comparison, f"The network trained with {result.table['training'][-1]}, by each relaxation:")
     for path in result.pictures:
-        what = "tightness against time" if path.stem == "tightness" else "certified accuracy against eps"
-        console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"certified accuracy against eps: {path}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{result.seconds:.0f} s in all", markup=False, highlight=False)
