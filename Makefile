@@ -69,7 +69,7 @@ types: $(WHEEL_STAMP)  ## mypy on the installed wheel
 	  --python-executable $(abspath $(WHEEL))/bin/python --cache-dir $(abspath .mypy_cache)
 
 test-wheel: $(WHEEL_STAMP)  ## the smoke tests on the installed wheel
-	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests pyproject.toml $(WHEEL)/checks
+	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests examples pyproject.toml README.md $(WHEEL)/checks
 	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m pytest -m 'smoke and not slow' $(ARGS)
 
 clean:  ## remove what was built, but not .venv
