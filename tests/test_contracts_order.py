@@ -84,7 +84,7 @@ def test_an_order_that_does_not_hold_is_not_held():
         with torch.no_grad():
             gap = ox.lower_bounds(network, region, rows, "crown") - ox.lower_bounds(network, region, rows, "deepz")
         signs |= {bool((gap > 1e-6).any()), -1 if bool((gap < -1e-6).any()) else True}
-    assert signs == {True, -1}
+    assert {True, -1} <= signs
 
 
 @pytest.mark.parametrize("name", ["fc", "functional residual", "strided conv"])
