@@ -15,9 +15,11 @@ from benchmarks.networks import Trained
 from benchmarks.reports import Options
 from optrelax.analysis import prepare
 from optrelax.datasets import evenly_spaced, load_dataset
+from optrelax.enclosures import Bounds
 from optrelax.graph import Network
 from optrelax.journals import tensor_digest
 from optrelax.layers import Layerwise, Solution, Triangle
+from optrelax.layers.triangle import solve_rows
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 from optrelax.tracing import capture
@@ -36,7 +38,7 @@ class Sizes:
     generic: int
     """LPs of cvxpylayers, all of one image."""
     layerwise: int
-    """HiGHS's layerwise runs."""
+    """HiGHS's layerwise runs, warm; from scratch, one."""
     natural_epochs: int
     box_epochs: int
     conv_epochs: int
@@ -149,18 +151,38 @@ class Layer:
     case: Case
 
     def solve(self) -> Solution:
-        """Bounds of all margins, without gradients."""
+        """Bounds of all margins, pre-activation bounds included, without gradients."""
         with torch.no_grad():
             return self._solve()
 
     def step(self) -> None:
-        """The sum of all bounds, forward and backward to the weights."""
-        for p in self.case.network.module.parameters():
-            p.grad = None
-        self._solve().lower.sum().backward()
+        """The sum of all bounds, forward and backward to the weights, through the pre-activation bounds too."""
+        self._descend(self._solve())
 
     def _solve(self) -> Solution:
         return self.layer.solve(self.case.network, self.case.ball, self.case.rows)
+
+    def solve_given(self) -> Solution:
+        """The LPs alone, on given pre-activation bounds, as other solvers get them."""
+        with torch.no_grad():
+            return self._solve_given(gradient=False)
+
+    def step_given(self) -> None:
+        """The LPs alone, forward and backward to weights and pre-activation bounds."""
+        self._descend(self._solve_given(gradient=True))
+
+    def _solve_given(self, gradient: bool) -> Solution:
+        case = self.case
+        bounds = {
+            name: Bounds(b.lower.detach().requires_grad_(gradient), b.upper.detach().requires_grad_(gradient))
+            for name, b in case.preactivation.items()
+        }
+        return solve_rows(self.layer, case.network, case.region, case.rows, bounds)
+
+    def _descend(self, found: Solution) -> None:
+        for p in self.case.network.module.parameters():
+            p.grad = None
+        found.lower.sum().backward()
 
 
 def relative(difference: Tensor, of: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +71,22 @@ def program(
 def highs_warm(given: Sequence[Program], threads: int) -> Array:
     """Every LP, one thread an LP, `threads` images at a time, an image's rows in one model: [images, k]."""
     with ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(lambda p: p.solve(Highs(workers=1)), given)))
+        return np.stack(list(pool.map(_warm, given)))
 
 
 def highs_cold(given: Sequence[Program], threads: int) -> Array:
-    """Every LP from scratch, one thread an LP, `threads` at a time: [LPs]."""
-    tasks = [(p, slice(i, i + 1)) for p in given for i in range(len(p.costs))]
+    """Every LP from scratch, one thread an LP, `threads` at a time: [images, k]."""
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(lambda task: task[0].solve(Highs(workers=1), task[1]), tasks)))
+        return np.stack([_cold(one, pool) for one in given])
+
+
+def _warm(given: Program) -> Array:
+    return given.solve(Highs(workers=1))
+
+
+def _cold(given: Program, pool: ThreadPoolExecutor) -> Array:
+    each = [slice(i, i + 1) for i in range(len(given.costs))]
+    return np.concatenate(list(pool.map(lambda one: given.solve(Highs(workers=1), one), each)))
 
 
 def optimal_values(case: Case, options: Options) -> Tensor:
@@ -91,19 +99,35 @@ def optimal_values(case: Case, options: Options) -> Tensor:
     return read_tensors(path)[0]["values"]
 
 
-def highs_layerwise(case: Case, threads: int) -> tuple[Tensor, int]:
-    """LP-ALL by HiGHS: bounds of every crossing neuron, layer by layer, then the margins; [images, k], and LPs solved.
+@dataclass(frozen=True)
+class Whole:
+    """LP-ALL of some images."""
+
+    values: Tensor
+    """[images, k]."""
+    lps: int
+    """LPs solved for them."""
+
+
+def highs_layerwise(case: Case, threads: int, *, cold: bool = False) -> Whole:
+    """LP-ALL by HiGHS: bounds of every crossing neuron, layer by layer, then the margins.
 
     As `Layerwise`: only neurons that cross under CROWN's bounds are solved, and bounds only get tighter.
+    cold: each LP from scratch, `threads` at a time; else a layer's LPs each from the basis of the last, `threads`
+    images at a time.
     """
     maps = AffineMaps(case.network)
+    images = range(len(case))
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda i: _layerwise_image(case, i, maps), range(len(case))))
-    return torch.stack([values for values, _ in found]), sum(count for _, count in found)
+        if cold:
+            found = [_layerwise_image(case, i, maps, lambda one: _cold(one, pool)) for i in images]
+        else:
+            found = list(pool.map(lambda i: _layerwise_image(case, i, maps, _warm), images))
+    return Whole(torch.stack([one.values for one in found]), sum(one.lps for one in found))
 
 
-def _layerwise_image(case: Case, image: int, maps: AffineMaps) -> tuple[Tensor, int]:
-    network, solver, solved = case.network, Highs(workers=1), 0
+def _layerwise_image(case: Case, image: int, maps: AffineMaps, solve: Callable[[Program], Array]) -> Whole:
+    network, solved = case.network, 0
     region = case.region.select(slice(image, image + 1))
     bounds = {n: Bounds(b.lower[image][None], b.upper[image][None]) for n, b in case.preactivation.items()}
     for node in network.activations:
@@ -114,15 +138,15 @@ def _layerwise_image(case: Case, image: int, maps: AffineMaps) -> tuple[Tensor, 
         if source in network.exact_intervals or not crossing.numel():
             continue
         eye = identity_rows(network.shape_of(source), lower)[0][crossing]
-        found = program(network, region, bounds, 0, torch.cat([eye, -eye]), maps, source).solve(solver)
+        found = solve(program(network, region, bounds, 0, torch.cat([eye, -eye]), maps, source))
         solved += len(found)
         low, high = torch.from_numpy(found).chunk(2)
         lower, upper = lower.clone(), upper.clone()
         lower[crossing] = torch.maximum(lower[crossing], low)
         upper[crossing] = torch.minimum(upper[crossing], -high)
         bounds[node.name] = Bounds(lower.reshape(before.lower.shape), upper.reshape(before.upper.shape))
-    values = program(network, region, bounds, 0, case.rows[image], maps).solve(solver)
-    return torch.from_numpy(values), solved + len(values)
+    values = torch.from_numpy(solve(program(network, region, bounds, 0, case.rows[image], maps)))
+    return Whole(values, solved + len(values))
 
 
 # --- cvxpylayers --------------------------------------------------------------------------------------------------

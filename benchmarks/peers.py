@@ -23,7 +23,7 @@ def has_auto_lirpa() -> bool:
 def auto_lirpa(
     net: nn.Module, x: Tensor, eps: float, clip: tuple[float, float], method: str
 ) -> Callable[[Tensor], Tensor]:
-    """Margins by auto_LiRPA: labels [batch] -> lower bounds [batch, classes - 1]."""
+    """Margins by auto_LiRPA, its module and region made beforehand: labels [batch] -> lower bounds [batch, 9]."""
     with warnings.catch_warnings():
         # Deprecations of the torch functions that it traces networks with.
         warnings.simplefilter("ignore")

@@ -142,7 +142,7 @@ class Report:
         from rich.console import Console
 
         # Wide tables are cut to the terminal's width by default; a log or a pipe takes them whole.
-        console = Console(width=None if os.isatty(1) else 250)
+        console = Console(width=None if os.isatty(1) else 320)
         console.print(f"[bold]{self.title}[/bold]")
         for key, value in self.environment.items():
             console.print(f"  {key}: {_cell(value)}", highlight=False, markup=False)
