@@ -42,7 +42,7 @@ def certify(
     data: Any,
     eps: float,
     clip: tuple[float, float] | None = (0.0, 1.0),
-    relaxation: Relaxation | str | Sequence[Relaxation | str] = "crown",
+    relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
     attack: PGD | None = _PGD,
     exact: Milp | bool = False,
@@ -63,7 +63,8 @@ def certify(
     net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
     `dtype` on its device, over the region rounded outward.
     data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
-    eps, clip: in the units of x.  relaxation: one or several; unsound ones are refused.
+    eps, clip: in the units of x.  relaxation: one or several, as a mapping under names of your own; unsound ones are
+    refused.
     attack: None for none: only inputs that are misclassified then count as attacked.
     exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
     subset: that many evenly spaced examples.  batch_size: default by the size of the network, at most 100 on a CPU.

@@ -31,7 +31,8 @@ class Recipe:
     method: "natural", "pgd", or "certified" with `relaxation`.  eps: radius of the region in pixels of [0, 1].
     After `warmup` epochs of natural loss come `mixing` epochs in which eps rises from 0, kappa (weight of the natural
     loss) falls from 1 and beta (weight of `relaxation` against `other`) from 1 to the values given, by `ramp`.
-    lr is multiplied by lr_factor at each of the epochs `milestones`.
+    lr is multiplied by lr_factor at each of the epochs `milestones`.  iterations: of an LP layer's solver at each step;
+    its bound holds at any number.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     lr_factor: float = 0.1
     milestones: tuple[float, ...] = ()
     batch: int = 100
+    iterations: int = 12
 
     def __post_init__(self) -> None:
         where = f"recipe {self.name!r}"
@@ -67,6 +69,8 @@ class Recipe:
             raise ValueError(f"{where}: eps must be >= 0, got {self.eps}")
         if self.ramp not in _RAMPS:
             raise ValueError(f"{where}: ramp must be one of {', '.join(_RAMPS)}, got {self.ramp!r}")
+        if self.iterations < 0:
+            raise ValueError(f"{where}: iterations must be >= 0, got {self.iterations}")
         if self.warmup < 0 or self.mixing < 0:
             raise ValueError(
                 f"{where}: warmup and mixing must be >= 0 epochs, got warmup {self.warmup}, mixing {self.mixing}"
@@ -106,15 +110,23 @@ class Recipe:
             return NaturalLoss(l1=self.l1)
         if self.method == "pgd":
             return AdversarialLoss(kappa=self.kappa, l1=self.l1)
-        assert self.relaxation is not None
         return CertifiedLoss(
-            resolve(self.relaxation),
+            self._bounded_by(),
             beta=self.beta,
             other=resolve(self.other),
             elision=self.elision,
             kappa=self.kappa,
             l1=self.l1,
         )
+
+    def _bounded_by(self) -> Any:
+        """The relaxation; an LP layer with the solver that training wants: a few iterations, not an optimum."""
+        assert self.relaxation is not None
+        relaxation = resolve(self.relaxation)
+        solver = getattr(relaxation, "solver", None)
+        if solver is None:
+            return relaxation
+        return replace(relaxation, solver=replace(solver, max_iterations=self.iterations))
 
     def training(self, seed: int = 0) -> Training:
         """The settings as the objects that `train` takes."""
@@ -143,12 +155,12 @@ _DIGITS: dict[str, Any] = {
     "data": "digits",
     "model": "fc-small",
     "eps": 0.1,
-    "epochs": 60,
-    "warmup": 3.0,
-    "mixing": 30.0,
+    "epochs": 30,
+    "warmup": 1.5,
+    "mixing": 15.0,
     "kappa": 0.5,
-    "lr": 1e-3,
-    "milestones": (48.0,),
+    "lr": 2e-3,
+    "milestones": (24.0,),
     "batch": 50,
 }
 _MNIST: dict[str, Any] = {
@@ -167,6 +179,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "box": {"method": "certified", "relaxation": "box"},
     "crown-ibp": {"method": "certified", "relaxation": "crown-ibp"},
     "crown": {"method": "certified", "relaxation": "crown"},
+    "triangle": {"method": "certified", "relaxation": "triangle"},
 }
 _ROWS = {
     row.name: row

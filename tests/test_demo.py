@@ -67,12 +67,14 @@ def test_curves_begin_at_the_accuracy_and_pass_through_the_table(result):
 
 
 def test_files_hold_the_result(result, folder):
-    assert [path.name for path in result.pictures] == ["natural.png", "crown-ibp.png"]
+    assert [path.name for path in result.pictures] == ["natural.png", "crown-ibp.png", "tightness.png"]
     for path in result.pictures:
         assert path.read_bytes().startswith(b"\x89PNG")
     assert pl.read_csv(folder / "table.csv").columns == result.table.columns
-    assert pl.read_csv(folder / "curves.csv").height == result.curves.height == 2 * 3 * 8
+    assert pl.read_csv(folder / "curves.csv").height == result.curves.height == 2 * 3 * 5
+    assert pl.read_csv(folder / "comparison.csv").columns == result.comparison.table.columns
     facts = json.loads((folder / "demo.json").read_text())
+    assert facts["comparison"] == result.comparison.table.to_dicts()
     assert facts["table"] == result.table.to_dicts()
     assert facts["seed"] == 1
 

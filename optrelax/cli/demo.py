@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.comparing import show_comparison
 from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
-from optrelax.cli.progress_bars import certification_bar, training_bar
+from optrelax.cli.progress_bars import certification_bar, comparison_bar, training_bar
 
 if TYPE_CHECKING:
     from optrelax.demo import DemoResult
@@ -37,9 +38,11 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train one network in three ways, certify each by every relaxation, and draw certified accuracy against eps.
+    """Train one network in four ways, certify each by every relaxation, and compare LPs with closed forms on the last.
 
-    --subset is of the test images. Networks that an earlier run finished in DIR are not trained again.
+    Ways: natural, box, crown-ibp, and the triangle LP as a layer. Draws certified accuracy against eps for each, and
+    tightness against time. --subset is of the test images. Networks that an earlier run finished in DIR are not
+    trained again.
     """
     from optrelax.demo import RELAXATIONS, SLOW, Demo, available, run
 
@@ -53,9 +56,16 @@ def demo(
         subset=subset,
         seed=seed,
     )
-    result = run(settings, out, training_bar=training_bar, certification_bar=certification_bar)
+    result = run(
+        settings,
+        out,
+        training_bar=training_bar,
+        certification_bar=certification_bar,
+        comparison_bar=comparison_bar,
+    )
     if json:
-        print_json({"table": result.table.to_dicts(), "pictures": [str(path) for path in result.pictures]})
+        tables = {"table": result.table.to_dicts(), "comparison": result.comparison.table.to_dicts()}
+        print_json({**tables, "pictures": [str(path) for path in result.pictures]})
         return
     _show(result)
 
@@ -71,6 +81,8 @@ def _show(result: DemoResult) -> None:
     short = {name: name.removesuffix(" %") for name in result.table.columns if name.endswith(" %")}
     decimals = seconds | dict.fromkeys(short.values(), 1)
     console.print(rich_table(result.table.rename(short), decimals=decimals))
+    show_comparison(result.comparison, f"The network trained with {result.table['training'][-1]}, by each relaxation:")
     for path in result.pictures:
-        console.print(f"certified accuracy against eps: {path}", markup=False, highlight=False, soft_wrap=True)
+        what = "tightness against time" if path.stem == "tightness" else "certified accuracy against eps"
+        console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{result.seconds:.0f} s in all", markup=False, highlight=False)
