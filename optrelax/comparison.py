@@ -21,6 +21,7 @@ from optrelax.rounding import Rounding
 from optrelax.runs import record
 from optrelax.samples import gather
 from optrelax.specifications import margins
+from optrelax.tables import text_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 
     from optrelax.layers.milp import Milp
 
-__all__ = ["DEFAULT", "Comparison", "Progress", "compare"]
+__all__ = ["DECIMALS", "DEFAULT", "Comparison", "Progress", "compare"]
 
 DEFAULT = ("box", "crown", "triangle", "layerwise")
 """Closed forms and LPs, from loose to tight."""
 MILP = "milp"
 """Name of the exact answer's row."""
+DECIMALS = {"certified %": 2, "closed %": 1, "mean bound": 4, "worst bound": 4, "ms an example": 2}
+"""Places of the table's columns for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,24 @@ class Comparison:
     the margins') of each LP; of MILP milp_lower, milp_upper and milp_seconds."""
     settings: Mapping[str, Any]
     """JSON-ready: eps, clip, relaxations, dtype, rounding, milp, batch_size, device, threads, accuracy."""
+
+    def shown(self) -> pl.DataFrame:
+        """The table as people are shown it: without `timed runs` and columns that say nothing here."""
+        said = [name for name in self.table.columns if self.table[name].is_not_null().any()]
+        return self.table.select(said).drop("timed runs")
+
+    @property
+    def legend(self) -> str:
+        """What the columns mean, a line each."""
+        lines = ["bound: of an example's smallest margin, in logits"]
+        if "median gap" in self.shown().columns:
+            lines.append("gap: certified, absolute, of all margins; closed: within the solver's tolerance")
+        if MILP in self.table["relaxation"]:
+            lines.append("milp: exact where closed, by the word of its solver")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{text_table(self.shown(), decimals=DECIMALS)}\n{self.legend}"
 
     def summary(self) -> dict[str, Any]:
         """Settings and table, JSON-ready."""

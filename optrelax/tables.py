@@ -3,6 +3,7 @@
 Every file appears whole or not at all.
 """
 
+import io
 import json
 import math
 import os
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
 
-__all__ = ["FORMATS", "json_text", "require_writable", "rich_table", "write_frame", "write_json"]
+__all__ = ["FORMATS", "json_text", "require_writable", "rich_table", "text_table", "write_frame", "write_json"]
 
 FORMATS = ("csv", "json", "parquet")
 """What `write_frame` writes, by the ending of the file's name."""
@@ -42,6 +43,15 @@ def rich_table(
         # Text, not str: a message may hold square brackets, which rich would read as markup.
         table.add_row(*(Text(_cell(value, places.get(name))) for name, value in row.items()))
     return table
+
+
+def text_table(frame: "pl.DataFrame", *, decimals: Mapping[str, int] | None = None) -> str:
+    """The same table as plain text, as wide as it needs: for `print`, logs and notebooks; decimals as `rich_table`."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None).print(rich_table(frame, decimals=decimals))
+    return text.getvalue().rstrip("\n")
 
 
 def _cell(value: Any, places: int | None) -> str:

@@ -98,6 +98,19 @@ def test_the_table_sums_up_the_examples(near):
     assert near.examples["label"].to_list() == labels.tolist()
 
 
+def test_printed_it_is_the_whole_table_and_what_it_means(near, outward):
+    lines = str(near).splitlines()
+    assert len({len(line) for line in lines[:-3]}) == 1
+    for row in near.table.iter_rows(named=True):
+        (line,) = [line for line in lines if line.split()[1:2] == [row["relaxation"]]]
+        assert f" {row['certified %']:.2f} " in line
+        assert f" {row['mean bound']:.4f} " in line
+    assert "gap: certified" in lines[-2]
+    assert "milp: exact where closed" in lines[-1]
+    assert "milp" not in str(outward)
+    assert "gap" not in str(compare(network(), examples(2), EPS, "box", repeats=1))
+
+
 def test_outward_bounds_lie_just_below(near, outward):
     for name in NAMES:
         nearest, out = (c.examples[f"lower:{name}"].to_numpy() for c in (near, outward))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from optrelax.tables import json_text, require_writable, rich_table, write_frame, write_json
+from optrelax.tables import json_text, require_writable, rich_table, text_table, write_frame, write_json
 
 FRAME = pl.DataFrame(
     {
@@ -31,6 +31,13 @@ def test_terminal_table_shows_every_cell_as_it_is():
     for cell in ("results", "crown", "[bold]box[/bold]", "71.34", "0.00", "100.00", "-1.25", "-inf", "nan", "-"):
         assert cell in text
     assert "71.345" not in text
+
+
+def test_plain_text_is_the_terminal_table_at_any_width():
+    assert text_table(FRAME, decimals={"certified %": 2}) == shown(FRAME, decimals={"certified %": 2}).rstrip("\n")
+    wide = text_table(pl.DataFrame({"c" * 150: ["a"], "d" * 150: ["b"]}))
+    assert "c" * 150 in wide
+    assert "\x1b" not in wide
 
 
 def test_numbers_stand_to_the_right():

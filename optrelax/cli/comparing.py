@@ -137,17 +137,13 @@ def _compared(network: Any, data: Any, eps: float, relaxations: list[str], **opt
 
 def show_comparison(result: Comparison, title: str) -> None:
     """The table for people, and what its columns mean."""
+    from optrelax.comparison import DECIMALS
     from optrelax.tables import rich_table
 
-    decimals = {"certified %": 2, "closed %": 1, "mean bound": 4, "worst bound": 4, "ms an example": 2}
-    shown = [name for name in result.table.columns if result.table[name].is_not_null().any()]
     console = stdout()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(rich_table(result.table.select(shown).drop("timed runs"), decimals=decimals))
-    notes = ["bound: of an example's smallest margin, in logits"]
-    if "median gap" in shown:
-        notes.append("gap: certified, of all margins; closed: within the solver's tolerance")
-    console.print("; ".join(notes), markup=False, highlight=False, soft_wrap=True)
+    console.print(rich_table(result.shown(), decimals=DECIMALS))
+    console.print(result.legend, markup=False, highlight=False, soft_wrap=True)
 
 
 def _title(facts: Mapping[str, Any]) -> str:
