@@ -39,6 +39,8 @@ _LAZY = {
     "save": "optrelax.checkpoints",
     "load_dataset": "optrelax.datasets",
     "layers": "optrelax.layers",
+    "measure_tightness": "optrelax.measurements.tightness",
+    "Tightness": "optrelax.measurements.tightness",
     "models": "optrelax.models",
 }
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from optrelax.comparison import Comparison, compare
     from optrelax.datasets import load_dataset
     from optrelax.losses import CertifiedLoss, certified_cross_entropy
+    from optrelax.measurements.tightness import Tightness, measure_tightness
 
 
 def __getattr__(name: str) -> Any:
@@ -86,6 +89,7 @@ __all__ = [
     "Problem",
     "Relaxation",
     "Report",
+    "Tightness",
     "UnsupportedOpError",
     "__version__",
     "bounds",
@@ -99,6 +103,7 @@ __all__ = [
     "load_dataset",
     "lower_bounds",
     "margins",
+    "measure_tightness",
     "models",
     "preactivation_bounds",
     "register_activation",

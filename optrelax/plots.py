@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "certified_against_eps", "line_styles", "tightness_against_time", "write_figure"]
+__all__ = [
+    "Point",
+    "add_legend",
+    "blank_figure",
+    "certified_against_eps",
+    "line_styles",
+    "tightness_against_time",
+    "write_figure",
+]
 
 Dash = str | tuple[int, tuple[int, ...]]
 
@@ -58,7 +66,7 @@ def certified_against_eps(
     for name, values in lines.items():
         if len(values) != len(eps):
             raise ValueError(f"certified_against_eps: {name} has {len(values)} values for {len(eps)} radii")
-    figure, axes = _figure(title)
+    figure, axes = blank_figure(title)
     best_first = sorted(certified.items(), key=lambda item: -sum(item[1]))
     for (name, values), (colour, dash, marker) in zip(best_first, line_styles(len(certified)), strict=True):
         percent = [100 * value for value in values]
@@ -67,7 +75,7 @@ def certified_against_eps(
         percent = [100 * value for value in values]
         axes.plot(eps, percent, label=name, color="0.55", linestyle=_DASHES[i % len(_DASHES)], linewidth=1)
     axes.set(xlabel="eps (maximum norm, units of the pixels)", ylabel="certified accuracy (%)", ylim=(-2, 102))
-    _legend(axes, len(lines))
+    add_legend(axes, len(lines))
     return figure
 
 
@@ -86,7 +94,7 @@ def tightness_against_time(
     for point in points:
         if not point.seconds > 0:
             raise ValueError(f"tightness_against_time: {point.name} took {point.seconds} s; a time must be > 0")
-    figure, axes = _figure(title)
+    figure, axes = blank_figure(title)
     _log_time(axes, [1e3 * point.seconds for point in points])
     _distance_scale(axes, [point.bound for point in points] + ([] if exact is None else [exact]))
     best_first = sorted(points, key=lambda point: -point.bound)
@@ -104,7 +112,7 @@ def tightness_against_time(
     if exact is not None:
         axes.axhline(exact, color="0.55", linestyle="--", linewidth=1, label=exact_label)
     axes.set_xlabel("time (ms an example)")
-    _legend(axes, len(points) + (exact is not None))
+    add_legend(axes, len(points) + (exact is not None))
     return figure
 
 
@@ -166,7 +174,8 @@ def write_figure(figure: Figure, path: str | os.PathLike[str], *, svg: bool = Tr
     return written
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
+def blank_figure(title: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes and a light grid; it belongs to no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -186,7 +195,7 @@ def line_styles(count: int) -> list[tuple[str, Dash, str]]:
     return [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)]) for i in range(count)]
 
 
-def _legend(axes: Axes, lines: int) -> None:
+def add_legend(axes: Axes, lines: int) -> None:
     """Inside the axes for a few lines; beside them for many, where it would cover the data."""
     if lines <= 5:
         axes.legend(frameon=False, fontsize=9)

@@ -20,6 +20,7 @@ _COMMANDS = (
     "training",
     "certifying",
     "comparing",
+    "measuring",
     "listing",
     "papers",
     "information",

@@ -65,9 +65,12 @@ def _expanded(args: list[str], options: set[str]) -> list[str]:
     return result
 
 
-def command(name: str) -> Callable[[Function], Function]:
-    """Decorator: register a function as the command `name`; options whose name ends in s take several values."""
-    return app.command(name, cls=_Spreading)
+def command(name: str, group: typer.Typer = app) -> Callable[[Function], Function]:
+    """Decorator: register a function as the command `name`; options whose name ends in s take several values.
+
+    group: of commands, which has been added to `app`.
+    """
+    return group.command(name, cls=_Spreading)
 
 
 def _version(wanted: bool) -> bool:

@@ -10,8 +10,9 @@ from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
     from optrelax import certification, comparison, training
+    from optrelax.measurements import stages
 
-__all__ = ["certification_bar", "comparison_bar", "training_bar"]
+__all__ = ["certification_bar", "comparison_bar", "measurement_bar", "training_bar"]
 
 
 @contextlib.contextmanager
@@ -36,6 +37,13 @@ def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]
             draw(progress.done, progress.total, f"{progress.relaxation}{run}")
 
         yield update
+
+
+@contextlib.contextmanager
+def measurement_bar(title: str) -> Iterator[Callable[[stages.Progress], None]]:
+    """A callback for the measurements that draws a bar a stage."""
+    with _bar(title) as draw:
+        yield lambda progress: draw(progress.done, progress.total, progress.stage)
 
 
 @contextlib.contextmanager
