@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,39 @@ class LossTerms:
     penalty: Tensor  # [], the sum of |weights|; 0 where l1 is 0
     logits: Tensor  # [batch, classes] at the images themselves
     margins: Tensor | None  # [batch, classes - 1], lower bounds, or those of an attacked point
+    solved: Solved | None = None  # where the margins come from linear programs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """How the linear programs of one batch ended, those of hidden neurons included; no part of any graph."""
+
+    gaps: Tensor
+    """Certified gap of each, relative to max(1, |lower|); inf without a feasible point: [problems]."""
+    unfinished: Tensor
+    """Where the gap is above the solver's tolerance, so that the fallback took over: [problems] of bool."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a robust part is computed from."""
+
+    network: Network
+    region: InputBox
+    labels: Tensor  # [batch]
+    rows: Tensor  # margins' rows in the region's type, [batch, classes - 1, classes]
+    generator: torch.Generator | None
+    memory: Any = None  # dual points of earlier steps, see `optrelax.lp_losses`
+    index: Tensor | None = None  # the examples' places in the data set, [batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Robust:
+    """The robust part of a loss, and the margins that it is reported by."""
+
+    loss: Tensor  # []
+    margins: Tensor  # [batch, classes - 1]
+    solved: Solved | None = None
 
 
 @runtime_checkable
@@ -89,21 +122,24 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WeightedLoss:
-    """kappa * natural + (1 - kappa) * robust + l1 * sum |weights|; subclasses give the robust part's margins."""
+class WeightedLoss:
+    """kappa * natural + (1 - kappa) * robust + l1 * sum |weights|; subclasses give the robust part."""
 
     kappa: float = 0.0
     l1: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_share(self, kappa=self.kappa)
+        require_share(self, kappa=self.kappa)
         if not 0 <= self.l1 < math.inf:
             raise ValueError(f"{type(self).__name__}: l1 must be >= 0 and finite, got {self.l1}")
 
-    def _margins(
-        self, network: Network, region: InputBox, labels: Tensor, rows: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Margins of the robust part, one a row of rows [batch, classes - 1, classes]: [batch, classes - 1]."""
+    def _robust(self, batch: Batch) -> Robust:
+        """The robust part: by default the cross-entropy of `_margins`."""
+        found = self._margins(batch)
+        return Robust(certified_cross_entropy(found), found)
+
+    def _margins(self, batch: Batch) -> Tensor:
+        """Margins of the robust part, one a row of the batch's rows: [batch, classes - 1]."""
         raise NotImplementedError
 
     def __call__(
@@ -116,6 +152,18 @@ class _WeightedLoss:
         generator: torch.Generator | None = None,
     ) -> LossTerms:
         """The terms of the loss for one batch.  ValueError where labels do not fit."""
+        return self._terms(net, region, labels, x, generator)
+
+    def _terms(
+        self,
+        net: nn.Module | Network,
+        region: InputBox,
+        labels: Tensor,
+        x: Tensor | None,
+        generator: torch.Generator | None,
+        memory: Any = None,
+        index: Tensor | None = None,
+    ) -> LossTerms:
         network = net if isinstance(net, Network) else capture(net, region.shape[1:])
         if x is None:
             x = region.x if isinstance(region, LinfBall) else region.center
@@ -128,17 +176,19 @@ class _WeightedLoss:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kappa > 0):
             logits = network(x).flatten(1)
             natural = F.cross_entropy(logits, labels)
-        total, robust, found = self.kappa * natural, None, None
+        total, robust = self.kappa * natural, None
         if self.kappa < 1:
-            found = self._margins(network, region, labels, rows, generator)
-            robust = certified_cross_entropy(found)
-            total = total + (1 - self.kappa) * robust
+            robust = self._robust(Batch(network, region, labels, rows, generator, memory, index))
+            total = total + (1 - self.kappa) * robust.loss
         penalty = l1_norm(network) if self.l1 > 0 else torch.zeros_like(natural)
-        return LossTerms(total + self.l1 * penalty, natural, robust, penalty, logits, found)
+        total = total + self.l1 * penalty
+        if robust is None:
+            return LossTerms(total, natural, None, penalty, logits, None)
+        return LossTerms(total, natural, robust.loss, penalty, logits, robust.margins, robust.solved)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NaturalLoss(_WeightedLoss):
+class NaturalLoss(WeightedLoss):
     """Cross-entropy of the images themselves: no robust part."""
 
     kappa: float = 1.0
@@ -150,7 +200,7 @@ class NaturalLoss(_WeightedLoss):
 
 
 @dataclass(frozen=True)
-class CertifiedLoss(_WeightedLoss):
+class CertifiedLoss(WeightedLoss):
     """Cross-entropy of the worst margins that a relaxation allows, mixed with the natural loss.
 
     relaxation: a name or an object.  beta: weight of its margins, the rest is that of `other`'s (CROWN-IBP mixes
@@ -167,16 +217,14 @@ class CertifiedLoss(_WeightedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_share(self, beta=self.beta)
+        require_share(self, beta=self.beta)
         object.__setattr__(self, "relaxation", resolve(self.relaxation))
         object.__setattr__(self, "other", resolve(self.other))
 
-    def _margins(
-        self, network: Network, region: InputBox, labels: Tensor, rows: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
+    def _margins(self, batch: Batch) -> Tensor:
         parts = [(self.beta, resolve(self.relaxation)), (1 - self.beta, resolve(self.other))]
         found = [
-            weight * self._worst(network, region, rows, _redrawn(relaxation, generator))
+            weight * self._worst(batch.network, batch.region, batch.rows, _redrawn(relaxation, batch.generator))
             for weight, relaxation in parts
             if weight > 0
         ]
@@ -191,7 +239,7 @@ class CertifiedLoss(_WeightedLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialLoss(_WeightedLoss):
+class AdversarialLoss(WeightedLoss):
     """Cross-entropy at points found by projected sign-gradient ascent on it: PGD training, no certificate.
 
     steps: gradients a batch.  step: their length in radii of the region.  The start is uniform in the region.
@@ -210,11 +258,9 @@ class AdversarialLoss(_WeightedLoss):
         if not 0 < self.step < math.inf:
             raise ValueError(f"AdversarialLoss: step must be positive, in radii of the region, got {self.step}")
 
-    def _margins(
-        self, network: Network, region: InputBox, labels: Tensor, rows: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        points = self.points(network, region, labels, generator)
-        return (rows @ network(points).flatten(1)[..., None]).squeeze(-1)
+    def _margins(self, batch: Batch) -> Tensor:
+        points = self.points(batch.network, batch.region, batch.labels, batch.generator)
+        return margins_at(batch, points)
 
     def points(
         self, network: Network, region: InputBox, labels: Tensor, generator: torch.Generator | None = None
@@ -234,6 +280,11 @@ class AdversarialLoss(_WeightedLoss):
             moved = points.detach() + self.step * radius * gradient.sign()
             points = torch.minimum(torch.maximum(moved, lower), upper)
         return points
+
+
+def margins_at(batch: Batch, points: Tensor) -> Tensor:
+    """Values of every row at one point an example: [batch, classes - 1]."""
+    return (batch.rows @ batch.network(points).flatten(1)[..., None]).squeeze(-1)
 
 
 def _redrawn(relaxation: Relaxation, generator: torch.Generator | None) -> Relaxation:
@@ -256,7 +307,7 @@ def l1_norm(network: Network) -> Tensor:
     return torch.stack([weight.abs().sum() for weight in found.values()]).sum()
 
 
-def _require_share(owner: object, **values: float) -> None:
+def require_share(owner: object, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{type(owner).__name__}: {name} must lie in [0, 1], got {value}")

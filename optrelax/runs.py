@@ -1,13 +1,15 @@
 """Run folders: what a training run leaves on disk, and finds again when it resumes.
 
 config.json: the resolved configuration, seed and versions.  metrics.jsonl: one line an epoch.
-state.safetensors: weights and optimiser after the last finished epoch.  net.safetensors: the network, for `load`.
+state.safetensors: weights, optimiser and what the loss keeps (dual points of its LPs) after the last finished epoch.
+net.safetensors: the network, for `load`.
 Every file but the metrics is written whole or not at all; a metrics line past the state is dropped on resuming.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -102,14 +104,23 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path}: cannot resume with another configuration; it differs in {', '.join(changed)}"
                 )
+            self._sweep()
             return
         whole = {"format": _FORMAT, "configuration": config, "versions": versions()}
         write_whole(self._config, (json.dumps(whole, indent=2) + "\n").encode())
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had half written."""
+        for file in (self._state, self.net, self._config, self._metrics):
+            for left in self.path.glob(f".{file.stem}-*{file.suffix}"):
+                left.unlink(missing_ok=True)
 
     def append(self, metrics: Mapping[str, Json]) -> None:
         """Add one line of metrics."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the state that follows must not outlive its line
 
     def metrics(self, epochs: int | None = None) -> list[dict[str, Json]]:
         """The lines so far; the first `epochs` of them where given."""
@@ -118,32 +129,58 @@ class RunFolder:
         lines = self._metrics.read_text(encoding="utf-8").splitlines()[:epochs]
         return [json.loads(line) for line in lines]
 
-    def save(self, network: Network, optimizer: torch.optim.Optimizer, epochs: int, extra: Mapping[str, Json]) -> None:
-        """Store the state after `epochs` finished epochs, then the network."""
+    def save(
+        self,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        extra: Mapping[str, Json],
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Store the state after `epochs` finished epochs, then the network.  memory: what the loss keeps."""
         tensors = {f"net.{name}": value for name, value in network.module.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"memory.{name}": value for name, value in (memory or {}).items()}
         write_tensors(self._state, tensors, {_KEY: json.dumps({"format": _FORMAT, "epochs": epochs})})
+        self.save_network(network, epochs, extra)
+
+    def save_network(self, network: Network, epochs: int, extra: Mapping[str, Json]) -> None:
+        """Store the network as it is after `epochs` finished epochs."""
         checkpoints.save(network, self.net, extra={**extra, "epochs": epochs})
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Put the stored weights and optimiser state back; the number of finished epochs, 0 where none is stored.
+    def stored_epochs(self) -> int | None:
+        """The finished epochs of the stored network; None where there is no valid one."""
+        try:
+            epochs = checkpoints.read_extra(self.net).get("epochs")
+        except (FileNotFoundError, ValueError):
+            return None
+        return epochs if isinstance(epochs, int) else None
 
+    def restore(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, repair: bool = True
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Put the stored weights and optimiser state back: finished epochs, 0 where none is stored; the loss's memory.
+
+        repair: drop metrics past the state from their file; one process of several does.
         Raises ValueError for a state that is corrupt or of another network.
         """
         if not self._state.exists():
-            self._metrics.unlink(missing_ok=True)
-            return 0
+            if repair:
+                self._metrics.unlink(missing_ok=True)
+            return 0, {}
         tensors, metadata = read_tensors(self._state)
         try:
             epochs = int(json.loads(metadata[_KEY])["epochs"])
+            memory = {k.removeprefix("memory."): tensors.pop(k) for k in list(tensors) if k.startswith("memory.")}
             _put_back(module, optimizer, tensors)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self._state}: expected the state of this run, got one that fails: {error}") from error
         # What was logged after the state was written will be computed, and logged, again.
-        kept = "".join(json.dumps(line) + "\n" for line in self.metrics(epochs))
-        write_whole(self._metrics, kept.encode())
-        return epochs
+        if repair:
+            kept = "".join(json.dumps(line) + "\n" for line in self.metrics(epochs))
+            write_whole(self._metrics, kept.encode())
+        return epochs, memory
 
     def save_failure(self, network: Network, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) -> Path:
         """Store the batch that broke a run and the weights it broke; the path of the batch."""

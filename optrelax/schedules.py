@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Constant", "Linear", "Schedule", "Smooth", "Steps"]
+__all__ = ["Constant", "Linear", "Schedule", "Smooth", "Stages", "Steps"]
 
 
 @runtime_checkable
@@ -99,6 +99,31 @@ class Steps:
 
     def __call__(self, epoch: float) -> float:
         return self.start * self.factor ** sum(epoch >= milestone for milestone in self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Things that take turns: `values[i]` from epoch `begins[i]` on; the first begins at 0.
+
+    Losses in `Training`: a cheap relaxation first, the tight one at the end.
+    """
+
+    values: tuple[Any, ...]
+    begins: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "begins", tuple(self.begins))
+        if len(self.values) != len(self.begins) or not self.values:
+            raise ValueError(
+                f"Stages: wants one begin a value, got {len(self.values)} values and {len(self.begins)} begins"
+            )
+        if self.begins[0] != 0 or list(self.begins) != sorted(set(self.begins)):
+            raise ValueError(f"Stages: begins must ascend from epoch 0, got {self.begins}")
+
+    def __call__(self, epoch: float) -> Any:
+        """The value whose turn it is."""
+        return self.values[sum(epoch >= begin for begin in self.begins) - 1]
 
 
 def _fraction(epoch: float, begin: float, length: float) -> float:

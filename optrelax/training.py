@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -17,13 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optrelax.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.graph import Network
 from optrelax.journals import tensor_digest
 from optrelax.losses import Loss, LossTerms
+from optrelax.meters import EpochMetrics, Meter, Progress
+from optrelax.processes import Processes
 from optrelax.regions import LinfBall
+from optrelax.relaxations import name_of
 from optrelax.runs import RunFolder, record
 from optrelax.samples import gather
-from optrelax.schedules import Constant, Schedule
+from optrelax.schedules import Constant, Schedule, Stages
 from optrelax.tracing import capture
 
 __all__ = ["EpochMetrics", "Progress", "Training", "TrainingError", "TrainingResult", "train"]
@@ -35,67 +38,71 @@ _log = logging.getLogger(__name__)
 class Training:
     """How to train: the loss, how its settings change by epoch, and the optimiser (Adam).
 
+    loss: one loss, or `Stages` of losses by epoch (Box, then CROWN-IBP, then the triangle LP).
     eps: radius of the region around each image, in the units of the images, which lie in `clip`.
-    kappa, beta: the loss's fields of these names where they change; None leaves the loss as it is.
+    kappa, beta, sigma: the loss's fields of these names (or those of the loss inside it) where they change; None
+    leaves the loss as it is.
     lr: learning rate.  batch: images a step; the last step of an epoch takes what is left.
+    pieces: every batch is worked on in so many pieces, one at a time, whose gradients add up to the batch's: less
+    memory; several processes share the pieces.
     seed: of the order of the images and of the losses' random numbers; the initial weights are the network's own.
     """
 
-    loss: Loss
+    loss: Loss | Stages
     epochs: int
     eps: Schedule = field(default_factory=lambda: Constant(0.0))
     kappa: Schedule | None = None
     beta: Schedule | None = None
+    sigma: Schedule | None = None
     lr: Schedule = field(default_factory=lambda: Constant(5e-4))
     batch: int = 100
+    pieces: int = 1
     clip: tuple[float, float] | None = (0.0, 1.0)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
+        for name in ("epochs", "batch", "pieces"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
+        if self.pieces > self.batch:
+            raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")
         if self.seed < 0:
             raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
-        known: set[str] = {f.name for f in fields(self.loss)} if is_dataclass(self.loss) else set()
-        for name in ("kappa", "beta"):
-            if getattr(self, name) is not None and name not in known:
-                raise ValueError(f"Training: {name} has a schedule, but {type(self.loss).__name__} has no {name}")
+        for name in self._moving():
+            for loss in self.loss.values if isinstance(self.loss, Stages) else (self.loss,):
+                if not _has(loss, name):
+                    raise ValueError(f"Training: {name} has a schedule, but {type(loss).__name__} has no {name}")
+
+    def _moving(self) -> dict[str, Schedule]:
+        moving = {name: getattr(self, name) for name in ("kappa", "beta", "sigma")}
+        return {name: schedule for name, schedule in moving.items() if schedule is not None}
 
     def loss_at(self, epoch: float) -> Any:
         """The loss with its settings at a position in epochs."""
-        moving = {name: getattr(self, name) for name in ("kappa", "beta")}
-        values = {name: schedule(epoch) for name, schedule in moving.items() if schedule is not None}
-        return replace(self.loss, **values) if values else self.loss  # type: ignore[type-var]
+        loss = self.loss(epoch) if isinstance(self.loss, Stages) else self.loss
+        return _with(loss, {name: schedule(epoch) for name, schedule in self._moving().items()})
 
 
-@dataclass(frozen=True, slots=True)
-class EpochMetrics:
-    """Means over the images of one epoch, each at the weights of its step; settings as they were at its end."""
-
-    epoch: int  # from 1
-    seconds: float
-    eps: float
-    lr: float
-    loss: float
-    natural_loss: float
-    natural_accuracy: float
-    robust_loss: float | None  # None where the loss had no robust part throughout
-    robust_accuracy: float | None  # every margin > 0: certified where the margins are bounds
+def _fields(loss: object) -> set[str]:
+    return {f.name for f in fields(loss)} if is_dataclass(loss) else set()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands after a step; what a progress bar shows."""
+def _has(loss: object, name: str) -> bool:
+    """Whether a loss, or the loss inside it, has a field."""
+    known = _fields(loss)
+    return name in known or ("loss" in known and _has(loss.loss, name))  # type: ignore[attr-defined]
 
-    epoch: int  # from 1
-    epochs: int
-    step: int  # of the epoch, from 1
-    steps: int  # of the epoch
-    eps: float
-    loss: float  # means since the epoch's begin
-    natural_accuracy: float
-    robust_accuracy: float | None
+
+def _with(loss: Any, values: Mapping[str, float]) -> Any:
+    """The loss with other values of its fields, or of those of the loss inside it."""
+    if not values:
+        return loss
+    known = _fields(loss)
+    mine: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    rest = {name: value for name, value in values.items() if name not in known}
+    if rest:
+        mine["loss"] = _with(loss.loss, rest)
+    return replace(loss, **mine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,7 @@ def train(
     after its last finished epoch (from the start where there is none), on a CPU with as many threads to the same
     weights bit for bit.
     watch: called after every step.  facts: JSON-ready facts for the configuration and the stored network.
+    Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
     Raises TrainingError where a loss or gradient is NaN or infinite (the batch and the weights are stored in
     `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError for a
     network that cannot be bounded.
@@ -143,21 +151,25 @@ def train(
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
     network.require_eval()
     run = _Run(network, images, labels, training)
-    kept = None if folder is None else RunFolder(Path(folder))
     facts = dict(facts or {})
+    kept = None if folder is None else RunFolder(Path(folder))
     done = 0
     if kept is not None:
         seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
-        kept.open({"training": record(training), **seen, **facts}, resume)
-        done = kept.restore(network.module, run.optimizer) if resume else 0
+        if run.processes.rank == 0:
+            kept.open({"training": record(training), **seen, **facts}, resume)
+        run.processes.wait()
+        done = run.restore(kept, facts) if resume else 0
+    run.processes.agree([*network.module.parameters(), *network.module.buffers()])
     history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(done)]
     for epoch in range(done, training.epochs):
         metrics = run.epoch(epoch, kept, watch)
         history.append(metrics)
         _log.info("epoch %d of %d: %s", epoch + 1, training.epochs, metrics)
-        if kept is not None:
+        if kept is not None and run.processes.rank == 0:
             kept.append(asdict(metrics))
-            kept.save(network, run.optimizer, epoch + 1, facts)
+            kept.save(network, run.optimizer, epoch + 1, facts, run.memory_tensors())
+        run.processes.wait()
     return TrainingResult(network, tuple(history))
 
 
@@ -165,48 +177,6 @@ def _generator(*key: int) -> torch.Generator:
     """A generator that depends on the key alone: any step can be drawn again without the steps before it."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-@dataclass
-class _Sums:
-    """Sums over the images of an epoch so far."""
-
-    images: int = 0
-    loss: float = 0.0
-    natural: float = 0.0
-    correct: int = 0
-    robust_images: int = 0
-    robust: float = 0.0
-    held: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, terms: LossTerms, labels: Tensor) -> None:
-        n = len(labels)
-        self.images += n
-        self.loss += n * terms.total.item()
-        self.natural += n * terms.natural.item()
-        self.correct += int((terms.logits.argmax(1) == labels).sum())
-        if terms.robust is not None and terms.margins is not None:
-            self.robust_images += n
-            self.robust += n * terms.robust.item()
-            self.held += int((terms.margins > 0).all(1).sum())
-
-    @property
-    def robust_accuracy(self) -> float | None:
-        return self.held / self.robust_images if self.robust_images else None
-
-    def metrics(self, epoch: int, eps: float, lr: float) -> EpochMetrics:
-        return EpochMetrics(
-            epoch=epoch + 1,
-            seconds=round(time.perf_counter() - self.started, 3),
-            eps=eps,
-            lr=lr,
-            loss=self.loss / self.images,
-            natural_loss=self.natural / self.images,
-            natural_accuracy=self.correct / self.images,
-            robust_loss=self.robust / self.robust_images if self.robust_images else None,
-            robust_accuracy=self.robust_accuracy,
-        )
 
 
 class _Run:
@@ -219,72 +189,115 @@ class _Run:
             raise ValueError("train: the network has no trainable parameters")
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr(0.0))
         self.steps = math.ceil(len(images) / training.batch)
+        self.processes = Processes.current()
+        if training.pieces % self.processes.count:
+            raise ValueError(
+                f"train: pieces must be a multiple of the {self.processes.count} processes, which share them, got "
+                f"{training.pieces}"
+            )
+        self.memory: Any = None
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images and labels in this epoch's order, on the network's device and in its type."""
-        like = next(iter(self.parameters.values()))
+    def restore(self, kept: RunFolder, facts: Mapping[str, Any]) -> int:
+        """Take up the stored state; the number of finished epochs."""
+        first = self.processes.rank == 0
+        done, memory = kept.restore(self.network.module, self.optimizer, repair=first)
+        if memory:
+            self._remember(self.training.loss_at(done - 1))
+            if self.memory is not None:
+                self.memory.load_state_dict(memory)
+        if done and first and kept.stored_epochs() != done:
+            # Interrupted between the state and the network.
+            kept.save_network(self.network, done, facts)
+        self.processes.wait()
+        return done
+
+    def memory_tensors(self) -> dict[str, Tensor]:
+        """What the loss keeps from step to step, as tensors by name."""
+        return {} if self.memory is None else self.memory.state_dict()
+
+    def _remember(self, loss: Any) -> None:
+        """Make the memory of a loss that keeps one. Examples change places between processes: several keep none."""
+        make = getattr(loss, "memory", None)
+        if self.memory is None and make is not None and self.processes.count == 1:
+            self.memory = make(len(self.images))
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """The images of each step, by their places in the data set, in this epoch's order."""
         order = torch.randperm(len(self.images), generator=_generator(self.training.seed, 0, epoch))
-        for index in order.split(self.training.batch):
-            yield self.images[index].to(like), self.labels[index].to(like.device)
+        return iter(order.split(self.training.batch))
 
     def epoch(self, epoch: int, kept: RunFolder | None, watch: Callable[[Progress], None] | None) -> EpochMetrics:
-        sums, training = _Sums(), self.training
+        meter, training = Meter(), self.training
         eps = lr = 0.0
-        for step, (x, labels) in enumerate(self.batches(epoch)):
+        for step, index in enumerate(self.batches(epoch)):
             position = epoch + step / self.steps
             eps, lr = training.eps(position), training.lr(position)
-            terms = self.terms(x, labels, eps, epoch, step)
             self.optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()
-            if fault := self._fault(terms):
-                raise self._failure(fault, epoch, step, eps, x, labels, kept)
+            self._gradients(index, eps, epoch, step, meter, kept)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-            sums.add(terms, labels)
             if watch is not None:
-                watch(
-                    Progress(
-                        epoch=epoch + 1,
-                        epochs=training.epochs,
-                        step=step + 1,
-                        steps=self.steps,
-                        eps=eps,
-                        loss=sums.loss / sums.images,
-                        natural_accuracy=sums.correct / sums.images,
-                        robust_accuracy=sums.robust_accuracy,
-                    )
-                )
-        return sums.metrics(epoch, eps, lr)
+                watch(meter.progress(epoch, training.epochs, step, self.steps, eps))
+        if self.processes.count > 1:
+            total = meter.tensor().to(next(iter(self.parameters.values())).device)
+            self.processes.add_up([total])
+            meter.load(total.cpu())
+        return meter.metrics(epoch, eps, lr)
 
-    def terms(self, x: Tensor, labels: Tensor, eps: float, epoch: int, step: int) -> LossTerms:
-        """The loss of one batch at its place in training."""
-        loss: Loss = self.training.loss_at(epoch + step / self.steps)
+    def _gradients(
+        self, index: Tensor, eps: float, epoch: int, step: int, meter: Meter, kept: RunFolder | None
+    ) -> None:
+        """Leave the batch's gradient in the parameters: piece by piece, over all processes.
+
+        Raises TrainingError where it is not finite, on every process.
+        """
+        like = next(iter(self.parameters.values()))
+        fault: str | None = None
+        broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device))
+        for place, piece in self.processes.mine(index.tensor_split(self.training.pieces)):
+            if not len(piece):
+                continue
+            x, labels = self.images[piece].to(like), self.labels[piece].to(like.device)
+            terms = self.terms(x, labels, eps, epoch, step, place, piece)
+            (terms.total * (len(piece) / len(index))).backward()
+            if fault is None:
+                broken, fault = (x, labels), loss_fault(terms)
+                fault = fault or gradient_fault(self.parameters)
+            meter.add(terms, labels)
+        if self.processes.count > 1:
+            self._add_up(like)
+            fault = fault or gradient_fault(self.parameters)
+        if fault is not None:
+            raise self._failure(fault, epoch, step, eps, *broken, kept)
+
+    def _add_up(self, like: Tensor) -> None:
+        for p in self.parameters.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.processes.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
+
+    def terms(
+        self, x: Tensor, labels: Tensor, eps: float, epoch: int, step: int, place: int, index: Tensor
+    ) -> LossTerms:
+        """The loss of one piece at its place in training."""
+        loss = self.training.loss_at(epoch + step / self.steps)
         region = LinfBall(x, eps, self.training.clip)
-        draws = _generator(self.training.seed, 1, epoch, step)
-        return loss(self.network, region, labels, x, generator=draws)
-
-    def _fault(self, terms: LossTerms) -> str | None:
-        """What is not finite: a part of the loss, or the gradient of a parameter."""
-        if not bool(terms.total.isfinite()):
-            parts = {"natural": terms.natural, "robust": terms.robust, "penalty": terms.penalty}
-            broken = [name for name, part in parts.items() if part is not None and not bool(part.isfinite())]
-            return f"the loss is {terms.total.item()} (its part: {', '.join(broken) or 'total'})"
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        # One number first: a loop over the parameters would wait for the device at each.
-        if bool(torch.stack([g.abs().amax() for g in gradients]).isfinite().all()):
-            return None
-        names = [n for n, p in self.parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
-        return f"the gradient of {', '.join(names)} is not finite"
+        draws = _generator(self.training.seed, 1, epoch, step, *((place,) if place else ()))
+        self._remember(loss)
+        known = {"memory": self.memory, "index": index} if self.memory is not None and hasattr(loss, "memory") else {}
+        terms: LossTerms = loss(self.network, region, labels, x, generator=draws, **known)
+        return terms
 
     def _failure(
         self, fault: str, epoch: int, step: int, eps: float, x: Tensor, labels: Tensor, kept: RunFolder | None
     ) -> TrainingError:
-        loss = record(self.training.loss_at(epoch + step / self.steps))
-        relaxation = loss.get("relaxation", "none")
-        facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": loss, "fault": fault}
+        loss = self.training.loss_at(epoch + step / self.steps)
+        first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss)
+        relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
+        facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": record(loss), "fault": fault, "first": first}
         where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"
         stored = "pass a folder to keep the batch"
         if kept is not None:
             stored = f"the batch is in {kept.save_failure(self.network, {'images': x, 'labels': labels}, facts)}"
-        return TrainingError(f"train: {fault} at {where}; {stored}", epoch + 1, step + 1)
+        return TrainingError(f"train: {fault}{', ' + first if first else ''} at {where}; {stored}", epoch + 1, step + 1)

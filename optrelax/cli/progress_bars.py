@@ -59,6 +59,9 @@ def training_bar(title: str) -> Iterator[Callable[[training.Progress], None]]:
             ]
             if progress.robust_accuracy is not None:
                 shown.append(f"robust {100 * progress.robust_accuracy:.1f} %")
+            if progress.unfinished is not None:
+                gap = 0.0 if progress.median_gap is None else progress.median_gap
+                shown.append(f"LPs: {100 * progress.unfinished:.1f} % unfinished, median gap {gap:.0e}")
             shown.append(f"eps {progress.eps:.3g}")
             done = (progress.epoch - 1) * progress.steps + progress.step
             draw(done, progress.epochs * progress.steps, ", ".join(shown))
