@@ -1,5 +1,6 @@
 """Every example runs, in a process of its own, and says what it should."""
 
+import math
 import os
 import re
 import subprocess
@@ -7,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import optrelax as ox
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -26,14 +31,114 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def rows(output: str) -> dict[str, list[float]]:
+    """The numbers of each row of a printed table by relaxation, NaN where there is none."""
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines() if line[:1] == "│"]
+    return {name: [math.nan if cell == "-" else float(cell) for cell in rest] for name, *rest in cells}
+
+
+def found(pattern: str, output: str) -> float:
+    """The number that the pattern's group stands for."""
+    return float(re.search(pattern, output)[1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A network that is at least right at times, without training: the nearest mean."""
+    images, labels = ox.load_dataset("digits", split="train")[:]
+    means = torch.stack([images[labels == digit].mean(0).flatten() for digit in range(10)])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.eye(64))  # pixels are not negative
+        net[3].weight.copy_(means)
+        net[3].bias.copy_(-0.5 * means.square().sum(1))
+    path = tmp_path_factory.mktemp("net") / "means.safetensors"
+    ox.save(net, path, input_shape=(1, 8, 8))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_compare_lp_closed_form(tmp_path):
+    picture = tmp_path / "tightness.png"
+    arguments = ["--epochs", "5", "--subset", "6", "--eps", "0.03", "--out", str(picture)]
+    output = run("compare_lp_closed_form.py", *arguments)
+    table = rows(output)
+    equal = "triangle:preactivation=crown"
+    assert list(table) == ["box", "crown-ibp", "fast-lin", "crown", equal, "alpha-crown", "layerwise", "milp"]
+    certified, mean, worst, milliseconds, *gaps = zip(*table.values(), strict=True)
+    place = {name: i for i, name in enumerate(table)}
+    # On equal bounds of the hidden neurons the LP is at least as tight; the shown digits are rounded.
+    for loose, tight in (("box", "crown"), ("crown", equal), (equal, "layerwise"), ("layerwise", "milp")):
+        for column in (certified, mean, worst):
+            assert column[place[loose]] <= column[place[tight]] + 1e-3
+    assert mean[place["crown"]] < mean[place[equal]]
+    assert mean[place["layerwise"]] < mean[place["milp"]] - 0.01
+    assert found(r"accuracy ([\d.]+) %", output) >= certified[place["milp"]] > 50
+    assert all(time > 0 for time in milliseconds)
+    for column in gaps:
+        assert [name for name in table if not math.isnan(column[place[name]])] == [equal, "layerwise", "milp"]
+    median, most, closed = zip(*(table[name][4:] for name in (equal, "layerwise", "milp")), strict=True)
+    assert 0 <= max(median) < 1e-3
+    assert max(most) < 1e-1
+    assert closed[2] == 100
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert str(picture) in output
+
+
+def test_compare_lp_closed_form_takes_a_network(checkpoint, tmp_path):
+    picture = tmp_path / "plots" / "tightness.png"
+    arguments = ["--subset", "9", "--relaxations", "box", "triangle", "--milp-seconds", "0", "--out", str(picture)]
+    output = run("compare_lp_closed_form.py", checkpoint, *arguments, "--eps", "0.02")
+    expected = ox.compare(ox.load(checkpoint), ox.load_dataset("digits"), 0.02, ["box", "triangle"], subset=9)
+    assert [values[1] for values in rows(output).values()] == pytest.approx(expected.table["mean bound"], abs=1e-4)
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.slow
+def test_train_triangle():
+    output = run("train_triangle.py", "--epochs", "6", "--eps", "0.05", "--subset", "90")
+    table = rows(output)
+    certified = {name: values[0] for name, values in table.items()}
+    mean = {name: values[2] for name, values in table.items()}
+    equal = "triangle:preactivation=crown"
+    assert list(table) == ["box", "crown-ibp", "deepz", "crown", equal]
+    assert certified["crown"] <= certified[equal] <= found(r"\(PGD\) ([\d.]+) %", output)
+    assert mean["box"] < mean["crown-ibp"] < mean["crown"] < mean[equal]
+    # The loss is what makes it certifiable: of a network trained without it nothing like this is.
+    assert 60 < certified[equal] <= found(r"accuracy ([\d.]+) %, certified [\d.]+ %, att", output)
+    assert found(r"training took (\d+) s", output) < 60
+    few, many = (
+        [float(number) for number in match]
+        for match in re.findall(r"gap (\S+), largest (\S+), (\d+) of 810 LPs unfinished", output)
+    )
+    assert 0 <= few[0] < 1e-3
+    assert many[0] <= few[0]
+    assert many[1] < few[1] < 1
+    assert many[2] < few[2] < 810
+
+
+@pytest.mark.slow
+def test_triangle_in_twenty_lines():
+    output = run("triangle_in_twenty_lines.py", "--epochs", "4")
+    table = rows(output)
+    certified, mean = ([values[i] for values in table.values()] for i in (0, 2))
+    assert list(table) == ["box", "crown", "triangle:preactivation=crown"]
+    assert certified == sorted(certified)
+    assert mean == sorted(mean)
+    attacked = found(r"attacked ([\d.]+) %", output)
+    assert 50 < certified[2] <= 100 - attacked
+    unfinished = [int(number) for number in re.findall(r"(\d+) of the last 333 LPs", output)]
+    assert len(unfinished) == 4
+    assert max(unfinished) < 100
+    assert found(r"epoch 4: .* largest gap (\S+) logits", output) < 0.1
+
+
 @pytest.mark.slow
 def test_your_own_loop():
     output = run("your_own_loop.py", "--epochs", "8")
     assert "can be bounded: ok" in output
-    assert float(re.search(r"differ by at most (\S+)", output)[1]) < 1e-4
-    certified = float(re.search(r"certified ([\d.]+) %", output)[1])
-    accuracy = float(re.search(r"accuracy ([\d.]+) %", output)[1])
-    assert 50 < certified < accuracy
+    assert found(r"differ by at most (\S+)", output) < 1e-4
+    assert 50 < found(r"certified ([\d.]+) %", output) < found(r"accuracy ([\d.]+) %", output)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
