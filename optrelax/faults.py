@@ -57,12 +57,7 @@ def origin(network: Network, region: InputBox, x: Tensor, loss: Any) -> str:
 
 def _bounds(network: Network, region: InputBox, relaxation: Any) -> Iterator[tuple[str, bool]]:
     """Layer by layer whether a relaxation's pre-activation bounds are finite."""
-    try:
-        found = relaxation.preactivation_bounds(network, region)
-    except ValueError:  # bounds that are NaN do not make an enclosure
-        yield "(some layer)", False
-        return
-    for name, b in found.items():
+    for name, b in relaxation.preactivation_bounds(network, region).items():
         yield network[name].path, bool(b.lower.isfinite().all() and b.upper.isfinite().all())
 
 

@@ -69,9 +69,14 @@ class Training:
         if self.seed < 0:
             raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
         for name in self._moving():
-            for loss in self.loss.values if isinstance(self.loss, Stages) else (self.loss,):
+            for loss in self.losses:
                 if not _has(loss, name):
                     raise ValueError(f"Training: {name} has a schedule, but {type(loss).__name__} has no {name}")
+
+    @property
+    def losses(self) -> tuple[Any, ...]:
+        """The loss, or those of every stage."""
+        return self.loss.values if isinstance(self.loss, Stages) else (self.loss,)
 
     def _moving(self) -> dict[str, Schedule]:
         moving = {name: getattr(self, name) for name in ("kappa", "beta", "sigma")}
@@ -202,7 +207,8 @@ class _Run:
         first = self.processes.rank == 0
         done, memory = kept.restore(self.network.module, self.optimizer, repair=first)
         if memory:
-            self._remember(self.training.loss_at(done - 1))
+            for loss in self.training.losses:
+                self._remember(loss)
             if self.memory is not None:
                 self.memory.load_state_dict(memory)
         if done and first and kept.stored_epochs() != done:
@@ -265,17 +271,21 @@ class _Run:
                 broken, fault = (x, labels), loss_fault(terms)
                 fault = fault or gradient_fault(self.parameters)
             meter.add(terms, labels)
-        if self.processes.count > 1:
-            self._add_up(like)
-            fault = fault or gradient_fault(self.parameters)
+        if self.processes.count > 1 and self._add_up(fault is not None) and fault is None:
+            # Its batch is with the process that saw it break.
+            fault, kept = "the loss or gradient of another process is not finite", None
         if fault is not None:
             raise self._failure(fault, epoch, step, eps, *broken, kept)
 
-    def _add_up(self, like: Tensor) -> None:
+    def _add_up(self, fault: bool) -> bool:
+        """Sum the gradients over the processes; whether any of them has a fault."""
         for p in self.parameters.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        self.processes.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        flag = gradients[0].new_full((1,), float(fault))
+        self.processes.add_up([*gradients, flag])
+        return bool(flag > 0)
 
     def terms(
         self, x: Tensor, labels: Tensor, eps: float, epoch: int, step: int, place: int, index: Tensor

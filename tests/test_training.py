@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optrelax as ox
+from optrelax import processes, runs
 from optrelax.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
 from optrelax.recipes import Recipe, names, recipe
 from optrelax.schedules import Constant, Linear, Steps
@@ -488,3 +489,157 @@ def test_a_recipe_reproduces_its_run():
         train(net, digits, row.training(seed=1))
         hashes.add(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights(net))).hexdigest())
     assert len(hashes) == 1
+
+
+# --- pieces and processes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 16])
+def test_pieces_add_up_to_the_batch(pieces):
+    """The last batch has 12 images, fewer than pieces in one case."""
+    whole, cut = network().double(), network().double()
+    x, labels = data()
+    one, many = (settings(pieces=p, loss=CertifiedLoss("crown-ibp", l1=1e-3)) for p in (1, pieces))
+    first = train(whole, (x.double(), labels), one).history
+    second = train(cut, (x.double(), labels), many).history
+    for a, b in zip(weights(whole), weights(cut), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    assert second[-1].loss == pytest.approx(first[-1].loss, rel=1e-9)
+    assert second[-1].robust_accuracy == first[-1].robust_accuracy
+
+
+PROCESS = """
+import sys, torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from test_training import data, network, settings, train
+dist.init_process_group("gloo", rank=int(sys.argv[1]), world_size=2, init_method="file://" + sys.argv[2] + "/meet")
+net = network()
+if sys.argv[1] == "1":  # the first process's weights count
+    torch.nn.init.zeros_(net[1].weight)
+history = train(net, data(32), settings(epochs=1, pieces=2), folder=sys.argv[2] + "/run").history
+save_file(net.state_dict(), f"{sys.argv[2]}/{sys.argv[1]}.safetensors")
+print(history[0].loss, history[0].natural_accuracy)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_two_steps_as_one(tmp_path):
+    """Each works on one piece of every batch: the sum of two gradients is the same in either order, bit for bit."""
+    one = network()
+    (metrics,) = train(one, data(32), settings(epochs=1, pieces=2)).history
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PROCESS, str(rank), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    for rank in (0, 1):
+        other = load_file(tmp_path / f"{rank}.safetensors")
+        assert all(torch.equal(value, other[name]) for name, value in one.state_dict().items())
+        loss, accuracy = map(float, printed[rank].split())
+        assert (loss, accuracy) == (pytest.approx(metrics.loss, rel=1e-12), metrics.natural_accuracy)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(processes.Processes, "current", classmethod(lambda cls: cls(0, 2)))
+    with pytest.raises(ValueError, match="pieces must be a multiple of the 2 processes, which share them, got 3"):
+        train(network(), data(), settings(pieces=3))
+
+
+# --- interruptions -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+    net = trained(tmp_path)
+    left = [tmp_path / name for name in (".state-ab12.safetensors", ".net-x.safetensors", ".metrics-q.jsonl")]
+    for file in left:
+        file.write_bytes(b"half")
+    train(network(), data(), settings(), folder=tmp_path, resume=True)
+    assert not any(file.exists() for file in left)
+    assert same(weights(net), [p.detach() for p in ox.load(tmp_path).module.parameters()])
+
+
+@pytest.mark.parametrize("epoch", [2, EPOCHS])
+def test_a_disk_that_fills_up_between_state_and_network_leaves_no_old_network(tmp_path, monkeypatch, epoch):
+    whole = trained()
+    real = ox.checkpoints.save
+
+    def full(network, path, *, extra=None, **rest):
+        if extra["epochs"] == epoch:
+            raise OSError(28, "No space left on device")
+        real(network, path, extra=extra, **rest)
+
+    monkeypatch.setattr(ox.checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path)
+    monkeypatch.setattr(ox.checkpoints, "save", real)
+    net = network()
+    train(net, data(), settings(), folder=tmp_path, resume=True)
+    assert same(weights(whole), weights(net))
+    assert same(weights(whole), [p.detach() for p in ox.load(tmp_path).module.parameters()])
+    assert ox.checkpoints.read_extra(tmp_path)["epochs"] == EPOCHS
+
+
+def test_a_disk_that_fills_up_in_a_line_of_metrics_is_forgiven(tmp_path, monkeypatch):
+    whole = trained()
+    real = runs.RunFolder.append
+
+    def full(folder, metrics):
+        if metrics["epoch"] == 3:
+            with (folder.path / "metrics.jsonl").open("a") as file:
+                file.write('{"epoch": 3, "seco')
+            raise OSError(28, "No space left on device")
+        real(folder, metrics)
+
+    monkeypatch.setattr(runs.RunFolder, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path)
+    monkeypatch.setattr(runs.RunFolder, "append", real)
+    net = network()
+    assert len(train(net, data(), settings(), folder=tmp_path, resume=True).history) == EPOCHS
+    assert same(weights(whole), weights(net))
+
+
+# --- where it broke ------------------------------------------------------------------------------------------------
+
+
+def broken(net: nn.Module, loss: object, at: float = 0.05) -> str:
+    plain = {"loss": loss, "kappa": None, "beta": None, "eps": Constant(at)}
+    with pytest.raises(TrainingError) as caught:
+        train(net, data(), settings(**plain))
+    return str(caught.value)
+
+
+def test_the_first_parameter_layer_or_bound_that_broke_is_named():
+    net = network()
+    with torch.no_grad():
+        net[3].bias[2] = math.nan
+    assert "the loss is nan (its part: natural, robust), first in parameter 3.bias at epoch 1, batch 1 of 4" in broken(
+        net, CertifiedLoss("box", kappa=0.5)
+    )
+    net = network()
+    with torch.no_grad():
+        net[3].weight.fill_(3e38)
+        net[1].weight.fill_(1.0)
+    assert "first in the value of layer 3 at" in broken(net, NaturalLoss())
+
+
+@pytest.mark.parametrize("relaxation", ["box", "crown-ibp", "deepz", "triangle"])
+def test_bounds_that_break_where_values_do_not_are_named(relaxation):
+    """Every neuron of the first layer is dead at the images, and wide awake within their regions."""
+    net = network()
+    with torch.no_grad():
+        net[1].weight.fill_(1e20)
+        net[1].bias.fill_(-4.5e20)
+        net[3].weight.fill_(1e25)
+    message = broken(net, CertifiedLoss(relaxation, kappa=0.5), at=0.5)
+    assert f"first in the bounds before layer 4 by {relaxation} at epoch 1, batch 1 of 4" in message
