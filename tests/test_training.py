@@ -1,6 +1,5 @@
 """Training: reproducible to the bit, through interruptions too; what a run folder holds; what stops a run."""
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import optrelax as ox
 from optrelax import processes, runs
 from optrelax.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
-from optrelax.recipes import Recipe, names, recipe
 from optrelax.schedules import Constant, Linear, Steps
 from optrelax.training import Progress, Training, TrainingError, train
 
@@ -418,77 +416,6 @@ def test_without_a_folder_the_message_says_so():
 def test_bad_settings_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
-
-
-# --- recipes -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", names())
-def test_every_recipe_gives_settings_that_fit_its_row(name):
-    row = recipe(name)
-    training = row.training(seed=4)
-    assert training.seed == 4
-    last = float(training.epochs)
-    if row.method == "natural":
-        assert isinstance(training.loss, NaturalLoss)
-        return
-    assert training.eps(row.warmup) == 0.0
-    assert training.eps(last) == row.eps
-    assert training.loss_at(row.warmup).kappa == 1.0
-    assert training.loss_at(last).kappa == row.kappa
-    assert training.lr(0.0) == row.lr
-    assert training.lr(last) == pytest.approx(row.lr * row.lr_factor ** len(row.milestones))
-
-
-def test_fewer_epochs_keep_the_shares():
-    short = recipe("mnist-fc-small-box", epochs=10)
-    assert (short.epochs, short.warmup, short.mixing, short.milestones) == (10, 0.5, 5.0, (6.5, 9.5))
-    assert recipe("mnist-fc-small-box", epochs=10, mixing=2.0).mixing == 2.0
-    assert recipe("mnist-fc-small-box", eps=0.2, kappa=0.5).training().loss_at(100.0).kappa == 0.5
-
-
-def test_recipes_start_from_the_seed_alone():
-    digits = ox.load_dataset("digits", split="train")
-    first, again, other = (recipe("digits-fc-small-box").network(digits, seed) for seed in (1, 1, 2))
-    assert same(weights(first), weights(again))
-    assert not same(weights(first), weights(other))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: recipe("mnist-fc-small-bocks"), "did you mean 'mnist-fc-small-box'"),
-        (lambda: recipe("mnist-fc-small-box", epoch=3), "no setting 'epoch'; did you mean 'epochs'"),
-        (lambda: recipe("mnist-fc-small-box", ramp="sudden"), "ramp must be one of linear, smooth"),
-        (lambda: recipe("mnist-fc-small-box", mixing=100.0), "before eps is reached"),
-        (lambda: recipe("mnist-fc-small-natural", relaxation="box"), "goes with method 'certified'"),
-        (lambda: recipe("mnist-fc-small-box", relaxation="bx").training(), "did you mean 'box'"),
-    ],
-)
-def test_bad_recipes_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_a_recipe_reproduces_its_run():
-    """The same short recipe twice gives the same network, as one hash of all its weights."""
-    digits = ox.load_dataset("digits", split="train").subset(100)
-    row = Recipe(
-        name="short",
-        data="digits",
-        model="fc-small",
-        method="certified",
-        relaxation="crown",
-        eps=0.05,
-        epochs=2,
-        mixing=1.0,
-    )
-    hashes = set()
-    for _ in range(2):
-        net = row.network(digits, seed=1)
-        train(net, digits, row.training(seed=1))
-        hashes.add(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights(net))).hexdigest())
-    assert len(hashes) == 1
 
 
 # --- pieces and processes ------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,23 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", min=0, show_default="recipe", help="First learning rate.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, show_default="recipe", help="Images a step.")] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            metavar="full|cpu|smoke",
+            help="The recipe's own epochs; at most 30 minutes of two cores; under a minute.",
+        ),
+    ] = "full",
+    pieces: Annotated[
+        int | None,
+        typer.Option(
+            "--pieces",
+            min=1,
+            show_default="one a process",
+            help="Work on every batch in so many pieces: less memory. Processes of torchrun share them.",
+        ),
+    ] = None,
     subset: Subset = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -72,7 +90,9 @@ def train(
     """Train a network by a recipe, some of its numbers changed.
 
     DIR keeps the configuration, a line of metrics an epoch, the state to resume from, and the network.
+    Several processes: torchrun --no-python --nproc-per-node N optrelax train RECIPE.
     """
+    from optrelax.processes import launched
     from optrelax.recipes import recipe as named
 
     if listed:
@@ -91,34 +111,50 @@ def train(
         "l1": l1,
         "lr": lr,
         "batch": batch,
+        "subset": subset,
     }
-    row = named(recipe, **{name: value for name, value in given.items() if value is not None})
+    row = named(recipe, budget, **{name: value for name, value in given.items() if value is not None})
     folder = Path("runs") / row.name if out is None else out
-    result = _trained(row, folder, data_dir=data_dir, subset=subset, seed=seed, device=device, resume=resume)
-    _show(row, folder, result, json)
+    with launched(read_device(device)) as processes:
+        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, resume)
+        result = work.run(first=processes.rank == 0)
+        if processes.rank == 0:
+            _show(row, folder, result, json)
 
 
-def _trained(
-    row: Recipe, folder: Path, *, data_dir: Path | None, subset: int | None, seed: int, device: str, resume: bool
-) -> TrainingResult:
-    """The work itself, under a bar; a word about resuming after Ctrl-C."""
-    from optrelax.datasets import load_dataset
-    from optrelax.tables import require_writable
-    from optrelax.training import train as work
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One run by a recipe."""
 
-    where = read_device(device)
-    data = load_dataset(row.data, data_dir, "train")
-    if subset is not None:
-        data = data.subset(subset)
-    require_writable(folder)
-    net = row.network(data, seed).to(where)
-    facts = {"recipe": asdict(row), "seed": seed}
-    try:
-        with training_bar(row.name) as watch:
-            return work(net, data, row.training(seed), folder=folder, resume=resume, watch=watch, facts=facts)
-    except KeyboardInterrupt:
-        stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
-        raise
+    row: Recipe
+    folder: Path
+    data_dir: Path | None
+    pieces: int
+    seed: int
+    device: str
+    resume: bool
+
+    def run(self, first: bool = True) -> TrainingResult:
+        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C."""
+        from optrelax.datasets import load_dataset
+        from optrelax.tables import require_writable
+        from optrelax.training import train as work
+
+        row, where = self.row, read_device(self.device)
+        data = load_dataset(row.data, self.data_dir, "train")
+        if row.subset is not None:
+            data = data.subset(row.subset)
+        require_writable(self.folder)
+        net = row.network(data, self.seed).to(where)
+        facts = {"recipe": asdict(row), "seed": self.seed}
+        training = row.training(self.seed, self.pieces)
+        bar = training_bar(row.name) if first else contextlib.nullcontext()
+        try:
+            with bar as watch:
+                return work(net, data, training, folder=self.folder, resume=self.resume, watch=watch, facts=facts)
+        except KeyboardInterrupt:
+            stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
+            raise
 
 
 def _show_recipes(json: bool) -> None:
@@ -144,6 +180,7 @@ def _show_recipes(json: bool) -> None:
         "kappa",
         "l1",
         "batch",
+        "source",
     )
     stdout().print(rich_table(pl.DataFrame([{key: row[key] for key in shown} for row in rows])))
 
@@ -172,8 +209,10 @@ def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None
         "eps": last.eps,
         "seconds": seconds,
     }
+    if last.unfinished is not None:
+        figures |= {"LPs unfinished %": 100 * last.unfinished, "median gap": last.median_gap}
     console = stdout()
-    decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0}
+    decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0, "LPs unfinished %": 2, "median gap": 6}
     console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
     console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
     name = row.relaxation or "crown"
