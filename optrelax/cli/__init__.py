@@ -18,6 +18,7 @@ __all__ = ["main"]
 _COMMANDS = (
     "demo",
     "training",
+    "sweeping",
     "certifying",
     "comparing",
     "measuring",

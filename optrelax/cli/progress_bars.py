@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
-    from optrelax import certification, comparison, training
+    from optrelax import certification, comparison, sweeps, training
     from optrelax.measurements import stages
 
 __all__ = ["certification_bar", "comparison_bar", "measurement_bar", "training_bar"]
@@ -44,6 +44,18 @@ def measurement_bar(title: str) -> Iterator[Callable[[stages.Progress], None]]:
     """A callback for the measurements that draws a bar a stage."""
     with _bar(title) as draw:
         yield lambda progress: draw(progress.done, progress.total, progress.stage)
+
+
+@contextlib.contextmanager
+def sweep_bar(title: str) -> Iterator[Callable[[sweeps.SweepProgress], None]]:
+    """A callback for `run_sweep` that draws a bar with the runs that have ended."""
+    with _bar(title) as draw:
+
+        def update(progress: sweeps.SweepProgress) -> None:
+            shown = f"{progress.running} running" + (f", {progress.failed} failed" if progress.failed else "")
+            draw(progress.done + progress.failed, progress.total, shown)
+
+        yield update
 
 
 @contextlib.contextmanager

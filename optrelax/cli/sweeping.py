@@ -1,0 +1,96 @@
+"""`optrelax sweep`: many training runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optrelax.cli.application import command, fail, print_json, stdout
+from optrelax.cli.inputs import DataDir, Json
+from optrelax.cli.progress_bars import sweep_bar
+
+__all__ = ["sweep"]
+
+
+@command("sweep")
+def sweep(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", show_default=False, help="`optrelax train --list` shows all.")
+    ],
+    seeds: Annotated[list[int], typer.Option("--seeds", help="One run each.")] = [0],  # noqa: B006, typer only reads it
+    settings: Annotated[
+        list[str],
+        typer.Option("--settings", metavar="NAME=V,V...", help="Values of a recipe's settings, such as eps=0.1,0.3."),
+    ] = [],  # noqa: B006
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="full|cpu|smoke", help="Of every run, as for `train`.")
+    ] = "full",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder a run, and sweep.csv.")] = Path(
+        "runs/sweep"
+    ),
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Runs at the same time.")] = 2,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Of each run; they decide its last bits.")] = 1,
+    cluster: Annotated[str, typer.Option("--cluster", metavar="local|slurm", help="Where the runs go.")] = "local",
+    partition: Annotated[str | None, typer.Option("--partition", help="Of the SLURM cluster.")] = None,
+    json: Json = False,
+) -> None:
+    """Train every combination of recipes, seeds and settings, several at once; the same call again goes on.
+
+    A run that is lost with its worker is started again where it stopped, twice at most. Needs submitit:
+    pip install 'optrelax[sweep]'.
+    """
+    import polars as pl
+
+    from optrelax.sweeps import Sweep, run_sweep
+    from optrelax.tables import require_writable, rich_table
+
+    made = Sweep(recipes=tuple(recipes), seeds=tuple(seeds), settings=_settings(settings), budget=budget)
+    require_writable(out)
+    options: dict[str, Any] = {} if partition is None else {"slurm_partition": partition}
+    with sweep_bar(f"{len(made.runs())} runs") as watch:
+        table = run_sweep(
+            made,
+            out,
+            data_dir=data_dir,
+            workers=workers,
+            threads=threads,
+            cluster=cluster,
+            options=options,
+            watch=watch,
+        )
+    if json:
+        print_json(table.to_dicts())
+    else:
+        shown = table if table["error"].is_not_null().any() else table.drop("error")
+        decimals = {"loss": 4, "accuracy %": 2, "robust %": 2, "seconds": 0}
+        stdout().print(rich_table(shown.drop("recipe", "seed"), decimals=decimals))
+    if failed := table.filter(pl.col("error").is_not_null()).height:
+        raise fail(f"{failed} of {table.height} runs failed; see sweep.csv and the logs in {out / 'jobs'}")
+
+
+def _settings(given: list[str]) -> dict[str, tuple[Any, ...]]:
+    """{"eps": (0.1, 0.3)} from ["eps=0.1,0.3"]."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for item in given:
+        name, equals, values = item.partition("=")
+        if not (equals and name and values):
+            raise ValueError(f"--settings must be NAME=VALUE,VALUE..., got {item!r}")
+        found[name] = tuple(_value(value) for value in values.split(","))
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number, a fraction such as 8/255, true or false, or the word itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    top, slash, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
