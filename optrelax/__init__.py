@@ -39,6 +39,8 @@ _LAZY = {
     "save": "optrelax.checkpoints",
     "load_dataset": "optrelax.datasets",
     "layers": "optrelax.layers",
+    "measure_continuity": "optrelax.measurements.continuity",
+    "Continuity": "optrelax.measurements.continuity",
     "measure_tightness": "optrelax.measurements.tightness",
     "Tightness": "optrelax.measurements.tightness",
     "models": "optrelax.models",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from optrelax.comparison import Comparison, compare
     from optrelax.datasets import load_dataset
     from optrelax.losses import CertifiedLoss, certified_cross_entropy
+    from optrelax.measurements.continuity import Continuity, measure_continuity
     from optrelax.measurements.tightness import Tightness, measure_tightness
 
 
@@ -75,6 +78,7 @@ __all__ = [
     "CertificationReport",
     "CertifiedLoss",
     "Comparison",
+    "Continuity",
     "Crown",
     "CrownIBP",
     "DeepZ",
@@ -103,6 +107,7 @@ __all__ = [
     "load_dataset",
     "lower_bounds",
     "margins",
+    "measure_continuity",
     "measure_tightness",
     "models",
     "preactivation_bounds",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["tightness"]
+__all__ = ["continuity", "tightness"]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", no_args_is_help=True)
 app.add_typer(measures, name="measure")
@@ -143,6 +143,98 @@ def tightness(
         f"gap (logits) and propagation tightness at eps {result.settings['at']:.4g}",
     ]
     _show(facts, shown, decimals, title, notes, pictures, json)
+
+
+Eps = Annotated[str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")]
+
+
+@command("continuity", measures)
+def continuity(
+    checkpoint: Checkpoint,
+    data: Data,
+    eps: Eps,
+    data_dir: DataDir = None,
+    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    direction: Annotated[
+        str, typer.Option("--direction", help="gradient: down each relaxation's own certified loss; or random.")
+    ] = "gradient",
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="CHECKPOINT", show_default=False, help="One line to this network instead."),
+    ] = None,
+    length: Annotated[
+        float | None,
+        typer.Option("--length", show_default="0.01, or all the way", help="Of a line, in norms of all weights."),
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", min=1, help="Each with examples of its own.")] = 4,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="A line, evenly spaced in the data.")] = 4,
+    least: Annotated[
+        float, typer.Option("--least", help="Smallest jump that counts, times max(1, |value|), in logits.")
+    ] = 1e-9,
+    cells: Annotated[int, typer.Option("--cells", min=1, help="Of the grid that begins each search.")] = 32,
+    budget: Annotated[int, typer.Option("--budget", min=1, help="Evaluations a line at most.")] = 20000,
+    clip: Clip = (0.0, 1.0),
+    no_clip: NoClip = False,
+    split: Split = "test",
+    model: Model = None,
+    out: Out = None,
+    table_format: Format = "csv",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Jumps of bounds and of the certified loss as the weights move along lines: number and size per unit length.
+
+    Every event at which a relaxation can switch is located and closed in on to floating-point resolution, in float64.
+    A unit of length is the norm of all weights. --out keeps jumps, lines, and the loss with its jumps (PNG and SVG).
+    """
+    import optrelax as ox
+    from optrelax.checkpoint_files import read_network
+
+    radius = parse_number("--eps", eps)
+    if direction not in ("gradient", "random"):
+        raise ValueError(f"--direction must be gradient or random, got {direction!r}")
+    folder = _Folder.opened(out, table_format)
+    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    way: Any = direction
+    if to is not None:
+        shape = tuple(inputs.x.shape[1:])
+        way = read_network(to, model=model, input_shape=shape, classes=inputs.classes, device=device)
+    with _bar("continuity") as progress:
+        result = ox.measure_continuity(
+            inputs.network,
+            (inputs.x, inputs.labels),
+            radius,
+            relaxations,
+            direction=way,
+            length=length,
+            lines=lines,
+            examples=examples,
+            clip=None if no_clip else clip,
+            least=least,
+            cells=cells,
+            budget=budget,
+            seed=seed,
+            progress=progress,
+        )
+    facts = {"checkpoint": str(checkpoint), "to": None if to is None else str(to), "data": inputs.name, "split": split}
+    facts |= result.summary()
+    title = f"{Path(checkpoint).stem} on {inputs.name}, eps {radius:g}, direction: {direction if to is None else to}"
+    pictures = folder.write(
+        {"table": result.table, "jumps": result.jumps, "lines": result.lines},
+        facts,
+        {f"line{i}": result.figure(title, i) for i in range(1 if to is not None else lines)} if out else {},
+    )
+    columns = ["relaxation", "bound jumps", "loss jumps", "loss / unit", "mean loss", "largest loss", "travel"]
+    columns += ["causes", "listed", "verdict"]
+    notes = [
+        f"{lines if to is None else 1} line(s), {result.table['length'][0]:.3g} norms of the weights in all; "
+        "sizes in units of the loss; travel: share of its total variation that jumps make",
+        "causes are of a ReLU: l, u the bounds of a pre-activation; listed: where arXiv 2102.06700 expects jumps",
+    ]
+    if not result.table["complete"].all():
+        notes.append("a line ended at its --budget: counts are lower bounds")
+    _show(facts, result.table.select(columns), {"loss / unit": 0}, title, notes, pictures, json)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+"""What the measurements in weight space are about: a network, examples, a radius, and relaxations by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optrelax.analysis import Net
+from optrelax.certifiers import device_of
+from optrelax.graph import Network
+from optrelax.regions import InputBox, LinfBall
+from optrelax.relaxations import name_of, resolve
+from optrelax.samples import Samples, gather
+from optrelax.specifications import margins
+from optrelax.tracing import capture
+
+__all__ = ["Question", "ask"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """The margins of some examples over their regions, in float64."""
+
+    network: Network
+    relaxations: Mapping[str, Any]
+    samples: Samples
+    eps: float
+    clip: tuple[float, float] | None
+    region: InputBox
+    rows: Tensor  # [n, k, *output_shape]
+
+    def part(self, which: slice) -> Question:
+        """The same about some of the examples."""
+        s = self.samples
+        samples = Samples(s.x[which], s.labels[which], s.index[which])
+        region = InputBox(self.region.lower[which], self.region.upper[which])
+        return Question(self.network, self.relaxations, samples, self.eps, self.clip, region, self.rows[which])
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "eps": self.eps,
+            "clip": None if self.clip is None else list(self.clip),
+            "relaxations": list(self.relaxations),
+            "examples": len(self.samples),
+            "index": self.samples.index.tolist(),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def ask(
+    owner: str, net: Net, data: Any, relaxations: Any, eps: float, clip: tuple[float, float] | None, count: int
+) -> Question:
+    """Check everything that the measurements share; errors begin with the name of the `owner`.
+
+    count: evenly spaced examples to take.  Estimates such as `cauchy` are allowed: this is about training.
+    """
+    if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+        raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+    everything = gather(data)
+    if count > len(everything):
+        raise ValueError(f"{owner}: wants {count} examples, the data has {len(everything)}")
+    samples = gather((everything.x, everything.labels), count)
+    network = capture(net, tuple(samples.x.shape[1:]))
+    network.require_eval()
+    samples.require_range(clip, owner)
+    x = samples.x.to(device_of(network), torch.float64)
+    rows = margins(samples.labels, network.outputs).to(x)
+    ball = LinfBall(x, float(eps), clip)
+    return Question(
+        network=network,
+        relaxations=_named(owner, relaxations),
+        samples=samples,
+        eps=float(eps),
+        clip=clip,
+        region=InputBox(ball.lower, ball.upper),
+        rows=rows.reshape(*rows.shape[:2], *network.output_shape),
+    )
+
+
+def _named(owner: str, relaxations: Any) -> dict[str, Any]:
+    """Relaxations by the names that tables show; ValueError for none or one twice."""
+    several = [relaxations] if isinstance(relaxations, str) or hasattr(relaxations, "lower_bounds") else relaxations
+    own = relaxations if isinstance(relaxations, Mapping) else {}
+    named: dict[str, Any] = {}
+    for given in several:
+        found = resolve(own.get(given, given))
+        name = given.strip() if isinstance(given, str) else name_of(found)
+        if name in named:
+            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
+        named[name] = found
+    if not named:
+        raise ValueError(f"{owner}: give at least one relaxation")
+    return named
