@@ -119,6 +119,23 @@ def test_to_nearest_they_do_not(name):
     assert missed > 0
 
 
+@pytest.mark.parametrize("case", [case for case in PLAIN if case.sound], ids=str)
+def test_an_example_that_overflows_spoils_only_itself(case):
+    """The allowance of an example must not hold the magnitudes of the others."""
+    net = fc(3, 6, 4, 2, seed=1).double()
+    with torch.no_grad():
+        net[1].weight.mul_(10)
+    x = torch.full((3, 3), 0.5, dtype=torch.float64)
+    x[1] = torch.finfo(torch.float64).max / 2
+    assert not net(x)[1].isfinite().any()
+    region, rows = ox.InputBox(x - 0.1, x + 0.1), torch.eye(2, dtype=torch.float64)
+    with torch.no_grad():
+        found = ox.lower_bounds(net, region, rows, case.make(), rounding="outward")
+        alone = ox.lower_bounds(net, region.select(slice(0, 1)), rows, case.make(), rounding="outward")
+    assert not (found[1] > 0).any()
+    torch.testing.assert_close(found[::2], alone.expand(2, 2), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", ["box", "hbox", "deepz", "crown"])
 def test_a_wide_float32_network_stays_within_its_float64_self(name):
     """784 inputs: allowances grow with the sums; the values by float64, whose own error is 1e-9 of theirs."""

@@ -54,6 +54,11 @@ class Rows:
         """Add to the rounding allowance, [batch, k]."""
         self.allowance = amount if self.allowance is None else self.allowance + amount
 
+    def reach(self, name: str) -> Tensor:
+        """Sum of a node's magnitudes, each example's own: one that overflows must not spoil the others, [batch, k]."""
+        assert self.magnitude is not None
+        return self.magnitude[name].detach().flatten(1).sum(1, keepdim=True).expand(self.constant.shape)
+
     def add_constant(self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0) -> None:
         """Add [batch or 1, k] to the constant; outward, `magnitude` is the sum of the absolute terms behind it."""
         self.constant = self.constant + amount
@@ -152,8 +157,8 @@ def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
         size = op.absolute(*(walk.magnitude[name] for name in node.inputs))
         dtype = a.dtype
         walk.allow(gamma(op.fan_out + op.roundings, dtype) * dot(a.abs(), size))
-        reach = sum(float(walk.magnitude[name].detach().sum()) for name in node.inputs)
-        walk.allow(a.new_full(walk.constant.shape, underflow(2 * op.fan_out, dtype) * reach))
+        for name in node.inputs:
+            walk.allow(underflow(2 * op.fan_out, dtype) * walk.reach(name))
     for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
         walk.add(name, pulled)
 
@@ -170,8 +175,7 @@ def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
         walk.add_constant(constant, dot(a.abs(), reach), reach[0].numel() + 8)
         unit = unit_roundoff(a.dtype)
         walk.allow(2 * unit * dot(pulled.abs(), walk.magnitude[node.inputs[0]]))
-        total = float(walk.magnitude[node.inputs[0]].detach().sum())
-        walk.allow(a.new_full(walk.constant.shape, underflow(1, a.dtype) * total))
+        walk.allow(underflow(1, a.dtype) * walk.reach(node.inputs[0]))
     else:
         walk.add_constant(constant)
     walk.add(node.inputs[0], pulled)
