@@ -11,7 +11,9 @@ import os
 import pickle
 import re
 import sys
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ from optrelax.graph import Network
 __all__ = ["build_model", "read_network", "read_npz"]
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+# What numpy and zipfile raise for a file that is not what its name says, damaged, truncated, or encrypted.
+_BROKEN = (
+    *(ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _FORMS = "a safetensors file, a run folder, a state_dict (.pt, .pth) with a model, or an npz of weight{i}, bias{i}"
 
 
@@ -57,6 +64,7 @@ def read_network(
             raise ValueError(f"{file}: a run folder holds its own network; leave --model out")
         network = load(file, device)
         network.module.eval()
+        _require_finite(file, network.module)
         return network
     if file.suffix == ".npz":
         if model is not None:
@@ -73,6 +81,7 @@ def read_network(
     except RuntimeError as error:
         reasons = " ".join(line.strip() for line in str(error).splitlines()[1:]) or str(error)
         raise ValueError(f"{file}: does not fit model {model!r}: {reasons}") from error
+    _require_finite(file, module)
     return module.to(device).eval()
 
 
@@ -96,35 +105,54 @@ def build_model(
 
 def _own_model(name: str) -> nn.Module:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ValueError(f"model: wants module:function, such as mynets:build, got {name!r}")
     here = os.getcwd()
     # A console script does not search the working folder, `python -m` does: the user's module lies there.
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise ValueError(f"model: module {module_name!r} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"model: module {module_name!r} has no {attribute!r}") from error
+        imported = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code may raise anything
+        raise ValueError(f"model: module {module_name!r} cannot be imported: {_reason(error)}") from error
     finally:
         if added:
             sys.path.remove(here)
+    if not hasattr(imported, attribute):
+        raise ValueError(f"model: module {module_name!r} has no {attribute!r}")
     try:
-        module = function()
-    except TypeError as error:
-        raise ValueError(f"model: {name} must be callable without arguments: {error}") from error
+        module = getattr(imported, attribute)()
+    except Exception as error:
+        raise ValueError(f"model: {name}, called without arguments, fails: {_reason(error)}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"model: {name} must return an nn.Module, got {type(module).__name__}")
     return module
 
 
+def _reason(error: Exception) -> str:
+    """What went wrong in another's code, in a line."""
+    first = str(error).partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _require_finite(file: Path, module: nn.Module) -> None:
+    """ValueError where the weights are no numbers: then every bound would be none."""
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise ValueError(f"{file}: {name} holds NaN or infinite entries")
+
+
 def _state_dict(file: Path) -> Mapping[str, Tensor]:
     """A pickled state_dict through torch's weights-only reader."""
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of a file that it then refuses
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's first lines advise to load it all the same, which would run code: its finding stands further down.
+        found = re.search(r"WeightsUnpickler error: (.+?)(\.? Please use|\n|$)", str(error))
+        reason = found[1] if found else f"no file that torch.save wrote, or a truncated one ({_reason(error)})"
         raise ValueError(f"{file}: expected a state_dict of tensors, torch refuses it: {reason}") from error
     # Training scripts often wrap it.
     for key in ("state_dict", "model_state_dict", "model"):
@@ -179,11 +207,16 @@ def _linear(file: Path, i: int, weight: NDArray[Any], bias: NDArray[Any] | None)
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """Every array of an npz.  Raises FileNotFoundError, and ValueError for a file that is not one; never unpickles."""
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        # numpy would take it for a pickle, and advise to load that.
+        raise ValueError(f"{path}: expected a complete npz of plain arrays, got no zip archive, or a truncated one")
     try:
         # Opened here: numpy leaves the file open when it turns out to be no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
-    except (ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected a complete npz of plain arrays, got one that fails: {error}") from error
+    except _BROKEN as error:
+        # numpy advises to load a pickle all the same.
+        reason = "an array that is pickled or damaged" if "pickle" in str(error) else f"one that fails: {error}"
+        raise ValueError(f"{path}: expected a complete npz of plain arrays, got {reason}") from error

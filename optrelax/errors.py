@@ -28,7 +28,7 @@ class UnsupportedOpError(ValueError):
 
     def __init__(self, problems: Sequence[Problem], supported: str = "") -> None:
         self.problems = tuple(problems)
-        lines = [f"{len(self.problems)} unsupported op(s) in the network:"]
+        lines = [f"{len(self.problems)} op(s) of the network cannot be bounded:"]
         lines += [f"  {problem}" for problem in self.problems]
         if supported:
             lines.append(f"Supported: {supported}")

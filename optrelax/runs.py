@@ -99,7 +99,7 @@ class RunFolder:
         if self._config.exists():
             if not resume:
                 raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")
-            stored = json.loads(self._config.read_text())["configuration"]
+            stored = _parsed(self._config, self._config.read_text(encoding="utf-8")).get("configuration")
             if changed := sorted(_differences(stored, json.loads(json.dumps(config)))):
                 raise ValueError(
                     f"{self.path}: cannot resume with another configuration; it differs in {', '.join(changed)}"
@@ -127,7 +127,7 @@ class RunFolder:
         if not self._metrics.exists():
             return []
         lines = self._metrics.read_text(encoding="utf-8").splitlines()[:epochs]
-        return [json.loads(line) for line in lines]
+        return [_parsed(self._metrics, line) for line in lines]
 
     def save(
         self,
@@ -202,6 +202,17 @@ def _put_back(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapp
             state.setdefault(int(index), {})[name] = value
     module.load_state_dict(weights)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parsed(file: Path, text: str) -> dict[str, Json]:
+    """A JSON object of a run.  ValueError that names the file for anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: expected JSON as a run writes it, got text that fails: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected JSON as a run writes it, got {text[:40]!r}")
+    return found
 
 
 def _differences(old: Json, new: Json, name: str = "") -> list[str]:

@@ -130,9 +130,15 @@ def _own_data(path: Path) -> tuple[Tensor, Tensor, int]:
         x = x.astype(np.float32) / 255
     if x.dtype not in (np.float32, np.float64):
         raise ValueError(f"{path}: x must be float32, float64 or bytes (uint8), got {x.dtype}")
-    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1] or len(labels) == 0:
-        wanted = f"{len(x)} integers" if x.ndim and len(x) else "at least one integer"
-        raise ValueError(f"{path}: labels must be {wanted}, got {labels.dtype} {list(labels.shape)}")
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"{path}: x must be [n, *input_shape] with n >= 1, got {list(x.shape)}")
+    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
+        raise ValueError(f"{path}: labels must be {len(x)} integers, got {labels.dtype} {list(labels.shape)}")
+    wrong = np.argwhere(~np.isfinite(x))
+    if len(wrong):
+        raise ValueError(
+            f"{path}: x has {len(wrong)} NaN or infinite of {x.size} entries (first at {wrong[0].tolist()})"
+        )
     return torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
 
 
@@ -144,6 +150,8 @@ def read_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     return device
