@@ -57,7 +57,8 @@ class Rows:
     def reach(self, name: str) -> Tensor:
         """Sum of a node's magnitudes, each example's own: one that overflows must not spoil the others, [batch, k]."""
         assert self.magnitude is not None
-        return self.magnitude[name].detach().flatten(1).sum(1, keepdim=True).expand(self.constant.shape)
+        each = flatten_from(self.magnitude[name].detach(), 1)
+        return each.sum(1, keepdim=True).expand(self.constant.shape)
 
     def add_constant(self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0) -> None:
         """Add [batch or 1, k] to the constant; outward, `magnitude` is the sum of the absolute terms behind it."""
