@@ -15,6 +15,7 @@ from optrelax import models
 from optrelax.datasets import Dataset, normalization
 from optrelax.errors import suggest
 from optrelax.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
+from optrelax.recipe_budgets import BUDGETS, cut
 from optrelax.relaxations import resolve
 from optrelax.schedules import Linear, Schedule, Smooth, Stages, Steps
 from optrelax.training import Training
@@ -25,8 +26,6 @@ _RAMPS: dict[str, Callable[[float, float, float, float], Schedule]] = {"linear":
 METHODS = ("natural", "pgd", "certified", "fused", "landscape", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "colt")
 """Kinds of losses; those of `_BOUNDED` take a relaxation."""
 _BOUNDED = ("certified", "fused")
-BUDGETS = ("full", "cpu", "smoke")
-"""The recipe's own epochs on all images; at most 30 minutes of two cores; under a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +142,7 @@ class Recipe:
         """The recipe cut to a budget of BUDGETS: fewer epochs, and evenly spaced images where bounds cost much."""
         if budget not in BUDGETS:
             raise ValueError(f"recipe {self.name!r}: budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-        if budget == "full" or self.data == "digits":
-            # The digits are small: their own epochs take less than a minute or a few.
-            return self.override(epochs=min(6, self.epochs)) if budget == "smoke" else self
-        names = {self.relaxation, self.other if self.beta < 1 else None, *(name for name, _ in self.stages)} - {None}
-        cheap = names <= {"box", "box-widen", "box-round"} and self.smoothing is None
-        small = self.model == "fc-small"
-        if budget == "smoke":
-            epochs, subset = (5, 600) if cheap or small else (3, 100)
-        elif "layerwise" in names or self.model == "fc":
-            epochs, subset = (30, None) if cheap else (10, 6000)
-        else:
-            epochs, subset = (30, None) if cheap else (20, None) if small else (20, 6000)
-        return self.override(epochs=min(epochs, self.epochs), subset=self.subset or subset)
+        return self.override(**cut(self, budget))
 
     def network(self, data: Dataset, seed: int = 0) -> nn.Sequential:
         """The untrained network for this data, normalisation included; the seed alone decides its weights."""
@@ -260,7 +247,7 @@ def names() -> list[str]:
     return list(ROWS)
 
 
-def recipe(name: str, budget: str = "full", **changes: Any) -> Recipe:
+def recipe(name: str, budget: str = "full", /, **changes: Any) -> Recipe:
     """A recipe by name within a budget, with some of its numbers changed.
 
     Raises ValueError for an unknown name, budget or setting.

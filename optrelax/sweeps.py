@@ -155,7 +155,8 @@ def _results(
     """Keep `workers` jobs going until all have ended: metrics, or {"error": ...}, by run."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    waiting, active, tries = list(runs), {}, dict.fromkeys((run.name for run in runs), 0)
+    waiting, tries = list(runs), dict.fromkeys((run.name for run in runs), 0)
+    active: dict[str, tuple[SweepRun, Any]] = {}
     results: dict[str, dict[str, Any]] = {}
     try:
         while waiting or active:

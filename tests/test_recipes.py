@@ -11,6 +11,7 @@ from optrelax.interval_training import Regularised
 from optrelax.layers import Layerwise, Triangle
 from optrelax.losses import CertifiedLoss, NaturalLoss
 from optrelax.lp_losses import LPLoss
+from optrelax.recipe_budgets import milliseconds
 from optrelax.recipes import BUDGETS, Recipe, names, recipe
 from optrelax.robust_losses import ExpressiveLoss, FusedLoss, SmallBoxLoss
 from optrelax.smoothing import GradientSmoothing
@@ -160,12 +161,32 @@ def test_methods_are_the_losses_they_name():
 def test_budgets_cut_epochs_and_images():
     full, cpu, smoke = (recipe("mnist-fc-crown", budget) for budget in BUDGETS)
     assert (full.epochs, full.subset) == (200, None)
-    assert (cpu.epochs, cpu.subset, cpu.warmup, cpu.mixing) == (10, 6000, 0.5, 5)
-    assert (smoke.epochs, smoke.subset) == (3, 100)
+    # 2,400 core seconds at 32 ms: 75,000 images.
+    assert (cpu.epochs, cpu.subset, cpu.warmup, cpu.mixing) == (12, 6000, 0.6, 6.0)
+    # 10 core seconds: 312 images.
+    assert (smoke.epochs, smoke.subset) == (3, 104)
     assert recipe("mnist-fc-box", "cpu").subset is None
     assert recipe("mnist-fc-box", "cpu", epochs=7, subset=9).epochs == 7
     with pytest.raises(ValueError, match="budget must be one of full, cpu, smoke, got 'tiny'"):
         recipe("mnist-fc-box", "tiny")
+
+
+def test_small_networks_see_all_images_within_the_cpu_budget():
+    for method in ("box", "hbox", "crown-ibp", "deepz", "crown", "triangle", "box-to-triangle"):
+        row = recipe(f"mnist-fc-small-{method}", "cpu")
+        assert row.subset is None
+        assert row.epochs >= 6
+    assert recipe("mnist-fc-small-layerwise", "cpu").subset == 6000
+
+
+@pytest.mark.parametrize("budget", ["cpu", "smoke"])
+def test_no_row_exceeds_its_budget(budget):
+    seconds = {"cpu": 3600, "smoke": 60}[budget]
+    sizes = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
+    for name in names():
+        row = recipe(name, budget)
+        images = sizes[row.data] if row.subset is None else row.subset
+        assert row.epochs * images * milliseconds(row) / 1e3 <= seconds, name
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("digits")])
