@@ -221,11 +221,17 @@ class _Run:
         """What the loss keeps from step to step, as tensors by name."""
         return {} if self.memory is None else self.memory.state_dict()
 
-    def _remember(self, loss: Any) -> None:
-        """Make the memory of a loss that keeps one. Examples change places between processes: several keep none."""
+    def _remember(self, loss: Any) -> bool:
+        """Whether a loss keeps a memory, which is then there.
+
+        Examples change places between processes: several keep none.
+        """
         make = getattr(loss, "memory", None)
-        if self.memory is None and make is not None and self.processes.count == 1:
-            self.memory = make(len(self.images))
+        made = None if make is None or self.processes.count > 1 else make(len(self.images))
+        if made is None:
+            return False
+        self.memory = made if self.memory is None else self.memory
+        return True
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The images of each step, by their places in the data set, in this epoch's order."""
@@ -294,8 +300,7 @@ class _Run:
         loss = self.training.loss_at(epoch + step / self.steps)
         region = LinfBall(x, eps, self.training.clip)
         draws = _generator(self.training.seed, 1, epoch, step, *((place,) if place else ()))
-        self._remember(loss)
-        known = {"memory": self.memory, "index": index} if self.memory is not None and hasattr(loss, "memory") else {}
+        known = {"memory": self.memory, "index": index} if self._remember(loss) else {}
         terms: LossTerms = loss(self.network, region, labels, x, generator=draws, **known)
         return terms
 

@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import optrelax as ox
+from optrelax.interval_training import Regularised
 from optrelax.layers import DualAscent, Envelope, FixedSlopes, Highs, Layerwise, Triangle
 from optrelax.losses import CertifiedLoss
 from optrelax.lp_losses import DualMemory, LPLoss
 from optrelax.meters import GapCounts
 from optrelax.schedules import Constant, Linear, Stages
+from optrelax.smoothing import GradientSmoothing
 from optrelax.training import Progress, Training, train
 
 CLASSES = 4
@@ -255,8 +257,23 @@ def test_relaxations_take_turns():
     assert replace(first.history[0], seconds=0) == replace(history[0], seconds=0)
 
 
-def test_a_run_of_stages_resumes_too(tmp_path):
-    training = settings(loss=Stages((CertifiedLoss("box"), settings().loss), (0.0, 1.0)))
+def wrapped(loss: object) -> object:
+    return GradientSmoothing(Regularised(loss, eps=0.2), sigma=0.01)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        Stages((CertifiedLoss("box"), LPLoss(layer=Triangle(solver=ascent(3, 1e-5)))), (0.0, 1.0)),
+        # The memory outlives a stage that has no use for it, inside wrappers too.
+        Stages(
+            (wrapped(LPLoss(layer=Triangle(solver=ascent(3, 1e-5)))), wrapped(CertifiedLoss("box")), LPLoss()),
+            (0.0, 1.0, 3.0),
+        ),
+    ],
+)
+def test_a_run_of_stages_resumes_too(tmp_path, stages):
+    training = settings(loss=stages)
     whole, cut = network(), network()
     train(whole, data(), training)
     with pytest.raises(Stop):

@@ -20,6 +20,7 @@ import optrelax as ox
 from optrelax import processes, runs
 from optrelax.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
 from optrelax.schedules import Constant, Linear, Steps
+from optrelax.smoothing import GradientSmoothing
 from optrelax.training import Progress, Training, TrainingError, train
 
 EPOCHS = 4
@@ -134,6 +135,18 @@ def test_schedules_move_step_by_step():
     shares = [min(max((p - 1) / 2, 0), 1) for p in positions]
     expected = [(0.05 * s, 1 - 0.5 * s, 1 - 0.5 * s) for s in shares]
     assert lists == [pytest.approx(e, abs=1e-12) for e in expected]
+
+
+def test_schedules_reach_the_loss_inside_a_wrapper():
+    wrapped = GradientSmoothing(CertifiedLoss("crown-ibp"))
+    made = settings(loss=wrapped, sigma=Linear(0.1, 0.0, begin=1.0, length=2.0))
+    now = made.loss_at(2.0)
+    assert (now.sigma, now.loss.kappa, now.loss.beta) == (pytest.approx(0.05), 0.75, 0.75)
+    with pytest.raises(ValueError, match="sigma has a schedule, but CertifiedLoss has no sigma"):
+        settings(sigma=Constant(0.1))
+    with pytest.raises(ValueError, match="beta has a schedule, but GradientSmoothing has no beta"):
+        settings(loss=GradientSmoothing(AdversarialLoss()))
+    assert same(weights(trained(loss=wrapped, sigma=Constant(0.0))), weights(trained(loss=CertifiedLoss("crown-ibp"))))
 
 
 def test_metrics_are_means_over_the_images():
