@@ -224,7 +224,7 @@ class CertifiedLoss(WeightedLoss):
     def _margins(self, batch: Batch) -> Tensor:
         parts = [(self.beta, resolve(self.relaxation)), (1 - self.beta, resolve(self.other))]
         found = [
-            weight * self._worst(batch.network, batch.region, batch.rows, _redrawn(relaxation, batch.generator))
+            weight * self._worst(batch.network, batch.region, batch.rows, redrawn(relaxation, batch.generator))
             for weight, relaxation in parts
             if weight > 0
         ]
@@ -287,7 +287,7 @@ def margins_at(batch: Batch, points: Tensor) -> Tensor:
     return (batch.rows @ batch.network(points).flatten(1)[..., None]).squeeze(-1)
 
 
-def _redrawn(relaxation: Relaxation, generator: torch.Generator | None) -> Relaxation:
+def redrawn(relaxation: Relaxation, generator: torch.Generator | None) -> Relaxation:
     """An estimate with fresh random projections: with one draw for all steps training would fit its errors."""
     if generator is None or not isinstance(relaxation, Cauchy):
         return relaxation

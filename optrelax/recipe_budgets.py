@@ -26,7 +26,7 @@ _COST = {
 _METHODS = {"natural": 0.02, "pgd": 0.2, "sabr": 0.2, "mtl-ibp": 0.2, "cc-ibp": 0.2, "exp-ibp": 0.2, "colt": 1.8}
 _IMAGES = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
 _COLOUR = 4.5  # CONVPLUS on 3 x 32 x 32 against CONV on 1 x 28 x 28
-_CORE_SECONDS = {"cpu": 2400.0, "smoke": 10.0}  # two thirds of two cores' 30 minutes; starting up comes on top
+_CORE_SECONDS = {"cpu": 2400.0, "smoke": 6.0}  # two thirds of two cores' 30 minutes; starting up comes on top
 
 
 def milliseconds(row: Recipe) -> float:

@@ -23,6 +23,7 @@ from optrelax.losses import (
     WeightedLoss,
     certified_cross_entropy,
     margins_at,
+    redrawn,
     require_share,
 )
 from optrelax.ops import MaxPool2d
@@ -43,7 +44,7 @@ class FusedLoss(WeightedLoss):
     With t the negated margins in [l, u] by Box, exp(t) lies below its chord a t + b, so 1 + sum exp(t) lies below a
     linear function of the logits, which `relaxation` bounds as one row. beta: weight of that bound of the sum, the
     rest is Box's own 1 + sum exp(u).
-    Sound: yes; with beta 0 it is the loss by Box.  Gradient: exact.  `margins` of the terms are Box's.
+    Sound: as the relaxation; with beta 0 it is the loss by Box.  Gradient: exact.  `margins` of the terms are Box's.
     Source: Xu et al. 2020, section 3.3.
     """
 
@@ -71,7 +72,8 @@ class FusedLoss(WeightedLoss):
             slope = torch.where(wide, (e_high - e_low) / torch.where(wide, u - l, 1.0), e_high)
             intercept = (e_high - slope * u).sum(1)
             row = slope[:, None] @ rows  # of a . t, negated: t = -(margins)
-            bound = least + intercept - lower_bounds(network, region, row, self.relaxation)[:, 0]
+            relaxation = redrawn(resolve(self.relaxation), batch.generator)
+            bound = least + intercept - lower_bounds(network, region, row, relaxation)[:, 0]
             total = total + self.beta * torch.maximum(bound, least)
         if self.beta < 1:
             total = total + (1 - self.beta) * (least + e_high.sum(1))
@@ -111,7 +113,8 @@ class SmallBoxLoss(WeightedLoss):
         return InputBox(torch.maximum(points - small, lower), torch.minimum(points + small, upper))
 
     def _margins(self, batch: Batch) -> Tensor:
-        return lower_bounds(batch.network, self.box(batch), batch.rows, self.relaxation)
+        box = self.box(batch)
+        return lower_bounds(batch.network, box, batch.rows, redrawn(resolve(self.relaxation), batch.generator))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,8 @@ class ExpressiveLoss(WeightedLoss):
     def _robust(self, batch: Batch) -> Robust:
         points = self.attack.points(batch.network, batch.region, batch.labels, batch.generator)
         attacked = margins_at(batch, points)
-        bounds = lower_bounds(batch.network, batch.region, batch.rows, self.relaxation)
+        relaxation = redrawn(resolve(self.relaxation), batch.generator)
+        bounds = lower_bounds(batch.network, batch.region, batch.rows, relaxation)
         a = self.alpha
         if self.form == "cc":
             return Robust(certified_cross_entropy((1 - a) * attacked + a * bounds), bounds)

@@ -123,6 +123,15 @@ def test_the_fused_loss_neither_overflows_nor_breaks_at_radius_0(net, labels):
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("kind", [FusedLoss, SmallBoxLoss, ExpressiveLoss])
+def test_an_estimate_is_drawn_anew_each_step(net, region, labels, kind):
+    loss, generator = kind(relaxation="cauchy:k=5"), drawn()
+    still = replace(loss, attack=AdversarialLoss(steps=0)) if hasattr(loss, "attack") else loss
+    first, second = (still(net, region, labels, generator=generator).robust.item() for _ in range(2))
+    assert first != second
+    assert still(net, region, labels, generator=drawn()).robust.item() == first
+
+
 # --- small boxes ---------------------------------------------------------------------------------------------------
 
 
@@ -284,14 +293,17 @@ class Step(Quadratic):
         return replace(super().__call__(network, region, labels), total=(bias > 0).double() + 0 * bias)
 
 
-@pytest.mark.parametrize("smoothing", [GradientSmoothing, ParameterExploration])
-def test_the_smoothed_gradient_is_unbiased(smoothing, labels):
+@pytest.mark.parametrize(
+    ("smoothing", "samples", "error"), [(GradientSmoothing, 300, 0.3), (ParameterExploration, 2000, 0.6)]
+)
+def test_the_smoothed_gradient_is_unbiased(smoothing, samples, error, labels):
+    """The noise of RGS has a deviation of 1.2 a sample here, that of PGPE some 10 a pair."""
     net = nn.Sequential(nn.Linear(2, 2)).double()
     region = ox.LinfBall(torch.rand(3, 2, dtype=torch.float64), 0.1)
-    made = smoothing(Quadratic(), sigma=0.3, samples=4000)
+    made = smoothing(Quadratic(), sigma=0.3, samples=samples)
     found = gradients(net, made(net, region, labels[:3], generator=drawn()).total)
     exact = torch.cat([(4 * p + 1).flatten() for p in net.parameters()]).detach()
-    torch.testing.assert_close(found, exact, rtol=0.0, atol=0.35)
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=error)
     assert not torch.equal(found, exact)
 
 
@@ -304,9 +316,9 @@ def test_exploration_sees_a_jump_and_gradients_do_not():
     density = math.exp(-0.5 * (0.1 / 0.2) ** 2) / (0.2 * math.sqrt(2 * math.pi))
     blind = GradientSmoothing(Step(), sigma=0.2, samples=50)(net, region, labels, generator=drawn())
     assert gradients(net, blind.total) == 0
-    seeing = ParameterExploration(Step(), sigma=0.2, samples=8000)(net, region, labels, generator=drawn())
-    assert gradients(net, seeing.total).item() == pytest.approx(density, rel=0.08)
-    assert seeing.total.item() == pytest.approx(0.5 * (1 + math.erf(0.5 / math.sqrt(2))), abs=0.02)
+    seeing = ParameterExploration(Step(), sigma=0.2, samples=3000)(net, region, labels, generator=drawn())
+    assert gradients(net, seeing.total).item() == pytest.approx(density, rel=0.12)
+    assert seeing.total.item() == pytest.approx(0.5 * (1 + math.erf(0.5 / math.sqrt(2))), abs=0.03)
 
 
 def test_smoothing_with_one_sample_is_the_gradient_at_the_moved_weights(net, region, labels):

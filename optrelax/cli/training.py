@@ -25,7 +25,9 @@ def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", show_default=False, help="Its name; --list shows all.")
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show the recipes, or those with RECIPE in their name.")
+    ] = False,
     data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", show_default="runs/RECIPE", help="Folder of the run.")
@@ -96,7 +98,7 @@ def train(
     from optrelax.recipes import recipe as named
 
     if listed:
-        _show_recipes(json)
+        _show_recipes(json, recipe or "")
         return
     if recipe is None:
         raise ValueError("train: name a recipe; `optrelax train --list` shows them")
@@ -157,13 +159,16 @@ class _Work:
             raise
 
 
-def _show_recipes(json: bool) -> None:
+def _show_recipes(json: bool, part: str) -> None:
+    """The recipes whose name contains `part`."""
     import polars as pl
 
     from optrelax.recipes import names, recipe
     from optrelax.tables import rich_table
 
-    rows = [asdict(recipe(name)) for name in names()]
+    rows = [asdict(recipe(name)) for name in names() if part in name]
+    if not rows:
+        raise ValueError(f"train: no recipe's name contains {part!r}; `optrelax train --list` shows all")
     if json:
         print_json(rows)
         return
