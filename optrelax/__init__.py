@@ -41,6 +41,11 @@ _LAZY = {
     "layers": "optrelax.layers",
     "measure_continuity": "optrelax.measurements.continuity",
     "Continuity": "optrelax.measurements.continuity",
+    "measure_landscape": "optrelax.measurements.landscape",
+    "Landscape": "optrelax.measurements.landscape",
+    "measure_sensitivity": "optrelax.measurements.sensitivity",
+    "Sensitivity": "optrelax.measurements.sensitivity",
+    "step_degrees": "optrelax.measurements.degrees",
     "measure_tightness": "optrelax.measurements.tightness",
     "Tightness": "optrelax.measurements.tightness",
     "models": "optrelax.models",
@@ -54,6 +59,9 @@ if TYPE_CHECKING:
     from optrelax.datasets import load_dataset
     from optrelax.losses import CertifiedLoss, certified_cross_entropy
     from optrelax.measurements.continuity import Continuity, measure_continuity
+    from optrelax.measurements.degrees import step_degrees
+    from optrelax.measurements.landscape import Landscape, measure_landscape
+    from optrelax.measurements.sensitivity import Sensitivity, measure_sensitivity
     from optrelax.measurements.tightness import Tightness, measure_tightness
 
 
@@ -87,12 +95,14 @@ __all__ = [
     "Hull",
     "InputBox",
     "Intersect",
+    "Landscape",
     "Lines",
     "LinfBall",
     "Network",
     "Problem",
     "Relaxation",
     "Report",
+    "Sensitivity",
     "Tightness",
     "UnsupportedOpError",
     "__version__",
@@ -108,6 +118,8 @@ __all__ = [
     "lower_bounds",
     "margins",
     "measure_continuity",
+    "measure_landscape",
+    "measure_sensitivity",
     "measure_tightness",
     "models",
     "preactivation_bounds",
@@ -115,4 +127,5 @@ __all__ = [
     "register_op",
     "register_relaxation",
     "save",
+    "step_degrees",
 ]

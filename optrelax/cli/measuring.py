@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["continuity", "tightness"]
+__all__ = ["continuity", "landscape", "sensitivity", "tightness"]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", no_args_is_help=True)
 app.add_typer(measures, name="measure")
@@ -134,7 +134,7 @@ def tightness(
     facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
     title = f"{Path(checkpoint).stem} on {inputs.name}, {result.examples.height} examples"
     pictures = folder.write(
-        {"table": result.table, "examples": result.examples}, facts, {"tightness": result.figure(title)}
+        {"table": result.table, "examples": result.examples}, facts, {"tightness": result.figure(title)} if out else {}
     )
     shown = result.table.rename({"area": "area × 100"})
     decimals = {"area × 100": 2, "low": 2, "high": 2, "median radius": 4, "gap": 3, "propagation %": 1, "bounds": 1}
@@ -235,6 +235,126 @@ def continuity(
     if not result.table["complete"].all():
         notes.append("a line ended at its --budget: counts are lower bounds")
     _show(facts, result.table.select(columns), {"loss / unit": 0}, title, notes, pictures, json)
+
+
+@command("sensitivity", measures)
+def sensitivity(
+    checkpoint: Checkpoint,
+    data: Data,
+    eps: Eps,
+    data_dir: DataDir = None,
+    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    steps: Annotated[
+        list[float], typer.Option("--steps", metavar="SIZE", help="Shares of each weight tensor's norm; several.")
+    ] = [1e-4, 1e-3, 1e-2],  # noqa: B006, typer only reads it
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Of the random direction.")] = 8,
+    ascent: Annotated[int, typer.Option("--ascent", min=1, help="Sub-steps of the adversarial step.")] = 5,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Evenly spaced in the data.")] = 16,
+    clip: Clip = (0.0, 1.0),
+    no_clip: NoClip = False,
+    split: Split = "test",
+    model: Model = None,
+    out: Out = None,
+    table_format: Format = "csv",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Change of the certified loss and of its gradient under small steps of the weights, relative to their size.
+
+    Random steps, adversarial ones (up the loss) and straight ones down the gradient; local Lipschitz constants are
+    per norm of the weights. Small networks also get the degrees of the bound as a rational function of a step.
+    """
+    import optrelax as ox
+
+    radius = parse_number("--eps", eps)
+    folder = _Folder.opened(out, table_format)
+    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    with _bar("sensitivity") as progress:
+        result = ox.measure_sensitivity(
+            inputs.network,
+            (inputs.x, inputs.labels),
+            radius,
+            relaxations,
+            steps=steps,
+            draws=draws,
+            ascent=ascent,
+            examples=examples,
+            clip=None if no_clip else clip,
+            seed=seed,
+            progress=progress,
+        )
+    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
+    title = f"{Path(checkpoint).stem} on {inputs.name}, {examples} examples, eps {radius:g}"
+    pictures = folder.write({"table": result.table}, facts, {"sensitivity": result.figure(title)} if out else {})
+    columns = ["relaxation", "kind", "step", "loss", "relative change", "bound change", "gradient change"]
+    columns += ["predicted", "agreement", "loss Lipschitz", "gradient Lipschitz"]
+    notes = [
+        "changes: to the loss, of the mean smallest margin's bound in logits, and to the norm of the loss's gradient; "
+        "Lipschitz constants per norm of the weights",
+        "a small loss is nearly exp(-margin), so its relative change grows with margins: compare bounds, or losses of "
+        "like size",
+    ]
+    known = [f"{name} {pair[0]}/{pair[1]}" for name, pair in result.settings["degrees"].items() if pair is not None]
+    if known:
+        notes.append(f"degrees along a line in weight space (numerator/denominator, at most): {', '.join(known)}")
+    _show(facts, result.table.select(columns), {}, title, notes, pictures, json)
+
+
+@command("landscape", measures)
+def landscape(
+    checkpoint: Checkpoint,
+    data: Data,
+    eps: Eps,
+    data_dir: DataDir = None,
+    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    dimensions: Annotated[int, typer.Option("--dimensions", min=1, max=2, help="1: a line; 2: a plane.")] = 2,
+    radius: Annotated[
+        float, typer.Option("--radius", help="Largest step either way; 1 is as large as the weights, filter by filter.")
+    ] = 0.5,
+    points: Annotated[int, typer.Option("--points", min=3, help="Along each direction, odd.")] = 21,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Evenly spaced in the data.")] = 16,
+    clip: Clip = (0.0, 1.0),
+    no_clip: NoClip = False,
+    split: Split = "test",
+    model: Model = None,
+    out: Out = None,
+    table_format: Format = "csv",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """The certified loss around a checkpoint, along random filter-normalised directions, on one scale.
+
+    All relaxations see the same directions and examples. --out keeps the points and the picture (PNG and SVG).
+    """
+    import optrelax as ox
+
+    ball = parse_number("--eps", eps)
+    folder = _Folder.opened(out, table_format)
+    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    with _bar("landscape") as progress:
+        result = ox.measure_landscape(
+            inputs.network,
+            (inputs.x, inputs.labels),
+            ball,
+            relaxations,
+            dimensions=dimensions,
+            radius=radius,
+            points=points,
+            examples=examples,
+            clip=None if no_clip else clip,
+            seed=seed,
+            progress=progress,
+        )
+    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
+    title = f"{Path(checkpoint).stem} on {inputs.name}, {examples} examples, eps {ball:g}"
+    table = result.table()
+    pictures = folder.write(
+        {"table": table, "points": result.points}, facts, {"landscape": result.figure(title)} if out else {}
+    )
+    notes = ["loss at the network itself, least and greatest of the slice; roughness: second to first differences"]
+    _show(facts, table, {}, title, notes, pictures, json)
 
 
 @dataclass(frozen=True, slots=True)

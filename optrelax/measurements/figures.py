@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["jump_panels", "panels", "tightness_curves"]
+__all__ = [
+    "jump_panels",
+    "landscape_curves",
+    "landscape_maps",
+    "panels",
+    "sensitivity_panels",
+    "tightness_curves",
+]
 
 Curve = tuple[list[float], list[float]]
 
@@ -125,3 +132,78 @@ def _broken(
         xs.append(x)
         ys.append(y)
     return xs, ys, strokes
+
+
+def sensitivity_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
+    """Relative change of the loss (above) and of its gradient (below) against the step, both logarithmic."""
+    kinds = table["kind"].unique(maintain_order=True).to_list()
+    names = table["relaxation"].unique(maintain_order=True).to_list()
+    what = ("relative change", "gradient change")
+    figure, axes_of = panels([f"{w}: {kind}" for w in what for kind in kinds], title, width=3.0)
+    for place, axes in enumerate(axes_of):
+        column, kind = what[place // len(kinds)], kinds[place % len(kinds)]
+        for name, (colour, dash, marker) in zip(names, line_styles(len(names)), strict=True):
+            ours = table.filter((table["relaxation"] == name) & (table["kind"] == kind)).sort("step")
+            style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+            axes.plot(ours["step"].to_list(), ours[column].to_list(), label=name, **style)
+        axes.set(xscale="log", yscale="log")
+        axes.grid(True, color="0.9", linewidth=0.8)
+        axes.set_title(kind if kind == "gradient step" else f"{kind} steps", fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        if place % len(kinds) == 0:
+            label = "change of the loss / loss" if place == 0 else "change of the gradient\n/ its norm"
+            axes.set_ylabel(label, fontsize=9)
+    for row in range(2):
+        # One scale a row, so that kinds compare.
+        these = axes_of[row * len(kinds) : (row + 1) * len(kinds)]
+        low, high = min(a.get_ylim()[0] for a in these), max(a.get_ylim()[1] for a in these)
+        for axes in these:
+            axes.set_ylim(low, high)
+    handles, labels = axes_of[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
+    figure.supxlabel("step (share of each weight tensor's norm)", fontsize=9)
+    return figure
+
+
+def landscape_curves(points: pl.DataFrame, *, title: str = "") -> Figure:
+    """The loss along one filter-normalised direction, a line a relaxation, on one logarithmic axis."""
+    figure, axes = blank_figure(title)
+    names = points["relaxation"].unique(maintain_order=True).to_list()
+    for name, (colour, dash, _) in zip(names, line_styles(len(names)), strict=True):
+        ours = points.filter(points["relaxation"] == name).sort("a")
+        axes.plot(ours["a"].to_list(), ours["loss"].to_list(), label=name, color=colour, linestyle=dash)
+    axes.set(xlabel="step (1: as large as the weights)", ylabel="certified loss", yscale="log")
+    add_legend(axes, len(names))
+    return figure
+
+
+def landscape_maps(points: pl.DataFrame, *, title: str = "") -> Figure:
+    """The loss over a plane of two filter-normalised directions, a map a relaxation, one logarithmic colour scale."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+
+    names = points["relaxation"].unique(maintain_order=True).to_list()
+    figure, axes_of = panels(names, title, height=2.7)
+    losses = points["loss"].to_numpy()
+    positive = losses[losses > 0]
+    scale = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
+    mesh = None
+    for name, axes in zip(names, axes_of, strict=True):
+        ours = points.filter(points["relaxation"] == name).sort("b", "a")
+        a, b = (np.unique(ours[column].to_numpy()) for column in ("a", "b"))
+        grid = ours["loss"].to_numpy().reshape(len(b), len(a))
+        mesh = axes.pcolormesh(a, b, grid, norm=scale, cmap="cividis", shading="nearest", rasterized=True)
+        if grid.min() < grid.max():
+            axes.contour(
+                a, b, np.log10(np.maximum(grid, 1e-300)), levels=6, colors="white", linewidths=0.5, linestyles="solid"
+            )
+        axes.plot([0], [0], marker="+", color="#D55E00", markersize=9)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.set_aspect("equal")
+    if mesh is not None:
+        figure.colorbar(mesh, ax=axes_of, label="certified loss (one scale; white lines: each map's own levels)")
+    figure.supxlabel("step along the first direction (1: as large as the weights)", fontsize=9)
+    figure.supylabel("step along the second", fontsize=9)
+    return figure
