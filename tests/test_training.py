@@ -583,3 +583,21 @@ def test_bounds_that_break_where_values_do_not_are_named(relaxation):
         net[3].weight.fill_(1e25)
     message = broken(net, CertifiedLoss(relaxation, kappa=0.5), at=0.5)
     assert f"first in the bounds before layer 4 by {relaxation} at epoch 1, batch 1 of 4" in message
+
+
+@pytest.mark.slow
+def test_the_command_joins_the_processes_that_torchrun_starts(tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text("from optrelax.cli import main\nmain()\n")
+    recipe = ["train", "digits-fc-small-box", "--budget", "smoke", "--subset", "40", "--pieces", "2", "--out"]
+    started = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for name, how in (("two", started), ("one", [str(script)])):
+        arguments = [sys.executable, "-W", "ignore", *how, *recipe, str(tmp_path / name)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("means over the training images") == 1  # one process speaks
+    one, two = (load_file(tmp_path / name / "net.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
+    assert metrics[0]["natural_accuracy"] == metrics[1]["natural_accuracy"]
