@@ -495,6 +495,22 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(monkeypatch
         train(network(), data(), settings(pieces=3))
 
 
+def test_a_fault_of_another_process_stops_this_one_too(tmp_path, monkeypatch):
+    """Its gradient may be finite here; the batch is stored where it broke."""
+
+    def told(self, tensors) -> None:
+        tensors[-1].fill_(1.0)  # the flag
+
+    monkeypatch.setattr(processes.Processes, "current", classmethod(lambda cls: cls(0, 2)))
+    for name, stub in (("add_up", told), ("agree", lambda self, tensors: None), ("wait", lambda self: None)):
+        monkeypatch.setattr(processes.Processes, name, stub)
+    with pytest.raises(
+        TrainingError, match="the loss or gradient of another process is not finite at epoch 1, batch 1"
+    ):
+        train(network(), data(), settings(pieces=2), folder=tmp_path)
+    assert not (tmp_path / "failed-batch.safetensors").exists()
+
+
 # --- interruptions -------------------------------------------------------------------------------------------------
 
 
