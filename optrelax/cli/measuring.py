@@ -106,9 +106,8 @@ def tightness(
     """
     import optrelax as ox
 
-    numbers = {
-        name: None if text is None else parse_number(f"--{name}", text) for name, text in (("limit", limit), ("at", at))
-    }
+    largest = None if limit is None else parse_number("--limit", limit)
+    where = None if at is None else parse_number("--at", at)
     if rounding not in ("outward", "nearest"):
         raise ValueError(f"--rounding must be outward or nearest, got {rounding!r}")
     folder = _Folder.opened(out, table_format)
@@ -119,8 +118,10 @@ def tightness(
             (inputs.x, inputs.labels),
             relaxations,
             clip=None if no_clip else clip,
+            limit=largest,
             resolution=resolution,
             points=points,
+            at=where,
             milp=_milp(time_limit) if milp else False,
             rounding=rounding,  # type: ignore[arg-type]
             dtype=read_dtype(precision),
@@ -129,7 +130,6 @@ def tightness(
             confidence=confidence,
             seed=seed,
             progress=progress,
-            **numbers,
         )
     facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
     title = f"{Path(checkpoint).stem} on {inputs.name}, {result.examples.height} examples"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.domains.zonotope import frontier
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.graph import Network, Node
-from optrelax.measurements.rationals import Factors, Ratio
+from optrelax.measurements.rationals import Ratio
+from optrelax.measurements.tracked import Arithmetic, Tracked, Values
 from optrelax.measurements.weight_lines import MovingWeights, Weights, moving, random_direction
 from optrelax.ops import Affine
 from optrelax.regions import InputBox
@@ -32,27 +33,16 @@ __all__ = ["LARGEST", "step_degrees"]
 LARGEST = 64
 """Most hidden neurons of a network whose degrees are propagated: every coefficient is tracked by itself."""
 
-Ratios = NDArray[np.object_]
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tracked:
-    """Numbers at the origin of the line, and their degrees: arrays of one shape."""
-
-    value: Values
-    ratio: Ratios
-
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
     """An affine op as matrices [out, in], one an input, and a bias [out], entries tracked."""
 
-    matrices: tuple[_Tracked, ...]
-    bias: _Tracked
+    matrices: tuple[Tracked, ...]
+    bias: Tracked
 
 
-_Sides = tuple[tuple[_Tracked, _Tracked], tuple[_Tracked, _Tracked]]
+_Sides = tuple[tuple[Tracked, Tracked], tuple[Tracked, Tracked]]
 """Slope and intercept of the line below and of the line above."""
 
 
@@ -60,8 +50,8 @@ _Sides = tuple[tuple[_Tracked, _Tracked], tuple[_Tracked, _Tracked]]
 class _Ends:
     """Pre-activation bounds of one node, [n] each."""
 
-    l: _Tracked
-    u: _Tracked
+    l: Tracked
+    u: Tracked
 
 
 def step_degrees(
@@ -85,7 +75,11 @@ def step_degrees(
     rows = prepare_rows(network, spec, flat, batch)
     with moving(network) as weights, torch.no_grad():
         way = random_direction(weights.origin, torch.Generator().manual_seed(seed), "step_degrees")
-        walk = _Walk(network, InputBox(flat.lower.double(), flat.upper.double()), _linear(network, weights, way))
+        walk = _Walk(
+            network=network,
+            region=InputBox(flat.lower.double(), flat.upper.double()),
+            linear=_linear(network, weights, way),
+        )
         found = walk.rows(resolved, rows[0].flatten(1).double().cpu().numpy())
     return [walk.factors.pair(ratio) for ratio in found.ratio]
 
@@ -120,7 +114,7 @@ def _linear(network: Network, weights: MovingWeights, way: Weights) -> dict[str,
             ratio = np.full(start.shape, None, dtype=object)
             ratio[(start != 0) | (end != 0)] = Ratio(0)
             ratio[start != end] = Ratio(1)
-            parts.append(_Tracked(start, ratio))
+            parts.append(Tracked(start, ratio))
         found[name] = _Linear(tuple(parts[:-1]), parts[-1])
     return found
 
@@ -135,80 +129,15 @@ def _dense(op: Affine) -> list[Values]:
     return [*parts, bias]
 
 
-@dataclass(slots=True)
-class _Walk:
+@dataclass(slots=True, kw_only=True)
+class _Walk(Arithmetic):
     """One example's walk through the graph."""
 
     network: Network
     region: InputBox
     linear: Mapping[str, _Linear]
-    factors: Factors = field(default_factory=Factors)
 
-    # --- arithmetic -----------------------------------------------------------------------------------------------
-
-    def plus(self, *terms: _Tracked) -> _Tracked:
-        """Entrywise sum."""
-        value = np.sum([t.value for t in terms], axis=0)
-        ratio = np.empty(value.shape, dtype=object)
-        for place in np.ndindex(value.shape):
-            ratio[place] = self.factors.add(t.ratio[place] for t in terms)
-        return _Tracked(value, ratio)
-
-    def scaled(self, a: _Tracked, b: _Tracked) -> _Tracked:
-        """Entrywise product, broadcast."""
-        left, right = np.broadcast_arrays(a.ratio, b.ratio)
-        ratio = np.empty(left.shape, dtype=object)
-        for place in np.ndindex(left.shape):
-            ratio[place] = self.factors.multiply(left[place], right[place])
-        return _Tracked(a.value * b.value, ratio)
-
-    def matmul(self, a: _Tracked, b: _Tracked) -> _Tracked:
-        """[r, n] [n, m] -> [r, m]."""
-        ratio = np.empty((a.value.shape[0], b.value.shape[1]), dtype=object)
-        for i, j in np.ndindex(ratio.shape):
-            pairs = set(zip(a.ratio[i], b.ratio[:, j], strict=True))
-            ratio[i, j] = self.factors.add({self.factors.multiply(x, y) for x, y in pairs})
-        return _Tracked(a.value @ b.value, ratio)
-
-    def apply(self, matrix: _Tracked, x: _Tracked) -> _Tracked:
-        """[out, in] [in] -> [out]."""
-        out = self.matmul(matrix, _Tracked(x.value[:, None], x.ratio[:, None]))
-        return _Tracked(out.value[:, 0], out.ratio[:, 0])
-
-    def least(self, matrix: _Tracked, low: _Tracked, high: _Tracked) -> _Tracked:
-        """Least value of matrix [out, in] times anything between low and high [in]: at one end of each entry.
-
-        Ends, not centre and radius: what cancels between those two would count.
-        """
-        value = np.empty(len(matrix.value))
-        ratio = np.empty(len(matrix.value), dtype=object)
-        for i in range(len(value)):
-            ends = self.chosen(matrix.value[i] > 0, low, high)
-            value[i] = matrix.value[i] @ ends.value
-            pairs = set(zip(matrix.ratio[i], ends.ratio, strict=True))
-            ratio[i] = self.factors.add({self.factors.multiply(x, y) for x, y in pairs})
-        return _Tracked(value, ratio)
-
-    @staticmethod
-    def chosen(where: NDArray[np.bool_], a: _Tracked, b: _Tracked) -> _Tracked:
-        """Entries of a where true, else of b."""
-        return _Tracked(np.where(where, a.value, b.value), np.where(where, a.ratio, b.ratio))
-
-    @staticmethod
-    def minus(a: _Tracked) -> _Tracked:
-        """-a."""
-        return _Tracked(-a.value, a.ratio)
-
-    @staticmethod
-    def constant(value: Values) -> _Tracked:
-        """Numbers that do not move."""
-        ratio = np.full(value.shape, None, dtype=object)
-        ratio[value != 0] = Ratio(0)
-        return _Tracked(value, ratio)
-
-    # --- relaxations ----------------------------------------------------------------------------------------------
-
-    def rows(self, relaxation: Any, rows: Values) -> _Tracked:
+    def rows(self, relaxation: Any, rows: Values) -> Tracked:
         """Lower bounds of rows [k, outputs] of the output: [k]."""
         if type(relaxation) is Box:
             return self._folded(rows, {name: (None, *ends) for name, ends in self._intervals(relaxation)[1].items()})
@@ -221,14 +150,14 @@ class _Walk:
             return self._substituted(self.network.output, rows, lines, ends)
         raise ValueError(f"step_degrees: has no rule for {name_of(relaxation)}")
 
-    def _input(self) -> tuple[_Tracked, _Tracked]:
+    def _input(self) -> tuple[Tracked, Tracked]:
         low, high = (t[0].flatten().cpu().numpy() for t in (self.region.lower, self.region.upper))
         return self.constant(low), self.constant(high)
 
-    def _parts(self, node: Node) -> list[tuple[_Tracked, str]]:
+    def _parts(self, node: Node) -> list[tuple[Tracked, str]]:
         return list(zip(self.linear[node.name].matrices, node.inputs, strict=True))
 
-    def _intervals(self, relaxation: Box) -> tuple[dict[str, _Ends], dict[str, tuple[_Tracked, _Tracked]]]:
+    def _intervals(self, relaxation: Box) -> tuple[dict[str, _Ends], dict[str, tuple[Tracked, Tracked]]]:
         """Pre-activation bounds, and both ends of every node's value."""
         found = {self.network.input: self._input()}
         before: dict[str, _Ends] = {}
@@ -246,24 +175,22 @@ class _Walk:
                 found[node.name] = (self._image(node.op, l), self._image(node.op, u))
         return before, found
 
-    def _loosened(self, relaxation: Box, l: _Tracked, u: _Tracked) -> tuple[_Tracked, _Tracked]:
+    def _loosened(self, relaxation: Box, l: Tracked, u: Tracked) -> tuple[Tracked, Tracked]:
         """Ends moved outward by a constant, or by what the grid leaves: affine in the end between grid lines."""
         if relaxation.omega == 0:
             return l, u
         low, high = relaxation._loosen(torch.from_numpy(l.value), torch.from_numpy(u.value))
         one = self.constant(np.ones_like(l.value))
-        return _Tracked(low.numpy(), self.plus(l, one).ratio), _Tracked(high.numpy(), self.plus(u, one).ratio)
+        return Tracked(low.numpy(), self.plus(l, one).ratio), Tracked(high.numpy(), self.plus(u, one).ratio)
 
-    def _image(self, op: Any, end: _Tracked) -> _Tracked:
+    def _image(self, op: Any, end: Tracked) -> Tracked:
         """A monotone activation's value at an end."""
         if not op.monotone:
             raise ValueError(f"step_degrees: has no rule for {op.name} under box")
         slope, intercept = (t.numpy() for t in op.piece(torch.from_numpy(end.value)))
         return self.plus(self.scaled(self.constant(slope), end), self.constant(intercept))
 
-    def _hybrid(
-        self, relaxation: HBox
-    ) -> tuple[dict[str, _Ends], dict[str, tuple[_Tracked | None, _Tracked, _Tracked]]]:
+    def _hybrid(self, relaxation: HBox) -> tuple[dict[str, _Ends], dict[str, tuple[Tracked | None, Tracked, Tracked]]]:
         """Pre-activation bounds; of every node's value the input's coefficients [n, pixels] and an interval's ends."""
         pixels = len(self.region.lower.flatten())
         zero = self.constant(np.zeros(pixels))
@@ -285,16 +212,16 @@ class _Walk:
                 )
                 before[node.name] = ends
                 (slope, below), (_, above) = self._sides(relaxation, node.op, ends)
-                column = _Tracked(slope.value[:, None], slope.ratio[:, None])
+                column = Tracked(slope.value[:, None], slope.ratio[:, None])
                 moved = (self.plus(self.scaled(slope, low), below), self.plus(self.scaled(slope, high), above))
                 state[node.name] = (self.scaled(column, a), *moved)
         return before, dict(state)
 
-    def _folded(self, rows: Values, state: Mapping[str, tuple[_Tracked | None, _Tracked, _Tracked]]) -> _Tracked:
+    def _folded(self, rows: Values, state: Mapping[str, tuple[Tracked | None, Tracked, Tracked]]) -> Tracked:
         """Rows folded into the last affine ops, at the worst of what the frontier holds."""
         stops = frontier(self.network)
         terms, pending = [], {self.network.output: self.constant(rows)}
-        noise: list[_Tracked] = []
+        noise: list[Tracked] = []
         for node in reversed(self.network.nodes):
             if node.name not in pending or node.name in stops:
                 continue
@@ -354,7 +281,7 @@ class _Walk:
                 ends = before.l.ratio[i], before.u.ratio[i]
                 slopes[i] = self._slope(relaxation, op, float(slope[i]), float(l[i]), float(u[i]), ends, chords, i)
                 intercepts[i] = self._intercept(op, float(slope[i]), slopes[i], float(intercept[i]), l[i], u[i], ends)
-            sides.append((_Tracked(slope.numpy(), slopes), _Tracked(intercept.numpy(), intercepts)))
+            sides.append((Tracked(slope.numpy(), slopes), Tracked(intercept.numpy(), intercepts)))
         return sides[0], sides[1]
 
     def _slope(
@@ -410,7 +337,7 @@ class _Walk:
 
     def _substituted(
         self, target: str, rows: Values, lines: Mapping[str, _Sides], ends: Mapping[str, _Ends]
-    ) -> _Tracked:
+    ) -> Tracked:
         """Back-substitution: [k].
 
         Its value is that of the network in which each activation is the line that the sign of its coefficient chose,
@@ -419,7 +346,7 @@ class _Walk:
         found = [self._at_corner(target, row, lines, ends) for row in rows]
         ratio = np.empty(len(found), dtype=object)
         ratio[:] = [r for _, r in found]
-        return _Tracked(np.array([v for v, _ in found]), ratio)
+        return Tracked(np.array([v for v, _ in found]), ratio)
 
     def _at_corner(
         self, target: str, row: Values, lines: Mapping[str, _Sides], ends: Mapping[str, _Ends]
@@ -464,11 +391,11 @@ class _Walk:
     def _on_lines(
         self,
         node: Node,
-        z: _Tracked,
+        z: Tracked,
         below: NDArray[np.bool_],
         lines: Mapping[str, _Sides],
         ends: Mapping[str, _Ends],
-    ) -> _Tracked:
+    ) -> Tracked:
         """The chosen line of each neuron at z."""
         (slope0, intercept0), (slope1, intercept1) = lines[node.name]
         slope, intercept = self.chosen(below, slope0, slope1), self.chosen(below, intercept0, intercept1)
@@ -476,14 +403,14 @@ class _Walk:
         ratio = np.empty(len(value), dtype=object)
         for i in range(len(value)):
             ratio[i] = self._on_line(node.op, z, slope, intercept, ends[node.name], i)
-        return _Tracked(value, ratio)
+        return Tracked(value, ratio)
 
-    def _on_line(self, op: Any, z: _Tracked, slope: _Tracked, intercept: _Tracked, ends: _Ends, i: int) -> Ratio | None:
+    def _on_line(self, op: Any, z: Tracked, slope: Tracked, intercept: Tracked, ends: _Ends, i: int) -> Ratio | None:
         touched = []
         for end in (ends.l, ends.u):
             at = float(end.value[i])
             if _close(slope.value[i] * at + intercept.value[i], float(op(torch.tensor(at, dtype=torch.float64)))):
-                image = self._image(op, _Tracked(end.value[i : i + 1], end.ratio[i : i + 1])).ratio[0]
+                image = self._image(op, Tracked(end.value[i : i + 1], end.ratio[i : i + 1])).ratio[0]
                 touched.append((at, end.ratio[i], image))
         for at, _, image in touched:
             if _close(float(z.value[i]), at):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optrelax.plots import add_legend, blank_figure, line_styles
 
@@ -63,7 +63,8 @@ def tightness_curves(
     add_legend(axes, len(curves))
     legend = axes.get_legend()
     assert legend is not None
-    legend.set_title("relaxation (area × 100)", {"size": 9})
+    legend.set_title("relaxation (area × 100)")
+    legend.get_title().set_fontsize(9)
     return figure
 
 
@@ -144,7 +145,7 @@ def sensitivity_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
         column, kind = what[place // len(kinds)], kinds[place % len(kinds)]
         for name, (colour, dash, marker) in zip(names, line_styles(len(names)), strict=True):
             ours = table.filter((table["relaxation"] == name) & (table["kind"] == kind)).sort("step")
-            style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
             axes.plot(ours["step"].to_list(), ours[column].to_list(), label=name, **style)
         axes.set(xscale="log", yscale="log")
         axes.grid(True, color="0.9", linewidth=0.8)
