@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optrelax.layers.dense_ascent import Chain, DenseAscent, chain, part
 from optrelax.layers.problems import (
     Backward,
     DualPoint,
@@ -92,32 +93,56 @@ class DualAscent:
     def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
         """Solve R problems from the best of several dual points (each a bound already)."""
         with torch.no_grad():
-            size = self._chunk(problems)
-            parts = []
-            for first in range(0, max(1, problems.count), size):
-                index = torch.arange(first, min(first + size, problems.count), device=problems.rows.device)
-                whole = size >= problems.count
-                chunk = problems if whole else problems.select(index)
-                parts.append(self._ascend(chunk, [s if whole else s.select(index) for s in starts]))
-            answer = parts[0] if len(parts) == 1 else join(parts)
+            dtype = torch.float32 if self.precision == "float32" else problems.rows.dtype
+            layers = chain(problems.to(dtype))
+            if layers is None:
+                answer = self._by_sweeps(problems, starts)
+            else:
+                answer = self._densely(problems, layers, [s.to(dtype) for s in starts])
             if self.exact:
                 from optrelax.layers.interior_point import InteriorPoint
 
                 answer = InteriorPoint(tol=min(self.tol, 1e-6)).finish(problems, answer)
             return answer
 
+    def _by_sweeps(self, problems: Problems, starts: list[DualPoint]) -> Answer:
+        """By the sweeps of the network, matrix-free."""
+        size = self._chunk(problems)
+        parts = []
+        for first in range(0, max(1, problems.count), size):
+            index = torch.arange(first, min(first + size, problems.count), device=problems.rows.device)
+            whole = size >= problems.count
+            chunk = problems if whole else problems.select(index)
+            parts.append(self._ascend(chunk, [s if whole else s.select(index) for s in starts]))
+        return parts[0] if len(parts) == 1 else join(parts)
+
+    def _densely(self, problems: Problems, layers: Chain, starts: list[DualPoint]) -> Answer:
+        """By dense products; both points of every problem are evaluated by the network's sweeps in its own type."""
+        parts = []
+        size = self._chunk(problems)
+        if size >= problems.count:
+            return self._evaluated(problems, *DenseAscent(self, layers, starts).run())
+        for index in torch.arange(problems.count, device=problems.rows.device).split(size):
+            found = DenseAscent(self, part(layers, index), [s.select(index) for s in starts]).run()
+            parts.append(self._evaluated(problems.select(index), *found))
+        return join(parts)
+
+    def _evaluated(self, problems: Problems, dual: DualPoint, primal: PrimalPoint, iterations: Tensor) -> Answer:
+        """The answer that points found in another type or form are."""
+        dtype = problems.rows.dtype
+        dual, primal = dual.to(dtype), primal.to(dtype)
+        # Rounding may take an input out of the box by half an ulp.
+        primal = PrimalPoint(torch.minimum(torch.maximum(primal.x, problems.lower), problems.upper), primal.tau)
+        lower = backward_sweep(problems, dual).value
+        objective = primal_sweep(problems, primal).objective
+        return Answer(dual, primal, lower, objective, statuses(lower, objective, self.tol), iterations)
+
     def _ascend(self, problems: Problems, starts: list[DualPoint]) -> Answer:
         dtype = problems.rows.dtype
         if self.precision == "same" or dtype == torch.float32:
             return _Ascent(self, problems, starts).run()
         found = _Ascent(self, problems.to(torch.float32), [s.to(torch.float32) for s in starts]).run()
-        dual, primal = found.dual.to(dtype), found.primal.to(dtype)
-        # float32 may round an input out of the box by half an ulp.
-        primal = PrimalPoint(torch.minimum(torch.maximum(primal.x, problems.lower), problems.upper), primal.tau)
-        lower = backward_sweep(problems, dual).value
-        objective = primal_sweep(problems, primal).objective
-        status = statuses(lower, objective, self.tol)
-        return Answer(dual, primal, lower, objective, status, found.iterations)
+        return self._evaluated(problems, found.dual, found.primal, found.iterations)
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: about ten vectors of every node's size each."""

@@ -74,10 +74,8 @@ def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
     else:
         network, batch = capture(net, region.shape[1:]), region.shape[:1]
     network.require_eval()
-    network.require_device(region.device)
-    network.require_type(region.dtype)
-    flat = InputBox(region.lower.reshape(-1, *network.input_shape), region.upper.reshape(-1, *network.input_shape))
-    return network, flat, batch
+    network.require_weights(region.device, region.dtype)
+    return network, region.reshape(-1, *network.input_shape), batch
 
 
 def _batch(region: InputBox, shape: Sequence[int]) -> torch.Size:

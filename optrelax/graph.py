@@ -122,15 +122,11 @@ class Network:
         if problems:
             raise UnsupportedOpError(problems)
 
-    def require_device(self, device: torch.device) -> None:
-        """ValueError unless the parameters and buffers live on `device`."""
+    def require_weights(self, device: torch.device, dtype: torch.dtype) -> None:
+        """ValueError unless every parameter and buffer lives on `device` and is exact in `dtype`, the region's."""
         for name, tensor in self._tensors():
             if tensor.device != device:
                 raise ValueError(f"region is on {device}, {name} is on {tensor.device}; move one")
-
-    def require_type(self, dtype: torch.dtype) -> None:
-        """ValueError unless every parameter and buffer is exact in `dtype`, the region's."""
-        for name, tensor in self._tensors():
             if not tensor.is_floating_point() or tensor.dtype == dtype:
                 continue
             if tensor.dtype in HALF:

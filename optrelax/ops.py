@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,26 @@ class Affine(ABC):
         return math.prod(self.shape) * self.fan_in
 
 
+class _Magnitude(torch.autograd.Function):
+    """|w| with the gradient sign(w), 0 at 0, made in one buffer: torch's own takes two of the weight's size."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        return w.abs()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (w,) = ctx.saved_tensors
+        return w.sign() * grad if torch.is_grad_enabled() else w.sign().mul_(grad)
+
+
+def magnitude(w: Tensor) -> Tensor:
+    """|w| elementwise; differentiable."""
+    found: Tensor = _Magnitude.apply(w)
+    return found
+
+
 class Linear(Affine):
     """Matrix product on the last dimension: weight [out, in], bias [out]."""
 
@@ -109,8 +130,11 @@ class Linear(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return xs[0] @ self.weight(xs[0]).mT
 
+    def apply(self, *xs: Tensor) -> Tensor:
+        return F.linear(xs[0], self.weight(xs[0]), self.bias(xs[0]))
+
     def absolute(self, *rs: Tensor) -> Tensor:
-        return rs[0] @ self.weight(rs[0]).abs().mT
+        return rs[0] @ magnitude(self.weight(rs[0])).mT
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (a @ self.weight(a),)
@@ -179,16 +203,20 @@ class Conv2d(Affine):
         """[out, in / groups, kh, kw] in the dtype of `like`."""
         return self._weight().to(like)
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         g = self.geometry
-        y = F.conv2d(_flat(x, self.input_shapes[0]), weight, None, g.stride, g.padding, g.dilation, g.groups)
+        y = F.conv2d(_flat(x, self.input_shapes[0]), weight, bias, g.stride, g.padding, g.dilation, g.groups)
         return y.reshape(*_lead(x, self.input_shapes[0]), *self.shape)
 
     def linear(self, *xs: Tensor) -> Tensor:
         return self._convolve(xs[0], self.weight(xs[0]))
 
+    def apply(self, *xs: Tensor) -> Tensor:
+        bias = None if self._bias is None else self._bias().to(xs[0].dtype)
+        return self._convolve(xs[0], self.weight(xs[0]), bias)
+
     def absolute(self, *rs: Tensor) -> Tensor:
-        return self._convolve(rs[0], self.weight(rs[0]).abs())
+        return self._convolve(rs[0], magnitude(self.weight(rs[0])))
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         g = self.geometry

@@ -73,6 +73,13 @@ class InputBox:
         wide = self.upper > self.lower
         return InputBox(torch.where(wide, down(self.lower), self.lower), torch.where(wide, up(self.upper), self.upper))
 
+    def reshape(self, *shape: int) -> InputBox:
+        """The same ends in another shape, batch dimension included; as a plain box, which needs no second check."""
+        found = object.__new__(InputBox)
+        object.__setattr__(found, "lower", self.lower.reshape(shape))
+        object.__setattr__(found, "upper", self.upper.reshape(shape))
+        return found
+
     def select(self, index: Tensor | slice) -> InputBox:
         """The region of some of the examples."""
         return InputBox(self.lower[index], self.upper[index])
@@ -105,8 +112,9 @@ class LinfBall(InputBox):
             low, high = float(clip[0]), float(clip[1])
             if not low <= high:
                 raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")
-            outside = (x.detach() < low) | (x.detach() > high)
-            if bool(outside.any()):
+            least, greatest = torch.aminmax(x.detach()) if x.numel() else (x.new_tensor(low), x.new_tensor(high))
+            if not (bool(least >= low) and bool(greatest <= high)):
+                outside = (x.detach() < low) | (x.detach() > high)
                 raise ValueError(
                     f"LinfBall: x lies outside clip [{low}, {high}] in {int(outside.sum())} of {outside.numel()} "
                     f"entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the range of clip"
@@ -160,6 +168,9 @@ def check_floating(owner: str, what: str, value: object) -> None:
 
 def check_finite(owner: str, what: str, value: Tensor) -> None:
     """ValueError for NaN or infinite entries, saying how many and where first."""
+    # One cheap pass where all is well: a sum is finite only of finite terms.
+    if bool(value.detach().sum().isfinite()):
+        return
     wrong = ~value.detach().isfinite()
     if bool(wrong.any()):
         raise ValueError(

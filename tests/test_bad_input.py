@@ -140,7 +140,7 @@ def test_autocast(entry):
 
 def test_devices():
     with pytest.raises(ValueError, match=r"region is on meta, 0\.weight is on cpu; move one"):
-        ox.capture(net()).require_device(torch.device("meta"))
+        ox.capture(net()).require_weights(torch.device("meta"), torch.float32)
 
 
 @pytest.mark.gpu

@@ -41,7 +41,7 @@ class Ball:
 
 def ball(l: Tensor, u: Tensor, outward: bool = False) -> Ball:
     """The smallest ball around [l, u]; outward, one that holds it in real arithmetic."""
-    center, radius = (l + u) / 2, (u - l) / 2
+    center, radius = (l + u) * 0.5, (u - l) * 0.5  # a division takes five times as long
     if outward:
         # u - c and c - l each round by half an ulp; the next float up covers it.
         radius = up(torch.maximum(u - center, center - l).clamp_min(0))
