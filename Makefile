@@ -54,7 +54,7 @@ bench: $(STAMP)  ## the benchmarks
 # The wheel stands apart, in an environment of its own that sees the packages of .venv but not the checkout:
 # a .pth file puts a folder on the path without reading the .pth files in it, so no editable mapping is there.
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
-$(WHEEL_STAMP): $(STAMP) README.md LICENSE $(shell find optrelax layers -name '*.py' -o -name py.typed)
+$(WHEEL_STAMP): $(STAMP) README.md LICENSE $(shell find optrelax layers -name '*.[pc]*' -not -path '*/__pycache__/*')
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation --outdir dist > /dev/null
 	$(BIN)/python -m venv --without-pip $(WHEEL)

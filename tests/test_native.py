@@ -1,0 +1,157 @@
+"""Compiled kernels: the results of PyTorch's operations, and a fallback that is told where there is no compiler."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lp_networks import QUESTIONS, question
+
+from optrelax import native
+from optrelax.layers import DualAscent, Triangle, dense_ascent
+from optrelax.layers.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
+
+COMPILER = shutil.which("cc")
+SOURCE = Path(dense_ascent.__file__).with_name("ascent.c")
+
+
+def arguments(dtype: torch.dtype, count: int, width: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random vectors of one layer; zeros and ties among the coefficients."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    A = draw(count, width)
+    A[:, ::3] = 0.0
+    shares = torch.rand(3, count, width, generator=g, dtype=dtype)
+    return {
+        "example": torch.randint(4, (count,), generator=g),
+        "lines": torch.stack([draw(4, width) for _ in range(4)]),
+        "center": draw(4, width),
+        "radius": draw(4, width).abs(),
+        "A": A,
+        "w": shares[0],
+        "m": draw(width),
+        "p": draw(count, width),
+        "taken": shares[1],
+        "moment": draw(count, width),
+        "square": shares[2],
+        "value": draw(count),
+    }
+
+
+def both(given: dict[str, torch.Tensor]) -> list[EagerPasses | NativePasses]:
+    lines = [Lines(*given["lines"])]
+    rest = (given["example"], lines, given["center"], given["radius"])
+    return [EagerPasses(*rest), NativePasses(kernels(), *rest)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("count", "width"), [(1, 1), (5, 17), (300, 130)])
+def test_compiled_passes_are_the_eager_ones(dtype, count, width):
+    assert COMPILER is not None, "the development set needs a C compiler"
+    assert kernels().library is not None, kernels().reason
+    given = arguments(dtype, count, width)
+    found = []
+    for passes in both(given):
+        nu, v, y, tight = (torch.full((count, width), torch.nan, dtype=dtype) for _ in range(4))
+        value = torch.full((count,), torch.nan, dtype=dtype)
+        passes.backward(0, given["A"], given["w"], given["m"], nu, given["value"], value)
+        constant = value.clone()
+        mean, best = given["p"].clone(), constant.clone()
+        better = passes.corner(nu, 0.25, v, mean, value, best)
+        names = ("w", "w", "taken", "taken", "moment", "square")
+        layer = Layer(*(given[name].clone() for name in names))
+        layer.best.fill_(-1.0)
+        average = given["p"].clone()
+        rates = Rates(0.125, 1 / (1 - SECOND**2), 0.3 / (1 - FIRST**2))
+        passes.forward(0, given["p"] + 1, given["m"], given["A"], layer, y, average, better, rates)
+        passes.forward(0, given["p"], given["m"], given["A"], layer, y, None, ~better, rates)
+        passes.primal(0, given["p"], given["m"], layer.taken, tight)
+        state = [getattr(layer, name) for name in Layer.__slots__]
+        found.append([nu, constant, v, mean, value, best, better, average, y, tight, *state])
+        assert better[1::2].all()
+        assert not better[::2].any()
+    for eager, compiled in zip(*found, strict=True):
+        assert eager.isfinite().all()
+        torch.testing.assert_close(compiled, eager, rtol=1e-4 if dtype == torch.float32 else 1e-12, atol=1e-5)
+        if dtype == torch.float64:
+            torch.testing.assert_close(compiled, eager, rtol=1e-10, atol=1e-10)
+
+
+def test_threads_do_not_change_a_pass():
+    given = arguments(torch.float64, 400, 100)
+    passes = both(given)[1]
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            nu, value = torch.empty(400, 100, dtype=torch.float64), torch.empty(400, dtype=torch.float64)
+            passes.backward(0, given["A"], given["w"], given["m"], nu, given["value"], value)
+            found.append((nu, value))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in QUESTIONS if "fc" in name])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_solves_agree_with_and_without_kernels(name, dtype, monkeypatch):
+    q = question(name)
+    if not all(p.dtype == dtype for p in q.network.module.parameters()):
+        dtype = torch.float64
+    layer = Triangle(solver=DualAscent(max_iterations=40, tol=1e-7))
+    compiled = layer.solve(q.network, q.region, q.rows)
+    monkeypatch.setattr(dense_ascent, "kernels", lambda: native.Build(None, "tested without"))
+    eager = layer.solve(q.network, q.region, q.rows)
+    torch.testing.assert_close(compiled.lower, eager.lower, rtol=0, atol=1e-5)
+    monkeypatch.setattr(dense_ascent, "chain", lambda problems: None)
+    sweeps = replace(layer.solver)
+    monkeypatch.setattr("optrelax.layers.dual_ascent.chain", lambda problems: None)
+    by_sweeps = Triangle(solver=sweeps).solve(q.network, q.region, q.rows)
+    torch.testing.assert_close(compiled.lower, by_sweeps.lower, rtol=0, atol=1e-4)
+
+
+def build_elsewhere(**environment: str) -> dict[str, object]:
+    """What a process of its own says of the kernels."""
+    code = (
+        "import json, time; from pathlib import Path; from optrelax import native; "
+        f"b = native.build(Path({str(SOURCE)!r})); "
+        "print(json.dumps({'built': b.library is not None, 'reason': b.reason}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_compiled_once_a_machine(tmp_path):
+    cache = {"OPTRELAX_CACHE": str(tmp_path)}
+    assert build_elsewhere(**cache)["built"]
+    files = list(tmp_path.iterdir())
+    assert [path.suffix for path in files] == [".so"]
+    before = files[0].stat().st_mtime_ns
+    assert build_elsewhere(**cache)["built"]
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [before]
+
+
+def test_without_a_compiler_the_reason_is_told(tmp_path):
+    cache = {"OPTRELAX_CACHE": str(tmp_path)}
+    assert build_elsewhere(**cache, OPTRELAX_NATIVE="0") == {
+        "built": False,
+        "reason": "turned off by OPTRELAX_NATIVE=0",
+    }
+    assert build_elsewhere(**cache, CC="no-such-compiler")["reason"] == "no C compiler found (set CC)"
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'cannot do that' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    found = build_elsewhere(**cache, CC=str(broken))
+    assert found == {"built": False, "reason": "ascent.c could not be compiled: cannot do that"}
+    assert not list(tmp_path.glob("*.so"))
