@@ -99,6 +99,12 @@ def test_wheel_holds_every_module_and_the_type_marks(wheel):
     expected = {PurePosixPath(name.replace(".", "/") + ".py") for name in modules()}
     expected |= {PurePosixPath(package, "__init__.py") for package in packages}
     expected |= {PurePosixPath(name.replace(".", "/"), "py.typed") for name in TREES}
+    expected |= {
+        PurePosixPath(package.replace(".", "/"), path.name)
+        for package, folder in folders().items()
+        for path in folder.glob("*.c")
+    }
+    assert any(path.suffix == ".c" for path in expected)
     assert held == expected
 
 
