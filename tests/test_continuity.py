@@ -93,7 +93,7 @@ def _losses(result: ox.Continuity, at: float) -> tuple[float, float]:
     return math.log1p(math.exp(-bound[0])), math.log1p(math.exp(-bound[-1]))
 
 
-SMOOTH = ["box", "box-widen", "deepz", "fast-lin", "hzono", "crown-soft", "deepz-soft", "crown-ibp-soft"]
+SMOOTH = ["box", "deepz", "fast-lin", "hzono", "crown-soft", "deepz-soft"]
 SMOOTH += ["hbox-diag-c", "deepz-diag-c", "crown-0-c", "crown-1-c", "crown-0-tria-c", "crown-1-tria-c"]
 
 

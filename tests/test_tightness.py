@@ -133,7 +133,7 @@ def test_gap_and_propagation(measured):
         [Milp().minima(net, region.select(slice(i, i + 1)), rows[i : i + 1]).lower.amin() for i in range(len(rows))]
     )
     for name in NAMES:
-        lower = ox.lower_bounds(network(), region, rows, name).amin(1)
+        lower = ox.lower_bounds(network(), region, rows, name).amin(1).detach()
         assert table[name]["gap"] == pytest.approx(float((exact - lower).mean()), abs=1e-5)
         assert 0 < table[name]["propagation %"] < 100
     assert table["box"]["propagation %"] < table["triangle"]["propagation %"]
@@ -149,6 +149,15 @@ def test_an_affine_network_is_exact_by_every_relaxation():
         assert row["gap"] == pytest.approx(0, abs=1e-9)
     difference = result.examples["radius:attack"] - result.examples["radius:crown"]
     assert difference.abs().max() <= 2e-4
+
+
+def test_nothing_classified_correctly_is_an_area_of_zero(tmp_path):
+    x, _ = examples()
+    wrong = (network()(x).argmax(1) + 1) % 3
+    result = ox.measure_tightness(network(), (x, wrong), ["box", "crown"])
+    assert result.table["area"].to_list() == [0, 0, 0]
+    assert result.table["gap"].to_list() == [None, None, None]
+    write_figure(result.figure(), tmp_path / "none.png")
 
 
 @dataclass(frozen=True, kw_only=True)

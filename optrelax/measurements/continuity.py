@@ -117,6 +117,8 @@ def measure_continuity(
     rows: list[_Line] = []
     with moving(question.network) as weights:
         size = norm(weights.origin)
+        if size == 0:
+            raise ValueError(f"{_OWNER}: all weights are 0, and a unit of length is their norm")
         stages = [(name, i) for name in question.relaxations for i in range(count)]
         for done, (name, i) in enumerate(stages):
             relaxation = _precise(question.relaxations[name])
@@ -125,8 +127,8 @@ def measure_continuity(
             if norm(way) == 0:
                 raise ValueError(f"{_OWNER}: the direction has norm 0, so there is no line along it")
             reach = 1.0 if length is None and fixed else (length if length is not None else 0.01)
-            line = _search(part, weights, relaxation, way, reach, least, cells, budget, fixed)
-            rows.append(replace(line, name=name, line=i, unit=norm(way) / size if size else math.nan))
+            line = _search(part, weights, relaxation, way, reach, least, cells, budget)
+            rows.append(replace(line, name=name, line=i, unit=norm(way) / size))
             if progress is not None:
                 progress(Progress(name, done + 1, len(stages)))
     settings = question.settings() | {
@@ -217,7 +219,6 @@ def _search(
     least: float,
     cells: int,
     budget: int,
-    fixed: bool,
 ) -> _Line:
     causes: list[Tensor] = []
     solves = hasattr(relaxation, "solve_flat")
