@@ -67,7 +67,7 @@ class DualAscent:
     step: float = 0.5
     decay: float = 0.95
     floor: float = 0.01
-    check_every: int = 8
+    check_every: int = 4
     max_bytes: int | None = None
     exact: bool = False
     precision: Literal["same", "float32"] = "same"
