@@ -13,8 +13,10 @@ import torch
 from lp_networks import QUESTIONS, question
 
 from optrelax import native
+from optrelax.domains import relax_step
 from optrelax.layers import DualAscent, Triangle, dense_ascent
 from optrelax.layers.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
+from optrelax.lines import Lines as AllLines
 
 COMPILER = shutil.which("cc")
 SOURCE = Path(dense_ascent.__file__).with_name("ascent.c")
@@ -116,6 +118,41 @@ def test_solves_agree_with_and_without_kernels(name, dtype, monkeypatch):
     monkeypatch.setattr("optrelax.layers.dual_ascent.chain", lambda problems: None)
     by_sweeps = Triangle(solver=sweeps).solve(q.network, q.region, q.rows)
     torch.testing.assert_close(compiled.lower, by_sweeps.lower, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "k", "shape", "shared"),
+    [(1, 1, (1,), False), (3, 5, (2, 4), True), (40, 30, (50,), False), (40, 30, (50,), True)],
+)
+@pytest.mark.parametrize("parallel", [False, True], ids=["two slopes", "parallel"])
+def test_compiled_relaxation_step_is_the_eager_one(dtype, batch, k, shape, shared, parallel, monkeypatch):
+    assert relax_step.kernels().library is not None, relax_step.kernels().reason
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=g, dtype=dtype)
+
+    a, parts = draw(1 if shared else batch, k, *shape), [draw(batch, *shape) for _ in range(4)]
+    a[:, ::2].flatten()[::3] = 0.0
+    if parallel:
+        parts[2] = parts[0]
+    grads = draw(batch, k, *shape), draw(batch, k)
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(relax_step, "kernels", lambda: native.Build(None, "tested without"))
+        leaves = [t.clone().requires_grad_() for t in (a, *parts)]
+        given = [*leaves[1:]]
+        if parallel:
+            given[2] = given[0]
+        outputs = relax_step.relax_step(leaves[0], AllLines(*given))
+        wanted = [leaf for leaf in leaves if not (parallel and leaf is leaves[3])]
+        found.append([*outputs, *torch.autograd.grad(outputs, wanted, grads)])
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4 if dtype == torch.float32 else 1e-12, atol=1e-4)
+        if dtype == torch.float64:
+            torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
 
 
 def build_elsewhere(**environment: str) -> dict[str, object]:

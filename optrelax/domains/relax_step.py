@@ -1,13 +1,19 @@
-"""The relaxation step of back-substitution: rows choose a line by sign, in one pass, with a hand-written gradient."""
+"""The relaxation step of back-substitution: rows choose a line by sign, in one pass, with a hand-written gradient.
+
+On a CPU the pass is compiled (`relax_step.c`); elsewhere, and without a compiler, PyTorch's operations do the same.
+"""
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optrelax import native
 from optrelax.lines import Lines
 from optrelax.ops import flatten_from
 
@@ -26,6 +32,12 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     return pulled.reshape(*pulled.shape[:2], *shape[1:]), constant
 
 
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled step, or why there is none."""
+    return native.build(Path(__file__).with_name("relax_step.c"))
+
+
 def _rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
     """[batch or 1, k, n] times [batch, n] -> [batch, k], without copying shared rows."""
     if rows.shape[0] == 1:
@@ -40,8 +52,12 @@ class _RelaxStep(torch.autograd.Function):
     def forward(
         ctx: Any, a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, parallel: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(a, ls, li, us, ui)
         ctx.parallel = parallel
+        if kernels().supports(a, ls, li, us, ui):
+            a, ls, li, us, ui = (t.contiguous() for t in (a, ls, li, us, ui))
+            ctx.save_for_backward(a, ls, li, us, ui)
+            return _compiled_step(a, ls, li, us, ui)
+        ctx.save_for_backward(a, ls, li, us, ui)
         # constant = a+ . li + a- . ui = a . mid - |a| . half: products instead of choices
         constant = _rows_dot(a, (li + ui) / 2) - _rows_dot(a.abs(), (ui - li) / 2)
         if parallel:
@@ -57,6 +73,13 @@ class _RelaxStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, ls, li, us, ui = ctx.saved_tensors
         need = ctx.needs_input_grad
+        if kernels().supports(a, ls, li, us, ui):
+            if ctx.parallel:  # one slope, which stands in both places
+                need = (need[0], need[1] or need[3], need[2], need[1] or need[3], need[4])
+            found = _compiled_gradient(a, ls, li, us, ui, grad.contiguous(), grad_constant.contiguous(), need)
+            if ctx.parallel and found[1] is not None and found[3] is not None:
+                found[1], found[3] = found[1] + found[3], None
+            return (*found, None)
         positive = a.relu()
         negative = a - positive
         column = grad_constant[..., None]
@@ -76,6 +99,31 @@ class _RelaxStep(torch.autograd.Function):
         grad_li = _columns(positive, grad_constant) if need[2] else None
         grad_ui = _columns(negative, grad_constant) if need[4] else None
         return grad_a, grad_ls, grad_li, grad_us, grad_ui, None
+
+
+def _compiled_step(a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor) -> tuple[Tensor, Tensor]:
+    batch, k, n = ls.shape[0], *a.shape[1:]
+    pulled, constant = a.new_empty(batch, k, n), a.new_empty(batch, k)
+    shared = int(a.shape[0] != batch)
+    kernels().call("pull", a.dtype, batch, k, n, shared, a, ls, li, us, ui, pulled, constant)
+    return pulled, constant
+
+
+def _compiled_gradient(
+    a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, grad: Tensor, column: Tensor, need: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients of rows and lines where they are needed."""
+    batch, k, n = ls.shape[0], *a.shape[1:]
+    shared = a.shape[0] != batch
+    given = (a, ls, li, us, ui, grad, column)
+    to_a = torch.empty_like(a) if need[0] else None
+    to_lines = [torch.empty_like(ls) if any(need[1:5]) else None for _ in range(4)]
+    own = None if shared else to_a
+    if own is not None or to_lines[0] is not None:
+        kernels().call("push", a.dtype, batch, k, n, int(shared), *given, own, *to_lines)
+    if shared and to_a is not None:
+        kernels().call("shared", a.dtype, batch, k, n, *given, to_a)
+    return [to_a, *(t if wanted else None for t, wanted in zip(to_lines, need[1:5], strict=True))]
 
 
 def _columns(rows: Tensor, weight: Tensor) -> Tensor:
