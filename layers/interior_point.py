@@ -314,7 +314,12 @@ class _Direction:
         usable = flatten_from(system.isfinite(), 1).all(1) & state.live
         whole = torch.eye(system.shape[1], dtype=system.dtype, device=system.device)
         factors, pivots, info = torch.linalg.lu_factor_ex(torch.where(usable[:, None, None], system, whole))
-        usable &= info == 0
+        # An overflow on the way leaves NaN and pivots that point nowhere.
+        count = system.shape[1]
+        usable &= (info == 0) & ((pivots >= 1) & (pivots <= count)).all(1) & flatten_from(factors.isfinite(), 1).all(1)
+        factors = torch.where(usable[:, None, None], factors, whole)
+        still = torch.arange(1, count + 1, dtype=pivots.dtype, device=pivots.device)
+        pivots = torch.where(usable[:, None], pivots, still)
         return cls(state, residual, d_v, e_pp, e_py, scaled, row_scale, (factors, pivots), usable)
 
     def solve(self, low: Tensor, high: Tensor, target: Tensor) -> _Step:
