@@ -175,7 +175,8 @@ def landscape_curves(points: pl.DataFrame, *, title: str = "") -> Figure:
         ours = points.filter(points["relaxation"] == name).sort("a")
         axes.plot(ours["a"].to_list(), ours["loss"].to_list(), label=name, color=colour, linestyle=dash)
     axes.set(xlabel="step (1: as large as the weights)", ylabel="certified loss", yscale="log")
-    add_legend(axes, len(names))
+    # Curves fill the axes from side to side: the legend stands beside them, however few they are.
+    add_legend(axes, max(len(names), 6))
     return figure
 
 
