@@ -13,40 +13,58 @@ from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Bar, Options, Row, Table
 from optrelax.layers import DualAscent, Layerwise
 
+_TYPES = {"float64": torch.float64, "float32": torch.float32}
+_ACCURATE = 1e-4  # relative error of 99 % of the margins that a row must keep for its speed to count
 
-def measure(case: Case, sizes: Sizes, options: Options) -> Row:
+
+def measure(case: Case, sizes: Sizes, options: Options) -> list[Row]:
     """The whole network by `Layerwise` on all images, and by HiGHS on a few."""
     few, one = case.subset(sizes.layerwise), case.subset(1)
     solver = Layerwise(preactivation=ox.Crown(), solver=DualAscent())
-    layer, same = (Layer(solver, of.to(options.device, torch.float64)) for of in (case, few))
     true = references.highs_layerwise(few, options.threads)
+    layers = {name: Layer(solver, case.to(options.device, dtype)) for name, dtype in _TYPES.items()}
     tasks: dict[str, Task] = {
-        "forward": layer.solve,
-        "step": layer.step,
         "HiGHS": lambda: references.highs_layerwise(one, options.threads, cold=True),
         "HiGHS warm": lambda: references.highs_layerwise(few, options.threads),
     }
+    for name, layer in layers.items():
+        tasks |= {f"{name} forward": layer.solve, f"{name} step": layer.step}
     timed = interleaved(tasks, runs=options.runs, device=options.device)
-    lower = same.solve().lower.cpu()
-    return {
-        "setting": case.name,
-        "images": len(case),
-        "LPs an image": true.lps / len(few),
-        "forward ms": 1e3 * timed.median("forward") / len(case),
-        "forward + gradient ms": 1e3 * timed.median("step") / len(case),
-        "HiGHS ms": 1e3 * timed.median("HiGHS"),
-        "HiGHS warm ms": 1e3 * timed.median("HiGHS warm") / len(few),
-        "forward, x HiGHS": timed.ratio("HiGHS", "forward") * len(case),
-        "x HiGHS": timed.ratio("HiGHS", "step") * len(case),
-        "x HiGHS warm": timed.ratio("HiGHS warm", "step") * len(case) / len(few),
-        **quantiles("error", relative((true.values - lower).abs(), true.values)),
-        "spread": timed.spread("step"),
-    }
+    rows: list[Row] = []
+    for name, dtype in _TYPES.items():
+        lower = Layer(solver, few.to(options.device, dtype)).solve().lower.double().cpu()
+        forward, step = f"{name} forward", f"{name} step"
+        rows.append(
+            {
+                "setting": case.name,
+                "type": name,
+                "images": len(case),
+                "LPs an image": true.lps / len(few),
+                "forward ms": 1e3 * timed.median(forward) / len(case),
+                "forward + gradient ms": 1e3 * timed.median(step) / len(case),
+                "HiGHS ms": 1e3 * timed.median("HiGHS"),
+                "HiGHS warm ms": 1e3 * timed.median("HiGHS warm") / len(few),
+                "forward, x HiGHS": timed.ratio("HiGHS", forward) * len(case),
+                "x HiGHS": timed.ratio("HiGHS", step) * len(case),
+                "x HiGHS warm": timed.ratio("HiGHS warm", step) * len(case) / len(few),
+                **quantiles("error", relative((true.values - lower).abs(), true.values)),
+                "spread": timed.spread(step),
+            }
+        )
+    return rows
 
 
-def bar(row: Row) -> Bar:
-    """LP-ALL against HiGHS."""
-    return Bar(f"{row['setting']}: LP-ALL, times faster than HiGHS", None, 200.0, row["x HiGHS"])
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """LP-ALL against HiGHS, its LPs from scratch: the fastest row that is accurate enough."""
+    good = [row for row in rows if row["error 99 %"] <= _ACCURATE]
+    if not good:
+        return [Bar(f"{rows[0]['setting']}: LP-ALL, times faster than HiGHS (none is accurate)", None, 200.0, None)]
+    found = []
+    for what, column in (("forward", "forward, x HiGHS"), ("forward + gradient", "x HiGHS")):
+        best = max(good, key=lambda row: float(row[column]))
+        name = f"{best['setting']}: LP-ALL {what} ({best['type']}), times faster than HiGHS"
+        found.append(Bar(name, None, 200.0, best[column]))
+    return found
 
 
 def table(rows: Sequence[Row], sizes: Sizes) -> Table:
@@ -60,7 +78,7 @@ def table(rows: Sequence[Row], sizes: Sizes) -> Table:
     )
     return Table(
         title="LP-ALL",
-        keys=("setting",),
+        keys=("setting", "type"),
         rows=rows,
         greater=("x HiGHS", "forward, x HiGHS"),
         notes=notes,

@@ -22,8 +22,9 @@ def run(options: Options) -> Report:
     for setting in settings(sizes, options.seed):
         case = setting.case(sizes.images, options)
         last.append(lp_last.measure(case, sizes, options))
-        whole.append(lp_all.measure(case, sizes, options))
-        bars += [*lp_last.bars(setting.name, last[-1]), lp_all.bar(whole[-1])]
+        rows = lp_all.measure(case, sizes, options)
+        whole += rows
+        bars += [*lp_last.bars(setting.name, last[-1]), *lp_all.bars(rows)]
     conv = lp_conv.measure(sizes, options)
     bars += lp_conv.bars(conv, sizes.images)
     tables = [*lp_last.tables(last, sizes), lp_all.table(whole, sizes), conv]

@@ -19,6 +19,7 @@ from optrelax.layers.dense_ascent import Chain, DenseAscent, chain, part
 from optrelax.layers.problems import (
     Backward,
     DualPoint,
+    Feasible,
     PrimalPoint,
     Problems,
     Weights,
@@ -41,6 +42,8 @@ class Answer:
     """Objective of the feasible `primal`; inf where there is none."""
     status: Tensor
     iterations: Tensor
+    sweeps: tuple[Backward, Feasible] | None = None
+    """What evaluated exactly these points, where it was kept: a gradient rule needs it once more."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,9 @@ class DualAscent:
         dual, primal = dual.to(dtype), primal.to(dtype)
         # Rounding may take an input out of the box by half an ulp.
         primal = PrimalPoint(torch.minimum(torch.maximum(primal.x, problems.lower), problems.upper), primal.tau)
-        lower = backward_sweep(problems, dual).value
-        objective = primal_sweep(problems, primal).objective
-        return Answer(dual, primal, lower, objective, statuses(lower, objective, self.tol), iterations)
+        back, feasible = backward_sweep(problems, dual), primal_sweep(problems, primal)
+        status = statuses(back.value, feasible.objective, self.tol)
+        return Answer(dual, primal, back.value, feasible.objective, status, iterations, (back, feasible))
 
     def _ascend(self, problems: Problems, starts: list[DualPoint]) -> Answer:
         dtype = problems.rows.dtype

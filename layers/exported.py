@@ -162,7 +162,7 @@ def _better_dual(problems: Problems, answer: Answer, wanted: Tensor, start: Dual
     better = value > answer.lower[index]
     index, value = index[better], value[better]
     dual = _put_dual(answer.dual, index, start.select(index))
-    return replace(answer, dual=dual, lower=answer.lower.index_put((index,), value))
+    return replace(answer, dual=dual, lower=answer.lower.index_put((index,), value), sweeps=None)
 
 
 def put(answer: Answer, index: Tensor, part: Answer) -> Answer:

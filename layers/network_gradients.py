@@ -50,8 +50,10 @@ class SaddlePoint:
 def saddle_point(problems: Problems, answer: Answer) -> SaddlePoint:
     """The pair behind a dual-ascent answer: coefficients become multipliers of the mixed lines."""
     with torch.no_grad():
-        back = backward_sweep(problems, answer.dual)
-        feasible = primal_sweep(problems, answer.primal)
+        back, feasible = answer.sweeps or (
+            backward_sweep(problems, answer.dual),
+            primal_sweep(problems, answer.primal),
+        )
         multipliers = {
             name: _multipliers(a, answer.dual, name, problems.hulls[name]) for name, a in back.coefficients.items()
         }

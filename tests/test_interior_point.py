@@ -8,7 +8,7 @@ from cases import BY_NAME, inputs, specification
 from lp_networks import QUESTIONS, answer, assert_close, before, question, trained
 
 import optrelax as ox
-from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle
+from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle, interior_point
 from optrelax.layers.problems import Problems, backward_sweep, crown_start, hull_lines, nearest_point, primal_sweep
 from optrelax.layers.reduction import reduce_problems, without_flat
 
@@ -165,16 +165,32 @@ def test_a_factorisation_that_breaks_down_spoils_its_own_problem_only(monkeypatc
     name = "trained fc, eps 0.08"
     made, starts = problems(name)
     good = InteriorPoint().solve_network(made, starts)
-    real = torch.linalg.lu_factor_ex
+    real = interior_point._factor
 
-    def breaking(system):
-        found = real(system)
-        found.pivots[0] = 0
-        found.LU[0] = torch.nan
-        return found
+    def breaking(systems):
+        factors, pivots, info = real(systems)
+        pivots[0] = 0
+        factors[0] = torch.nan
+        return factors, pivots, info
 
-    monkeypatch.setattr(torch.linalg, "lu_factor_ex", breaking)
+    monkeypatch.setattr(interior_point, "_factor", breaking)
     found = InteriorPoint().solve_network(made, starts)
     assert (found.status != good.status).sum() <= 2
     assert_close(found.lower, good.lower, 1e-2)
     assert (found.status == Status.OPTIMAL).sum() >= made.count - 2
+
+
+@pytest.mark.parametrize("n", [3, 64, 200, 260])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_factors_are_right_with_several_threads(n, threads):
+    g = torch.Generator().manual_seed(n)
+    systems, right = (torch.randn(8, n, m, generator=g, dtype=torch.float64) for m in (n, 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        factors, pivots, info = interior_point._factor(systems)
+        found = torch.linalg.lu_solve(factors, pivots, right)
+    finally:
+        torch.set_num_threads(before)
+    assert (info == 0).all()
+    assert (systems @ found - right).abs().max() < 1e-8

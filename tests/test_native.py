@@ -155,6 +155,30 @@ def test_compiled_relaxation_step_is_the_eager_one(dtype, batch, k, shape, share
             torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_compiled_least_value_over_a_box_is_the_eager_one(dtype, shared, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(1 if shared else 40, 30, 5, 10, generator=g, dtype=dtype)
+    a[:, :, 0, ::2] = 0.0
+    lower = torch.randn(40, 5, 10, generator=g, dtype=dtype)
+    upper = lower + torch.rand(40, 5, 10, generator=g, dtype=dtype)
+    grad = torch.randn(40, 30, generator=g, dtype=dtype)
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(relax_step, "kernels", lambda: native.Build(None, "tested without"))
+        leaves = [t.clone().requires_grad_() for t in (a, lower, upper)]
+        value = relax_step.least_over_box(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves, grad)])
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-4)
+        if dtype == torch.float64:
+            torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
+    corners = torch.where(a > 0, lower[:, None], upper[:, None])
+    torch.testing.assert_close(found[0][0], (a * corners).flatten(2).sum(2), rtol=1e-4, atol=1e-4)
+
+
 def build_elsewhere(**environment: str) -> dict[str, object]:
     """What a process of its own says of the kernels."""
     code = (

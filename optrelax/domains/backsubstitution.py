@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optrelax.activations import Activation
 from optrelax.domains.interval import Ball
-from optrelax.domains.relax_step import relax_step
+from optrelax.domains.relax_step import least_over_box, relax_step
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network, Node
@@ -129,14 +129,13 @@ def concretise(walk: Rows, region: InputBox) -> Tensor:
     """Lower bound over the region once every row has reached the input: [batch, k]."""
     a = walk.pending.pop(walk.network.input, None)
     if a is not None:
-        center, radius = region.center, region.radius
         terms = math.prod(walk.network.input_shape) * 2
         if walk.magnitude is None:
-            walk.add_constant(dot(a, center) - dot(a.abs(), radius))
+            walk.add_constant(least_over_box(a, region.lower, region.upper))
         else:
             # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
-            size = dot(a.abs(), center.abs() + radius)
-            walk.add_constant(dot(a, center) - dot(a.abs(), radius), size, terms + 4)
+            size = dot(a.abs(), region.center.abs() + region.radius)
+            walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
     if walk.allowance is None:
         return walk.constant
     total = walk.allowance
@@ -185,7 +184,7 @@ def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
 def _constant(bounds: Bounds, a: Tensor, walk: Rows) -> None:
     """The value is known only to lie in `bounds`: the rows end here."""
     l, u = bounds.lower, bounds.upper
-    constant = dot(a, (l + u) / 2) - dot(a.abs(), (u - l) / 2)
+    constant = least_over_box(a, l, u)
     size = None
     if walk.magnitude is not None:
         size = dot(a.abs(), torch.maximum(l.abs(), u.abs())) * 2

@@ -71,6 +71,48 @@ Rows a [batch or 1, k, n] (shared: 1), lines [batch, n]; positive coefficients t
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Least value of each row over the box [lower, upper]. */                                                         \
+    void least_##NAME(int64_t batch, int64_t k, int64_t n, int64_t shared, const T *a, const T *lower, const T *upper, \
+                      T *value, int64_t threads) {                                                                     \
+        _Pragma("omp parallel for num_threads(threads) if (batch * k * n > FEW)") for (int64_t r = 0; r < batch * k;   \
+                                                                                       r++) {                          \
+            const int64_t e = r / k * n, at = (shared ? r % k : r) * n;                                                \
+            T sum = 0;                                                                                                 \
+            _Pragma("omp simd reduction(+ : sum)") for (int64_t j = 0; j < n; j++) {                                   \
+                const T up = a[at + j] > 0 ? a[at + j] : 0, down = a[at + j] - up;                                     \
+                sum += up * lower[e + j] + down * upper[e + j];                                                        \
+            }                                                                                                          \
+            value[r] = sum;                                                                                            \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Its gradient in rows of each example's own and in the ends of the box; a null pointer: not wanted. */           \
+    void least_back_##NAME(int64_t batch, int64_t k, int64_t n, int64_t shared, const T *a, const T *lower,            \
+                           const T *upper, const T *column, T *to_a, T *to_lower, T *to_upper, int64_t threads) {      \
+        _Pragma("omp parallel for num_threads(threads) if (batch * k * n > FEW)") for (int64_t b = 0; b < batch;       \
+                                                                                       b++) {                          \
+            const int64_t e = b * n;                                                                                   \
+            if (to_lower) memset(to_lower + e, 0, n * sizeof(T)), memset(to_upper + e, 0, n * sizeof(T));              \
+            for (int64_t i = 0; i < k; i++) {                                                                          \
+                const int64_t r = b * k + i, at = (shared ? i : r) * n;                                                \
+                const T c = column[r];                                                                                 \
+                if (to_a) {                                                                                            \
+                    _Pragma("omp simd") for (int64_t j = 0; j < n; j++) {                                              \
+                        const T x = a[at + j], middle = (lower[e + j] + upper[e + j]) * (T)0.5;                        \
+                        to_a[r * n + j] = c * (x > 0 ? lower[e + j] : (x < 0 ? upper[e + j] : middle));                \
+                    }                                                                                                  \
+                }                                                                                                      \
+                if (to_lower) {                                                                                        \
+                    _Pragma("omp simd") for (int64_t j = 0; j < n; j++) {                                              \
+                        const T up = a[at + j] > 0 ? a[at + j] : 0;                                                    \
+                        to_lower[e + j] += c * up;                                                                     \
+                        to_upper[e + j] += c * (a[at + j] - up);                                                       \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
     }
 
 KERNELS(float, f32)

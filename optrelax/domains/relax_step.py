@@ -32,6 +32,15 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     return pulled.reshape(*pulled.shape[:2], *shape[1:]), constant
 
 
+def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Least value of each row over a box: a [batch or 1, k, *shape], ends [batch, *shape] -> [batch, k].
+
+    Gradient: exact; in a coefficient of 0 the middle of the box.  A double backward raises RuntimeError.
+    """
+    found: Tensor = _Least.apply(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
+    return found
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The compiled step, or why there is none."""
@@ -99,6 +108,51 @@ class _RelaxStep(torch.autograd.Function):
         grad_li = _columns(positive, grad_constant) if need[2] else None
         grad_ui = _columns(negative, grad_constant) if need[4] else None
         return grad_a, grad_ls, grad_li, grad_us, grad_ui, None
+
+
+class _Least(torch.autograd.Function):
+    """Saves the rows and the box only."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        if not kernels().supports(a, lower, upper):
+            ctx.save_for_backward(a, lower, upper)
+            return _rows_dot(a, (lower + upper) / 2) - _rows_dot(a.abs(), (upper - lower) / 2)
+        a, lower, upper = (t.contiguous() for t in (a, lower, upper))
+        ctx.save_for_backward(a, lower, upper)
+        batch, k, n = lower.shape[0], *a.shape[1:]
+        value = a.new_empty(batch, k)
+        kernels().call("least", a.dtype, batch, k, n, int(a.shape[0] != batch), a, lower, upper, value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, lower, upper = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        shared = a.shape[0] != lower.shape[0]
+        grad_a = grad_lower = grad_upper = None
+        if need[0] and shared:
+            # [k, n]: sums over the batch are products.
+            sign = a[0].sign()
+            grad_a = (grad.mT @ (lower + upper) - sign * (grad.mT @ (upper - lower)))[None] / 2
+        if kernels().supports(a, lower, upper):
+            grad_a = torch.empty_like(a) if need[0] and not shared else grad_a
+            ends = [torch.empty_like(lower) if need[1] or need[2] else None for _ in range(2)]
+            own = None if shared else grad_a
+            if own is not None or ends[0] is not None:
+                sizes = (lower.shape[0], *a.shape[1:], int(shared))
+                kernels().call("least_back", a.dtype, *sizes, a, lower, upper, grad.contiguous(), own, *ends)
+            return grad_a, *(t if wanted else None for t, wanted in zip(ends, need[1:], strict=True))
+        if need[0] and not shared:
+            half = (upper - lower)[:, None] / 2
+            grad_a = ((lower + upper)[:, None] / 2 - a.sign() * half) * grad[..., None]
+        positive = a.relu()
+        if need[1]:
+            grad_lower = _columns(positive, grad)
+        if need[2]:
+            grad_upper = _columns(a - positive, grad)
+        return grad_a, grad_lower, grad_upper
 
 
 def _compiled_step(a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor) -> tuple[Tensor, Tensor]:
