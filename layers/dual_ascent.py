@@ -9,7 +9,7 @@ cannot (neurons whose coefficient is 0 at the optimum lie between the lines). Se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -42,7 +42,7 @@ class Answer:
     """Objective of the feasible `primal`; inf where there is none."""
     status: Tensor
     iterations: Tensor
-    sweeps: tuple[Backward, Feasible] | None = None
+    sweeps: tuple[Backward, Feasible] | None = field(default=None, kw_only=True)
     """What evaluated exactly these points, where it was kept: a gradient rule needs it once more."""
 
 
@@ -138,7 +138,7 @@ class DualAscent:
         primal = PrimalPoint(torch.minimum(torch.maximum(primal.x, problems.lower), problems.upper), primal.tau)
         back, feasible = backward_sweep(problems, dual), primal_sweep(problems, primal)
         status = statuses(back.value, feasible.objective, self.tol)
-        return Answer(dual, primal, back.value, feasible.objective, status, iterations, (back, feasible))
+        return Answer(dual, primal, back.value, feasible.objective, status, iterations, sweeps=(back, feasible))
 
     def _ascend(self, problems: Problems, starts: list[DualPoint]) -> Answer:
         dtype = problems.rows.dtype
