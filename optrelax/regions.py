@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class LinfBall(InputBox):
         check_floating("LinfBall", "x", x)
         if x.dim() == 0:
             raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
-        check_finite("LinfBall", "x", x)
+        least, greatest = _extremes(x)
         if not isinstance(eps, (numbers.Real, Tensor)):
             raise TypeError(f"LinfBall: eps must be a number or a tensor, got {type(eps).__name__}")
         radius = _radius(x, eps)
@@ -112,8 +113,9 @@ class LinfBall(InputBox):
             low, high = float(clip[0]), float(clip[1])
             if not low <= high:
                 raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")
-            least, greatest = torch.aminmax(x.detach()) if x.numel() else (x.new_tensor(low), x.new_tensor(high))
-            if not (bool(least >= low) and bool(greatest <= high)):
+            # In the type of x, as the ends of the box are.
+            bottom, top = (float(torch.tensor(end, dtype=x.dtype)) for end in (low, high))
+            if x.numel() and not bottom <= least <= greatest <= top:
                 outside = (x.detach() < low) | (x.detach() > high)
                 raise ValueError(
                     f"LinfBall: x lies outside clip [{low}, {high}] in {int(outside.sum())} of {outside.numel()} "
@@ -125,7 +127,9 @@ class LinfBall(InputBox):
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "clip", clip)
-        InputBox.__post_init__(self)
+        # Between finite ends the box is finite and in order: only an infinite clip or an overflow needs another look.
+        if clip is None or math.isinf(low) or math.isinf(high):
+            InputBox.__post_init__(self)
 
     def outward(self) -> InputBox:
         """The box around the ball in real arithmetic: every point within eps, a Python number as it is, and clip."""
@@ -139,6 +143,16 @@ class LinfBall(InputBox):
         low = torch.where(low.double() > lower, down(low), low)
         high = torch.where(high.double() < upper, up(high), high)
         return InputBox(torch.where(still, self.x, low), torch.where(still, self.x, high))
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """Least and greatest entry; ValueError for NaN or infinite ones."""
+    if not x.numel():
+        return 0.0, 0.0
+    least, greatest = (float(t) for t in torch.aminmax(x.detach()))
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        check_finite("LinfBall", "x", x)
+    return least, greatest
 
 
 def _radius(x: Tensor, eps: float | Tensor) -> Tensor:

@@ -19,8 +19,8 @@ def margins(labels: Tensor, classes: int) -> Tensor:
         raise TypeError(f"margins: labels must be integers, got {labels.dtype}")
     if classes < 2:
         raise ValueError(f"margins: classes must be at least 2, got {classes}")
-    wrong = (labels < 0) | (labels >= classes)
-    if bool(wrong.any()):
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        wrong = (labels < 0) | (labels >= classes)
         value = int(labels[wrong][0])
         raise ValueError(f"margins: labels must lie in [0, {classes - 1}], got {value}")
     labels = labels.long()

@@ -127,3 +127,11 @@ def test_bounds_that_rounding_has_parted_keep_the_order_of_their_ends():
 def test_bounds_that_are_none_are_refused(lower, upper, message):
     with pytest.raises(ValueError, match=message):
         ox.Bounds(lower, upper)
+
+
+def test_a_pixel_at_the_float32_of_an_end_lies_inside():
+    """0.7 in float32 is less than 0.7: the clip is meant in the type of x."""
+    x = torch.tensor([[0.7, 0.9]])
+    region = ox.LinfBall(x, 0.05, clip=(0.7, 0.9))
+    assert torch.equal(region.lower[0, 0], x[0, 0])
+    assert torch.equal(region.upper[0, 1], x[0, 1])
