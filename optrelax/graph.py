@@ -116,8 +116,8 @@ class Network:
         """UnsupportedOpError if a captured batch norm or dropout has been put in training mode since."""
         problems = [
             Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
-            for path, m in self.module.named_modules()
-            if isinstance(m, MODES) and m.training
+            for path, m in self._modules
+            if m.training and isinstance(m, MODES)
         ]
         if problems:
             raise UnsupportedOpError(problems)
@@ -137,6 +137,13 @@ class Network:
                     "use a float64 region or net.float()"
                 )
 
+    @cached_property
+    def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
+        """The modules that were captured; walking them anew at each call would cost as much as a small layer."""
+        return tuple(self.module.named_modules())
+
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.module.named_parameters()
-        yield from self.module.named_buffers()
+        for path, module in self._modules:
+            prefix = path + "." if path else ""
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                yield prefix + name, tensor
