@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.measuring import ROOT, cores
 from benchmarks.reports import Options
+from optrelax import relaxations
 
 SUITES = ("closed_forms", "lp_layers")
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add("--device", default="cpu", help="where the relaxations and layers run; default %(default)s")
     add("--data", default="mnist", choices=("mnist", "digits"), help="images of lp_layers; default %(default)s")
+    add("--relaxations", nargs="+", default=(), metavar="NAME", help="of closed_forms; default all, some 20 minutes")
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for suite in given.suites:
         if suite not in SUITES:
             parser.error(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
+    unknown = sorted(set(given.relaxations) - set(relaxations.names()))
+    if unknown:
+        parser.error(f"unknown relaxation {unknown[0]!r}; there are {', '.join(relaxations.names())}")
     if given.threads < 1 or (given.runs is not None and given.runs < 1):
         parser.error("--threads and --runs must be at least 1")
     options = Options(
@@ -50,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs=given.runs or (1 if given.quick else 5),
         data=given.data,
         cache=given.cache,
+        relaxations=tuple(given.relaxations),
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
     )
     torch.set_num_threads(options.threads)

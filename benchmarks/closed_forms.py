@@ -127,8 +127,10 @@ def _bars(label: str, rows: dict[str, Row], batch: int) -> list[Bar]:
     return found
 
 
-def _names(quick: bool) -> list[str]:
-    return [name for name in relaxations.names() if name not in _LAYERS and (not quick or name in _QUICK)]
+def _names(options: Options) -> list[str]:
+    wanted = options.relaxations or (_QUICK if options.quick else relaxations.names())
+    # The bars are about these two.
+    return [name for name in relaxations.names() if name not in _LAYERS and name in {"box", "crown", *wanted}]
 
 
 def _table(label: str, model: str, batch: int, options: Options) -> Table:
@@ -136,7 +138,7 @@ def _table(label: str, model: str, batch: int, options: Options) -> Table:
     of = case(model, batch, options.seed, options.device)
     given = {"model": model, "batch": batch, "seed": options.seed}
     measured: dict[str, int | None] = {}
-    for name in _names(options.quick):
+    for name in _names(options):
         measured[name] = peak_bytes(probe, threads=options.threads, device=options.device, name=name, **given)
     # What does not fit is not timed either: it would take the machine down with it.
     fits = [name for name, peak in measured.items() if peak is not None]

@@ -37,6 +37,8 @@ class Options:
     data_dir: str | None = None
     cache: str = str(ROOT / "benchmarks" / "cache")
     """Folder of trained weights and optimal values, made again where they are missing."""
+    relaxations: tuple[str, ...] = ()
+    """Those that closed_forms measures, box and crown among them; none given: all."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "runs"):
