@@ -13,7 +13,7 @@ import torch
 from lp_networks import QUESTIONS, question
 
 from optrelax import native
-from optrelax.domains import relax_step
+from optrelax.domains import interval, relax_step
 from optrelax.layers import DualAscent, Triangle, dense_ascent
 from optrelax.layers.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
 from optrelax.lines import Lines as AllLines
@@ -177,6 +177,31 @@ def test_compiled_least_value_over_a_box_is_the_eager_one(dtype, shared, monkeyp
             torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
     corners = torch.where(a > 0, lower[:, None], upper[:, None])
     torch.testing.assert_close(found[0][0], (a * corners).flatten(2).sum(2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("used", [(0, 1, 2, 3), (2, 3), (0,)])
+def test_compiled_relu_of_a_ball_is_the_rule(dtype, used):
+    assert interval.kernels().library is not None, interval.kernels().reason
+    g = torch.Generator().manual_seed(0)
+    center = torch.randn(300, 4, 20, generator=g, dtype=dtype)
+    radius = torch.rand(300, 4, 20, generator=g, dtype=dtype)
+    radius[0, 0], center[1, 1], radius[2, 2] = 0.0, 0.0, center[2, 2].abs()  # l = u; |l| = |u|; l = 0 or u = 0
+    center[3, 3, 0] = torch.nan
+    grads = [torch.randn(center.shape, generator=g, dtype=dtype) for _ in used]
+    found = []
+    for compiled in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (center, radius)]
+        if compiled:
+            outputs = interval._Rectify.apply(*leaves)
+        else:
+            l, u = leaves[0] - leaves[1], leaves[0] + leaves[1]
+            low, high = l.relu(), u.relu()
+            outputs = (l, u, (low + high) / 2, (high - low) / 2)
+        chosen = [outputs[i] for i in used]
+        found.append([*chosen, *torch.autograd.grad(chosen, leaves, grads, allow_unused=True)])
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, equal_nan=True)
 
 
 def build_elsewhere(**environment: str) -> dict[str, object]:

@@ -35,14 +35,15 @@ def facts() -> dict[str, Any]:
     import torch
 
     import optrelax
-    from optrelax.domains import relax_step
+    from optrelax.domains import interval, relax_step
     from optrelax.layers import dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []
     kernels += ["oneDNN"] if torch.backends.mkldnn.is_available() else []
     kernels += [f"cuDNN {torch.backends.cudnn.version()}"] if torch.backends.cudnn.is_available() else []
-    for what, build in (("relaxation step", relax_step.kernels()), ("dual ascent", dense_ascent.kernels())):
+    passes = {"intervals": interval, "relaxation step": relax_step, "dual ascent": dense_ascent}
+    for what, build in ((what, module.kernels()) for what, module in passes.items()):
         kernels.append(f"{what}: {build.reason if build.library is not None else f'PyTorch ({build.reason})'}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax import native
 from optrelax.activations import Activation
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
@@ -72,6 +76,10 @@ def propagate(
     for node in network:
         inputs = [balls[name] for name in node.inputs]
         if isinstance(node.op, Activation):
+            if loosen is None and _rectifies(node.op, inputs[0]):
+                l, u, center, radius = _Rectify.apply(inputs[0].center, inputs[0].radius)
+                preactivation[node.name], balls[node.name] = Bounds(l, u), Ball(center, radius)
+                continue
             before = inputs[0].bounds
             if loosen is not None:
                 before = Bounds(*loosen(before.lower, before.upper))
@@ -81,6 +89,43 @@ def propagate(
         assert step is not None
         balls[node.name] = step(node.op, *inputs)
     return Intervals(balls, preactivation)
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled ReLU, or why there is none."""
+    return native.build(Path(__file__).with_name("interval.c"))
+
+
+def _rectifies(op: Activation, x: Ball) -> bool:
+    """Whether the compiled pass does what the rule would: a ReLU, rounded to nearest, on a CPU."""
+    relu = op.kinks == (0.0,) and op.slopes == (0.0, 1.0) and not any(op.intercepts)
+    return relu and not x.outward and kernels().supports(x.center, x.radius)
+
+
+class _Rectify(torch.autograd.Function):
+    """Center and radius before a ReLU -> ends before it, center and radius after it; one pass, and one back."""
+
+    @staticmethod
+    def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+        found = [torch.empty_like(center, memory_format=torch.contiguous_format) for _ in range(4)]
+        kernels().call("rectify", center.dtype, center.numel(), center.contiguous(), radius.contiguous(), *found)
+        ctx.save_for_backward(*found[:2])
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor]:
+        l, u = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            to_l, to_u, to_c, to_r = (torch.zeros_like(l) if g is None else g for g in grads)
+            low = (l > 0) * (to_c - to_r) / 2 + to_l
+            high = (u > 0) * (to_c + to_r) / 2 + to_u
+            return high + low, high - low
+        given = [None if g is None else g.contiguous() for g in grads]
+        to_center, to_radius = torch.empty_like(l), torch.empty_like(l)
+        kernels().call("rectify_back", l.dtype, l.numel(), l, u, *given, to_center, to_radius)
+        return to_center, to_radius
 
 
 @rule(Affine, domain=Ball)
