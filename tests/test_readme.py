@@ -61,6 +61,9 @@ def test_commands_parse(line):
     if program == "make":
         targets = re.findall(r"^([\w-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words) <= set(targets)
+    elif program == "python" and words[0] == "-m":
+        assert (ROOT / words[1] / "__main__.py").is_file()
+        assert all((ROOT / words[1] / f"{suite}.py").is_file() for suite in words[2:3])
     elif program == "python":
         assert (ROOT / words[0]).is_file()
     elif "COMMAND" not in words:

@@ -78,7 +78,7 @@ def propagate(
         if isinstance(node.op, Activation):
             if loosen is None and _rectifies(node.op, inputs[0]):
                 l, u, center, radius = _Rectify.apply(inputs[0].center, inputs[0].radius)
-                preactivation[node.name], balls[node.name] = Bounds(l, u), Ball(center, radius)
+                preactivation[node.name], balls[node.name] = Bounds.known(l, u), Ball(center, radius)
                 continue
             before = inputs[0].bounds
             if loosen is not None:
