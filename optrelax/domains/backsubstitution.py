@@ -136,6 +136,8 @@ def concretise(walk: Rows, region: InputBox) -> Tensor:
             # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
             size = dot(a.abs(), region.center.abs() + region.radius)
             walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
+    # A sum that overflowed upwards is no bound; downwards it is a useless one.
+    walk.constant = walk.constant.masked_fill(walk.constant.detach() == torch.inf, torch.nan)
     if walk.allowance is None:
         return walk.constant
     total = walk.allowance
