@@ -46,7 +46,7 @@ class Samples:
         return statistics.median(a / b for a, b in pairs)
 
 
-def interleaved(tasks: Mapping[str, Task], *, runs: int, device: str = "cpu", least: float = 0.02) -> Samples:
+def interleaved(tasks: Mapping[str, Task], *, runs: int, device: str = "cpu", least: float = 0.2) -> Samples:
     """Time every task once a round, in turn: A B C A B C.
 
     Each is run beforehand, which is not counted. A task shorter than `least` seconds is repeated within a round until

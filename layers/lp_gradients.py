@@ -18,7 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from optrelax.layers.first_order import first_order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +101,7 @@ class _Value(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, v, r, live, lower, upper = ctx.saved_tensors
         # A problem without a value may receive inf or NaN from the loss; it must not reach data others share.

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from optrelax.layers.dual_ascent import Answer
+from optrelax.layers.first_order import first_order
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -138,7 +138,7 @@ class _Value(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (usable,) = ctx.saved_tensors
         return torch.where(usable, grad, 0.0), None, None

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from optrelax.layers.first_order import first_order
 from optrelax.layers.lp_data import LPData, stack_rows, transposed_times
 from optrelax.layers.lp_gradients import outer_sum
 from optrelax.layers.quadratic import project
@@ -85,7 +85,7 @@ class _Argmin(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, solved, at_rows, at_lower, at_upper, c, A, E = ctx.saved_tensors
         m, s = A.shape[-2], ctx.strength

@@ -76,6 +76,15 @@ class Network:
         return tuple(node for node in self.nodes if isinstance(node.op, Activation))
 
     @cached_property
+    def readers(self) -> Mapping[str, tuple[Node, ...]]:
+        """The nodes that read each node's value."""
+        found: dict[str, tuple[Node, ...]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found[name] = (*found.get(name, ()), node)
+        return found
+
+    @cached_property
     def exact_intervals(self) -> frozenset[str]:
         """Nodes whose interval image is exact: at most one op that mixes inputs between them and the input."""
         mixed = {self.input: False}

@@ -48,12 +48,15 @@ class Build:
 
 
 def _argument(value: Tensor | int | float | None) -> object:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
+    kind = type(value)  # `isinstance` asks the metaclass of tensors, which takes longer than a small kernel
+    if kind is int:
+        return ctypes.c_int64(value)
+    if kind is float:
         return ctypes.c_double(value)
-    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+    if value is None:
+        return ctypes.c_void_p(None)
+    assert value.is_contiguous()
+    return ctypes.c_void_p(value.data_ptr())
 
 
 @functools.cache

@@ -166,6 +166,10 @@ def _radius(x: Tensor, eps: float | Tensor) -> Tensor:
         raise ValueError(
             f"LinfBall: eps must be a number, [batch] or like x {tuple(x.shape)}, got {tuple(radius.shape)}"
         )
+    if not isinstance(eps, Tensor):
+        if not eps >= 0:
+            raise ValueError(f"LinfBall: eps must be >= 0, got {float(eps)}")
+        return radius
     worst = radius.detach().min() if radius.numel() else torch.zeros(())
     if bool(radius.detach().isnan().any()) or not bool(worst >= 0):
         raise ValueError(f"LinfBall: eps must be >= 0, got {float(worst)}")

@@ -15,6 +15,7 @@ from optrelax import lines as named
 from optrelax.activations import Activation
 from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.domains.interval import Ball
+from optrelax.domains.relax_step import least_over_box
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number, suggest
 from optrelax.graph import Network
@@ -113,17 +114,28 @@ class Box(Relaxation):
         above = (self.F * u - (self.F * u).floor()).clamp_min(0)
         return l - self.omega * below, u + self.omega * above
 
-    def intervals(self, network: Network, region: InputBox) -> interval.Intervals:
-        """Balls of every node and pre-activation bounds."""
+    def intervals(
+        self, network: Network, region: InputBox, targets: frozenset[str] | None = None
+    ) -> interval.Intervals:
+        """Balls and pre-activation bounds of every node, or of those that `targets` depend on."""
         loosen = self._loosen if self.omega > 0 else None
-        return interval.propagate(network, self.prepare(region), loosen=loosen, rounding=self.rounding)
+        region = self.prepare(region)
+        return interval.propagate(network, region, loosen=loosen, rounding=self.rounding, targets=targets)
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         return self.intervals(network, region).preactivation
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        center, radius = self._project(network, region, rows)
-        return center - radius
+        if self.outward:
+            center, radius = self._project(network, region, rows)
+            return center - radius
+        front = zonotope.frontier(network)
+        balls = self.intervals(network, region, front).balls
+        walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, stop=front)
+        for name, a in walk.stops.items():
+            ball = balls[name]
+            walk.add_constant(least_over_box(a, ball.center - ball.radius, ball.center + ball.radius))
+        return backsubstitution.concretise(walk, region)
 
     def output_bounds(self, network: Network, region: InputBox) -> Bounds:
         center, radius = self._project(network, region, identity_rows(network.output_shape, region.lower))

@@ -19,7 +19,7 @@ def margins(labels: Tensor, classes: int) -> Tensor:
         raise TypeError(f"margins: labels must be integers, got {labels.dtype}")
     if classes < 2:
         raise ValueError(f"margins: classes must be at least 2, got {classes}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if labels.numel() and not 0 <= (ends := [int(end) for end in labels.aminmax()])[0] <= ends[1] < classes:
         wrong = (labels < 0) | (labels >= classes)
         value = int(labels[wrong][0])
         raise ValueError(f"margins: labels must lie in [0, {classes - 1}], got {value}")

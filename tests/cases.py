@@ -32,8 +32,6 @@ class RelaxationCase:
     tight_at_points: bool = True
     """At eps = 0 the bounds are the output: not for forms that relax stable neurons or loosen intervals."""
     max_pool: bool = True
-    double_backward: bool | None = False
-    """Whether a gradient of the gradient exists (None: in the forward direction); a clear RuntimeError elsewhere."""
     variant: bool = False
     """Another setting of a row: sound on everything like it, but not put through every other contract."""
     closed_form: bool = True
@@ -51,28 +49,27 @@ def _object(name: str, make: Callable[[], Any], **flags: Any) -> RelaxationCase:
     return RelaxationCase(name, make, **flags)
 
 
-_FORWARD: dict[str, Any] = {"double_backward": True}
 RELAXATIONS = [
-    _row("box", monotone=True, **_FORWARD),
-    _row("box-widen", monotone=True, tight_at_points=False, **_FORWARD),
-    _row("box-widen:omega=2", variant=True, monotone=True, tight_at_points=False, **_FORWARD),
-    _row("box-round", continuous=False, tight_at_points=False, **_FORWARD),
-    _row("box-round:omega=1,F=100", variant=True, continuous=False, tight_at_points=False, **_FORWARD),
-    _row("hbox", continuous=False, **_FORWARD),
-    _row("hbox-diag", continuous=False, **_FORWARD),
-    _row("hbox-diag-c", tight_at_points=False, **_FORWARD),
-    _row("hbox-switch", continuous=False, **_FORWARD),
-    _row("hzono", **_FORWARD),
-    _row("deepz", double_backward=None),
-    _row("deepz-box", continuous=False, double_backward=None),
-    _row("deepz-diag", continuous=False, double_backward=None),
-    _row("deepz-diag-c", tight_at_points=False, double_backward=None),
-    _row("deepz-switch", continuous=False, double_backward=None),
-    _row("deepz-soft", double_backward=None),
-    _row("deepz-soft:gamma=10", double_backward=None, variant=True),
-    _row("deepz-slanted", continuous=False, double_backward=None),
-    _row("deepz-slanted:kappa=0.3", continuous=False, double_backward=None, variant=True),
-    _object("deepz forward", lambda: ox.DeepZ(direction="forward"), **_FORWARD),
+    _row("box", monotone=True),
+    _row("box-widen", monotone=True, tight_at_points=False),
+    _row("box-widen:omega=2", variant=True, monotone=True, tight_at_points=False),
+    _row("box-round", continuous=False, tight_at_points=False),
+    _row("box-round:omega=1,F=100", variant=True, continuous=False, tight_at_points=False),
+    _row("hbox", continuous=False),
+    _row("hbox-diag", continuous=False),
+    _row("hbox-diag-c", tight_at_points=False),
+    _row("hbox-switch", continuous=False),
+    _row("hzono"),
+    _row("deepz"),
+    _row("deepz-box", continuous=False),
+    _row("deepz-diag", continuous=False),
+    _row("deepz-diag-c", tight_at_points=False),
+    _row("deepz-switch", continuous=False),
+    _row("deepz-soft"),
+    _row("deepz-soft:gamma=10", variant=True),
+    _row("deepz-slanted", continuous=False),
+    _row("deepz-slanted:kappa=0.3", continuous=False, variant=True),
+    _object("deepz forward", lambda: ox.DeepZ(direction="forward")),
     _object("deepz backward", lambda: ox.DeepZ(direction="backward")),
     _object("deepz-soft backward", lambda: ox.DeepZ(slope="soft", direction="backward"), variant=True),
     _row("fast-lin"),
@@ -91,10 +88,10 @@ RELAXATIONS = [
     _row("crown-ibp-soft"),
     _object("crown on the best of box and fast-lin", lambda: ox.Crown(preactivation=BEST()), continuous=False),
     _object("crown in chunks", lambda: ox.Crown(max_bytes=4000), continuous=False),
-    _object("deepz forward in chunks", lambda: ox.DeepZ(direction="forward", max_bytes=20000), **_FORWARD),
+    _object("deepz forward in chunks", lambda: ox.DeepZ(direction="forward", max_bytes=20000)),
     _object("intersect", lambda: BEST()),
-    _row("cauchy", sound=False, max_pool=False, **_FORWARD),
-    _row("cauchy:k=7,seed=3", variant=True, sound=False, max_pool=False, **_FORWARD),
+    _row("cauchy", sound=False, max_pool=False),
+    _row("cauchy:k=7,seed=3", variant=True, sound=False, max_pool=False),
 ]
 SOUND = [case for case in RELAXATIONS if case.sound]
 PLAIN = [case for case in RELAXATIONS if not case.variant]

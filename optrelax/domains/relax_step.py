@@ -1,6 +1,7 @@
 """The relaxation step of back-substitution: rows choose a line by sign, in one pass, with a hand-written gradient.
 
-On a CPU the pass is compiled (`relax_step.c`); elsewhere, and without a compiler, PyTorch's operations do the same.
+On a CPU the pass is compiled (`relax_step.c`). Elsewhere, without a compiler, and where the gradient is to be
+differentiated again, PyTorch's operations do the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from optrelax import native
 from optrelax.lines import Lines
@@ -22,7 +22,7 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     """Pull rows through an activation: positive coefficients take the lower line, negative ones the upper.
 
     a [batch or 1, k, *shape], lines [batch, *shape] -> coefficients [batch, k, *shape], constant [batch, k].
-    Gradient: exact; at a coefficient of 0 the upper line's slope.  A double backward raises RuntimeError.
+    Gradient: exact, to any order; at a coefficient of 0 the upper line's slope.
     """
     shape = lines.lower_slope.shape
     flat = [
@@ -35,7 +35,7 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
 def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Least value of each row over a box: a [batch or 1, k, *shape], ends [batch, *shape] -> [batch, k].
 
-    Gradient: exact; in a coefficient of 0 the middle of the box.  A double backward raises RuntimeError.
+    Gradient: exact, to any order; in a coefficient of 0 the middle of the box.
     """
     found: Tensor = _Least.apply(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
     return found
@@ -78,11 +78,10 @@ class _RelaxStep(torch.autograd.Function):
         return pulled.addcmul_(negative, us[:, None]), constant
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, ls, li, us, ui = ctx.saved_tensors
         need = ctx.needs_input_grad
-        if kernels().supports(a, ls, li, us, ui):
+        if kernels().supports(a, ls, li, us, ui) and not torch.is_grad_enabled():
             if ctx.parallel:  # one slope, which stands in both places
                 need = (need[0], need[1] or need[3], need[2], need[1] or need[3], need[4])
             found = _compiled_gradient(a, ls, li, us, ui, grad.contiguous(), grad_constant.contiguous(), need)
@@ -126,7 +125,6 @@ class _Least(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
@@ -136,7 +134,7 @@ class _Least(torch.autograd.Function):
             # [k, n]: sums over the batch are products.
             sign = a[0].sign()
             grad_a = (grad.mT @ (lower + upper) - sign * (grad.mT @ (upper - lower)))[None] / 2
-        if kernels().supports(a, lower, upper):
+        if kernels().supports(a, lower, upper) and not torch.is_grad_enabled():
             grad_a = torch.empty_like(a) if need[0] and not shared else grad_a
             ends = [torch.empty_like(lower) if need[1] or need[2] else None for _ in range(2)]
             own = None if shared else grad_a
