@@ -1,8 +1,11 @@
-"""`optrelax relaxations`: every name that --relaxation takes."""
+"""`optrelax relaxations`: every name that --relaxation takes, and a picture of what each does with a neuron."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.inputs import Json
@@ -51,8 +54,41 @@ _NOTES: dict[str, tuple[str, str]] = {
 
 
 @command("relaxations")
-def relaxations(json: Json = False) -> None:
-    """List every relaxation: whether its bounds hold, and whether they are continuous in the weights."""
+def relaxations(
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="OUT.png",
+            show_default=False,
+            help="Draw them for one ReLU neuron instead, as PNG and SVG.",
+        ),
+    ] = None,
+    lower: Annotated[
+        float | None, typer.Option("--lower", show_default="-1", help="Least pre-activation, for --plot.")
+    ] = None,
+    upper: Annotated[
+        float | None, typer.Option("--upper", show_default="2", help="Greatest pre-activation, for --plot.")
+    ] = None,
+    relaxations: Annotated[
+        list[str] | None,
+        typer.Option("--relaxations", metavar="NAME", show_default="all made of lines", help="Some, for --plot."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List every relaxation: whether its bounds hold, and whether they are continuous in the weights.
+
+    --plot draws what each allows of one neuron, from the lines that bounds are computed with.
+    """
+    if plot is not None:
+        pictures = _draw(plot, -1.0 if lower is None else lower, 2.0 if upper is None else upper, relaxations)
+        if json:
+            print_json({"pictures": pictures})
+        else:
+            stdout().print(f"relaxations of one neuron: {pictures[0]}", markup=False, highlight=False, soft_wrap=True)
+        return
+    if not (lower is None and upper is None and not relaxations):
+        raise ValueError("--lower, --upper and --relaxations belong to --plot OUT.png, which is missing")
     frame = relaxation_frame()
     if json:
         print_json(frame.to_dicts())
@@ -60,6 +96,14 @@ def relaxations(json: Json = False) -> None:
     from optrelax.tables import rich_table
 
     stdout().print(rich_table(frame))
+
+
+def _draw(path: Path, lower: float, upper: float, relaxations: list[str] | None) -> list[str]:
+    """The picture's files."""
+    from optrelax.plots import write_figure
+    from optrelax.relaxation_figures import relaxation_panels
+
+    return [str(file) for file in write_figure(relaxation_panels(lower, upper, relaxations or None), path)]
 
 
 def relaxation_frame() -> pl.DataFrame:
