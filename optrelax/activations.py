@@ -71,6 +71,11 @@ class Activation:
         return all(abs(s) in (0.0, 1.0) for s in self.slopes) and not any(self.intercepts)
 
     @property
+    def is_relu(self) -> bool:
+        """Whether this is max(x, 0), whatever its name: what compiled passes are written for."""
+        return self.kinks == (0.0,) and self.slopes == (0.0, 1.0) and self.intercepts == (0.0, 0.0)
+
+    @property
     def monotone(self) -> bool:
         """Whether the function never falls."""
         return min(self.slopes) >= 0

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from optrelax import activations, ops
 from optrelax.activations import Activation
+from optrelax.convolutions import ConvGeometry
 from optrelax.errors import suggest
 from optrelax.files import read_tensors, write_tensors
 from optrelax.graph import Network, Node, Op
-from optrelax.ops import ConvGeometry, Shape, Source
+from optrelax.ops import Shape, Source
 from optrelax.tracing import capture
 
 __all__ = ["load", "read_extra", "save", "stored_op"]

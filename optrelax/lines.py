@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optrelax import relu_lines
 from optrelax.activations import Activation, Hull, Line, least_width
 from optrelax.rounding import unit_roundoff
 
@@ -50,6 +51,9 @@ def crown_lines(
 
     Sound: yes.  Gradient: through slopes and intercepts; jumps in the weights where the choice of the line does.
     """
+    if lower != "soft" and not tria and not continuous and relu_lines.compiles(activation, l, u):
+        slope, chord, intercept = relu_lines.relu_lines(l, u, lower)
+        return Lines(slope, torch.zeros_like(slope), chord, intercept)
     hull = activation.hull(l, u)
     if lower == "adaptive":
         below = _steeper_middle(hull.below, l, u, sign=1.0)
@@ -119,6 +123,9 @@ def band_lines(
         steep = torch.full_like(l, max(activation.slopes))
         low, high = activation.band(steep, l, u, whole=True)
         return Lines(steep, low, steep, high)
+    if slope == "chord" and relu_lines.compiles(activation, l, u):
+        lam, _, high = relu_lines.relu_lines(l, u, "chord")
+        return Lines(lam, torch.zeros_like(high), lam, high)
     crossing, a, b = activation.ends(l, u)
     exact_slope, exact_intercept = activation.piece(l)
     lam = _band_slope(activation, a, b, slope, gamma, kappa)

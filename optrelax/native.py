@@ -48,13 +48,13 @@ class Build:
 
 
 def _argument(value: Tensor | int | float | None) -> object:
-    kind = type(value)  # `isinstance` asks the metaclass of tensors, which takes longer than a small kernel
-    if kind is int:
-        return ctypes.c_int64(value)
-    if kind is float:
-        return ctypes.c_double(value)
     if value is None:
         return ctypes.c_void_p(None)
+    # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
     assert value.is_contiguous()
     return ctypes.c_void_p(value.data_ptr())
 

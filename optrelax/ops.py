@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from optrelax.convolutions import ConvGeometry, pull_rows
 
 Shape = tuple[int, ...]
 Source = Callable[[], Tensor]  # reads a parameter, a buffer or a constant of the module
@@ -149,23 +150,14 @@ class Linear(Affine):
         return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
 
 
-@dataclass(frozen=True, slots=True)
-class ConvGeometry:
-    """Settings of a convolution, two numbers each."""
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
 class Conv2d(Affine):
     """Zero-padded convolution: weight [out, in / groups, kh, kw], bias [out]."""
 
     def __init__(
-        self, input_shape: Shape, weight: Source, bias: Source | None, geometry: ConvGeometry = ConvGeometry()
+        self, input_shape: Shape, weight: Source, bias: Source | None, geometry: ConvGeometry | None = None
     ) -> None:
         w = weight()
+        geometry = geometry or ConvGeometry()
         if len(input_shape) != 3 or input_shape[0] != w.shape[1] * geometry.groups:
             raise ValueError(
                 f"Conv2d: takes {w.shape[1] * geometry.groups} channels [c, h, w], got input of shape {input_shape}"
@@ -182,19 +174,6 @@ class Conv2d(Affine):
             raise ValueError(f"Conv2d: kernel {kernel} does not fit input of shape {input_shape}")
         self.input_shapes = (input_shape,)
         self.shape = (int(w.shape[0]), *spatial)
-        # What the strides left over at the far edge: the transpose must give those entries too (as zeros).
-        self._leftover = tuple(
-            n - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
-            for n, o, k, s, p, d in zip(
-                input_shape[1:],
-                spatial,
-                kernel,
-                geometry.stride,
-                geometry.padding,
-                geometry.dilation,
-                strict=True,
-            )
-        )
         self.fan_in = int(w.shape[1]) * kernel[0] * kernel[1]
         self.fan_out = int(w.shape[0]) // geometry.groups * kernel[0] * kernel[1]
         self._weight, self._bias = weight, bias
@@ -219,17 +198,8 @@ class Conv2d(Affine):
         return self._convolve(rs[0], magnitude(self.weight(rs[0])))
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
-        g = self.geometry
-        x = F.conv_transpose2d(
-            _flat(a, self.shape),
-            self.weight(a),
-            None,
-            g.stride,
-            g.padding,
-            self._leftover,
-            g.groups,
-            g.dilation,
-        )
+        _, high, wide = self.input_shapes[0]
+        x = pull_rows(_flat(a, self.shape), self.weight(a), self.geometry, (high, wide))
         return (x.reshape(*_lead(a, self.shape), *self.input_shapes[0]),)
 
     def bias(self, like: Tensor) -> Tensor | None:

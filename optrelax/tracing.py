@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from optrelax import activations
 from optrelax.activations import Activation
+from optrelax.convolutions import ConvGeometry
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.graph import HALF, MODES, Network, Node, Op
 from optrelax.ops import (
@@ -26,7 +27,6 @@ from optrelax.ops import (
     AveragePool2d,
     BatchNorm,
     Conv2d,
-    ConvGeometry,
     Linear,
     MaxPool2d,
     Reshape,

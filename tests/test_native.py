@@ -12,11 +12,12 @@ import pytest
 import torch
 from lp_networks import QUESTIONS, question
 
-from optrelax import native
+from optrelax import activations, native, relu_lines
 from optrelax.domains import interval, relax_step
 from optrelax.layers import DualAscent, Triangle, dense_ascent
 from optrelax.layers.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
 from optrelax.lines import Lines as AllLines
+from optrelax.lines import band_lines, crown_lines
 
 COMPILER = shutil.which("cc")
 SOURCE = Path(dense_ascent.__file__).with_name("ascent.c")
@@ -238,6 +239,45 @@ def test_compiled_linear_map_of_a_ball_is_the_rule(dtype, relu, bias, monkeypatc
             found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("below", [0, 1, "adaptive", "chord"])
+def test_compiled_lines_of_a_relu_are_those_of_its_hull(dtype, below, monkeypatch):
+    assert relu_lines.kernels().library is not None, relu_lines.kernels().reason
+    center, radius = balls(300, 70, dtype=dtype)
+    l, u = center - radius, center + radius
+    l[3], u[4] = 0.0, 0.0
+    u[4], l[3] = u[4].clamp_min(l[4]), l[3].clamp_max(u[3])
+    if below != "chord":  # whose band has two greatest values there
+        l[5], u[5] = -1e-30, 1e-30  # too narrow for a slope's gradient in float32
+    l[6, 0] = torch.nan
+    g = torch.Generator().manual_seed(1)
+    grads = [torch.randn(l.shape, generator=g, dtype=dtype) for _ in range(2)]
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(relu_lines, "kernels", lambda: native.Build(None, "tested without"))
+        leaves = [t.clone().requires_grad_() for t in (l, u)]
+        lines = named(activations.relu(), *leaves, below)
+        assert lines.parallel == (below == "chord")
+        outputs = (lines.upper_slope, lines.upper_intercept)
+        gradient = torch.autograd.grad(outputs, leaves, grads)
+        found.append([lines.lower_slope, lines.lower_intercept, *outputs, *gradient])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one,
+            other,
+            equal_nan=True,
+            rtol=2e-5 if dtype == torch.float32 else 1e-11,
+            atol=1e-6 if dtype == torch.float32 else 1e-14,
+        )
+
+
+def named(activation, l, u, below) -> AllLines:
+    if below == "chord":
+        return band_lines(activation, l, u)
+    return crown_lines(activation, l, u, lower=below)
 
 
 def build_elsewhere(**environment: str) -> dict[str, object]:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.ops import Conv2d, ConvGeometry, MaxPool2d
+from optrelax import convolutions
+from optrelax.convolutions import ConvGeometry
+from optrelax.ops import Conv2d, MaxPool2d
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -167,6 +169,27 @@ def test_convolutions_of_any_shape_agree_with_their_matrix(shape, seed):
     torch.testing.assert_close(op.absolute(eye), matrix.abs())
     assert int((matrix.flatten(1) != 0).sum(0).max()) <= op.fan_in
     assert int((matrix.flatten(1) != 0).sum(1).max()) <= op.fan_out
+
+
+@settings(max_examples=100)
+@given(conv_shapes(), seeds)
+def test_compiled_pulling_of_rows_is_the_transposed_convolution(shape, seed):
+    """Also where PyTorch's is the one in use: images of many channels."""
+    assert convolutions.kernels().library is not None, convolutions.kernels().reason
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape.groups * shape.channels[1], shape.channels[0], *shape.kernel, generator=g).double()
+    geometry = ConvGeometry(shape.stride, shape.padding, shape.dilation, shape.groups)
+    x = torch.randn(3, *shape.input_shape, generator=g).double()
+    how = (None, shape.stride, shape.padding, shape.dilation, shape.groups)
+    a = torch.randn(F.conv2d(x, weight, *how).shape, generator=g).double()
+    leaves = [t.requires_grad_() for t in (a, weight)]
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, *how), x, a, create_graph=True)
+    found = convolutions._Pull.apply(a, weight, geometry, shape.input_shape[1:])
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn(x.shape, generator=g).double()
+    for one, other in zip(*(torch.autograd.grad(v, leaves, grad) for v in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @settings(max_examples=60)

@@ -35,6 +35,7 @@ def facts() -> dict[str, Any]:
     import torch
 
     import optrelax
+    from optrelax import convolutions, relu_lines
     from optrelax.domains import interval, relax_step
     from optrelax.layers import dense_ascent
 
@@ -42,7 +43,13 @@ def facts() -> dict[str, Any]:
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []
     kernels += ["oneDNN"] if torch.backends.mkldnn.is_available() else []
     kernels += [f"cuDNN {torch.backends.cudnn.version()}"] if torch.backends.cudnn.is_available() else []
-    passes = {"intervals": interval, "relaxation step": relax_step, "dual ascent": dense_ascent}
+    passes = {
+        "intervals": interval,
+        "lines": relu_lines,
+        "relaxation step": relax_step,
+        "convolutions": convolutions,
+        "dual ascent": dense_ascent,
+    }
     for what, build in ((what, module.kernels()) for what, module in passes.items()):
         kernels.append(f"{what}: {build.reason if build.library is not None else f'PyTorch ({build.reason})'}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -17,7 +17,7 @@ from optrelax import native
 from optrelax.activations import Activation
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network, Node, Op
+from optrelax.graph import Network, Node
 from optrelax.ops import Affine, Linear, MaxPool2d
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
@@ -102,7 +102,7 @@ def propagate(
                 balls[relu.name] = _through(node.op, inputs[0], relu=True)
                 continue
         if isinstance(node.op, Activation):
-            if loosen is None and _compiles(inputs[0]) and _is_relu(node.op):
+            if loosen is None and _compiles(inputs[0]) and node.op.is_relu:
                 balls[node.name] = Ball(*_Rectify.apply(inputs[0].center, inputs[0].radius))
                 continue
             before = inputs[0].bounds
@@ -127,16 +127,13 @@ def _compiles(x: Ball) -> bool:
     return not x.outward and kernels().supports(x.center, x.radius)
 
 
-def _is_relu(op: Op) -> bool:
-    return isinstance(op, Activation) and op.kinks == (0.0,) and op.slopes == (0.0, 1.0) and not any(op.intercepts)
-
-
 def _alone_before(network: Network, node: Node, targets: Set[str]) -> Node | None:
     """The ReLU that alone reads a node nobody asked for: the node's value need not outlive it."""
     readers = network.readers.get(node.name, ())
     if len(readers) != 1 or node.name in targets or node.name == network.output:
         return None
-    return readers[0] if _is_relu(readers[0].op) else None
+    op = readers[0].op
+    return readers[0] if isinstance(op, Activation) and op.is_relu else None
 
 
 def _through(op: Linear, x: Ball, relu: bool) -> Ball:
