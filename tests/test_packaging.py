@@ -148,7 +148,8 @@ def test_version_is_stated_once_and_agrees():
 
 def test_every_dependency_is_pinned_for_development():
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = PROJECT["project"]["dependencies"] + extras["dev"] + extras["docs"]
     names = {re.split(r"[><=~!;\[ ]", requirement)[0] for requirement in wanted}
     assert {name.lower().replace("_", "-") for name in pinned} >= names
 
