@@ -110,8 +110,15 @@ class Meter:
         """Every sum as one vector."""
         return torch.cat([torch.tensor(list(self.sums.values()), dtype=torch.float64), self.gaps.counts])
 
-    def load(self, total: Tensor) -> None:
-        """Take the sums of a vector that `tensor` gave, several of them added up."""
+    @property
+    def seconds(self) -> float:
+        """Wall time of the epoch so far, that before an interruption included."""
+        return time.perf_counter() - self.started
+
+    def load(self, total: Tensor, seconds: float | None = None) -> None:
+        """Take the sums of a vector that `tensor` gave, several of them added up, and the time spent on them."""
+        if seconds is not None:
+            self.started = time.perf_counter() - seconds
         numbers = total[: len(self._FIELDS)].tolist()
         self.sums = dict(zip(self._FIELDS, numbers, strict=True))
         self.gaps.counts = total[len(self._FIELDS) :].clone()
@@ -139,7 +146,7 @@ class Meter:
         images = self.sums["images"]
         return EpochMetrics(
             epoch=epoch + 1,
-            seconds=round(time.perf_counter() - self.started, 3),
+            seconds=round(self.seconds, 3),
             eps=eps,
             lr=lr,
             loss=self.sums["loss"] / images,

@@ -1,8 +1,9 @@
 """Run folders: what a training run leaves on disk, and finds again when it resumes.
 
 config.json: the resolved configuration, seed and versions.  metrics.jsonl: one line an epoch.
-state.safetensors: weights, optimiser and what the loss keeps (dual points of its LPs) after the last finished epoch.
-net.safetensors: the network, for `load`.
+state.safetensors: weights, optimiser, what the loss keeps (dual points of its LPs) and the epoch's sums so far, after
+any step.
+net.safetensors: the network after the last finished epoch, for `load`.
 Every file but the metrics is written whole or not at all; a metrics line past the state is dropped on resuming.
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from optrelax.files import read_tensors, write_tensors, write_whole
 from optrelax.graph import Network
 from optrelax.relaxations import name_of, resolve
 
-__all__ = ["RunFolder", "record", "versions"]
+__all__ = ["RunFolder", "State", "record", "versions"]
 
 Json = Any
 _FORMAT = 1
 _KEY = "optrelax-state"
+_SUMS = "meter.sums"
 
 
 def record(value: object) -> Json:
@@ -65,6 +67,17 @@ def versions() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Where a run stands, and what it carries from step to step beside weights and optimiser."""
+
+    epochs: int = 0  # finished
+    steps: int = 0  # taken of the next epoch
+    seconds: float = 0.0  # spent on them
+    sums: Tensor | None = None  # `Meter.tensor` after them
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # what the loss keeps
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run."""
@@ -82,6 +95,11 @@ class RunFolder:
     @property
     def _state(self) -> Path:
         return self.path / "state.safetensors"
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard's event file, where one was asked for."""
+        return self.path / "tensorboard"
 
     @property
     def net(self) -> Path:
@@ -129,21 +147,15 @@ class RunFolder:
         lines = self._metrics.read_text(encoding="utf-8").splitlines()[:epochs]
         return [_parsed(self._metrics, line) for line in lines]
 
-    def save(
-        self,
-        network: Network,
-        optimizer: torch.optim.Optimizer,
-        epochs: int,
-        extra: Mapping[str, Json],
-        memory: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Store the state after `epochs` finished epochs, then the network.  memory: what the loss keeps."""
-        tensors = {f"net.{name}": value for name, value in network.module.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        tensors |= {f"memory.{name}": value for name, value in (memory or {}).items()}
-        write_tensors(self._state, tensors, {_KEY: json.dumps({"format": _FORMAT, "epochs": epochs})})
-        self.save_network(network, epochs, extra)
+    def save_state(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Store weights, optimiser and where the run stands, in place of the state before."""
+        tensors = {f"net.{name}": value for name, value in module.state_dict().items()}
+        for index, held in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in held.items()}
+        tensors |= {f"memory.{name}": value for name, value in state.memory.items()}
+        tensors |= {} if state.sums is None else {_SUMS: state.sums}
+        place = {"format": _FORMAT, "epochs": state.epochs, "steps": state.steps, "seconds": state.seconds}
+        write_tensors(self._state, tensors, {_KEY: json.dumps(place)})
 
     def save_network(self, network: Network, epochs: int, extra: Mapping[str, Json]) -> None:
         """Store the network as it is after `epochs` finished epochs."""
@@ -157,10 +169,8 @@ class RunFolder:
             return None
         return epochs if isinstance(epochs, int) else None
 
-    def restore(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, repair: bool = True
-    ) -> tuple[int, dict[str, Tensor]]:
-        """Put the stored weights and optimiser state back: finished epochs, 0 where none is stored; the loss's memory.
+    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer, repair: bool = True) -> State:
+        """Put the stored weights and optimiser state back; where the run stands, at its begin where nothing is stored.
 
         repair: drop metrics past the state from their file; one process of several does.
         Raises ValueError for a state that is corrupt or of another network.
@@ -168,19 +178,24 @@ class RunFolder:
         if not self._state.exists():
             if repair:
                 self._metrics.unlink(missing_ok=True)
-            return 0, {}
+            return State()
         tensors, metadata = read_tensors(self._state)
         try:
-            epochs = int(json.loads(metadata[_KEY])["epochs"])
+            place = json.loads(metadata[_KEY])
             memory = {k.removeprefix("memory."): tensors.pop(k) for k in list(tensors) if k.startswith("memory.")}
+            sums = tensors.pop(_SUMS, None)
+            # A state that names no step stands at an epoch's end.
+            found = State(int(place["epochs"]), int(place.get("steps", 0)), place.get("seconds", 0.0), sums, memory)
+            if found.steps and sums is None:
+                raise ValueError(f"no sums of the {found.steps} steps of its epoch")
             _put_back(module, optimizer, tensors)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self._state}: expected the state of this run, got one that fails: {error}") from error
         # What was logged after the state was written will be computed, and logged, again.
         if repair:
-            kept = "".join(json.dumps(line) + "\n" for line in self.metrics(epochs))
+            kept = "".join(json.dumps(line) + "\n" for line in self.metrics(found.epochs))
             write_whole(self._metrics, kept.encode())
-        return epochs, memory
+        return found
 
     def save_failure(self, network: Network, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) -> Path:
         """Store the batch that broke a run and the weights it broke; the path of the batch."""

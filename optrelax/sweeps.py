@@ -2,7 +2,7 @@
 
 submitit, as every run is a process with a folder of its own that resumes: no scheduler of our own that must stay
 reachable (Ray, Dask), nothing but files between the parts, and the same call starts local processes or SLURM jobs.
-A run that is killed with its worker is submitted again and goes on after its last finished epoch.
+A run that is killed with its worker is submitted again and goes on after its last stored step.
 """
 
 from __future__ import annotations

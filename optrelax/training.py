@@ -4,9 +4,11 @@ interruptions too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optrelax.event_files import event_file, require_tensorboard
 from optrelax.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.graph import Network
 from optrelax.journals import tensor_digest
@@ -24,7 +27,7 @@ from optrelax.meters import EpochMetrics, Meter, Progress
 from optrelax.processes import Processes
 from optrelax.regions import LinfBall
 from optrelax.relaxations import name_of
-from optrelax.runs import RunFolder, record
+from optrelax.runs import RunFolder, State, record
 from optrelax.samples import gather
 from optrelax.tracing import capture
 from optrelax.training_settings import Training
@@ -57,6 +60,8 @@ def train(
     *,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    checkpoint_every: float = 5.0,
+    tensorboard: bool = False,
     watch: Callable[[Progress], None] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
@@ -65,9 +70,11 @@ def train(
     data: a pair (images [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader (read once, into memory;
     let it not shuffle, the order of each epoch is drawn here).
     folder: where the run is kept, see `optrelax.runs`; None keeps nothing.  resume: continue the run in `folder`
-    after its last finished epoch (from the start where there is none), on a CPU with as many threads to the same
+    after the last step that it stored (from the start where there is none), on a CPU with as many threads to the same
     weights bit for bit.
-    watch: called after every step.  facts: JSON-ready facts for the configuration and the stored network.
+    checkpoint_every: minutes after which the state is stored within an epoch too; 0 after every step, inf never.
+    tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
+    watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
     Raises TrainingError where a loss or gradient is NaN or infinite (the batch and the weights are stored in
     `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError for a
@@ -75,30 +82,35 @@ def train(
     """
     if resume and folder is None:
         raise ValueError("train: resume needs the folder of the run")
+    if tensorboard and folder is None:
+        raise ValueError("train: tensorboard needs the folder of the run")
+    if not checkpoint_every >= 0:
+        raise ValueError(f"train: checkpoint_every must be >= 0 minutes, got {checkpoint_every}")
+    if tensorboard:
+        require_tensorboard()
     samples = gather(data)
     images, labels = samples.x, samples.labels
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
     network.require_eval()
-    run = _Run(network, images, labels, training)
-    facts = dict(facts or {})
     kept = None if folder is None else RunFolder(Path(folder))
-    done = 0
+    run = _Run(network, images, labels, training, kept, checkpoint_every)
+    facts, state = dict(facts or {}), State()
     if kept is not None:
         seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
         if run.processes.rank == 0:
             kept.open({"training": record(training), **seen, **facts}, resume)
         run.processes.wait()
-        done = run.restore(kept, facts) if resume else 0
+        state = run.restore(facts) if resume else state
     run.processes.agree([*network.module.parameters(), *network.module.buffers()])
-    history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(done)]
-    for epoch in range(done, training.epochs):
-        metrics = run.epoch(epoch, kept, watch)
-        history.append(metrics)
-        _log.info("epoch %d of %d: %s", epoch + 1, training.epochs, metrics)
-        if kept is not None and run.processes.rank == 0:
-            kept.append(asdict(metrics))
-            kept.save(network, run.optimizer, epoch + 1, facts, run.memory_tensors())
-        run.processes.wait()
+    history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(state.epochs)]
+    with contextlib.ExitStack() as stack:
+        note = None
+        if tensorboard and kept is not None and run.processes.rank == 0:
+            note = stack.enter_context(event_file(kept.events, history))
+        for metrics in run.epochs(state, facts, watch):
+            history.append(metrics)
+            if note is not None:
+                note(metrics)
     return TrainingResult(network, tuple(history))
 
 
@@ -109,10 +121,19 @@ def _generator(*key: int) -> torch.Generator:
 
 
 class _Run:
-    """The loop: one network, its optimiser, the data and the settings."""
+    """The loop: one network, its optimiser, the data, the settings, and where it is kept."""
 
-    def __init__(self, network: Network, images: Tensor, labels: Tensor, training: Training) -> None:
+    def __init__(
+        self,
+        network: Network,
+        images: Tensor,
+        labels: Tensor,
+        training: Training,
+        kept: RunFolder | None,
+        checkpoint_every: float,
+    ) -> None:
         self.network, self.images, self.labels, self.training = network, images, labels, training
+        self.kept, self.interval, self.stored = kept, 60 * checkpoint_every, time.monotonic()
         self.parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("train: the network has no trainable parameters")
@@ -126,24 +147,37 @@ class _Run:
             )
         self.memory: Any = None
 
-    def restore(self, kept: RunFolder, facts: Mapping[str, Any]) -> int:
-        """Take up the stored state; the number of finished epochs."""
+    def restore(self, facts: Mapping[str, Any]) -> State:
+        """Take up the stored state."""
+        assert self.kept is not None
         first = self.processes.rank == 0
-        done, memory = kept.restore(self.network.module, self.optimizer, repair=first)
-        if memory:
+        state = self.kept.restore(self.network.module, self.optimizer, repair=first)
+        if state.memory:
             for loss in self.training.losses:
                 self._remember(loss)
             if self.memory is not None:
-                self.memory.load_state_dict(memory)
-        if done and first and kept.stored_epochs() != done:
+                self.memory.load_state_dict(state.memory)
+        if state.epochs and not state.steps and first and self.kept.stored_epochs() != state.epochs:
             # Interrupted between the state and the network.
-            kept.save_network(self.network, done, facts)
+            self.kept.save_network(self.network, state.epochs, facts)
         self.processes.wait()
-        return done
+        return state
 
-    def memory_tensors(self) -> dict[str, Tensor]:
-        """What the loss keeps from step to step, as tensors by name."""
-        return {} if self.memory is None else self.memory.state_dict()
+    def store(self, epochs: int, steps: int = 0, seconds: float = 0.0, sums: Tensor | None = None) -> None:
+        """Store the state after so many finished epochs and steps of the next."""
+        assert self.kept is not None
+        memory = {} if self.memory is None else self.memory.state_dict()
+        state = State(epochs, steps, seconds, sums, memory)
+        self.kept.save_state(self.network.module, self.optimizer, state)
+        self.stored = time.monotonic()
+
+    def _total(self, meter: Meter) -> Tensor:
+        """The sums of a meter over all processes."""
+        if self.processes.count == 1:
+            return meter.tensor()
+        total = meter.tensor().to(next(iter(self.parameters.values())).device)
+        self.processes.add_up([total])
+        return total.cpu()
 
     def _remember(self, loss: Any) -> bool:
         """Whether a loss keeps a memory, which is then there.
@@ -162,32 +196,54 @@ class _Run:
         order = torch.randperm(len(self.images), generator=_generator(self.training.seed, 0, epoch))
         return iter(order.split(self.training.batch))
 
-    def epoch(self, epoch: int, kept: RunFolder | None, watch: Callable[[Progress], None] | None) -> EpochMetrics:
+    def epochs(
+        self, state: State, facts: Mapping[str, Any], watch: Callable[[Progress], None] | None
+    ) -> Iterator[EpochMetrics]:
+        """The epochs from a state on, each stored before its metrics come out."""
+        for epoch in range(state.epochs, self.training.epochs):
+            metrics = self.epoch(epoch, state if epoch == state.epochs else State(epoch), watch)
+            _log.info("epoch %d of %d: %s", epoch + 1, self.training.epochs, metrics)
+            if self.kept is not None and self.processes.rank == 0:
+                self.kept.append(asdict(metrics))
+                self.store(epoch + 1)
+                self.kept.save_network(self.network, epoch + 1, facts)
+            self.processes.wait()
+            yield metrics
+
+    def epoch(self, epoch: int, state: State, watch: Callable[[Progress], None] | None) -> EpochMetrics:
+        """The epoch's steps, those that `state` has behind it left out."""
         meter, training = Meter(), self.training
         eps = lr = 0.0
+        if state.sums is not None and self.processes.rank == 0:
+            meter.load(state.sums, state.seconds)
         for step, index in enumerate(self.batches(epoch)):
+            if step < state.steps:
+                continue
             position = epoch + step / self.steps
             eps, lr = training.eps(position), training.lr(position)
             self.optimizer.zero_grad(set_to_none=True)
-            self._gradients(index, eps, epoch, step, meter, kept)
+            due = self._gradients(index, eps, epoch, step, meter)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            # What the epoch's last step leaves is stored with its metrics.
+            if due and step + 1 < self.steps:
+                total = self._total(meter)
+                if self.processes.rank == 0:
+                    self.store(epoch, step + 1, meter.seconds, total)
             if watch is not None:
                 watch(meter.progress(epoch, training.epochs, step, self.steps, eps))
         if self.processes.count > 1:
-            total = meter.tensor().to(next(iter(self.parameters.values())).device)
-            self.processes.add_up([total])
-            meter.load(total.cpu())
+            meter.load(self._total(meter))
         return meter.metrics(epoch, eps, lr)
 
-    def _gradients(
-        self, index: Tensor, eps: float, epoch: int, step: int, meter: Meter, kept: RunFolder | None
-    ) -> None:
+    def _gradients(self, index: Tensor, eps: float, epoch: int, step: int, meter: Meter) -> bool:
         """Leave the batch's gradient in the parameters: piece by piece, over all processes.
 
-        Raises TrainingError where it is not finite, on every process.
+        Returns whether the state is to be stored after this step: the first process says so, and all hear it.
+        Raises TrainingError where the gradient is not finite, on every process.
         """
+        kept, due = self.kept, self.kept is not None and time.monotonic() - self.stored >= self.interval
         like = next(iter(self.parameters.values()))
         fault: str | None = None
         broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device))
@@ -201,21 +257,24 @@ class _Run:
                 broken, fault = (x, labels), loss_fault(terms)
                 fault = fault or gradient_fault(self.parameters)
             meter.add(terms, labels)
-        if self.processes.count > 1 and self._add_up(fault is not None) and fault is None:
-            # Its batch is with the process that saw it break.
-            fault, kept = "the loss or gradient of another process is not finite", None
+        if self.processes.count > 1:
+            due, broke = self._add_up(due and self.processes.rank == 0, fault is not None)
+            if broke and fault is None:
+                # Its batch is with the process that saw it break.
+                fault, kept = "the loss or gradient of another process is not finite", None
         if fault is not None:
             raise self._failure(fault, epoch, step, eps, *broken, kept)
+        return due
 
-    def _add_up(self, fault: bool) -> bool:
-        """Sum the gradients over the processes; whether any of them has a fault."""
+    def _add_up(self, *flags: bool) -> list[bool]:
+        """Sum the gradients over the processes; whether each of the flags is up on any of them."""
         for p in self.parameters.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        flag = gradients[0].new_full((1,), float(fault))
-        self.processes.add_up([*gradients, flag])
-        return bool(flag > 0)
+        sums = gradients[0].new_tensor([float(flag) for flag in flags])
+        self.processes.add_up([*gradients, sums])
+        return [bool(value > 0) for value in sums]
 
     def terms(
         self, x: Tensor, labels: Tensor, eps: float, epoch: int, step: int, place: int, index: Tensor

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -318,33 +316,6 @@ def test_a_full_disk_leaves_the_last_state_valid(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", real)
     net = network()
     train(net, data(), settings(), folder=tmp_path / "cut", resume=True)
-    assert same(weights(whole), weights(net))
-
-
-SCRIPT = """
-import sys, time
-from test_training import data, network, settings, train
-train(network(), data(), settings(), folder=sys.argv[1], resume=True, watch=lambda progress: time.sleep(0.05))
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    whole, folder = trained(tmp_path / "whole"), tmp_path / "killed"
-    for epochs in (1, 3):
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
-        deadline = time.monotonic() + 120
-        while (
-            not (folder / "metrics.jsonl").exists() or len((folder / "metrics.jsonl").read_text().splitlines()) < epochs
-        ):
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    net = network()
-    train(net, data(), settings(), folder=folder, resume=True)
     assert same(weights(whole), weights(net))
 
 

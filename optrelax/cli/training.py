@@ -33,7 +33,19 @@ def train(
         Path | None, typer.Option("--out", metavar="DIR", show_default="runs/RECIPE", help="Folder of the run.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished epoch of the run in DIR; same result.")
+        bool, typer.Option("--resume", help="Go on after the last stored step of the run in DIR; same result.")
+    ] = False,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-every",
+            min=0,
+            metavar="MINUTES",
+            help="Store the state within an epoch too; 0 after every step, inf at its end only.",
+        ),
+    ] = 5.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics of every epoch to DIR/tensorboard as well.")
     ] = False,
     epochs: Annotated[
         int | None,
@@ -118,8 +130,9 @@ def train(
     row = named(recipe, budget, **{name: value for name, value in given.items() if value is not None})
     folder = Path("runs") / row.name if out is None else out
     with launched(read_device(device)) as processes:
-        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, resume)
-        result = work.run(first=processes.rank == 0)
+        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device)
+        how = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
+        result = work.run(first=processes.rank == 0, **how)
         if processes.rank == 0:
             _show(row, folder, result, json)
 
@@ -134,10 +147,9 @@ class _Work:
     pieces: int
     seed: int
     device: str
-    resume: bool
 
-    def run(self, first: bool = True) -> TrainingResult:
-        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C."""
+    def run(self, first: bool = True, **how: Any) -> TrainingResult:
+        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`."""
         from optrelax.datasets import load_dataset
         from optrelax.tables import require_writable
         from optrelax.training import train as work
@@ -153,7 +165,7 @@ class _Work:
         bar = training_bar(row.name) if first else contextlib.nullcontext()
         try:
             with bar as watch:
-                return work(net, data, training, folder=self.folder, resume=self.resume, watch=watch, facts=facts)
+                return work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how)
         except KeyboardInterrupt:
             stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
             raise
