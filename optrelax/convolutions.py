@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from optrelax import native
 
@@ -79,7 +80,7 @@ class _Pull(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             settings = (g.stride, g.padding, g.dilation, g.groups)
             to_a = F.conv2d(grad, weight, None, *settings) if need[0] else None
-            to_weight = torch.nn.grad.conv2d_weight(grad, weight.shape, a, *settings) if need[1] else None
+            to_weight = conv2d_weight(grad, weight.shape, a, *settings) if need[1] else None
             return to_a, to_weight, None, None
         grad = grad.contiguous()
         to_a = torch.empty_like(a) if need[0] else None
