@@ -1,5 +1,6 @@
 """Every example runs, in a process of its own, and says what it should."""
 
+import json
 import math
 import os
 import re
@@ -7,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import optrelax as ox
@@ -115,6 +118,57 @@ def test_train_triangle():
     assert many[0] <= few[0]
     assert many[1] < few[1] < 1
     assert many[2] < few[2] < 810
+
+
+@pytest.mark.slow
+def test_train_compare(tmp_path):
+    """Numbers in their order; what a first call has finished, a second one takes as it is."""
+    small = ["--epochs", "6", "--subset", "150", "--eps", "0.005", "--certify-subset", "8", "--milp-seconds", "0.1"]
+    small += ["--seeds", "3", "4", "--out", str(tmp_path)]
+    run("train_compare.py", "--relaxations", "box", *small)
+    first = pl.read_csv(tmp_path / "table.csv")
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/state.safetensors")}
+    output = run("train_compare.py", "--relaxations", "box", "layerwise", *small)
+    frame = pl.read_csv(tmp_path / "table.csv")
+    assert frame["training"].to_list() == ["box", "box", "layerwise", "layerwise"]
+    assert frame["seed"].to_list() == [3, 4, 3, 4]
+    assert frame.head(2).equals(first)
+    assert len(stamps) == 2
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    ordered = ["own %", "best %", "MILP, at least %", "attacks, at most %", "accuracy %"]
+    for row in frame.iter_rows(named=True):
+        assert [row[name] for name in ordered] == pytest.approx(sorted(row[name] for name in ordered))
+        assert row["s an epoch"] > 0
+    assert frame["best %"].min() > 0
+    # The last epoch was one of LP-ALL.
+    assert json.loads((tmp_path / "layerwise-seed=3" / "metrics.jsonl").read_text().splitlines()[-1])["unfinished"] >= 0
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert stored["rows"] == frame.to_dicts()
+    assert (stored["seeds"], stored["versions"]["torch"]) == ([3, 4], torch.__version__)
+    assert "--relaxations box layerwise" in stored["command"]
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| layerwise ") == 3  # two runs, and their means
+    assert stored["command"] in text
+    assert str(tmp_path) in output
+
+
+@pytest.mark.slow
+def test_train_triangle_mnist(tmp_path):
+    small = ["--data", "digits", "--epochs", "5", "--subset", "200", "--eps", "0.02", "--certify-subset", "24"]
+    small += ["--iterations", "6", "--out", str(tmp_path)]
+    output = run("train_triangle_mnist.py", *small)
+    lines = re.findall(r"^epoch .*", output, re.M)
+    assert len(lines) == 20
+    assert "LPs" not in lines[0]  # warm-up
+    assert 0 <= found(r"; ([\d.]+) % of the LPs fell back, median relative gap \S+$", lines[-1]) < 100
+    assert found(r"in it .* median relative gap (\S+)", output) < 0.1
+    certified = {name: values[0] for name, values in rows(output).items()}
+    assert list(certified) == ["crown", "triangle"]
+    assert 30 < max(certified.values()) <= found(r"examples, .* accuracy ([\d.]+) %, certified", output)
+    # The same call again trains and certifies nothing anew.
+    again = run("train_triangle_mnist.py", *small)
+    assert again == output[output.index("200 images") :]
+    assert any(key.startswith("memory.") for key in load_file(tmp_path / "state.safetensors"))
 
 
 @pytest.mark.slow
