@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from optrelax import memory
 from optrelax.activations import Activation
 from optrelax.enclosures import Bounds, ordered
 from optrelax.graph import Network, Node
@@ -23,7 +25,17 @@ from optrelax.layers.problems import (
     hull_lines,
 )
 from optrelax.regions import InputBox
-from optrelax.relaxations import Crown, Preactivation, Relaxation, name_of, resolve, with_rounding
+from optrelax.relaxations import (
+    Crown,
+    Preactivation,
+    Relaxation,
+    bytes_needed,
+    least_bytes,
+    limited,
+    name_of,
+    resolve,
+    with_rounding,
+)
 
 Slopes = dict[str, DualPoint]  # target node -> mixing weights of the activations behind it, a row each
 
@@ -60,35 +72,62 @@ class AlphaCrown(Relaxation):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         """Bounds whose slopes make the sum of all widths small."""
-        return self._optimised(network, region, None)[0]
+        return self._bounded(network, region, None)[0]
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        size = self._examples(network, region, rows.shape[1])
-        parts = []
-        for start in range(0, max(1, region.shape[0]), size):
-            part = slice(start, start + size)
-            some = rows if rows.shape[0] == 1 else rows[part]
-            parts.append(self._optimised(network, region.select(part), some)[1])
-        return torch.cat([p for p in parts if p is not None])
+        found = self._bounded(network, region, rows)[1]
+        assert found is not None
+        return found
 
-    def _examples(self, network: Network, region: InputBox, rows: int) -> int:
-        """Examples at a time under max_bytes: slopes and coefficients of every row kept for the gradient."""
-        if self.max_bytes is None:
-            return max(1, region.shape[0])
-        hidden = sum(math.prod(n.shape) for n in network.activations)
-        each = 12 * region.lower.element_size() * (2 * hidden + rows) * (hidden + math.prod(network.input_shape))
-        return max(1, self.max_bytes // each)
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        return bytes_needed(self.preactivation, network, region, 0) + region.shape[0] * self._each(network, region, k)
 
-    def _optimised(
-        self, network: Network, region: InputBox, rows: Tensor | None
-    ) -> tuple[Preactivation, Tensor | None]:
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        hidden = memory.hidden_entries(network)
+        slopes = region.lower.element_size() * (2 * hidden + k) * hidden
+        first = least_bytes(self.preactivation, network, region, 0)
+        return first + region.shape[0] * slopes + self._each(network, region, k)
+
+    def _each(self, network: Network, region: InputBox, k: int) -> int:
+        """Bytes of one example: slopes, lines and coefficients of every row, kept for the gradient by the slopes."""
+        hidden = memory.hidden_entries(network)
+        return 12 * region.lower.element_size() * (2 * hidden + k) * (hidden + math.prod(network.input_shape))
+
+    def _bounded(self, network: Network, region: InputBox, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
+        """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
         require_piecewise_linear(network)
         region = self.prepare(region)
-        source = with_rounding(self.preactivation, self.rounding)
-        given = source.preactivation_bounds(network, region)
-        search = _Search(network, region, given, rows)
-        slopes = search.ascend(self)
-        return search.evaluate(region, given, rows, slopes, self.outward)
+        batch = region.shape[0]
+        source = bytes_needed(self.preactivation, network, region, 0)
+        own = batch * self._each(network, region, 0 if rows is None else rows.shape[1])
+        most = memory.limit(self.max_bytes, source + own, region.device)
+        if source + own <= most:
+            given = self._given(network, region, math.inf)
+            search = _Search(network, region, given, rows)
+            return search.evaluate(region, given, rows, search.ascend(self), self.outward)
+        # The bounds that the pieces start from live beside them: a third for these.
+        room, size = most / 3, max(1, int(most * 2 / 3 * batch // own))
+        call = partial(self._piece, network, room)
+        found: tuple[Preactivation, Tensor | None] = memory.in_pieces(network, call, region, rows, size, again=False)
+        return found
+
+    def _piece(
+        self, network: Network, room: float, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None]:
+        """Slopes found once; bounds whose graph is made in the backward pass."""
+        with torch.no_grad():
+            search = _Search(network, region, self._given(network, region, room), rows)
+            slopes = search.ascend(self)
+
+        def evaluate() -> tuple[Preactivation, Tensor | None]:
+            return search.evaluate(region, self._given(network, region, room), rows, slopes, self.outward)
+
+        found: tuple[Preactivation, Tensor | None] = memory.recomputed(network, evaluate)()
+        return found
+
+    def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
+        source = limited(with_rounding(self.preactivation, self.rounding), room)
+        return source.preactivation_bounds(network, region)
 
 
 class _Search:

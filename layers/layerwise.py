@@ -13,12 +13,12 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.graph import Network, Node
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.solutions import Solution
-from optrelax.layers.triangle import NetworkLayer, Warm, network_layer, solve_problems, solve_rows
+from optrelax.layers.triangle import NetworkLayer, Rooms, Warm, network_layer, solve_problems, solve_rows
 from optrelax.ops import flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 
-_PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, where max_bytes does not say
+_PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, at most
 
 
 @network_layer
@@ -34,17 +34,24 @@ class Layerwise(NetworkLayer):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         require_piecewise_linear(network)
-        return self.refine(network, self.prepare(region))
+        region = self.prepare(region)
+        return self.refine(network, region, self.rooms(network, region, 0))
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
         require_piecewise_linear(network)
         region = self.prepare(region)
-        bounds = self.refine(network, region)
-        return replace(solve_rows(self, network, region, rows, bounds, warm), preactivation=bounds)
+        rooms = self.rooms(network, region, rows.shape[1])
+        bounds = self.refine(network, region, rooms)
+        return replace(solve_rows(self, network, region, rows, bounds, warm, rooms), preactivation=bounds)
 
-    def refine(self, network: Network, region: InputBox) -> Preactivation:
+    def problem_count(self, network: Network, batch: int, k: int) -> int:
+        """As if every neuron crossed."""
+        neurons = sum(math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
+        return batch * (2 * neurons + k)
+
+    def refine(self, network: Network, region: InputBox, rooms: Rooms) -> Preactivation:
         """Pre-activation bounds of every activation: LP optima where the neuron crosses."""
-        given = self.closed_form(network, region)
+        given = self.closed_form(network, region, rooms.source)
         balls = interval.propagate(network, region, rounding=self.rounding).balls
         bounds: Preactivation = {}
         for node in network.activations:
@@ -55,11 +62,17 @@ class Layerwise(NetworkLayer):
                 exact = balls[source].bounds
                 bounds[node.name] = self._tighten(before, exact.lower, exact.upper)
             else:
-                bounds[node.name] = self._solve_neurons(network, region, node, before, bounds)
+                bounds[node.name] = self._solve_neurons(network, region, node, before, bounds, rooms)
         return bounds
 
     def _solve_neurons(
-        self, network: Network, region: InputBox, node: Node, before: Bounds, bounds: Preactivation
+        self,
+        network: Network,
+        region: InputBox,
+        node: Node,
+        before: Bounds,
+        bounds: Preactivation,
+        rooms: Rooms,
     ) -> Bounds:
         """Both LPs of every crossing neuron of one activation, on the bounds of the layers before."""
         activation = node.op
@@ -71,11 +84,12 @@ class Layerwise(NetworkLayer):
         source = node.inputs[0]
         shape = network.shape_of(source)
         lows, highs = [], []
-        for piece in torch.arange(example.numel(), device=example.device).split(self._piece(network, region)):
+        for piece in torch.arange(example.numel(), device=example.device).split(self._piece(network, region, rooms)):
             rows = lower.new_zeros(piece.numel(), math.prod(shape))
             rows[torch.arange(piece.numel(), device=rows.device), neuron[piece]] = 1
             both = torch.cat([rows, -rows]).reshape(-1, *shape)
-            found = solve_problems(self, network, source, both, region, bounds, example[piece].repeat(2)).lower
+            owner = example[piece].repeat(2)
+            found = solve_problems(self, network, source, both, region, bounds, owner, None, rooms).lower
             low, high = found.chunk(2)
             lows.append(low)
             highs.append(-high)
@@ -98,8 +112,8 @@ class Layerwise(NetworkLayer):
         empty = low.detach() > high.detach()
         return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))
 
-    def _piece(self, network: Network, region: InputBox) -> int:
+    def _piece(self, network: Network, region: InputBox, rooms: Rooms) -> int:
         """Neurons whose two LPs are laid out at once."""
         hidden = sum(math.prod(n.shape) for n in network.activations)
         each = 2 * region.lower.element_size() * (4 * math.prod(network.input_shape) + 16 * hidden)
-        return max(1, (self.max_bytes or _PIECE_BYTES) // each)
+        return max(1, int(min(_PIECE_BYTES // each, rooms.lot // 2)))

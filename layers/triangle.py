@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
+from optrelax import memory
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
 from optrelax.graph import Network
@@ -21,6 +22,7 @@ from optrelax.layers.problems import (
     DualPoint,
     HullLines,
     Problems,
+    Weights,
     chord_start,
     crown_start,
     dual_value,
@@ -34,7 +36,10 @@ from optrelax.relaxations import (
     Intersect,
     Preactivation,
     Relaxation,
+    bytes_needed,
     identity_rows,
+    least_bytes,
+    limited,
     name_of,
     resolve,
     with_rounding,
@@ -86,6 +91,9 @@ class NetworkLayer(Relaxation, nn.Module):
     """Shared by the LP layers: fields that cannot change, `nn.Module` behaviour, and the flat solve.
 
     Calling the layer gives the lower bounds: layer(net, region, spec) -> [*batch, k].
+    max_bytes: as for every relaxation. LPs that do not fit are solved in lots, of which a primal and a dual point each
+    are kept, and the gradient rule alone is evaluated a second time. What solvers in other languages (HiGHS, SCS)
+    take by themselves is not counted.
     """
 
     preactivation: Relaxation | str | Mapping[str, Bounds] = field(default_factory=lambda: Intersect(Box(), FastLin()))
@@ -166,18 +174,84 @@ class NetworkLayer(Relaxation, nn.Module):
         shape = (-1, *network.output_shape)
         return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
 
-    def closed_form(self, network: Network, region: InputBox) -> Preactivation:
-        """The pre-activation bounds that the layer starts from, rounded as the layer is."""
+    def closed_form(self, network: Network, region: InputBox, room: float = math.inf) -> Preactivation:
+        """The pre-activation bounds that the layer starts from, rounded as the layer is, in `room` bytes."""
         source = self.preactivation
         if isinstance(source, Mapping):
             return given_bounds(network, region, source)
         assert isinstance(source, Relaxation)
-        return with_rounding(source, self.rounding).preactivation_bounds(network, region)
+        return limited(with_rounding(source, self.rounding), room).preactivation_bounds(network, region)
+
+    def problem_count(self, network: Network, batch: int, k: int) -> int:
+        """LPs at most for k rows of the output."""
+        return batch * k
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        lots = self._lots(network, region, k)
+        return self._source_bytes(network, region) + lots.fixed + lots.each * lots.count
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        source = self.preactivation
+        first = least_bytes(source, network, region, 0) if isinstance(source, Relaxation) else 0
+        lots = self._lots(network, region, k)
+        return first + lots.fixed + lots.kept * lots.count + lots.each
+
+    def rooms(self, network: Network, region: InputBox, k: int) -> Rooms:
+        """`max_bytes` shared between the pre-activation bounds and the LPs."""
+        source, lots = self._source_bytes(network, region), self._lots(network, region, k)
+        needs = [source, lots.fixed + lots.each * lots.count]
+        most = memory.limit(self.max_bytes, sum(needs), region.device)
+        if sum(needs) <= most:
+            return Rooms(math.inf, math.inf, self.solver)
+        for_source, for_lps = memory.shares(most, needs)
+        if for_lps == math.inf:
+            return Rooms(for_source, math.inf, self.solver)
+        left = for_lps - lots.fixed - lots.kept * lots.count
+        solver = self.solver
+        if getattr(solver, "max_bytes", 0) is None:
+            left /= 2
+            solver = replace(solver, max_bytes=max(1, int(left)))
+        return Rooms(for_source, max(1, left // lots.each), solver)
+
+    def _source_bytes(self, network: Network, region: InputBox) -> int:
+        source = self.preactivation
+        return bytes_needed(source, network, region, 0) if isinstance(source, Relaxation) else 0
+
+    def _lots(self, network: Network, region: InputBox, k: int) -> _Lots:
+        batch, size = region.shape[0], region.lower.element_size()
+        inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
+        gradient = torch.is_grad_enabled()
+        return _Lots(
+            count=self.problem_count(network, batch, k),
+            each=size * (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden),
+            # The input's point, the weights of both points, and for hulls with two lines above a second kind.
+            kept=size * (inputs + 3 * hidden),
+            fixed=size * batch * (25 if gradient else 12) * hidden,
+        )
 
     @property
     def implied(self) -> bool:
         """Whether the LP itself implies its pre-activation bounds: true of sound relaxations, not of given numbers."""
         return not isinstance(self.preactivation, Mapping)
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What a layer's memory allows: bytes for the closed form, LPs at a time (infinite: all), and the solver in it."""
+
+    source: float
+    lot: float
+    solver: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Lots:
+    """LPs at most, bytes of one being solved and differentiated, of one that waits, and of what all share."""
+
+    count: int
+    each: int
+    kept: int
+    fixed: int
 
 
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
@@ -220,13 +294,14 @@ class Triangle(NetworkLayer):
     """
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        return self.closed_form(network, self.prepare(region))
+        return self.closed_form(network, self.prepare(region), self.rooms(network, region, 0).source)
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
         require_piecewise_linear(network)
         region = self.prepare(region)
-        preactivation = self.closed_form(network, region)
-        return solve_rows(self, network, region, rows, preactivation, warm)
+        rooms = self.rooms(network, region, rows.shape[1])
+        preactivation = self.closed_form(network, region, rooms.source)
+        return solve_rows(self, network, region, rows, preactivation, warm, rooms)
 
 
 def solve_rows(
@@ -236,12 +311,19 @@ def solve_rows(
     rows: Tensor,
     preactivation: Preactivation,
     warm: Warm | None = None,
+    rooms: Rooms | None = None,
 ) -> Solution:
-    """Solve one LP for each example and row of the output on given pre-activation bounds: [batch, k]."""
+    """Solve one LP for each example and row of the output on given pre-activation bounds: [batch, k].
+
+    rooms: None for all at a time.
+    """
+    rooms = Rooms(math.inf, math.inf, layer.solver) if rooms is None else rooms
     batch, k = region.shape[0], rows.shape[1]
     example = torch.arange(batch, device=rows.device).repeat_interleave(k)
     flat_rows = rows.expand(batch, *rows.shape[1:]).reshape(batch * k, *network.output_shape)
-    found = solve_problems(layer, network, network.output, flat_rows, region, preactivation, example, warm)
+    if k <= rooms.lot < math.inf:  # a contradiction concerns all rows of an example
+        rooms = replace(rooms, lot=rooms.lot - rooms.lot % k)
+    found = solve_problems(layer, network, network.output, flat_rows, region, preactivation, example, warm, rooms)
     lower, gap, status, iterations = (
         t.reshape(batch, k) for t in (found.lower, found.gap, found.status, found.iterations)
     )
@@ -256,36 +338,87 @@ def solve_problems(
     region: InputBox,
     preactivation: Preactivation,
     example: Tensor,
-    warm: Warm | None = None,
+    warm: Warm | None,
+    rooms: Rooms,
 ) -> Solution:
     """Solve R problems, rows[r] . value(target) over example[r]: `Solution` with [R] entries."""
     wanted = network.ancestors(target)
     bounds = {node.name: preactivation[node.name] for node in network.activations if node.name in wanted}
     hulls = {name: hull_lines(network[name].op, b) for name, b in bounds.items()}  # type: ignore[arg-type]
-    starts = _starts(network, target, bounds, hulls, example, warm)
-    differentiable = torch.is_grad_enabled()
-    with torch.set_grad_enabled(differentiable):
-        problems = Problems(
-            network,
-            target,
-            rows,
-            region.lower[example],
-            region.upper[example],
-            {name: h.select(example) for name, h in hulls.items()},
-            example,
-        )
-    constants = problems.detach()
-    answer = network_solver(layer.solver, layer.implied).solve_network(constants, starts)
-    with torch.no_grad():
-        lower = answer.lower
-        if layer.outward:
-            picked = {n: Bounds(b.lower[example], b.upper[example]) for n, b in bounds.items()}
-            lower = dual_value(constants, answer.dual, "outward", picked)
-            lower = torch.where(answer.status == Status.INFEASIBLE, -torch.inf, lower)
-        gap = answer.objective - lower
-    if differentiable:
-        lower = attach(lower, layer.gradient.value(problems, answer))
-    return Solution(lower, gap, answer.status, answer.iterations, Warm(answer.dual, target))
+    given, own = _starts(network, target, bounds, hulls, len(rows), warm)
+    whole = _Lot(layer, rooms, network, target, rows, region, bounds, hulls, example)
+    if rooms.lot == math.inf:
+        return whole.solve([*(p.select(example) for p in given), *own])
+    found = []
+    for index in torch.arange(len(rows), device=rows.device).split(int(rooms.lot)):
+        lot = replace(whole, rows=rows[index], example=example[index])
+        found.append(lot.solve([*(p.select(lot.example) for p in given), *(p.select(index) for p in own)]))
+    return _joined(found, target)
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """Problems that are solved together."""
+
+    layer: NetworkLayer
+    rooms: Rooms
+    network: Network
+    target: str
+    rows: Tensor
+    region: InputBox
+    bounds: Mapping[str, Bounds]
+    hulls: Mapping[str, HullLines]
+    example: Tensor
+
+    def problems(self) -> Problems:
+        """With every example's box and lines spelt out for each of its rows."""
+        example = self.example
+        hulls = {name: h.select(example) for name, h in self.hulls.items()}
+        box = self.region.lower[example], self.region.upper[example]
+        return Problems(self.network, self.target, self.rows, *box, hulls, example)
+
+    def solve(self, starts: list[DualPoint]) -> Solution:
+        """The bounds and, where gradients are wanted, what they are a function of."""
+        layer, again = self.layer, self.rooms.lot != math.inf
+        differentiable = torch.is_grad_enabled()
+        with torch.set_grad_enabled(differentiable and not again):
+            problems = self.problems()
+        constants = problems.detach()
+        answer = network_solver(self.rooms.solver, layer.implied).solve_network(constants, starts)
+        with torch.no_grad():
+            lower = answer.lower
+            if layer.outward:
+                picked = {n: Bounds(b.lower[self.example], b.upper[self.example]) for n, b in self.bounds.items()}
+                lower = dual_value(constants, answer.dual, "outward", picked)
+                lower = torch.where(answer.status == Status.INFEASIBLE, -torch.inf, lower)
+            gap = answer.objective - lower
+        if differentiable and again:
+            lower = attach(lower, self._rule_again(answer))
+        elif differentiable:
+            lower = attach(lower, layer.gradient.value(problems, answer))
+        return Solution(lower, gap, answer.status, answer.iterations, Warm(answer.dual, self.target))
+
+    def _rule_again(self, answer: Answer) -> Tensor:
+        """The gradient rule's function, whose graph is made in the backward pass, from the two points."""
+        points = replace(answer, sweeps=None)
+        rule = memory.recomputed(self.network, lambda: self.layer.gradient.value(self.problems(), points))
+        value: Tensor = rule()
+        return value
+
+
+def _joined(parts: Sequence[Solution], target: str) -> Solution:
+    """Solutions of consecutive problems as one."""
+    if len(parts) == 1:
+        return parts[0]
+    duals = [part.warm.dual for part in parts]
+    alpha, beta = (
+        {n: torch.cat([getattr(dual, kind)[n] for dual in duals]) for n in getattr(duals[0], kind)}
+        for kind in ("alpha", "beta")
+    )
+    lower, gap, status, iterations = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "gap", "status", "iterations")
+    )
+    return Solution(lower, gap, status, iterations, Warm(DualPoint(alpha, beta), target))
 
 
 def _warm(start: Solution, shape: tuple[int, ...]) -> Warm:
@@ -304,22 +437,23 @@ def _starts(
     target: str,
     bounds: Mapping[str, Bounds],
     hulls: Mapping[str, HullLines],
-    example: Tensor,
+    count: int,
     warm: Warm | None,
-) -> list[DualPoint]:
-    """CROWN's and Fast-Lin's weights, and those of an earlier solve."""
+) -> tuple[list[DualPoint], list[DualPoint]]:
+    """CROWN's and Fast-Lin's weights of every example; those of an earlier solve, of every problem."""
     with torch.no_grad():
         crown = crown_start(network, bounds, hulls)
-        starts = [crown.select(example), chord_start(network, hulls, crown).select(example)]
-        if warm is not None:
-            alpha, beta = starts[0].alpha, starts[0].beta
-            mine, theirs = (
-                [(kind, n, w.shape) for kind, part in enumerate(pair) for n, w in part.items()]
-                for pair in ((alpha, beta), (warm.dual.alpha, warm.dual.beta))
-            )
-            if warm.target != target or sorted(mine) != sorted(theirs):
-                raise ValueError("start: comes from another network, batch or specification")
-            # Multipliers of pre-activation bounds are left behind: they hold for solvers that know them only.
-            dtype = next((w.dtype for w in alpha.values()), torch.float64)
-            starts.append(DualPoint(warm.dual.alpha, warm.dual.beta).to(dtype))
-        return starts
+        given = [crown, chord_start(network, hulls, crown)]
+        if warm is None:
+            return given, []
+        mine = [(kind, n, (count, *w.shape[1:])) for kind, part in _kinds(crown) for n, w in part.items()]
+        theirs = [(kind, n, tuple(w.shape)) for kind, part in _kinds(warm.dual) for n, w in part.items()]
+        if warm.target != target or sorted(mine) != sorted(theirs):
+            raise ValueError("start: comes from another network, batch or specification")
+        # Multipliers of pre-activation bounds are left behind: they hold for solvers that know them only.
+        dtype = next((w.dtype for w in crown.alpha.values()), torch.float64)
+        return given, [DualPoint(warm.dual.alpha, warm.dual.beta).to(dtype)]
+
+
+def _kinds(dual: DualPoint) -> tuple[tuple[int, Weights], tuple[int, Weights]]:
+    return (0, dual.alpha), (1, dual.beta)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from optrelax import lines as named
+from optrelax import memory
 from optrelax.activations import Activation
 from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.domains.interval import Ball
+from optrelax.domains.relax_step import kernels as relax_step_kernels
 from optrelax.domains.relax_step import least_over_box
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number, suggest
@@ -32,12 +35,15 @@ class Relaxation:
     """A way to bound a network over a region of its inputs.
 
     rounding: "outward" for bounds that hold in real arithmetic, "nearest" for training and benchmarks.
-    max_bytes: most memory for the coefficients of one pass; rows (or examples) are cut into chunks; None: no limit.
+    max_bytes: most memory of a pass, forward and backward together, beyond weights, inputs and what is returned. A pass
+    that would take more is cut into chunks of rows and of examples, each computed a second time for its gradient; the
+    results are the same to rounding. None: half of what the device has free when the pass begins, at least 256 MiB;
+    `math.inf`: no limit. One row of one example is the least: a limit below what that takes is exceeded.
     Subclasses implement `preactivation_bounds` and `lower_bounds` on a flat batch.
     """
 
     rounding: Rounding = "nearest"
-    max_bytes: int | None = None
+    max_bytes: memory.Limit = None
 
     sound: ClassVar[bool] = True
     """Whether every bound holds; an estimate is refused wherever a certificate is made."""
@@ -45,8 +51,7 @@ class Relaxation:
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_rounding(name, self.rounding)
-        if self.max_bytes is not None and not (isinstance(self.max_bytes, int) and self.max_bytes > 0):
-            raise ValueError(f"{name}: max_bytes must be a positive integer or None, got {self.max_bytes}")
+        memory.require_limit(name, self.max_bytes)
 
     @property
     def outward(self) -> bool:
@@ -68,6 +73,14 @@ class Relaxation:
         k = both.shape[1] // 2
         shape = (-1, *network.output_shape)
         return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        """The peak of a pass for k rows that is not cut, counted from shapes; 0 where nothing is ever cut."""
+        return 0
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        """What a pass for k rows takes that is cut as small as it goes."""
+        return self.bytes_needed(network, region.select(slice(0, 1)), k)
 
     def prepare(self, region: InputBox) -> InputBox:
         """Check the settings that outward rounding depends on."""
@@ -122,10 +135,20 @@ class Box(Relaxation):
         region = self.prepare(region)
         return interval.propagate(network, region, loosen=loosen, rounding=self.rounding, targets=targets)
 
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        folded = sum(math.prod(network.shape_of(name)) for name in zonotope.frontier(network))
+        each = (9 if torch.is_grad_enabled() else 5) * memory.value_entries(network) + 4 * k * folded
+        return region.lower.element_size() * region.shape[0] * each
+
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        return self.intervals(network, region).preactivation
+        size = _examples(self, network, region, 0)
+        return memory.in_pieces(network, lambda r, _: self.intervals(network, r).preactivation, region, None, size)
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        size = _examples(self, network, region, rows.shape[1])
+        return memory.in_pieces(network, partial(self._lower_bounds, network), region, rows, size)
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         if self.outward:
             center, radius = self._project(network, region, rows)
             return center - radius
@@ -138,7 +161,9 @@ class Box(Relaxation):
         return backsubstitution.concretise(walk, region)
 
     def output_bounds(self, network: Network, region: InputBox) -> Bounds:
-        center, radius = self._project(network, region, identity_rows(network.output_shape, region.lower))
+        eye = identity_rows(network.output_shape, region.lower)
+        size = _examples(self, network, region, eye.shape[1])
+        center, radius = memory.in_pieces(network, partial(self._project, network), region, eye, size)
         shape = (-1, *network.output_shape)
         return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
 
@@ -188,29 +213,32 @@ class _Zonotope(Relaxation):
     def _walk(self) -> zonotope.Walk:
         return zonotope.Walk(self.lines, self.errors, outward=self.outward)
 
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        noise = self._noise(network)
+        values = (30 if torch.is_grad_enabled() else 10) * memory.value_entries(network)
+        return region.lower.element_size() * region.shape[0] * (noise.whole + values)
+
+    def _noise(self, network: Network) -> memory.Pull:
+        return memory.carry(network, math.prod(network.input_shape), born=self.errors == "generators")
+
     def _forward(
         self, network: Network, region: InputBox, rows: Tensor | None
     ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
         """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
-        region = self.prepare(region)
-        size = _examples(self, network, region)
-        pre: list[Preactivation] = []
-        ends: list[tuple[Tensor, Tensor]] = []
+        size = _examples(self, network, region, 0 if rows is None else rows.shape[1])
+        found: tuple[Preactivation, Tensor | None, Tensor | None] = memory.in_pieces(
+            network, partial(self._whole, network), self.prepare(region), rows, size
+        )
+        return found
+
+    def _whole(
+        self, network: Network, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
         keep = zonotope.frontier(network) if rows is not None else frozenset()
-        for start in range(0, max(1, region.shape[0]), size):
-            part = slice(start, start + size)
-            found = zonotope.propagate(network, region.select(part), self._walk(), keep)
-            pre.append(found.preactivation)
-            if rows is not None:
-                some = rows if rows.shape[0] == 1 else rows[part]
-                ends.append(zonotope.project(network, found.kept, some, self.outward))
-        merged = {
-            name: Bounds(torch.cat([p[name].lower for p in pre]), torch.cat([p[name].upper for p in pre]))
-            for name in pre[0]
-        }
+        found = zonotope.propagate(network, region, self._walk(), keep)
         if rows is None:
-            return merged, None, None
-        return merged, torch.cat([c for c, _ in ends]), torch.cat([r for _, r in ends])
+            return found.preactivation, None, None
+        return (found.preactivation, *zonotope.project(network, found.kept, rows, self.outward))
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         return self._forward(network, region, None)[0]
@@ -229,13 +257,11 @@ class _Zonotope(Relaxation):
         return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
 
 
-def _examples(relaxation: Relaxation, network: Network, region: InputBox) -> int:
-    """Examples a chunk of a forward zonotope: the widest node times every noise term, three copies alive."""
-    if relaxation.max_bytes is None:
-        return max(1, region.shape[0])
-    terms = math.prod(network.input_shape) + sum(math.prod(n.shape) for n in network.activations)
-    widest = max(math.prod(network.shape_of(name)) for name in (network.input, *(n.name for n in network)))
-    return max(1, relaxation.max_bytes // (3 * terms * widest * region.lower.element_size()))
+def _examples(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> float:
+    """Examples at a time for a pass that is cut along the batch alone."""
+    need = relaxation.bytes_needed(network, region, k)
+    most = memory.limit(relaxation.max_bytes, need, region.device)
+    return math.inf if need <= most else most * region.shape[0] // need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +301,16 @@ class DeepZ(_Zonotope):
         if self.direction == "forward" or (self.direction == "auto" and (pooled or not _backward_pays(network, rows))):
             return None
         return _Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        backward = self._backward(network, k)
+        return (
+            super().bytes_needed(network, region, k) if backward is None else backward.bytes_needed(network, region, k)
+        )
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        backward = self._backward(network, k)
+        return super().least_bytes(network, region, k) if backward is None else backward.least_bytes(network, region, k)
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         backward = self._backward(network, 0)
@@ -338,6 +374,9 @@ class Cauchy(_Zonotope):
     def _walk(self) -> zonotope.Walk:
         return zonotope.Walk(self.lines, self.errors, self.k, self.seed)
 
+    def _noise(self, network: Network) -> memory.Pull:
+        return memory.carry(network, self.k, born=False, estimated=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Substitution(Relaxation):
@@ -364,16 +403,39 @@ class _Substitution(Relaxation):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         if self.preactivation is not None:
-            return with_rounding(resolve(self.preactivation), self.rounding).preactivation_bounds(network, region)
-        return self._layers(network, self.prepare(region))[0]
+            return self._given(network, region, math.inf if self.max_bytes is None else self.max_bytes)
+        region = self.prepare(region)
+        size, rooms = self._cut(network, region, 0)
+        if size < region.shape[0]:
+            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            return memory.in_pieces(network, lambda r, _: whole.preactivation_bounds(network, r), region, None, size)
+        return self._layers(network, region, rooms)[0]
 
-    def _layers(self, network: Network, region: InputBox) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        region = self.prepare(region)
+        size, rooms = self._cut(network, region, rows.shape[1])
+        if size < region.shape[0]:
+            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            return memory.in_pieces(network, partial(whole.lower_bounds, network), region, rows, size)
+        _, lines = self._layers(network, region, rooms)
+        magnitude = None
+        if self.outward:
+            magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
+        return self._substitute(network, network.output, rows, region, lines, magnitude, rooms.rows)
+
+    def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
+        """The pre-activation bounds of the relaxation they come from."""
+        assert self.preactivation is not None
+        source = with_rounding(resolve(self.preactivation), self.rounding)
+        return limited(source, room).preactivation_bounds(network, region)
+
+    def _layers(
+        self, network: Network, region: InputBox, rooms: _Rooms
+    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
         balls = interval.propagate(network, region, rounding=self.rounding).balls
         magnitude = self._magnitude(network, balls)
-        given = None
-        if self.preactivation is not None:
-            given = with_rounding(resolve(self.preactivation), self.rounding).preactivation_bounds(network, region)
+        given = None if self.preactivation is None else self._given(network, region, rooms.source)
         bounds: Preactivation = {}
         lines: dict[str, Lines | Bounds] = {}
         for node in network:
@@ -385,7 +447,7 @@ class _Substitution(Relaxation):
             elif source in network.exact_intervals or (given is not None and isinstance(node.op, MaxPool2d)):
                 before = balls[source].bounds
             else:
-                before = self._both(network, source, region, lines, magnitude)
+                before = self._both(network, source, region, lines, magnitude, rooms.rows)
             if isinstance(node.op, MaxPool2d):
                 lines[node.name] = before
             else:
@@ -403,11 +465,12 @@ class _Substitution(Relaxation):
         region: InputBox,
         lines: Mapping[str, Lines | Bounds],
         magnitude: Mapping[str, Tensor] | None,
+        room: float,
     ) -> Bounds:
         """Lower and upper bounds of every entry of a node."""
         shape = network.shape_of(source)
         eye = identity_rows(shape, region.lower)
-        both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude)
+        both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
         n = eye.shape[1]
         return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
 
@@ -419,60 +482,79 @@ class _Substitution(Relaxation):
         region: InputBox,
         lines: Mapping[str, Lines | Bounds],
         magnitude: Mapping[str, Tensor] | None,
+        room: float,
     ) -> Tensor:
-        """Back-substitution in chunks of rows under max_bytes; recomputed in the backward pass when chunked."""
-        size = self._rows(network, target, region)
-        unchanged = _weights_guard(network)
+        """Back-substitution; with a finite room in chunks of rows, computed again in the backward pass."""
 
         def part(chunk: Tensor) -> Tensor:
-            unchanged()
             return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
 
-        if size >= rows.shape[1]:
+        if room == math.inf:
             return part(rows)
-        chunks = rows.split(size, dim=1)
-        if not torch.is_grad_enabled():
-            return torch.cat([part(chunk) for chunk in chunks], 1)
-        from torch.utils.checkpoint import checkpoint
+        each = self._pull(network, target, region, rows.shape[0] == 1).whole * rows.element_size()
+        again = memory.recomputed(network, part)
+        return torch.cat([again(chunk) for chunk in rows.split(max(1, int(room // each)), dim=1)], 1)
 
-        parts = [checkpoint(part, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-        return torch.cat(parts, 1)
+    # --- memory ---
 
-    def _rows(self, network: Network, target: str, region: InputBox) -> int:
-        """Rows a chunk: four coefficient tensors of the widest node alive at once."""
-        if self.max_bytes is None:
-            return 2**62
-        path = network.ancestors(target)
-        widest = max(math.prod(network.shape_of(name)) for name in (*path, network.input))
-        row = 4 * max(1, region.shape[0]) * widest * region.lower.element_size()
-        return max(1, self.max_bytes // row)
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        return self._source_bytes(network, region) + sum(self._bytes(network, region, k))
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        region = self.prepare(region)
-        _, lines = self._layers(network, region)
-        magnitude = None
-        if self.outward:
-            magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
-        return self._substitute(network, network.output, rows, region, lines, magnitude)
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        source = 0
+        if self.preactivation is not None:
+            source = least_bytes(resolve(self.preactivation), network, region, 0)
+        one = region.select(slice(0, 1))
+        pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
+        return source + self._bytes(network, one, 0)[0] + region.lower.element_size() * pulled
+
+    def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, _Rooms]:
+        """Examples at a time, and the memory for each part of the work."""
+        source = self._source_bytes(network, region)
+        fixed, pulled = self._bytes(network, region, k)
+        need = source + fixed + pulled
+        most = memory.limit(self.max_bytes, need, region.device)
+        if need <= most:
+            return math.inf, _Rooms(most, math.inf, math.inf)
+        for_source, own = memory.shares(most, [source, fixed + pulled])
+        if region.shape[0] > 1 and fixed > own / 2:
+            return max(1, own / 2 * region.shape[0] // fixed), _Rooms(most, for_source, own)
+        return math.inf, _Rooms(most, for_source, own - fixed)
+
+    def _source_bytes(self, network: Network, region: InputBox) -> int:
+        return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
+
+    def _bytes(self, network: Network, region: InputBox, k: int) -> tuple[int, int]:
+        """Bytes of bounds and lines, and of the rows of every node that is bounded by them."""
+        size, batch = region.lower.element_size(), region.shape[0]
+        hidden, values = memory.hidden_entries(network), memory.value_entries(network)
+        fixed = batch * (30 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
+        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
+        pulls = [
+            (2 * math.prod(network.shape_of(source)), self._pull(network, source, region, shared=True))
+            for source in dict.fromkeys(sources)
+            if self.preactivation is None and source not in network.exact_intervals
+        ]
+        pulls.append((k, self._pull(network, network.output, region, shared=False)))
+        kept = sum(n * p.kept for n, p in pulls) if torch.is_grad_enabled() else 0
+        return size * fixed, size * (kept + max(n * p.passing for n, p in pulls))
+
+    def _pull(self, network: Network, target: str, region: InputBox, shared: bool) -> memory.Pull:
+        eager = not relax_step_kernels().supports(region.lower)
+        return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager)
 
 
-def _weights_guard(network: Network) -> Callable[[], None]:
-    """A check that the weights are still those of now: chunks are computed again in the backward pass."""
+@dataclass(frozen=True, slots=True)
+class _Rooms:
+    """Bytes for a pass, for the relaxation of its pre-activation bounds, and for its rows; infinite: not cut."""
 
-    def seen() -> list[tuple[int, int]]:
-        module = network.module
-        return [(id(t), t._version) for t in (*module.parameters(), *module.buffers())]
+    whole: float
+    source: float
+    rows: float
 
-    before = seen()
 
-    def unchanged() -> None:
-        if seen() != before:
-            raise RuntimeError(
-                "max_bytes: the network's weights changed between the forward and the backward pass, which computes "
-                "the chunks again; call backward() first (inside functional_call, too), or set max_bytes=None"
-            )
-
-    return unchanged
+def _whole_bytes(rooms: _Rooms) -> int:
+    return max(1, int(rooms.whole))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -557,7 +639,7 @@ class Intersect(Relaxation):
     parts: tuple[Relaxation, ...] = ()
 
     def __init__(
-        self, *parts: Relaxation | str, rounding: Rounding | None = None, max_bytes: int | None = None
+        self, *parts: Relaxation | str, rounding: Rounding | None = None, max_bytes: memory.Limit = None
     ) -> None:
         if len(parts) < 1:
             raise ValueError("Intersect: needs at least one relaxation")
@@ -577,15 +659,33 @@ class Intersect(Relaxation):
         super().__post_init__()
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        best = self.parts[0].preactivation_bounds(network, region)
-        for part in self.parts[1:]:
+        first, *others = self._sharing(network, region, 0)
+        best = first.preactivation_bounds(network, region)
+        for part in others:
             other = part.preactivation_bounds(network, region)
             best = {name: _tighter(bounds, other[name]) for name, bounds in best.items()}
         return best
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        bounds = [part.lower_bounds(network, region, rows) for part in self.parts]
+        parts = self._sharing(network, region, rows.shape[1])
+        bounds = [part.lower_bounds(network, region, rows) for part in parts]
         return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        return sum(bytes_needed(part, network, region, k) for part in self.parts)
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        return sum(least_bytes(part, network, region, k) for part in self.parts)
+
+    def _sharing(self, network: Network, region: InputBox, k: int) -> Sequence[Relaxation]:
+        """The parts with what each may take, where they do not fit together."""
+        needs = [bytes_needed(part, network, region, k) for part in self.parts]
+        most = memory.limit(self.max_bytes, sum(needs), region.device)
+        if sum(needs) <= most:
+            return self.parts
+        rooms = memory.shares(most, needs)
+        force = self.max_bytes is not None
+        return [limited(part, room, force) for part, room in zip(self.parts, rooms, strict=True)]
 
 
 def _greatest(bounds: list[Tensor]) -> Tensor:
@@ -594,6 +694,25 @@ def _greatest(bounds: list[Tensor]) -> Tensor:
 
 def _tighter(a: Bounds, b: Bounds) -> Bounds:
     return ordered(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))
+
+
+def bytes_needed(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+    """What a relaxation's pass takes whole; 0 for a class that does not say."""
+    return relaxation.bytes_needed(network, region, k) if isinstance(relaxation, Relaxation) else 0
+
+
+def least_bytes(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+    """The least that a relaxation's pass can be cut to; 0 for a class that does not say."""
+    return relaxation.least_bytes(network, region, k) if isinstance(relaxation, Relaxation) else 0
+
+
+def limited(relaxation: Relaxation, room: float, force: bool = False) -> Relaxation:
+    """The same relaxation in `room` bytes, unless it has a limit of its own (force: then too) or room is infinite."""
+    if not isinstance(relaxation, Relaxation):  # a user's own class
+        return relaxation
+    if not force and (room == math.inf or relaxation.max_bytes is not None):
+        return relaxation
+    return _changed(relaxation, max_bytes=room if room == math.inf else max(1, int(room)))
 
 
 def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:

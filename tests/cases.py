@@ -87,7 +87,7 @@ RELAXATIONS = [
     _row("crown-ibp", continuous=False),
     _row("crown-ibp-soft"),
     _object("crown on the best of box and fast-lin", lambda: ox.Crown(preactivation=BEST()), continuous=False),
-    _object("crown in chunks", lambda: ox.Crown(max_bytes=4000), continuous=False),
+    _object("crown in chunks", lambda: ox.Crown(max_bytes=60_000), continuous=False),
     _object("deepz forward in chunks", lambda: ox.DeepZ(direction="forward", max_bytes=20000)),
     _object("intersect", lambda: BEST()),
     _row("cauchy", sound=False, max_pool=False),

@@ -315,9 +315,9 @@ def test_intersect_is_the_best_of_each(name):
 def test_chunks_change_nothing(name, relaxation):
     """max_bytes: bounds and gradients, in weights, region and rows, are those of one piece."""
     case = BY_NAME[name]
-    small = ox.Intersect(*relaxation.parts, max_bytes=1) if isinstance(relaxation, ox.Intersect) else None
+    small = ox.Intersect(*relaxation.parts, max_bytes=60_000) if isinstance(relaxation, ox.Intersect) else None
     if small is None:
-        small = type(relaxation)(**{**vars(relaxation), "max_bytes": 1})
+        small = type(relaxation)(**{**vars(relaxation), "max_bytes": 60_000})
     found = []
     for r in (relaxation, small):
         module = case.module()
