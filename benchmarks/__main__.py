@@ -18,7 +18,7 @@ from benchmarks.measuring import ROOT, cores
 from benchmarks.reports import Options
 from optrelax import relaxations
 
-SUITES = ("closed_forms", "lp_layers")
+SUITES = ("closed_forms", "growth", "memory", "alpha_crown", "lp_layers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add("--device", default="cpu", help="where the relaxations and layers run; default %(default)s")
     add("--data", default="mnist", choices=("mnist", "digits"), help="images of lp_layers; default %(default)s")
-    add("--relaxations", nargs="+", default=(), metavar="NAME", help="of closed_forms; default all, some 20 minutes")
+    add(
+        "--relaxations",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="of closed_forms and memory; default all, some 20 minutes",
+    )
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")

@@ -22,7 +22,10 @@ CLASSES = 10
 
 _LAYERS = ("alpha-crown", "triangle", "layerwise")  # measured by lp_layers
 _NETWORKS = {"FC": "fc", "CONV": "conv"}
+_COVERED = {"FC": ("fc", 100), "CONV": ("conv", 100), "CONVPLUS": ("convplus", 10), "RESIDUAL": ("residual", 10)}
+"""Networks of the table of batches, and the greatest batch at which rows are pulled back from every neuron."""
 _GROWTH = ("box", "crown-ibp", "crown", "deepz")
+_EVERY_NEURON = ("crown", "deepz")
 _QUICK = ("box", "hbox", "deepz", "crown-ibp", "crown", "cauchy")
 
 
@@ -101,7 +104,7 @@ def probe(model: str, batch: int, seed: int, device: str, name: str, peer: bool 
 
 
 def run(options: Options) -> Report:
-    """Both networks at batch 100, and how the time grows with the batch."""
+    """Both networks at batch 100, and steps of all networks at several batch sizes."""
     batch = 4 if options.quick else 100
     facts = environment(options)
     tables, bars = [], []
@@ -109,7 +112,7 @@ def run(options: Options) -> Report:
         table = _table(label, model, batch, options)
         tables.append(table)
         bars += _bars(label, {row["relaxation"]: row for row in table.rows}, batch)
-    tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100), options))
+    tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100, 500), options))
     return Report("closed_forms", TITLE, options, tables, bars, facts)
 
 
@@ -235,18 +238,43 @@ def _peer_row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
 
 def _growth_table(batches: tuple[int, ...], options: Options) -> Table:
     """Steps at several batch sizes, as ratios to the network's own step at the same size."""
-    rows: list[Row] = []
-    for label, model in _NETWORKS.items():
-        for batch in batches:
-            of = case(model, batch, options.seed, options.device)
-            tasks: dict[str, Task] = {"own step": of.natural}
-            tasks |= {name: _call(of.step, relaxations.resolve(name)) for name in _GROWTH}
-            timed = interleaved(tasks, runs=options.runs, device=options.device)
-            row: Row = {"network": label, "batch": batch, "own step ms": 1e3 * timed.median("own step")}
-            rows.append(row | {f"{name} / own step": timed.ratio(name, "own step") for name in _GROWTH})
+    rows = [
+        _growth_row(label, case(model, batch, options.seed, options.device), most, options)
+        for label, (model, most) in _COVERED.items()
+        for batch in batches
+    ]
+    theirs = [name for name in peers.AUTO_LIRPA if name in _GROWTH] if peers.has_auto_lirpa() else []
     return Table(
         title="Growth with the batch",
         keys=("network", "batch"),
         rows=rows,
-        smaller=tuple(f"{name} / own step" for name in _GROWTH),
+        smaller=(*(f"{name} / own step" for name in _GROWTH), *(_peer_column(name) for name in theirs)),
+        notes=("`-`: not measured at this batch: beyond 100 intervals alone, or the memory did not suffice.",),
     )
+
+
+def _growth_row(label: str, of: Case, most: int, options: Options) -> Row:
+    names = [name for name in _GROWTH if of.batch <= (most if name in _EVERY_NEURON else 100) or name == "box"]
+    theirs = [name for name in _peers(dict.fromkeys(names)) if _peer_fits(of, name, options)]
+    tasks: dict[str, Task] = {"own step": of.natural}
+    tasks |= {name: _call(of.step, relaxations.resolve(name)) for name in names}
+    tasks |= {_peer_column(name): of.peer(peers.AUTO_LIRPA[name]) for name in theirs}
+    timed = interleaved(tasks, runs=min(options.runs, 3), device=of.device)
+    row: Row = {"network": label, "batch": of.batch, "own step ms": 1e3 * timed.median("own step")}
+    row |= {f"{name} / own step": timed.ratio(name, "own step") if name in names else None for name in _GROWTH}
+    every = _peers(dict.fromkeys(_GROWTH))
+    return row | {
+        _peer_column(name): timed.ratio(_peer_column(name), "own step") if name in theirs else None for name in every
+    }
+
+
+def _peer_column(name: str) -> str:
+    return f"auto_LiRPA {peers.AUTO_LIRPA[name]} / own step"
+
+
+def _peer_fits(of: Case, name: str, options: Options) -> bool:
+    """Whether the machine's memory suffices: a process of its own finds out, where every neuron has rows."""
+    if name not in _EVERY_NEURON:
+        return True
+    given = {"model": of.model, "batch": of.batch, "seed": options.seed, "name": peers.AUTO_LIRPA[name], "peer": True}
+    return peak_bytes(probe, threads=options.threads, device=options.device, **given) is not None

@@ -41,11 +41,17 @@ def run(options: Options) -> Report:
 
 
 def probe(model: str, batch: int, seed: int, device: str, name: str, budget: int) -> Task:
-    """One step of a relaxation in `budget` bytes, for `peak_bytes`; warmed up on a single example."""
-    relaxation = replace(relaxations.resolve(name), max_bytes=budget)
+    """One step of a relaxation in `budget` bytes, for `peak_bytes`; warmed up on a single example, in pieces.
+
+    The first piece ever loads the machinery that makes the others again, which is no memory of the pass.
+    """
+    relaxation = relaxations.resolve(name)
     small, whole = (case(model, size, seed, device) for size in (1, batch))
-    small.step(relaxation)
-    return lambda: whole.step(relaxation)
+    need = bytes_needed(relaxation, small.network, LinfBall(small.x, EPS, CLIP), CLASSES - 1)
+    for most in (need, need // 2):
+        small.step(replace(relaxation, max_bytes=most))
+    limited = replace(relaxation, max_bytes=budget)
+    return lambda: whole.step(limited)
 
 
 def _row(of: Case, name: str, budget: int, options: Options) -> Row:

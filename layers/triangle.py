@@ -208,7 +208,8 @@ class NetworkLayer(Relaxation, nn.Module):
             return Rooms(for_source, math.inf, self.solver)
         left = for_lps - lots.fixed - lots.kept * lots.count
         solver = self.solver
-        if getattr(solver, "max_bytes", 0) is None:
+        # A dual ascent's vectors are counted with their problem.
+        if getattr(solver, "max_bytes", 0) is None and not isinstance(solver, DualAscent):
             left /= 2
             solver = replace(solver, max_bytes=max(1, int(left)))
         return Rooms(for_source, max(1, left // lots.each), solver)

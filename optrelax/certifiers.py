@@ -79,12 +79,17 @@ class Certifier:
         margins(samples.labels, network.outputs)  # raises for labels out of range
         samples.require_range(clip, owner)
         limit = max_bytes or (2**25 if device_of(network).type == "cpu" else 2**30)
+        every = max_bytes is not None
         return cls(
             network=network,
             samples=samples,
             eps=float(eps),
             clip=None if clip is None else (float(clip[0]), float(clip[1])),
-            relaxations={name: _limited(with_rounding(r, rounding), limit) for name, r in named.items()},
+            # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
+            relaxations={
+                name: _limited(r, limit) if every or not hasattr(r, "solver") else r
+                for name, r in ((name, with_rounding(r, rounding)) for name, r in named.items())
+            },
             rounding=rounding,
             dtype=dtype,
         )
@@ -294,7 +299,7 @@ def _require_exact_weights(network: Network, dtype: torch.dtype, owner: str) -> 
             raise ValueError(f"{owner}: {name} is float64, which dtype={dtype} would round; use torch.float64")
 
 
-def _limited(relaxation: Any, max_bytes: int | None, force: bool = False) -> Any:
+def _limited(relaxation: Any, max_bytes: float | None, force: bool = False) -> Any:
     """The relaxation with a memory limit where it has none of its own (`force`: in place of its own)."""
     if isinstance(relaxation, Intersect):
         parts = [_limited(part, max_bytes, force) for part in relaxation.parts]

@@ -62,7 +62,8 @@ def closed_forms(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "_NETWORKS", {"FC": "fc-small", "CONV": "conv"})
         patch.setattr(suite, "_QUICK", ("box", "crown"))
-        patch.setattr(suite, "_GROWTH", ("box",))
+        patch.setattr(suite, "_GROWTH", ("box", "crown"))
+        patch.setattr(suite, "_COVERED", {"FC": ("fc-small", 1)})
         main("closed_forms", "--out", folder)
     sys.path.remove(str(ROOT))
     return folder / "closed_forms-quick.json"
@@ -82,6 +83,64 @@ def test_closed_forms_are_measured_and_stored(closed_forms):
         # One round: the ratio is that of the two times.
         assert rows["box"]["step / products"] == pytest.approx(rows["box"]["step ms"] / rows["box"]["products ms"])
     assert len(record["bars"]) == 4
+    first, second = record["tables"][2]["rows"]
+    assert (first["network"], first["batch"], second["batch"]) == ("FC", 1, 2)
+    # Rows of every neuron are measured up to the batch that the network is covered at.
+    assert first["crown / own step"] > first["box / own step"] > 0
+    assert second["crown / own step"] is None
+
+
+@pytest.mark.slow
+def test_growth_is_measured_and_stored(tmp_path):
+    main("growth", "--out", tmp_path)
+    batch, eps, summary = (table["rows"] for table in stored(tmp_path, "growth")["tables"])
+    assert [row["batch"] for row in batch] == [1, 2]
+    assert [row["eps"] for row in eps] == [0.01, 0.05]
+    for row in (*batch, *eps):
+        assert row["crown / own step"] > 1
+        assert row["triangle peak MiB"] is not None
+    assert summary[0]["box x"] == pytest.approx(batch[1]["box ms"] / batch[0]["box ms"])
+
+
+@pytest.mark.slow
+def test_memory_is_measured_against_what_was_asked(tmp_path):
+    main("memory", "--out", tmp_path)
+    record = stored(tmp_path, "memory")
+    (table,) = record["tables"]
+    rows = {row["relaxation"]: row for row in table["rows"]}
+    assert set(rows) == {"box", "crown", "triangle"}
+    for row in rows.values():
+        assert row["measured / asked"] == pytest.approx(row["measured MiB"] / row["asked MiB"])
+        assert row["possible"] == "yes"
+    (bar,) = record["bars"]
+    assert bar["got"] == max(row["measured / asked"] for row in rows.values())
+    assert bar["held"]
+
+
+@pytest.mark.slow
+def test_alpha_crown_is_timed_alone_where_there_is_nothing_to_compare_with(tmp_path, monkeypatch):
+    from benchmarks import alpha_crown, peers
+
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(alpha_crown, "_ALONE", 2)
+    main("alpha_crown", "--out", tmp_path)
+    (row,) = stored(tmp_path, "alpha_crown")["tables"][0]["rows"]
+    assert (row["auto_LiRPA"], row["our iterations"], row["speed-up"]) == ("not installed", 2, None)
+    assert row["our ms"] > 0
+
+
+def test_alpha_crown_takes_the_least_iterations_to_an_equal_bound(monkeypatch):
+    from benchmarks import alpha_crown, closed_forms
+
+    of = closed_forms.case("fc-small", 1, 0, "cpu")
+    iterations, crown = alpha_crown._reach(of, -1e9)
+    assert iterations == 0
+    found, bound = alpha_crown._reach(of, crown + 1e-3)
+    assert found is not None
+    assert found > 0
+    assert bound >= crown + 1e-3
+    monkeypatch.setattr(alpha_crown, "_LADDER", (0, 1))
+    assert alpha_crown._reach(of, 1e9)[0] is None
 
 
 @pytest.mark.slow
