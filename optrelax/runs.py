@@ -1,6 +1,6 @@
 """Run folders: what a training run leaves on disk, and finds again when it resumes.
 
-config.json: the resolved configuration, seed and versions.  metrics.jsonl: one line an epoch.
+config.json: the resolved configuration, seed, versions and threads.  metrics.jsonl: one line an epoch.
 state.safetensors: weights, optimiser, what the loss keeps (dual points of its LPs) and the epoch's sums so far, after
 any step.
 net.safetensors: the network after the last finished epoch, for `load`.
@@ -10,6 +10,7 @@ Every file but the metrics is written whole or not at all; a metrics line past t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from optrelax.graph import Network
 from optrelax.relaxations import name_of, resolve
 
 __all__ = ["RunFolder", "State", "record", "versions"]
+
+_log = logging.getLogger(__name__)
 
 Json = Any
 _FORMAT = 1
@@ -110,21 +113,24 @@ class RunFolder:
         """Make the folder, or find the same configuration in it.
 
         Raises ValueError for a run that is not to be resumed and where the configurations differ, NotADirectoryError
-        for a file.
+        for a file; other versions or threads than the run began with are logged as a warning.
         """
+        surroundings: dict[str, Json] = {"versions": versions(), "threads": torch.get_num_threads()}
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path}: expected a folder for the run, got a file")
         if self._config.exists():
             if not resume:
                 raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")
-            stored = _parsed(self._config, self._config.read_text(encoding="utf-8")).get("configuration")
-            if changed := sorted(_differences(stored, json.loads(json.dumps(config)))):
+            stored = _parsed(self._config, self._config.read_text(encoding="utf-8"))
+            if changed := sorted(_differences(stored.get("configuration"), json.loads(json.dumps(config)))):
                 raise ValueError(
                     f"{self.path}: cannot resume with another configuration; it differs in {', '.join(changed)}"
                 )
+            if moved := sorted(_differences({name: stored.get(name) for name in surroundings}, surroundings)):
+                _log.warning("%s: resumed elsewhere, the last bits may differ: %s", self.path, ", ".join(moved))
             self._sweep()
             return
-        whole = {"format": _FORMAT, "configuration": config, "versions": versions()}
+        whole = {"format": _FORMAT, "configuration": config, **surroundings}
         write_whole(self._config, (json.dumps(whole, indent=2) + "\n").encode())
 
     def _sweep(self) -> None:

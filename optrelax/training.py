@@ -246,7 +246,7 @@ class _Run:
         kept, due = self.kept, self.kept is not None and time.monotonic() - self.stored >= self.interval
         like = next(iter(self.parameters.values()))
         fault: str | None = None
-        broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device))
+        broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device), index[:1])
         for place, piece in self.processes.mine(index.tensor_split(self.training.pieces)):
             if not len(piece):
                 continue
@@ -254,7 +254,7 @@ class _Run:
             terms = self.terms(x, labels, eps, epoch, step, place, piece)
             (terms.total * (len(piece) / len(index))).backward()
             if fault is None:
-                broken, fault = (x, labels), loss_fault(terms)
+                broken, fault = (x, labels, piece), loss_fault(terms)
                 fault = fault or gradient_fault(self.parameters)
             meter.add(terms, labels)
         if self.processes.count > 1:
@@ -263,7 +263,7 @@ class _Run:
                 # Its batch is with the process that saw it break.
                 fault, kept = "the loss or gradient of another process is not finite", None
         if fault is not None:
-            raise self._failure(fault, epoch, step, eps, *broken, kept)
+            raise self._failure(fault, epoch, step, eps, broken, kept)
         return due
 
     def _add_up(self, *flags: bool) -> list[bool]:
@@ -288,8 +288,9 @@ class _Run:
         return terms
 
     def _failure(
-        self, fault: str, epoch: int, step: int, eps: float, x: Tensor, labels: Tensor, kept: RunFolder | None
+        self, fault: str, epoch: int, step: int, eps: float, batch: tuple[Tensor, ...], kept: RunFolder | None
     ) -> TrainingError:
+        x, labels, index = batch
         loss = self.training.loss_at(epoch + step / self.steps)
         first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss)
         relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
@@ -297,5 +298,6 @@ class _Run:
         where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"
         stored = "pass a folder to keep the batch"
         if kept is not None:
-            stored = f"the batch is in {kept.save_failure(self.network, {'images': x, 'labels': labels}, facts)}"
+            held = {"images": x, "labels": labels, "index": index}
+            stored = f"the batch is in {kept.save_failure(self.network, held, facts)}"
         return TrainingError(f"train: {fault}{', ' + first if first else ''} at {where}; {stored}", epoch + 1, step + 1)
