@@ -30,15 +30,15 @@ def event_file(folder: Path, history: Sequence[EpochMetrics]) -> Iterator[Callab
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder)) as writer:
 
         def add(metrics: EpochMetrics) -> None:
             line = asdict(metrics)
             epoch = line.pop("epoch")
             for name, value in line.items():
                 if value is not None:
-                    writer.add_scalar(name, value, epoch)  # type: ignore[no-untyped-call]
-            writer.flush()  # type: ignore[no-untyped-call]
+                    writer.add_scalar(name, value, epoch)
+            writer.flush()
 
         for metrics in history:
             add(metrics)
