@@ -23,7 +23,7 @@ endif
 demo test: export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench wheel test-wheel clean
+.PHONY: help venv demo test lint types docs bench wheel test-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "optrelax needs Python 3.11 or later; got $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV): torch and the rest take a few minutes the first time."
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: $(STAMP)  ## train a small network with the triangle LP layer, compare LP with closed form (2 minutes)
@@ -47,6 +47,9 @@ test: $(STAMP)  ## all tests
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+docs: $(STAMP)  ## the documentation site (site/), strictly, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
 
 bench: $(STAMP)  ## the benchmarks
 	$(BIN)/python -m benchmarks
@@ -73,4 +76,4 @@ test-wheel: $(WHEEL_STAMP)  ## the smoke tests on the installed wheel
 	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m pytest -m 'smoke and not slow' $(ARGS)
 
 clean:  ## remove what was built, but not .venv
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""What MkDocs does besides mkdocs.yml: pages from outside docs/, links that hold in both places, one package tree.
+
+The site mirrors the checkout with docs/ as its root: README.md is the home page, benchmarks/results, examples and the
+rest keep their paths. So a page of docs/ links to `../examples/x.py` in the checkout and to `examples/x.py` here.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "benchmarks/results/*.md", "examples/*.py")
+SOURCES = ROOT / "build" / "docs"  # `paths` of mkdocstrings in mkdocs.yml
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The two source folders side by side as they are imported: a static reader is blind to setuptools' mapping."""
+    shutil.rmtree(SOURCES, ignore_errors=True)
+    for folder, package in (("optrelax", "optrelax"), ("layers", "optrelax/layers")):
+        for path in (ROOT / folder).rglob("*.py"):
+            target = SOURCES / package / path.relative_to(ROOT / folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # "from optrelax import layers", for type checkers, would hide the folder from a static reader.
+            text = re.sub(r"^    from optrelax import .*\n", "", path.read_text(), flags=re.MULTILINE)
+            target.write_text(text)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The README as home page, and what pages link to outside of docs/."""
+    files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
+    for pattern in OUTSIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Links of the checkout as links of the site."""
+    if page.file.src_uri == "index.md":
+        markdown = markdown.replace("](docs/", "](")
+    markdown = markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+    # A folder is no page: its first table stands for it.
+    return markdown.replace("](benchmarks/results)", "](benchmarks/results/lp_layers.md)")
