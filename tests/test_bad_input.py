@@ -178,7 +178,9 @@ RAW = {
     "ox.lower_bounds(net, ball, [[1, 0]])": "TypeError: specification: wants a tensor of rows, got list",
     "ox.bounds(net, ball, rounding='up')": "ValueError: Crown: rounding must be 'nearest' or 'outward', got 'up'",
     "ox.Box(rounding=1)": "ValueError: Box: rounding must be 'nearest' or 'outward', got 1",
-    "ox.Crown(max_bytes=1e9)": "ValueError: Crown: max_bytes must be a positive integer or None (or math.inf: no limit), got 1000000000.0",
+    "ox.Crown(max_bytes=1e9)": (
+        "ValueError: Crown: max_bytes must be a positive integer or None (or math.inf: no limit), got 1000000000.0"
+    ),
     "ox.DeepZ(slope='steep')": f"ValueError: DeepZ: slope must be {SLOPES}, got 'steep'",
     "ox.HBox(slope=1)": f"ValueError: HBox: slope must be {SLOPES}, got 1",
     "ox.DeepZ(direction='up')": "ValueError: DeepZ: direction must be 'auto', 'forward' or 'backward', got 'up'",
