@@ -3,7 +3,7 @@
 Each step solves one LP an image and wrong class (LP-LAST), stopped after a few iterations of dual ascent and started
 from where the same image's LP stood an epoch before. An LP that misses its gap target falls back to a closed form,
 which bounds the margin all the same; each line says how many did, and how far from the optimum the others are.
-Six epochs take some 30 minutes of one core. Ctrl-C or worse: the same call again goes on where it stopped.
+Six epochs take some 40 minutes of one core. Ctrl-C or worse: the same call again goes on where it stopped.
 
     python examples/train_triangle_mnist.py --data-dir DIR --epochs 6
 """
