@@ -18,8 +18,11 @@ OUTSIDE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "benchmarks/results/*.md",
 SOURCES = ROOT / "build" / "docs"  # `paths` of mkdocstrings in mkdocs.yml
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The two source folders side by side as they are imported: a static reader is blind to setuptools' mapping."""
+def on_startup(**_: Any) -> None:
+    """The two source folders side by side as they are imported: a static reader is blind to setuptools' mapping.
+
+    At startup, as the reader forgets about folders that are not there when it is made.
+    """
     shutil.rmtree(SOURCES, ignore_errors=True)
     for folder, package in (("optrelax", "optrelax"), ("layers", "optrelax/layers")):
         for path in (ROOT / folder).rglob("*.py"):
@@ -28,7 +31,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             # "from optrelax import layers", for type checkers, would hide the folder from a static reader.
             text = re.sub(r"^    from optrelax import .*\n", "", path.read_text(), flags=re.MULTILINE)
             target.write_text(text)
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
