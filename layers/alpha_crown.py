@@ -83,15 +83,20 @@ class AlphaCrown(Relaxation):
         return bytes_needed(self.preactivation, network, region, 0) + region.shape[0] * self._each(network, region, k)
 
     def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
-        hidden = memory.hidden_entries(network)
-        slopes = region.lower.element_size() * (2 * hidden + k) * hidden
+        rows = self._neuron_rows(network) + k
+        slopes = region.lower.element_size() * rows * memory.hidden_entries(network)
         first = least_bytes(self.preactivation, network, region, 0)
         return first + region.shape[0] * slopes + self._each(network, region, k)
 
     def _each(self, network: Network, region: InputBox, k: int) -> int:
         """Bytes of one example: slopes, lines and coefficients of every row, kept for the gradient by the slopes."""
         hidden = memory.hidden_entries(network)
-        return 12 * region.lower.element_size() * (2 * hidden + k) * (hidden + math.prod(network.input_shape))
+        rows = self._neuron_rows(network) + k
+        return 12 * region.lower.element_size() * rows * (hidden + math.prod(network.input_shape))
+
+    def _neuron_rows(self, network: Network) -> int:
+        """Rows of the neurons whose bounds are optimised, as if all crossed."""
+        return sum(2 * math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
 
     def _bounded(self, network: Network, region: InputBox, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""

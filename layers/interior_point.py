@@ -26,6 +26,9 @@ from optrelax.layers.problems import (
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
 from optrelax.ops import flatten_from
 
+_BYTES = 512 * 2**20  # of the problems in flight, where max_bytes does not say
+_PROBLEMS = 32  # at a time at most: more pad more than they save
+
 
 @dataclass(frozen=True)
 class InteriorPoint:
@@ -76,15 +79,25 @@ class InteriorPoint:
             v, y, prices, steps = state.v, state.y, state.nu, state.steps
         answer.improve(part, index, reduced.dual_point(part, prices), reduced.primal_point(part, v, y), steps)
 
+    def bytes_needed(self, inputs: int, hidden: int, count: int) -> int:
+        """Memory for `count` problems of these sizes, as if every neuron crossed."""
+        whole = min(_PROBLEMS, count) * bytes_a_problem(inputs, hidden)
+        return min(whole, max(self.max_bytes or _BYTES, bytes_a_problem(inputs, hidden)))
+
     def _chunk(self, problems: Problems) -> int:
-        """Problems in flight: three K x d matrices each, K at most every hidden neuron."""
+        """Problems in flight: K x d and K x K matrices and their copies, K at most every hidden neuron."""
         crossing = max(
             (int(flatten_from(h.free, 1).sum(1).max()) for h in problems.hulls.values() if h.free.numel()), default=1
         )
         crossing = max(1, crossing * len(problems.hulls))
-        each = 8 * crossing * (3 * problems.lower[0].numel() + 4 * crossing)
-        budget = self.max_bytes if self.max_bytes is not None else 512 * 2**20
-        return max(1, min(32, budget // each))  # more pad more than they save
+        each = bytes_a_problem(problems.lower[0].numel(), crossing)
+        budget = self.max_bytes if self.max_bytes is not None else _BYTES
+        return max(1, min(_PROBLEMS, budget // each))
+
+
+def bytes_a_problem(inputs: int, crossing: int) -> int:
+    """Memory of one problem in flight."""
+    return 24 * crossing * (3 * inputs + 4 * crossing)
 
 
 def _by_size(problems: Problems, index: Tensor) -> Tensor:

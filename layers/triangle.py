@@ -188,18 +188,22 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
         lots = self._lots(network, region, k)
-        return self._source_bytes(network, region) + lots.fixed + lots.each * lots.count
+        return self._source_bytes(network, region) + lots.fixed + lots.solver + lots.each * lots.count
 
     def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
         source = self.preactivation
         first = least_bytes(source, network, region, 0) if isinstance(source, Relaxation) else 0
         lots = self._lots(network, region, k)
-        return first + lots.fixed + lots.kept * lots.count + lots.each
+        solver = 0
+        if lots.solver:
+            inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
+            solver = self.solver.bytes_needed(inputs, hidden, 1)
+        return first + lots.fixed + lots.kept * lots.count + lots.each + 2 * solver
 
     def rooms(self, network: Network, region: InputBox, k: int) -> Rooms:
         """`max_bytes` shared between the pre-activation bounds and the LPs."""
         source, lots = self._source_bytes(network, region), self._lots(network, region, k)
-        needs = [source, lots.fixed + lots.each * lots.count]
+        needs = [source, lots.fixed + lots.solver + lots.each * lots.count]
         most = memory.limit(self.max_bytes, sum(needs), region.device)
         if sum(needs) <= most:
             return Rooms(math.inf, math.inf, self.solver)
@@ -208,10 +212,11 @@ class NetworkLayer(Relaxation, nn.Module):
             return Rooms(for_source, math.inf, self.solver)
         left = for_lps - lots.fixed - lots.kept * lots.count
         solver = self.solver
-        # A dual ascent's vectors are counted with their problem.
-        if getattr(solver, "max_bytes", 0) is None and not isinstance(solver, DualAscent):
-            left /= 2
-            solver = replace(solver, max_bytes=max(1, int(left)))
+        if lots.solver:
+            given = getattr(solver, "max_bytes", None)
+            least = min(left / 2, lots.solver)
+            solver = replace(solver, max_bytes=max(1, int(least if given is None else min(given, least))))
+            left -= least
         return Rooms(for_source, max(1, left // lots.each), solver)
 
     def _source_bytes(self, network: Network, region: InputBox) -> int:
@@ -221,13 +226,15 @@ class NetworkLayer(Relaxation, nn.Module):
     def _lots(self, network: Network, region: InputBox, k: int) -> _Lots:
         batch, size = region.shape[0], region.lower.element_size()
         inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
-        gradient = torch.is_grad_enabled()
+        gradient, count = torch.is_grad_enabled(), self.problem_count(network, batch, k)
         return _Lots(
-            count=self.problem_count(network, batch, k),
+            count=count,
             each=size * (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden),
             # The input's point, the weights of both points, and for hulls with two lines above a second kind.
             kept=size * (inputs + 3 * hidden),
             fixed=size * batch * (25 if gradient else 12) * hidden,
+            # A dual ascent's vectors are counted with their problem.
+            solver=self.solver.bytes_needed(inputs, hidden, count) if hasattr(self.solver, "bytes_needed") else 0,
         )
 
     @property
@@ -247,12 +254,13 @@ class Rooms:
 
 @dataclass(frozen=True, slots=True)
 class _Lots:
-    """LPs at most, bytes of one being solved and differentiated, of one that waits, and of what all share."""
+    """LPs at most; bytes of one being solved and differentiated, of one that waits, of what all share, of a solver."""
 
     count: int
     each: int
     kept: int
     fixed: int
+    solver: int
 
 
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
