@@ -151,7 +151,7 @@ def _table(label: str, model: str, batch: int, options: Options) -> Table:
         method = peers.AUTO_LIRPA[name]
         size = peak_bytes(probe, threads=options.threads, device=options.device, name=method, peer=True, **given)
         rows.append(_peer_row(of, name, timed, size))
-    own = timed.median("own step")
+    own = timed.groups[0].median("own step")
     notes = (
         f"The network's own step (cross-entropy, forward and backward) takes {1e3 * own:.3g} ms. "
         f"eps {EPS}, random weights and images; {100 * of.crossing():.0f} % of the hidden neurons cross.",
@@ -172,8 +172,37 @@ def _peers(measured: dict[str, int | None]) -> list[str]:
     return [name for name in peers.AUTO_LIRPA if name in measured] if peers.has_auto_lirpa() else []
 
 
-def _time(of: Case, names: list[str], options: Options) -> Samples:
+_SHORT = 0.1  # seconds
+_TURNS = 5  # rounds of short tasks for one of long ones: milliseconds are noisier, and cost nothing
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Samples of short and of long steps, apart: each group has the network's own step and the floors it needs."""
+
+    groups: tuple[Samples, ...]
+
+    def of(self, name: str) -> Samples:
+        """The group that a task is in."""
+        return next(samples for samples in self.groups if name in samples.seconds)
+
+
+def _time(of: Case, names: list[str], options: Options) -> Timed:
     """Own step, every relaxation forward and as a step, and the bare products of each, interleaved."""
+    short = [name for name in names if _seconds(of, name, options) < _SHORT]
+    rest = [name for name in names if name not in short]
+    runs = {_TURNS * options.runs: short, options.runs: rest}
+    groups = [interleaved(_tasks(of, each), runs=n, device=of.device) for n, each in runs.items() if each]
+    return Timed(tuple(groups))
+
+
+def _seconds(of: Case, name: str, options: Options) -> float:
+    """A step's time, about."""
+    task = {name: _call(of.step, relaxations.resolve(name))}
+    return interleaved(task, runs=1, device=options.device, least=0.0).median(name)
+
+
+def _tasks(of: Case, names: list[str]) -> dict[str, Task]:
     tasks: dict[str, Task] = {"own step": of.natural}
     for name in names:
         relaxation = relaxations.resolve(name)
@@ -185,7 +214,7 @@ def _time(of: Case, names: list[str], options: Options) -> Samples:
             tasks.setdefault(_floor(need, gradient), products.bare(of.network, need, of.x, gradient=gradient))
     for name in _peers(dict.fromkeys(names)):
         tasks[f"auto_LiRPA {name}"] = of.peer(peers.AUTO_LIRPA[name])
-    return interleaved(tasks, runs=options.runs, device=of.device)
+    return tasks
 
 
 def _call(method: Callable[[relaxations.Relaxation], None], relaxation: relaxations.Relaxation) -> Task:
@@ -200,10 +229,11 @@ def _floor(need: products.Products, gradient: bool) -> str:
     return f"products {need} {'step' if gradient else 'forward'}"
 
 
-def _row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
+def _row(of: Case, name: str, found: Timed, peak: int | None) -> Row:
     row: Row = {"relaxation": name}
     forward, step = f"{name} forward", f"{name} step"
     known = peak is not None
+    timed = found.of(step) if known else found.groups[0]
     need = _needed(of, name)
     bare_forward, bare_step = _floor(need, False), _floor(need, True)
     row["forward ms"] = 1e3 * timed.median(forward) if known else None
@@ -219,9 +249,10 @@ def _row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
     return row
 
 
-def _peer_row(of: Case, name: str, timed: Samples, peak: int | None) -> Row:
+def _peer_row(of: Case, name: str, found: Timed, peak: int | None) -> Row:
     """auto_LiRPA's step in the same columns; its floor is that of the same bounds."""
     task, bare_step = f"auto_LiRPA {name}", _floor(_needed(of, name), True)
+    timed = found.of(task)
     return {
         "relaxation": f"auto_LiRPA {peers.AUTO_LIRPA[name]}",
         "forward ms": None,

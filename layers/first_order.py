@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative of their own: differentiating them is an error, never a silent zero."""
+"""Backward passes that have no derivative of their own: asking for one is an error, never a silent zero."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Backward = Callable[..., Any]
 
 
 def first_order(backward: Backward) -> Backward:
-    """For the `backward` of an autograd function: a double backward through its results raises RuntimeError.
+    """For the `backward` of an autograd function: RuntimeError under create_graph=True.
 
-    PyTorch's own decorator raises only where the incoming gradient itself depends on something, so that the second
-    derivative of a sum would quietly be 0.
+    PyTorch's own decorator marks the results instead, and the mark is lost where the incoming gradient is a constant
+    (a sum) or the second derivative is taken for named inputs only: then a part of it would quietly be missing.
     """
-    once: Backward = once_differentiable(backward)
 
     @functools.wraps(backward)
     def guarded(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
-            grads = tuple(grad if grad.requires_grad else grad.detach().requires_grad_() for grad in grads)
-        return once(ctx, *grads)
+            raise RuntimeError(
+                "create_graph=True: the gradient of a linear program's value cannot be differentiated again; "
+                "take the second derivative of a closed form, or leave the LP's loss out of this backward pass"
+            )
+        return backward(ctx, *grads)
 
     return guarded

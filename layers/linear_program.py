@@ -43,7 +43,7 @@ class LinearProgram(nn.Module):
         It is 0, never NaN, where the problem is INFEASIBLE or UNBOUNDED, the bound is -inf, or the solver failed.
         `primal` is detached unless `primal_gradient` is given: an LP's argmin sits at a vertex, so its derivative is 0
         or does not exist. With `primal_gradient=Regularised(strength)` it is that of a regularised problem.
-        The double backward is an error.
+        Under create_graph=True the backward pass raises RuntimeError.
 
     Shapes: c [*batch, n], A [*batch, m, n], b [*batch, m], E [*batch, p, n], d [*batch, p], lower and upper
     [*batch, n]; leading shapes broadcast. A and b, E and d, lower, upper may be None.

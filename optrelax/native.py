@@ -16,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,30 +34,38 @@ class Build:
 
     library: ctypes.CDLL | None
     reason: str
+    _functions: dict[tuple[str, torch.dtype], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def supports(self, *tensors: Tensor) -> bool:
         """Whether the kernels can work on these tensors."""
-        return self.library is not None and all(t.device.type == "cpu" and t.dtype in _SUFFIX for t in tensors)
+        if self.library is None:
+            return False
+        return all(t.device.type == "cpu" and t.dtype in _SUFFIX for t in tensors)
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
         """Call a kernel of one floating type: tensors are contiguous and go by address, the rest as int64 or double.
 
-        The thread count is added as the last argument.
+        The thread count is added as the last argument.  An argument is of one kind in every call.
         """
-        function = getattr(self.library, f"{name}_{_SUFFIX[dtype]}")
-        function(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
+        function = self._functions.get((name, dtype))
+        if function is None:
+            function = getattr(self.library, f"{name}_{_SUFFIX[dtype]}")
+            function.argtypes = [*map(_kind, arguments), ctypes.c_int64]
+            self._functions[name, dtype] = function
+        # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
+        plain = [a if a is None or isinstance(a, (int, float)) else _address(a) for a in arguments]
+        function(*plain, torch.get_num_threads())
 
 
-def _argument(value: Tensor | int | float | None) -> object:
-    if value is None:
-        return ctypes.c_void_p(None)
-    # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
+def _kind(value: Tensor | int | float | None) -> type:
     if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    assert value.is_contiguous()
-    return ctypes.c_void_p(value.data_ptr())
+        return ctypes.c_int64
+    return ctypes.c_double if isinstance(value, float) else ctypes.c_void_p
+
+
+def _address(tensor: Tensor) -> int:
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
 
 
 @functools.cache

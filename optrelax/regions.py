@@ -121,7 +121,7 @@ class LinfBall(InputBox):
                     f"LinfBall: x lies outside clip [{low}, {high}] in {int(outside.sum())} of {outside.numel()} "
                     f"entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the range of clip"
                 )
-            lower, upper = lower.clamp_min(low), upper.clamp_max(high)
+            lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
         object.__setattr__(self, "x", x)

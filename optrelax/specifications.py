@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,23 @@ def margins(labels: Tensor, classes: int) -> Tensor:
         wrong = (labels < 0) | (labels >= classes)
         value = int(labels[wrong][0])
         raise ValueError(f"margins: labels must lie in [0, {classes - 1}], got {value}")
-    labels = labels.long()
-    eye = torch.eye(classes, device=labels.device)
+    if classes <= _FEW:
+        return _table(classes, labels.device)[labels.long()]
+    return _rows(labels.long(), classes)
+
+
+_FEW = 32  # classes whose rows are kept: at most 32 k numbers
+
+
+@functools.lru_cache(maxsize=16)
+def _table(classes: int, device: torch.device) -> Tensor:
+    """The rows of every label: [classes, classes - 1, classes]."""
+    with torch.inference_mode(False):
+        return _rows(torch.arange(classes, device=device), classes)
+
+
+def _rows(labels: Tensor, classes: int) -> Tensor:
+    eye = torch.eye(classes, dtype=torch.float32, device=labels.device)
     # others[c] lists the classes but c, in order: 0..classes-2, those from c on moved up by one
     order = torch.arange(classes - 1, device=labels.device)
     others = order + (order >= labels[..., None]).long()

@@ -242,7 +242,7 @@ NAMES = {
     "deepz:continuous=true": r"DeepZ: continuous=True is the -diag-c form, it needs slope='diag', got 'chord'",
     "crown:tria=true": "Crown: tria and continuous need lower 0 or 1, got lower='adaptive'",
     "crown:preactivation=cauchy": "Crown: preactivation cauchy is an estimate, not a bound",
-    "crown:max_bytes=0": "Crown: max_bytes must be a positive integer or None (or math.inf: no limit), got 0",
+    "crown:max_bytes=0": r"Crown: max_bytes must be a positive integer or None \(or math.inf: no limit\), got 0",
     "box-widen:omega=-1": "Box: omega must be >= 0 and finite, got -1",
     "box-widen:omega=inf": "Box: omega must be >= 0 and finite, got inf",
     "box-round:F=0": "Box: F must be > 0 and finite, got 0",

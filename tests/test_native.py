@@ -1,10 +1,12 @@
 """Compiled kernels: the results of PyTorch's operations, and a fallback that is told where there is no compiler."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from lp_networks import QUESTIONS, question
 
+import optrelax as ox
 from optrelax import activations, native, relu_lines
 from optrelax.domains import interval, relax_step
 from optrelax.layers import DualAscent, Triangle, dense_ascent
@@ -180,6 +183,21 @@ def test_compiled_least_value_over_a_box_is_the_eager_one(dtype, shared, monkeyp
     torch.testing.assert_close(found[0][0], (a * corners).flatten(2).sum(2), rtol=1e-4, atol=1e-4)
 
 
+def test_kept_buffers_outlive_inference_mode():
+    """In a thread of its own, whose first buffer is made there."""
+
+    def steps() -> float:
+        net, x = ox.models.fc(7, 5, 3), torch.full((2, 7), 0.5)
+        with torch.inference_mode():
+            before = ox.lower_bounds(net, ox.LinfBall(x, 0.1), torch.eye(3), "box").sum().item()
+        ox.lower_bounds(net, ox.LinfBall(x, 0.1), torch.eye(3), "box").sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+        return before
+
+    with ThreadPoolExecutor(1) as pool:
+        assert math.isfinite(pool.submit(steps).result())
+
+
 def through_relu(center, radius):
     """What the rules do."""
     low, high = (center - radius).relu(), (center + radius).relu()
@@ -213,32 +231,52 @@ def test_compiled_relu_of_a_ball_is_the_rule(dtype, used):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_compiled_linear_map_of_a_ball_is_the_rule(dtype, relu, bias, monkeypatch):
-    monkeypatch.setattr(interval, "_LARGEST", 4000)  # one of the two matrices gets a buffer of its own
-    for width in (20, 60):
-        center, radius = balls(50, 30, dtype=dtype)
-        g = torch.Generator().manual_seed(2)
-        weight = torch.randn(30, width, generator=g, dtype=dtype).mT  # not contiguous
-        weight[0, ::2] = 0.0
-        extra = [torch.randn(width, generator=g, dtype=dtype)] if bias else []
-        grads = [torch.randn(50, width, generator=g, dtype=dtype) for _ in range(2)]
+@pytest.mark.parametrize("largest", [0, 2**24])
+def test_compiled_linear_map_of_a_ball_is_the_rule(dtype, bias, largest, monkeypatch):
+    monkeypatch.setattr(interval, "_LARGEST", largest)  # with 0 every matrix gets a buffer of its own
+    (center, radius), (weight, *extra) = balls(50, 30, dtype=dtype), matrix(30, 40, bias, dtype)
+    grads = [g[:, :40] for g in balls(50, 60, dtype=dtype)]  # not contiguous
 
-        def rules(c, r, w, b=None):
-            found = torch.nn.functional.linear(c, w, b), r @ w.abs().mT
-            return through_relu(*found) if relu else found
+    def rule(c, r, w, b=None):
+        return torch.nn.functional.linear(c, w, b), r @ w.abs().mT
 
-        def compiled(c, r, w, b=None):
-            return interval._LinearBall.apply(c, r, w, b, relu)
+    found = []
+    for function in (lambda c, r, w, b=None: interval._LinearBall.apply(c, r, w, b), rule):
+        leaves = [t.clone().requires_grad_() for t in (center, radius, weight, *extra)]
+        outputs = function(*leaves)
+        found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-4)
 
-        found = []
-        for function in (compiled, rules):
-            leaves = [t.clone().requires_grad_() for t in (center, radius, weight, *extra)]
-            outputs = function(*leaves)
-            found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
-        for one, other in zip(*found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-4)
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("largest", [0, 2**24])
+@pytest.mark.parametrize("frozen", [(), (0, 1), (2,), (4, 5, 6)])
+def test_compiled_chain_of_linear_maps_is_the_rules(dtype, bias, largest, frozen, monkeypatch):
+    monkeypatch.setattr(interval, "_LARGEST", largest)
+    center, radius = balls(50, 30, dtype=dtype)
+    given = [matrix(a, b, bias, dtype) for a, b in ((30, 40), (40, 2000), (2000, 3))]
+    weights, biases = [w for w, *_ in given], [b for _, *rest in given for b in rest]
+    grads = [g[:, :3] for g in balls(50, 60, dtype=dtype)]
+    found = []
+    for function in (interval._LinearChain.apply, interval._eager_chain):
+        leaves = [t.clone() for t in (center, radius, *weights, *biases)]
+        wanted = [leaf.requires_grad_() for i, leaf in enumerate(leaves) if i not in frozen]
+        outputs = function(3, *leaves, *([] if bias else [None] * 3))
+        found.append([*outputs, *torch.autograd.grad(outputs, wanted, grads)])
+    for one, other in zip(*found, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=scale * (1e-5 if dtype == torch.float32 else 1e-12))
+
+
+def matrix(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Weight [outputs, inputs], not contiguous and with zeros, and its bias."""
+    g = torch.Generator().manual_seed(2)
+    weight = torch.randn(inputs, outputs, generator=g, dtype=dtype).mT
+    weight[0, ::2] = 0.0
+    return [weight, torch.randn(outputs, generator=g, dtype=dtype)] if bias else [weight]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -93,13 +93,13 @@ def propagate(
     for node in network:
         if targets is not None and targets <= balls.keys():
             break
-        if node.name in balls:  # with what it reads
+        if node.name in balls or any(name not in balls for name in node.inputs):  # inside of a chain
             continue
         inputs = [balls[name] for name in node.inputs]
-        if targets is not None and loosen is None and type(node.op) is Linear and _compiles(inputs[0]):
-            relu = _alone_before(network, node, targets)
-            if relu is not None:
-                balls[relu.name] = _through(node.op, inputs[0], relu=True)
+        if targets is not None and loosen is None and isinstance(node.op, Linear) and _compiles(inputs[0]):
+            ops, last = _chain(network, node, targets)
+            if last is not None:
+                balls[last] = _through_chain(ops, inputs[0])
                 continue
         if isinstance(node.op, Activation):
             if loosen is None and _compiles(inputs[0]) and node.op.is_relu:
@@ -127,111 +127,196 @@ def _compiles(x: Ball) -> bool:
     return not x.outward and kernels().supports(x.center, x.radius)
 
 
-def _alone_before(network: Network, node: Node, targets: Set[str]) -> Node | None:
-    """The ReLU that alone reads a node nobody asked for: the node's value need not outlive it."""
+def _chain(network: Network, node: Node, targets: Set[str]) -> tuple[list[Linear], str | None]:
+    """Linear ops from here on that each go into a ReLU, and the last of these; nobody else reads what is between."""
+    ops: list[Linear] = []
+    last = None
+    while isinstance(node.op, Linear):
+        relu = _only_reader(network, node, targets)
+        if relu is None or not isinstance(relu.op, Activation) or not relu.op.is_relu:
+            break
+        ops.append(node.op)
+        last = relu.name
+        after = _only_reader(network, relu, targets)
+        if after is None:
+            break
+        node = after
+    return ops, last
+
+
+def _only_reader(network: Network, node: Node, targets: Set[str]) -> Node | None:
+    """The one node that reads a value nobody asked for."""
     readers = network.readers.get(node.name, ())
-    if len(readers) != 1 or node.name in targets or node.name == network.output:
-        return None
-    op = readers[0].op
-    return readers[0] if isinstance(op, Activation) and op.is_relu else None
+    return readers[0] if len(readers) == 1 and node.name not in targets and node.name != network.output else None
 
 
-def _through(op: Linear, x: Ball, relu: bool) -> Ball:
-    given = (x.center.flatten(0, -2), x.radius.flatten(0, -2), op.weight(x.center), op.bias(x.center))
-    found = _LinearBall.apply(*given, relu)
-    return Ball(*(t.reshape(*x.center.shape[:-1], -1) for t in found)) if x.center.dim() != 2 else Ball(*found)
+def _through_chain(ops: list[Linear], x: Ball) -> Ball:
+    weights = [op.weight(x.center) for op in ops]
+    biases = [op.bias(x.center) for op in ops]
+    lead = x.center.shape[:-1]
+    center, radius = _LinearChain.apply(len(ops), x.center.flatten(0, -2), x.radius.flatten(0, -2), *weights, *biases)
+    return Ball(center.reshape(*lead, -1), radius.reshape(*lead, -1))
 
 
-def _rectify(center: Tensor, radius: Tensor, into: tuple[Tensor, Tensor]) -> Tensor:
-    """Writes center and radius behind a ReLU; returns which ends were active, a byte an entry."""
-    active = torch.empty_like(center, dtype=torch.int8)
-    kernels().call("rectify", center.dtype, center.numel(), center, radius, *into, active)
-    return active
-
-
-def _rectify_back(active: Tensor, to_c: Tensor, to_r: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU from those behind it."""
-    if torch.is_grad_enabled():  # to be differentiated again
-        low, high = (active & 1) * (to_c - to_r) / 2, (active >> 1) * (to_c + to_r) / 2
-        return high + low, high - low
-    found = torch.empty_like(active, dtype=to_c.dtype), torch.empty_like(active, dtype=to_c.dtype)
-    given = active, to_c.contiguous(), to_r.contiguous()
-    kernels().call("rectify_back", to_c.dtype, active.numel(), *given, *found)
-    return found
+def _through(op: Linear, x: Ball) -> Ball:
+    given = (op.weight(x.center), op.bias(x.center))
+    if x.center.dim() == 2:
+        return Ball(*_LinearBall.apply(x.center, x.radius, *given))
+    found = _LinearBall.apply(x.center.flatten(0, -2), x.radius.flatten(0, -2), *given)
+    return Ball(*(t.reshape(*x.center.shape[:-1], -1) for t in found))
 
 
 class _Rectify(torch.autograd.Function):
-    """Center and radius before a ReLU -> those behind it."""
+    """Center and radius before a ReLU -> those behind it. Keeps a byte an entry."""
 
     @staticmethod
     def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         center, radius = center.contiguous(), radius.contiguous()
         found = torch.empty_like(center), torch.empty_like(radius)
-        ctx.save_for_backward(_rectify(center, radius, found))
+        active = torch.empty_like(center, dtype=torch.int8)
+        kernels().call("rectify", center.dtype, 1, center.numel(), None, center, radius, *found, active)
+        ctx.save_for_backward(active)
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return _rectify_back(*ctx.saved_tensors, *grads)
+        (active,) = ctx.saved_tensors
+        to_c, to_r = grads
+        if torch.is_grad_enabled():  # to be differentiated again
+            low, high = (active & 1) * (to_c - to_r) / 2, (active >> 1) * (to_c + to_r) / 2
+            return high + low, high - low
+        found = torch.empty_like(active, dtype=to_c.dtype), torch.empty_like(active, dtype=to_c.dtype)
+        given = active, to_c.contiguous(), to_r.contiguous()
+        kernels().call("rectify_back", to_c.dtype, active.numel(), *given, *found)
+        return found
 
 
 class _LinearBall(torch.autograd.Function):
-    """Center and radius [n, in] through a matrix W [out, in], c W^T + b and r |W|^T, and, if asked, a ReLU.
+    """Center and radius [n, in] through a matrix W [out, in]: c W^T + b, r |W|^T.
 
     |W| is made anew in the backward pass, in a buffer that stays in the processor's cache, instead of being kept.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(center, radius, weight)
         size = torch.abs(weight, out=_scratch(weight))
-        found = F.linear(center, weight, bias), radius @ size.mT
-        active = (_rectify(*found, found),) if relu else ()
-        ctx.save_for_backward(center, radius, weight, *active)
-        return found
+        return F.linear(center, weight, bias), radius @ size.mT
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        center, radius, weight, *active = ctx.saved_tensors
-        to_c, to_r = _rectify_back(*active, *grads) if active else grads
+        center, radius, weight = ctx.saved_tensors
+        to_c, to_r = grads
         need = ctx.needs_input_grad
         again = torch.is_grad_enabled()
         to_weight = None
-        if need[2]:
+        if need[2] and again:
+            to_weight = to_c.mT @ center + weight.sign() * (to_r.mT @ radius)
+        elif need[2]:
+            part = torch.mm(to_r.mT, radius, out=_scratch(weight))
             to_weight = to_c.mT @ center
-            if again:
-                to_weight = to_weight + weight.sign() * (to_r.mT @ radius)
-            else:
-                part = torch.mm(to_r.mT, radius, out=_scratch(weight))
-                weight = weight.contiguous()
-                kernels().call("add_signed", weight.dtype, weight.numel(), weight, part, to_weight)
+            kernels().call("fold", weight.dtype, weight.numel(), weight.contiguous(), to_weight, part, to_weight)
         to_radius = None
         if need[1]:
             to_radius = to_r @ (weight.abs() if again else torch.abs(weight, out=_scratch(weight)))
-        to_bias = to_c.sum(0) if need[3] else None
-        return to_c @ weight if need[0] else None, to_radius, to_weight, to_bias, None
+        return to_c @ weight if need[0] else None, to_radius, to_weight, to_c.sum(0) if need[3] else None
+
+
+class _LinearChain(torch.autograd.Function):
+    """Center and radius [n, in] through matrices, each followed by a ReLU: one node of the graph for all.
+
+    Center and radius lie one behind the other, W and |W| too: a batched product of two, one a thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, center: Tensor, radius: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+        x = torch.stack((center, radius))
+        kept: list[Tensor] = []
+        for weight, bias in zip(given[:count], given[count:], strict=True):
+            assert weight is not None
+            y = torch.bmm(x, _both(weight).mT)
+            active = torch.empty(y.shape[1:], dtype=torch.int8)
+            bias = None if bias is None else bias.contiguous()
+            kernels().call("rectify", y.dtype, *y.shape[1:], bias, y[0], y[1], y[0], y[1], active)
+            kept += [x, active]
+            x = y
+        ctx.count = count
+        ctx.save_for_backward(center, radius, *given, *kept)
+        return x[0].clone(), x[1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count, need = ctx.count, ctx.needs_input_grad
+        saved = ctx.saved_tensors
+        inputs, kept = saved[: 2 + 2 * count], saved[2 + 2 * count :]
+        if torch.is_grad_enabled():  # to be differentiated again
+            wanted = [t for t, w in zip(inputs, need[1:], strict=True) if w]
+            found = iter(torch.autograd.grad(_eager_chain(count, *inputs), wanted, grads, create_graph=True))
+            return None, *(next(found) if w else None for w in need[1:])
+        to_weights: list[Tensor | None] = [None] * count
+        to_biases: list[Tensor | None] = [None] * count
+        g: Tensor | None = torch.stack(grads)
+        for i in reversed(range(count)):
+            assert g is not None
+            weight, x, active = inputs[2 + i], kept[2 * i], kept[2 * i + 1]
+            kernels().call("rectify_back", g.dtype, active.numel(), active, g[0], g[1], g[0], g[1])
+            to_biases[i] = g[0].sum(0) if need[3 + count + i] else None
+            if need[3 + i]:
+                parts = torch.bmm(g.mT, x, out=_scratch(weight, 2))
+                to_weights[i] = torch.empty_like(weight, memory_format=torch.contiguous_format)
+                kernels().call("fold", g.dtype, weight.numel(), weight.contiguous(), *parts, to_weights[i])
+            g = torch.bmm(g, _both(weight)) if i > 0 or need[1] or need[2] else None
+        ends = (None, None) if g is None else (g[0], g[1])
+        return None, *(t if w else None for t, w in zip(ends, need[1:3], strict=True)), *to_weights, *to_biases
+
+
+def _eager_chain(count: int, center: Tensor, radius: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What `_LinearChain` computes, by operations that are differentiated one by one."""
+    for weight, bias in zip(given[:count], given[count:], strict=True):
+        assert weight is not None
+        center, radius = F.linear(center, weight, bias), radius @ weight.abs().mT
+        low, high = (center - radius).relu(), (center + radius).relu()
+        center, radius = (low + high) / 2, (high - low) / 2
+    return center, radius
+
+
+def _both(weight: Tensor) -> Tensor:
+    """W and |W| in a buffer: [2, out, in]."""
+    found = _scratch(weight, 2)
+    found[0].copy_(weight)
+    torch.abs(weight, out=found[1])
+    return found
 
 
 _LARGEST = 2**24  # bytes; a matrix beyond the caches gains nothing from a buffer that is kept
 _buffers = threading.local()
 
 
-def _scratch(like: Tensor) -> Tensor:
-    """A buffer of this thread in the shape of a matrix, good until the next call: fresh memory costs more than sums."""
-    size = like.numel() * like.element_size()
+def _scratch(like: Tensor, count: int = 1) -> Tensor:
+    """A buffer of this thread for one matrix, or [count, *shape], good until the next call.
+
+    Fresh memory costs more than the sums that go into it.
+    """
+    shape = like.shape if count == 1 else (count, *like.shape)
+    size = count * like.numel() * like.element_size()
     if size > _LARGEST:
-        return torch.empty_like(like, memory_format=torch.contiguous_format)
-    held = getattr(_buffers, "held", None)
-    if held is None or held.numel() < size:
-        held = _buffers.held = torch.empty(size, dtype=torch.uint8)
-    return held[:size].view(like.dtype).view(like.shape)
+        return like.new_empty(shape)
+    views = _buffers.__dict__.setdefault("views", {})
+    found = views.get((shape, like.dtype))
+    if found is None:
+        with torch.inference_mode(False):  # whose tensors nothing outside it may write to
+            held = _buffers.__dict__.get("held")
+            if held is None or held.numel() < size:
+                views.clear()
+                held = _buffers.held = torch.empty(size, dtype=torch.uint8)
+            found = views[shape, like.dtype] = held[:size].view(like.dtype).view(shape)
+    return found
 
 
 @rule(Affine, domain=Ball)
 def _affine(op: Affine, *xs: Ball) -> Ball:
-    if type(op) is Linear and _compiles(xs[0]):
-        return _through(op, xs[0], relu=False)
+    if isinstance(op, Linear) and _compiles(xs[0]):
+        return _through(op, xs[0])
     center, radius = op.apply(*(x.center for x in xs)), op.absolute(*(x.radius for x in xs))
     if not xs[0].outward:
         return Ball(center, radius)
