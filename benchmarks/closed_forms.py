@@ -285,7 +285,9 @@ def _growth_table(batches: tuple[int, ...], options: Options) -> Table:
 
 
 def _growth_row(label: str, of: Case, most: int, options: Options) -> Row:
+    chosen = options.relaxations or _GROWTH
     names = [name for name in _GROWTH if of.batch <= (most if name in _EVERY_NEURON else 100) or name == "box"]
+    names = [name for name in names if name in chosen]
     theirs = [name for name in _peers(dict.fromkeys(names)) if _peer_fits(of, name, options)]
     tasks: dict[str, Task] = {"own step": of.natural}
     tasks |= {name: _call(of.step, relaxations.resolve(name)) for name in names}

@@ -147,7 +147,8 @@ class _Value(torch.autograd.Function):
 def attach(value: Tensor, rule: Tensor) -> Tensor:
     """`value` [R] with the gradient of `rule` [R]; problems without a finite value get the gradient 0.
 
-    Under create_graph=True the backward pass raises RuntimeError: the rule's own derivative is not the Hessian of an optimal value.
+    Under create_graph=True the backward pass raises RuntimeError: the rule's own derivative is not the Hessian of an
+    optimal value.
     """
     usable = value.isfinite() & rule.detach().isfinite()
     return _Value.apply(torch.where(usable, rule, 0.0), value, usable)
