@@ -191,8 +191,9 @@ def _time(of: Case, names: list[str], options: Options) -> Timed:
     """Own step, every relaxation forward and as a step, and the bare products of each, interleaved."""
     short = [name for name in names if _seconds(of, name, options) < _SHORT]
     rest = [name for name in names if name not in short]
-    runs = {_TURNS * options.runs: short, options.runs: rest}
-    groups = [interleaved(_tasks(of, each), runs=n, device=of.device) for n, each in runs.items() if each]
+    turns = options.runs * (1 if options.quick else _TURNS)
+    runs = ((short, turns), (rest, options.runs))
+    groups = [interleaved(_tasks(of, each), runs=n, device=of.device) for each, n in runs if each]
     return Timed(tuple(groups))
 
 

@@ -50,3 +50,12 @@ def data_dir() -> Path:
     """The folder of real data sets, for tests marked `data`: they are selected only where it exists."""
     assert DATA, "OPTRELAX_DATA is not set: leave out the tests of real data with -m 'not data'"
     return Path(DATA)
+
+
+@pytest.fixture
+def one_thread():
+    """As in the other processes: the number of threads decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

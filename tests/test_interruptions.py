@@ -292,8 +292,9 @@ def pair() -> Training:
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_within_an_epoch_too(tmp_path):
+def test_two_processes_go_on_within_an_epoch_too(tmp_path, one_thread):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
+    environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-W", "ignore", "-c", PAIR]
     started = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
     assert [process.wait(timeout=240) for process in started] == [0, 0]

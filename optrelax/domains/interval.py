@@ -155,7 +155,7 @@ def _through_chain(ops: list[Linear], x: Ball) -> Ball:
     biases = [op.bias(x.center) for op in ops]
     lead = x.center.shape[:-1]
     center, radius = _LinearChain.apply(len(ops), x.center.flatten(0, -2), x.radius.flatten(0, -2), *weights, *biases)
-    return Ball(center.reshape(*lead, -1), radius.reshape(*lead, -1))
+    return Ball(*(t.reshape(*lead, t.shape[-1]) for t in (center, radius)))
 
 
 def _through(op: Linear, x: Ball) -> Ball:
@@ -163,7 +163,7 @@ def _through(op: Linear, x: Ball) -> Ball:
     if x.center.dim() == 2:
         return Ball(*_LinearBall.apply(x.center, x.radius, *given))
     found = _LinearBall.apply(x.center.flatten(0, -2), x.radius.flatten(0, -2), *given)
-    return Ball(*(t.reshape(*x.center.shape[:-1], -1) for t in found))
+    return Ball(*(t.reshape(*x.center.shape[:-1], t.shape[-1]) for t in found))
 
 
 class _Rectify(torch.autograd.Function):
