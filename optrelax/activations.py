@@ -167,6 +167,9 @@ class Activation:
         Gradient: exact; 0 where b - a is so small (1e-28 in float32) that its reciprocal may overflow.
         """
         rise, run = self(b) - self(a), b - a
+        overflows = run.detach().isinf()  # half of it does not
+        rise = torch.where(overflows, self(b) / 2 - self(a) / 2, rise)
+        run = torch.where(overflows, b / 2 - a / 2, run)
         steady = run.detach() > least_width(run.dtype)
         slope = torch.where(steady, rise, 0.0) / torch.where(steady, run, 1.0)
         return torch.where(steady, slope, rise.detach() / run.detach())

@@ -92,4 +92,5 @@ class _Pull(torch.autograd.Function):
 def _numbers(a: Tensor, weight: Tensor, g: ConvGeometry, image: Tensor) -> Tensor:
     """The geometry as the kernels read it."""
     resolutions = (*a.shape[2:], *image.shape[2:], *weight.shape[2:])
-    return torch.tensor([*a.shape[:2], image.shape[1], g.groups, *resolutions, *g.stride, *g.padding, *g.dilation])
+    numbers = [*a.shape[:2], image.shape[1], g.groups, *resolutions, *g.stride, *g.padding, *g.dilation]
+    return torch.tensor(numbers, device="cpu")

@@ -251,7 +251,8 @@ def weights_guard(network: Network) -> Callable[[], None]:
 
     def seen() -> list[tuple[int, int]]:
         module = network.module
-        return [(id(t), t._version) for t in (*module.parameters(), *module.buffers())]
+        tensors = (*module.parameters(), *module.buffers())
+        return [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
 
     before = seen()
 

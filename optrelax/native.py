@@ -48,12 +48,14 @@ class Build:
         The thread count is added as the last argument.  An argument is of one kind in every call.
         """
         function = self._functions.get((name, dtype))
+        if dtype not in _SUFFIX:
+            raise RuntimeError(f"{name}: wants float32 or float64, got {dtype}; call backward() outside of autocast")
         if function is None:
             function = getattr(self.library, f"{name}_{_SUFFIX[dtype]}")
             function.argtypes = [*map(_kind, arguments), ctypes.c_int64]
             self._functions[name, dtype] = function
         # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
-        plain = [a if a is None or isinstance(a, (int, float)) else _address(a) for a in arguments]
+        plain = [a if a is None or isinstance(a, (int, float)) else _address(name, a, dtype) for a in arguments]
         function(*plain, torch.get_num_threads())
 
 
@@ -63,8 +65,14 @@ def _kind(value: Tensor | int | float | None) -> type:
     return ctypes.c_double if isinstance(value, float) else ctypes.c_void_p
 
 
-def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous()
+def _address(name: str, tensor: Tensor, dtype: torch.dtype) -> int:
+    """Where a tensor lies; RuntimeError where the kernel would misread it, as what autocast made in half precision."""
+    fits = tensor.dtype == dtype or not tensor.dtype.is_floating_point
+    if not fits or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise RuntimeError(
+            f"{name}: wants contiguous {dtype} on the CPU, got {tensor.dtype} on {tensor.device} with strides "
+            f"{tensor.stride()}; under autocast call backward() outside of it"
+        )
     return tensor.data_ptr()
 
 

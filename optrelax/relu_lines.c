@@ -10,7 +10,9 @@
     void lines_##NAME(int64_t n, int64_t below, const T *l, const T *u, T *lower, T *upper, T *intercept, int64_t threads) {\
         _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
             const int crosses = l[j] < 0 && u[j] > 0;                                                                  \
-            const T exact = l[j] >= 0 ? 1 : 0, slope = u[j] / (crosses ? u[j] - l[j] : 1);                             \
+            const T run = crosses ? u[j] - l[j] : 1, exact = l[j] >= 0 ? 1 : 0;                                        \
+            /* A width that overflows is taken at half its size. */                                                    \
+            const T slope = run * 0 == 0 ? u[j] / run : u[j] * (T)0.5 / (u[j] * (T)0.5 - l[j] * (T)0.5);               \
             const T flat = below == 0 ? 0 : (below == 1 ? 1 : (l[j] + u[j] >= 0 ? 1 : 0));                             \
             const T above = crosses ? slope : exact;                                                                   \
             upper[j] = above;                                                                                          \
@@ -24,7 +26,8 @@
                       T *to_u, int64_t threads) {                                                                      \
         _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
             const int crosses = l[j] < 0 && u[j] > 0;                                                                  \
-            const T run = crosses ? u[j] - l[j] : 1, slope = u[j] / run;                                               \
+            const T run = crosses ? u[j] - l[j] : 1;                                                                   \
+            const T slope = run * 0 == 0 ? u[j] / run : u[j] * (T)0.5 / (u[j] * (T)0.5 - l[j] * (T)0.5);               \
             const T a = to_slope ? to_slope[j] : 0, b = to_intercept ? to_intercept[j] : 0;                            \
             const T through = run > (T)least ? (a - b * l[j]) / run : 0;                                               \
             to_l[j] = crosses ? through * slope - b * slope : 0;                                                       \

@@ -61,9 +61,12 @@ class _Lines(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             crosses = (l < 0) & (u > 0)
             run = torch.where(crosses, u - l, 1.0)
+            steady = run > least
+            safe = torch.where(steady, run, 1.0)
+            slope = torch.where(steady, u / safe, (u / run).detach())
             a, b = (torch.zeros_like(l) if t is None else t for t in (to_slope, to_intercept))
-            through = torch.where(run > least, (a - b * l) / run, 0.0)
-            to_l, to_u = through * u / run - b * u / run, through * -l / run
+            through = torch.where(steady, (a - b * l) / safe, 0.0)
+            to_l, to_u = through * slope - b * slope, through * -l / safe
             return torch.where(crosses, to_l, 0.0), torch.where(crosses, to_u, 0.0), None
         given = (None if t is None else t.contiguous() for t in (to_slope, to_intercept))
         to_l, to_u = torch.empty_like(l), torch.empty_like(l)

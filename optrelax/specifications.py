@@ -26,7 +26,8 @@ def margins(labels: Tensor, classes: int) -> Tensor:
         value = int(labels[wrong][0])
         raise ValueError(f"margins: labels must lie in [0, {classes - 1}], got {value}")
     if classes <= _FEW:
-        return _table(classes, labels.device)[labels.long()]
+        found = _table(classes, labels.device).index_select(0, labels.long().reshape(-1))
+        return found.reshape(*labels.shape, classes - 1, classes)
     return _rows(labels.long(), classes)
 
 

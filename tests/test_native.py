@@ -198,6 +198,83 @@ def test_kept_buffers_outlive_inference_mode():
         assert math.isfinite(pool.submit(steps).result())
 
 
+class Tied(torch.nn.Module):
+    """One matrix twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.inner(torch.relu(self.inner(x)))))
+
+
+def test_a_gradient_to_be_differentiated_again_is_the_same_gradient():
+    torch.manual_seed(0)
+    net, x = Tied().double(), torch.rand(4, 5, dtype=torch.float64)
+    low = ox.lower_bounds(net, ox.LinfBall(x, 0.1), ox.margins(torch.tensor([0, 1, 2, 0]), 3), "box").sum()
+    once = torch.autograd.grad(low, list(net.parameters()), retain_graph=True)
+    again = torch.autograd.grad(low, list(net.parameters()), create_graph=True)
+    for one, other in zip(once, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["box", "crown"])
+def test_a_backward_pass_under_autocast_is_refused(name):
+    """Half precision in buffers that a kernel takes for float32 would be read and written past their end."""
+    net = torch.nn.Sequential(torch.nn.Linear(5, 50), torch.nn.LeakyReLU(), torch.nn.Linear(50, 50), torch.nn.ReLU())
+    low = ox.lower_bounds(net, ox.LinfBall(torch.rand(6, 5), 0.1), torch.eye(50), name).sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="outside of"):
+        low.backward()
+
+
+@pytest.mark.parametrize("name", ["box", "crown"])
+def test_another_default_device_changes_nothing(name):
+    net = ox.models.build("conv", seed=0)
+    chain, spec = ox.models.fc(5, 6, 7, 3), torch.eye(3)
+    images, vectors = ox.LinfBall(torch.full((2, 1, 28, 28), 0.5), 0.1), ox.LinfBall(torch.full((2, 5), 0.5), 0.1)
+
+    def found() -> list[torch.Tensor]:
+        return [
+            ox.lower_bounds(net, images, torch.eye(10, device="cpu"), name),
+            ox.lower_bounds(chain, vectors, spec, name),
+        ]
+
+    expected = found()
+    torch.set_default_device("meta")
+    try:
+        with ThreadPoolExecutor(1) as pool:  # whose buffers are made now
+            other = pool.submit(found).result()
+        here = found()
+    finally:
+        torch.set_default_device(None)
+    for one, two, three in zip(expected, other, here, strict=True):
+        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, three)
+
+
+@pytest.mark.parametrize("name", ["fast-lin", "deepz", "crown", "crown-0", "crown-soft"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_width_that_overflows_gives_no_bound_beyond_what_is_reached(name, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(relu_lines, "kernels", lambda: native.Build(None, "tested without"))
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1))
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), (2e38, 0.0, -1.0, 0.0), strict=True):
+            p.fill_(value)
+    low = ox.lower_bounds(net, ox.InputBox(-torch.ones(1, 1), torch.ones(1, 1)), torch.ones(1, 1), name)
+    assert not low.item() > -1.9999e38
+
+
+def test_second_derivatives_of_lines_of_narrow_neurons_are_finite():
+    for width in (1e-29, 1e-40, 1e-45):
+        l, u = torch.tensor([-width], requires_grad=True), torch.tensor([width], requires_grad=True)
+        lines = crown_lines(activations.relu(), l, u)
+        first = torch.autograd.grad((lines.upper_slope + 2 * lines.upper_intercept).sum(), (l, u), create_graph=True)
+        for second in torch.autograd.grad(sum(first), (l, u), allow_unused=True):
+            assert second is None or second.isfinite().all()
+
+
 def through_relu(center, radius):
     """What the rules do."""
     low, high = (center - radius).relu(), (center + radius).relu()

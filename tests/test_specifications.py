@@ -81,3 +81,10 @@ def test_rows_that_do_not_fit_are_refused(rows, message):
         check_specification(rows, torch.Size([5]), 4)
     with pytest.raises(ValueError, match=message):
         ox.lower_bounds(nn.Linear(3, 4), ox.LinfBall(torch.rand(5, 3), 0.1), rows)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor(3), torch.tensor([3, 4])])
+def test_rows_are_the_callers_own(labels):
+    kept = ox.margins(labels, 10).clone()
+    ox.margins(labels, 10).mul_(-1)
+    assert torch.equal(ox.margins(labels, 10), kept)

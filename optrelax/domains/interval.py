@@ -58,7 +58,10 @@ def ball(l: Tensor, u: Tensor, outward: bool = False) -> Ball:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Result of a walk: a ball for each node's value, the pre-activation bounds that differ from their ball's."""
+    """Result of a walk: a ball for each node's value, the pre-activation bounds that differ from their ball's.
+
+    A walk with targets has no ball inside a chain that was passed through at once.
+    """
 
     network: Network
     balls: dict[str, Ball]
@@ -70,7 +73,7 @@ class Intervals:
         return {
             node.name: self.changed.get(node.name) or self.balls[node.inputs[0]].bounds
             for node in self.network
-            if node.name in self.balls and isinstance(node.op, Activation)
+            if isinstance(node.op, Activation) and (node.name in self.changed or node.inputs[0] in self.balls)
         }
 
 
@@ -235,7 +238,7 @@ class _LinearChain(torch.autograd.Function):
         for weight, bias in zip(given[:count], given[count:], strict=True):
             assert weight is not None
             y = torch.bmm(x, _both(weight).mT)
-            active = torch.empty(y.shape[1:], dtype=torch.int8)
+            active = torch.empty(y.shape[1:], dtype=torch.int8, device=y.device)
             bias = None if bias is None else bias.contiguous()
             kernels().call("rectify", y.dtype, *y.shape[1:], bias, y[0], y[1], y[0], y[1], active)
             kept += [x, active]
@@ -250,8 +253,10 @@ class _LinearChain(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs, kept = saved[: 2 + 2 * count], saved[2 + 2 * count :]
         if torch.is_grad_enabled():  # to be differentiated again
-            wanted = [t for t, w in zip(inputs, need[1:], strict=True) if w]
-            found = iter(torch.autograd.grad(_eager_chain(count, *inputs), wanted, grads, create_graph=True))
+            # Under other names: where one input depends on another, or comes twice, each wants its own share.
+            apart = [None if t is None else t.view_as(t) for t in inputs]
+            wanted = [t for t, w in zip(apart, need[1:], strict=True) if w]
+            found = iter(torch.autograd.grad(_eager_chain(count, *apart), wanted, grads, create_graph=True))
             return None, *(next(found) if w else None for w in need[1:])
         to_weights: list[Tensor | None] = [None] * count
         to_biases: list[Tensor | None] = [None] * count
@@ -308,7 +313,7 @@ def _scratch(like: Tensor, count: int = 1) -> Tensor:
             held = _buffers.__dict__.get("held")
             if held is None or held.numel() < size:
                 views.clear()
-                held = _buffers.held = torch.empty(size, dtype=torch.uint8)
+                held = _buffers.held = torch.empty(size, dtype=torch.uint8, device="cpu")
             found = views[shape, like.dtype] = held[:size].view(like.dtype).view(shape)
     return found
 
