@@ -254,7 +254,7 @@ class _LinearChain(torch.autograd.Function):
         inputs, kept = saved[: 2 + 2 * count], saved[2 + 2 * count :]
         if torch.is_grad_enabled():  # to be differentiated again
             # Under other names: where one input depends on another, or comes twice, each wants its own share.
-            apart = [None if t is None else t.view_as(t) for t in inputs]
+            apart: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
             wanted = [t for t, w in zip(apart, need[1:], strict=True) if w]
             found = iter(torch.autograd.grad(_eager_chain(count, *apart), wanted, grads, create_graph=True))
             return None, *(next(found) if w else None for w in need[1:])
