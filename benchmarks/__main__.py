@@ -17,6 +17,7 @@ import torch
 from benchmarks.measuring import ROOT, cores
 from benchmarks.reports import Options
 from optrelax import relaxations
+from optrelax.pages import keep_pages
 
 SUITES = ("closed_forms", "growth", "memory", "alpha_crown", "lp_layers")
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
     )
     torch.set_num_threads(options.threads)
+    keep_pages()
     for suite in given.suites or SUITES:
         report = importlib.import_module(f"benchmarks.{suite}").run(options)
         report.show()

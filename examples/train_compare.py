@@ -22,6 +22,7 @@ import polars as pl
 import optrelax as ox
 from optrelax.cli.progress_bars import training_bar
 from optrelax.layers.milp import Milp
+from optrelax.pages import keep_pages
 from optrelax.recipes import recipe
 from optrelax.runs import versions
 from optrelax.tables import text_table, write_frame, write_json
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--milp-seconds", type=float, default=2.0, help="most time an image; 0 for no MILP")
     parser.add_argument("--out", type=Path, default=Path("runs/train-compare"), help="folder of runs and tables")
     args = parser.parse_args()
+    keep_pages()
 
     rows: list[dict[str, object]] = []
     for relaxation, seed in itertools.product(args.relaxations, args.seeds):

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import optrelax as ox
+from optrelax.pages import keep_pages
 from optrelax.recipes import Recipe, recipe
 from optrelax.tables import text_table
 from optrelax.training import Progress, train
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/train-triangle-mnist"), help="folder of the run")
     args = parser.parse_args()
+    keep_pages()
 
     row = chosen(args)
     images = ox.load_dataset(args.data, args.data_dir, split="train")

@@ -93,6 +93,9 @@ def _options(
     Exit codes: 0 done; 2 bad input; 1 errors during work; 130 Ctrl-C. OPTRELAX_TRACEBACK=1 shows where an error
     arose.
     """
+    from optrelax.pages import keep_pages
+
+    keep_pages()
 
 
 def stdout() -> Console:
