@@ -4,6 +4,7 @@ config.json: the resolved configuration, seed, versions and threads.  metrics.js
 state.safetensors: weights, optimiser, what the loss keeps (dual points of its LPs) and the epoch's sums so far, after
 any step.
 net.safetensors: the network after the last finished epoch, for `load`.
+epoch-0005.safetensors: the network after that epoch, where such are kept.
 Every file but the metrics is written whole or not at all; a metrics line past the state is dropped on resuming.
 """
 
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ Json = Any
 _FORMAT = 1
 _KEY = "optrelax-state"
 _SUMS = "meter.sums"
+_EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
 def record(value: object) -> Json:
@@ -135,8 +138,9 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process had half written."""
-        for file in (self._state, self.net, self._config, self._metrics):
-            for left in self.path.glob(f".{file.stem}-*{file.suffix}"):
+        stems = [(file.stem, file.suffix) for file in (self._state, self.net, self._config, self._metrics)]
+        for stem, suffix in [*stems, ("epoch", self.net.suffix)]:
+            for left in self.path.glob(f".{stem}-*{suffix}"):
                 left.unlink(missing_ok=True)
 
     def append(self, metrics: Mapping[str, Json]) -> None:
@@ -166,6 +170,15 @@ class RunFolder:
     def save_network(self, network: Network, epochs: int, extra: Mapping[str, Json]) -> None:
         """Store the network as it is after `epochs` finished epochs."""
         checkpoints.save(network, self.net, extra={**extra, "epochs": epochs})
+
+    def keep_network(self, network: Network, epochs: int, extra: Mapping[str, Json]) -> None:
+        """Store the network after `epochs` finished epochs under a name of its own, which no later epoch replaces."""
+        checkpoints.save(network, self.path / f"epoch-{epochs:04d}.safetensors", extra={**extra, "epochs": epochs})
+
+    def kept_networks(self) -> dict[int, Path]:
+        """The networks that `keep_network` stored, by finished epochs, ascending."""
+        found = {int(m[1]): file for file in self.path.glob("epoch-*") if (m := _EPOCH.fullmatch(file.name))}
+        return dict(sorted(found.items()))
 
     def stored_epochs(self) -> int | None:
         """The finished epochs of the stored network; None where there is no valid one."""

@@ -61,6 +61,7 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_every: float = 5.0,
+    keep_every: int | None = None,
     tensorboard: bool = False,
     watch: Callable[[Progress], None] | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -73,6 +74,8 @@ def train(
     after the last step that it stored (from the start where there is none), on a CPU with as many threads to the same
     weights bit for bit.
     checkpoint_every: minutes after which the state is stored within an epoch too; 0 after every step, inf never.
+    keep_every: epochs after each of which the network is kept too, as `folder`/epoch-0005.safetensors; no part of what
+    decides the weights, so a run may resume with another one.
     tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
     watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
@@ -84,6 +87,10 @@ def train(
         raise ValueError("train: resume needs the folder of the run")
     if tensorboard and folder is None:
         raise ValueError("train: tensorboard needs the folder of the run")
+    if keep_every is not None and folder is None:
+        raise ValueError("train: keep_every needs the folder of the run")
+    if keep_every is not None and keep_every < 1:
+        raise ValueError(f"train: keep_every must be at least 1 epoch, got {keep_every}")
     if not checkpoint_every >= 0:
         raise ValueError(f"train: checkpoint_every must be >= 0 minutes, got {checkpoint_every}")
     if tensorboard:
@@ -93,7 +100,7 @@ def train(
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
     network.require_eval()
     kept = None if folder is None else RunFolder(Path(folder))
-    run = _Run(network, images, labels, training, kept, checkpoint_every)
+    run = _Run(network, images, labels, training, kept, checkpoint_every, keep_every)
     facts, state = dict(facts or {}), State()
     if kept is not None:
         seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
@@ -131,9 +138,11 @@ class _Run:
         training: Training,
         kept: RunFolder | None,
         checkpoint_every: float,
+        keep_every: int | None = None,
     ) -> None:
         self.network, self.images, self.labels, self.training = network, images, labels, training
         self.kept, self.interval, self.stored = kept, 60 * checkpoint_every, time.monotonic()
+        self.keep_every = keep_every
         self.parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("train: the network has no trainable parameters")
@@ -204,6 +213,9 @@ class _Run:
             metrics = self.epoch(epoch, state if epoch == state.epochs else State(epoch), watch)
             _log.info("epoch %d of %d: %s", epoch + 1, self.training.epochs, metrics)
             if self.kept is not None and self.processes.rank == 0:
+                # Before the state: a run killed in between takes the epoch, and writes the same file, again.
+                if self.keep_every is not None and (epoch + 1) % self.keep_every == 0:
+                    self.kept.keep_network(self.network, epoch + 1, facts)
                 self.kept.append(asdict(metrics))
                 self.store(epoch + 1)
                 self.kept.save_network(self.network, epoch + 1, facts)

@@ -44,6 +44,16 @@ def train(
             help="Store the state within an epoch too; 0 after every step, inf at its end only.",
         ),
     ] = 5.0,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-every",
+            min=1,
+            metavar="EPOCHS",
+            show_default="none",
+            help="After every so many epochs keep the network, as DIR/epoch-0005.safetensors.",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the metrics of every epoch to DIR/tensorboard as well.")
     ] = False,
@@ -131,7 +141,8 @@ def train(
     folder = Path("runs") / row.name if out is None else out
     with launched(read_device(device)) as processes:
         work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device)
-        how = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
+        how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
+        how["keep_every"] = keep_every
         result = work.run(first=processes.rank == 0, **how)
         if processes.rank == 0:
             _show(row, folder, result, json)
