@@ -265,42 +265,12 @@ def _examples(relaxation: Relaxation, network: Network, region: InputBox, k: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class HBox(_Zonotope):
-    """Hybrid zonotope (symbolic intervals): the input's noise is shared, new errors join an interval part.
-
-    slope: "box" (hbox), "diag", "switch" or "chord" (hzono); continuous=True with "diag" is hbox-diag-c.
-    Sound: yes.  Gradient: exact; jumps in the weights at l = 0 (box), u = 0 (diag), |l| = |u| (switch).
-    Source: Mirman et al. 2018; arXiv 2102.06700.
-    """
-
-    slope: named.BandSlope = "box"
-    errors: ClassVar[zonotope.Errors] = "interval"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepZ(_Zonotope):
-    """Zonotope: every error is a noise term of its own.
-
-    slope: "chord" (deepz, smallest area), "box", "diag", "switch", "soft" (gamma), "slanted" (kappa in [0, 1]).
-    direction: "forward" carries noise terms, "backward" pulls rows with the same parallel lines back (the same
-    bounds); "auto" counts the multiply-adds of both.
-    Sound: yes.  Gradient: exact; continuous in the weights for chord, soft and continuous=True.
-    Source: Singh et al. 2018; arXiv 2102.06700, table 3.
-    """
-
-    direction: Literal["auto", "forward", "backward"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.direction not in ("auto", "forward", "backward"):
-            raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
+class _EitherWay(_Zonotope):
+    """A zonotope whose bounds may come from rows pulled back, where that is the cheaper direction."""
 
     def _backward(self, network: Network, rows: int) -> _Substitution | None:
-        """The same relaxation as rows pulled back, where that is the cheaper direction; None for forward."""
-        pooled = any(isinstance(node.op, MaxPool2d) for node in network)
-        if self.direction == "forward" or (self.direction == "auto" and (pooled or not _backward_pays(network, rows))):
-            return None
-        return _Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+        """The same relaxation as rows pulled back; None where noise terms are carried forward."""
+        raise NotImplementedError
 
     def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
         backward = self._backward(network, k)
@@ -331,8 +301,59 @@ class DeepZ(_Zonotope):
         return super().output_bounds(network, region)
 
 
-def _backward_pays(network: Network, rows: int) -> bool:
-    """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward."""
+@dataclass(frozen=True, kw_only=True)
+class HBox(_EitherWay):
+    """Hybrid zonotope (symbolic intervals): the input's noise is shared, new errors join an interval part.
+
+    slope: "box" (hbox), "diag", "switch" or "chord" (hzono); continuous=True with "diag" is hbox-diag-c.
+    Sound: yes.  Gradient: exact; jumps in the weights at l = 0 (box), u = 0 (diag), |l| = |u| (switch).
+    Source: Mirman et al. 2018; arXiv 2102.06700.
+    """
+
+    slope: named.BandSlope = "box"
+    errors: ClassVar[zonotope.Errors] = "interval"
+
+    def _backward(self, network: Network, rows: int) -> _Substitution | None:
+        if self.outward or _pooled(network) or not _backward_pays(network, rows, sides=1, born=False):
+            return None
+        return _Hybrid(lines_of=self, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepZ(_EitherWay):
+    """Zonotope: every error is a noise term of its own.
+
+    slope: "chord" (deepz, smallest area), "box", "diag", "switch", "soft" (gamma), "slanted" (kappa in [0, 1]).
+    direction: "forward" carries noise terms, "backward" pulls rows with the same parallel lines back (the same
+    bounds); "auto" counts the multiply-adds of both.
+    Sound: yes.  Gradient: exact; continuous in the weights for chord, soft and continuous=True.
+    Source: Singh et al. 2018; arXiv 2102.06700, table 3.
+    """
+
+    direction: Literal["auto", "forward", "backward"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction not in ("auto", "forward", "backward"):
+            raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
+
+    def _backward(self, network: Network, rows: int) -> _Substitution | None:
+        sides = 2 if self.outward or _pooled(network) else 1
+        pays = not _pooled(network) and _backward_pays(network, rows, sides)
+        if self.direction == "forward" or (self.direction == "auto" and not pays):
+            return None
+        return _Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+
+
+def _pooled(network: Network) -> bool:
+    return any(isinstance(node.op, MaxPool2d) for node in network)
+
+
+def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -> bool:
+    """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward.
+
+    sides: rows for the bounds of a neuron, one where it gives both.  born: every neuron adds a noise term.
+    """
     forward = backward = 0
     terms = math.prod(network.input_shape)
     depth = 0  # multiply-adds of one row from here to the input
@@ -342,8 +363,8 @@ def _backward_pays(network: Network, rows: int) -> bool:
         if isinstance(node.op, Activation):
             width = math.prod(node.shape)
             if node.inputs[0] not in network.exact_intervals:
-                backward += 2 * width * depth  # a row for the lower bound and one for the upper
-            terms += width
+                backward += sides * width * depth
+            terms += width if born else 0
         depth += cost
     return backward + rows * depth < forward
 
@@ -385,6 +406,9 @@ class _Substitution(Relaxation):
     preactivation: Relaxation | str | None = None
     """Another relaxation (or its name) for the pre-activation bounds; None: this method's own, layer by layer."""
 
+    parallel: ClassVar[bool] = False
+    """Whether both lines of every activation share their slope."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preactivation is not None:
@@ -417,6 +441,10 @@ class _Substitution(Relaxation):
         if size < region.shape[0]:
             whole = replace(self, max_bytes=_whole_bytes(rooms))
             return memory.in_pieces(network, partial(whole.lower_bounds, network), region, rows, size)
+        return self._lower_bounds(network, region, rows, rooms)
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: _Rooms) -> Tensor:
+        """Lower bounds of rows, the examples not cut any more."""
         _, lines = self._layers(network, region, rooms)
         magnitude = None
         if self.outward:
@@ -470,6 +498,10 @@ class _Substitution(Relaxation):
         """Lower and upper bounds of every entry of a node."""
         shape = network.shape_of(source)
         eye = identity_rows(shape, region.lower)
+        parallel = {name: pair for name, pair in lines.items() if isinstance(pair, Lines) and pair.parallel}
+        if self._one_row(network) and len(parallel) == len(lines):
+            low, high = self._ranges(network, source, eye, region, parallel, room)
+            return ordered(low.reshape(-1, *shape), high.reshape(-1, *shape))
         both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
         n = eye.shape[1]
         return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
@@ -489,11 +521,37 @@ class _Substitution(Relaxation):
         def part(chunk: Tensor) -> Tensor:
             return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
 
+        return self._in_chunks(part, network, target, rows, region, room)
+
+    def _ranges(
+        self, network: Network, target: str, rows: Tensor, region: InputBox, lines: Mapping[str, Lines], room: float
+    ) -> Tensor:
+        """Both bounds of every row by parallel lines, [2, batch, k]."""
+
+        def part(chunk: Tensor) -> Tensor:
+            return torch.stack(backsubstitution.substitute_both(network, target, chunk, region, lines))
+
+        return self._in_chunks(part, network, target, rows, region, room)
+
+    def _in_chunks(
+        self,
+        part: Callable[[Tensor], Tensor],
+        network: Network,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        room: float,
+    ) -> Tensor:
+        """`part` of as many rows at a time as there is room for; [..., k]."""
         if room == math.inf:
             return part(rows)
         each = self._pull(network, target, region, rows.shape[0] == 1).whole * rows.element_size()
         again = memory.recomputed(network, part)
-        return torch.cat([again(chunk) for chunk in rows.split(max(1, int(room // each)), dim=1)], 1)
+        return torch.cat([again(chunk) for chunk in rows.split(max(1, int(room // each)), dim=1)], -1)
+
+    def _one_row(self, network: Network) -> bool:
+        """Whether one row gives both bounds of a neuron: parallel lines, to nearest, no pooling."""
+        return self.parallel and not self.outward and not _pooled(network)
 
     # --- memory ---
 
@@ -530,8 +588,9 @@ class _Substitution(Relaxation):
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
         fixed = batch * (30 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
         sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
+        sides = 1 if self._one_row(network) else 2
         pulls = [
-            (2 * math.prod(network.shape_of(source)), self._pull(network, source, region, shared=True))
+            (sides * math.prod(network.shape_of(source)), self._pull(network, source, region, shared=True))
             for source in dict.fromkeys(sources)
             if self.preactivation is None and source not in network.exact_intervals
         ]
@@ -563,6 +622,8 @@ class _Bands(_Substitution):
 
     lines_of: DeepZ = None  # type: ignore[assignment]
 
+    parallel: ClassVar[bool] = True
+
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.band_lines(
             activation,
@@ -573,6 +634,74 @@ class _Bands(_Substitution):
             gamma=self.lines_of.gamma,
             kappa=self.lines_of.kappa,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hybrid(_Substitution):
+    """The hybrid zonotope with its shared noise as rows pulled back, and its interval part carried forward.
+
+    Without errors of their own the noise terms see an affine map at every activation: the row of a neuron pulled back
+    through the maps has the input's generators as coefficients. Values are to nearest, of networks without pooling.
+    """
+
+    lines_of: HBox = None  # type: ignore[assignment]
+
+    parallel: ClassVar[bool] = True
+
+    def _layers(
+        self, network: Network, region: InputBox, rooms: _Rooms
+    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+        bounds, maps, _ = self._hybrid(network, region, rooms)
+        return bounds, {**maps}
+
+    def _hybrid(
+        self, network: Network, region: InputBox, rooms: _Rooms
+    ) -> tuple[Preactivation, dict[str, Lines], dict[str, Tensor]]:
+        """Pre-activation bounds, each activation's affine map (as two equal lines), half widths of interval parts."""
+        exact = interval.propagate(network, region, targets=_exact_sources(network)).balls
+        bounds: Preactivation = {}
+        maps: dict[str, Lines] = {}
+        betas: dict[str, Tensor] = {}
+        for node in network:
+            if not isinstance(node.op, Activation):
+                if any(name in betas for name in node.inputs):
+                    zero = region.lower.new_zeros(())
+                    shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
+                    parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
+                    betas[node.name] = node.op.absolute(*parts)
+                continue
+            source = node.inputs[0]
+            beta = betas.get(source)
+            if source in network.exact_intervals:
+                before = exact[source].bounds
+            else:
+                shape = network.shape_of(source)
+                low, high = self._ranges(network, source, identity_rows(shape, region.lower), region, maps, rooms.rows)
+                low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
+                before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
+            band = self.lines_of.lines(node.op, before.lower, before.upper)
+            lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
+            error = (band.upper_intercept - band.lower_intercept) / 2
+            bounds[node.name] = before
+            maps[node.name] = Lines(lam, shift, lam, shift)
+            betas[node.name] = error if beta is None else error + lam.abs() * beta
+        return bounds, maps, betas
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: _Rooms) -> Tensor:
+        _, maps, betas = self._hybrid(network, region, rooms)
+        shared = self._substitute(network, network.output, rows, region, maps, None, rooms.rows)
+        front = backsubstitution.pull(
+            network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
+        )
+        for name, a in front.stops.items():
+            shared = shared - backsubstitution.dot(a.abs(), betas[name])
+        return shared
+
+
+def _exact_sources(network: Network) -> frozenset[str]:
+    """Inputs of activations whose interval is exact."""
+    sources = {node.inputs[0] for node in network if isinstance(node.op, Activation)}
+    return frozenset(sources & set(network.exact_intervals))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -623,6 +752,8 @@ class FastLin(_Substitution):
     Sound: yes.  Gradient: exact; continuous in the weights.
     Source: Weng et al. 2018; Wong and Kolter 2018.
     """
+
+    parallel: ClassVar[bool] = True
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.band_lines(activation, l, u, slope="chord")

@@ -16,7 +16,7 @@ from lp_networks import QUESTIONS, question
 
 import optrelax as ox
 from optrelax import activations, native, relu_lines
-from optrelax.domains import interval, relax_step
+from optrelax.domains import band_step, interval, relax_step
 from optrelax.layers import DualAscent, Triangle, dense_ascent
 from optrelax.layers.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
 from optrelax.lines import Lines as AllLines
@@ -181,6 +181,60 @@ def test_compiled_least_value_over_a_box_is_the_eager_one(dtype, shared, monkeyp
             torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
     corners = torch.where(a > 0, lower[:, None], upper[:, None])
     torch.testing.assert_close(found[0][0], (a * corners).flatten(2).sum(2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("batch", "k", "shared"), [(1, 1, False), (3, 5, True), (40, 30, False), (40, 30, True)])
+@pytest.mark.parametrize("step", ["band_step", "range_over_box"])
+def test_compiled_step_between_parallel_lines_is_the_eager_one(dtype, batch, k, shared, step, monkeypatch):
+    assert band_step.kernels().library is not None, band_step.kernels().reason
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=g, dtype=dtype)
+
+    a, slope, lower = draw(1 if shared else batch, k, 5, 10), draw(batch, 5, 10), draw(batch, 5, 10)
+    upper = lower + torch.rand(batch, 5, 10, generator=g, dtype=dtype)
+    a[:, ::2].flatten()[::3] = 0.0
+    ends, coefficients = [draw(batch, k), draw(batch, k)], draw(batch, k, 5, 10)
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(band_step, "kernels", lambda: native.Build(None, "tested without"))
+        leaves = [
+            t.clone().requires_grad_()
+            for t in ((a, lower, upper) if step == "range_over_box" else (a, slope, lower, upper))
+        ]
+        if step == "range_over_box":
+            outputs, grads = band_step.range_over_box(*leaves), ends
+        else:
+            rows, s, l, u = leaves
+            outputs, grads = band_step.band_step(rows, AllLines(s, l, s, u)), [coefficients, *ends]
+        found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-4)
+        if dtype == torch.float64:
+            torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
+    low, high = found[0][-2 - len(leaves) : -len(leaves)]
+    least = (a * torch.where(a > 0, lower[:, None], upper[:, None])).flatten(2).sum(2)
+    greatest = (a * torch.where(a > 0, upper[:, None], lower[:, None])).flatten(2).sum(2)
+    torch.testing.assert_close(low, least, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(high, greatest, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("step", ["band_step", "range_over_box"])
+def test_second_derivatives_between_parallel_lines(shared, step):
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(1 if shared else 3, 4, 5, generator=g, dtype=torch.float64)
+    slope, lower = (torch.randn(3, 5, generator=g, dtype=torch.float64) for _ in range(2))
+    leaves = [t.requires_grad_() for t in (a, slope, lower, lower.detach() + 1)]
+    if step == "band_step":
+        assert torch.autograd.gradgradcheck(
+            lambda a, s, l, u: band_step.band_step(a, AllLines(s, l, s, u)), leaves, atol=1e-6
+        )
+    else:
+        assert torch.autograd.gradgradcheck(band_step.range_over_box, [leaves[0], *leaves[2:]], atol=1e-6)
 
 
 def test_kept_buffers_outlive_inference_mode():

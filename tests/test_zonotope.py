@@ -219,3 +219,45 @@ def test_random_projection_has_no_rule_for_pooling_and_says_so():
     case = BY_NAME["max pool"]
     with pytest.raises(ox.UnsupportedOpError, match=r"MaxPool2d: has no rule for random projection \(cauchy\)"):
         ox.bounds(case.network(), ox.LinfBall(inputs(case.input_shape, 1), 0.1), "cauchy")
+
+
+@pytest.mark.parametrize("slope", ["box", "diag", "switch", "chord"])
+@pytest.mark.parametrize("name", ["fc", "conv", "residual"])
+def test_hybrid_zonotopes_are_the_same_by_rows_pulled_back(name, slope, monkeypatch):
+    """Where the input is wide, noise terms are never carried forward; margins, bounds and gradients stay."""
+    torch.manual_seed(0)
+    net, shape = {
+        "fc": (ox.models.fc(150, 12, 10, 8, 4), (150,)),
+        "conv": (ox.models.build("conv", (1, 14, 14), 4, 0), (1, 14, 14)),
+        "residual": (_Residual(), (40,)),
+    }[name]
+    region = ox.LinfBall(torch.rand(3, *shape, dtype=torch.float64), eps=0.03)
+    spec = ox.margins(torch.tensor([0, 2, 3]), 4)
+    relaxation = ox.HBox(slope=slope)
+    found = []
+    for back in (True, False):
+        if back:
+            assert relaxation._backward(ox.capture(net.double(), shape), 3) is not None
+        else:
+            monkeypatch.setattr(ox.HBox, "_backward", lambda self, network, rows: None)
+        values = [ox.lower_bounds(net, region, spec, relaxation=relaxation)]
+        values += [end for b in _all_bounds(net, region, relaxation) for end in (b.lower, b.upper)]
+        loss = sum(v.exp().sum() for v in values)
+        found.append([*values, *torch.autograd.grad(loss, list(net.parameters()))])
+    for back, forward in zip(*found, strict=True):
+        torch.testing.assert_close(back, forward, rtol=1e-11, atol=1e-11)
+
+
+def _all_bounds(net, region, relaxation):
+    yield ox.bounds(net, region, relaxation=relaxation)
+    yield from ox.preactivation_bounds(net, region, relaxation=relaxation).values()
+
+
+class _Residual(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (torch.nn.Linear(*s) for s in ((40, 10), (10, 10), (10, 4)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.first(x))
+        return self.last(torch.relu(self.second(h)) + h)

@@ -36,7 +36,7 @@ def facts() -> dict[str, Any]:
 
     import optrelax
     from optrelax import convolutions, relu_lines
-    from optrelax.domains import interval, relax_step
+    from optrelax.domains import band_step, interval, relax_step
     from optrelax.layers import dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
@@ -47,6 +47,7 @@ def facts() -> dict[str, Any]:
         "intervals": interval,
         "lines": relu_lines,
         "relaxation step": relax_step,
+        "parallel lines": band_step,
         "convolutions": convolutions,
         "dual ascent": dense_ascent,
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optrelax.activations import Activation
+from optrelax.domains.band_step import band_step, range_over_box
 from optrelax.domains.interval import Ball
 from optrelax.domains.relax_step import least_over_box, relax_step
 from optrelax.domains.rules import find_rule, require_rules, rule
@@ -35,6 +36,8 @@ class Rows:
     magnitude: Mapping[str, Tensor] | None
     """Greatest |value| of each node, [batch, *shape]: what outward rounding multiplies; None to round to nearest."""
     constant: Tensor
+    upper: Tensor | None = None
+    """Between parallel lines the constant of the rows' upper bounds, whose coefficients are the same; else None."""
     pending: dict[str, Tensor] = field(default_factory=dict)
     allowance: Tensor | None = None
     terms: Tensor | None = None
@@ -60,9 +63,16 @@ class Rows:
         each = flatten_from(self.magnitude[name].detach(), 1)
         return each.sum(1, keepdim=True).expand(self.constant.shape)
 
-    def add_constant(self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0) -> None:
-        """Add [batch or 1, k] to the constant; outward, `magnitude` is the sum of the absolute terms behind it."""
+    def add_constant(
+        self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0, upper: Tensor | None = None
+    ) -> None:
+        """Add [batch or 1, k] to the constant; outward, `magnitude` is the sum of the absolute terms behind it.
+
+        upper: what the upper bounds get instead.
+        """
         self.constant = self.constant + amount
+        if self.upper is not None:
+            self.upper = self.upper + (amount if upper is None else upper)
         if self.magnitude is not None and magnitude is not None:
             dtype = amount.dtype
             self.allow(gamma(terms + 2, dtype) * magnitude + underflow(terms + 2, dtype))
@@ -99,6 +109,28 @@ def substitute(
     return concretise(walk, region)
 
 
+def substitute_both(
+    network: Network, target: str, rows: Tensor, region: InputBox, lines: Mapping[str, Lines]
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bound of each row of `rows` times the value of node `target`, by parallel lines, to nearest.
+
+    rows [batch or 1, k, *shape of target] -> [batch, k] each, from one walk: the upper bound's coefficients are those
+    of the lower.  Sound and gradient: as `substitute`; at coefficients of exactly 0 that of the middle.
+    """
+    walk = pull(network, target, rows, region.shape[0], lines, both=True)
+    a = walk.pending.pop(network.input, None)
+    if a is not None:
+        low, high = range_over_box(a, region.lower, region.upper)
+        walk.add_constant(low, upper=high)
+    assert walk.upper is not None
+    return _finite(walk.constant, torch.inf), _finite(walk.upper, -torch.inf)
+
+
+def _finite(bound: Tensor, wrong: float) -> Tensor:
+    """A sum that overflowed to the `wrong` side is no bound; to the other it is a useless one."""
+    return bound.masked_fill(bound.detach() == wrong, torch.nan)
+
+
 def pull(
     network: Network,
     target: str,
@@ -107,10 +139,15 @@ def pull(
     lines: Mapping[str, Lines | Bounds],
     magnitude: Mapping[str, Tensor] | None = None,
     stop: frozenset[str] = frozenset(),
+    both: bool = False,
 ) -> Rows:
-    """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`)."""
+    """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`).
+
+    both: the constants of lower and upper bounds at once; every line is one of a parallel pair.
+    """
     require_rules(network, Rows)
-    walk = Rows(network, lines, magnitude, rows.new_zeros(batch, rows.shape[1]))
+    zeros = rows.new_zeros(batch, rows.shape[1])
+    walk = Rows(network, lines, magnitude, zeros, zeros if both else None)
     walk.pending[target] = rows
     for node in reversed(network.nodes):
         if node.name not in walk.pending:
@@ -136,8 +173,7 @@ def concretise(walk: Rows, region: InputBox) -> Tensor:
             # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
             size = dot(a.abs(), region.center.abs() + region.radius)
             walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
-    # A sum that overflowed upwards is no bound; downwards it is a useless one.
-    walk.constant = walk.constant.masked_fill(walk.constant.detach() == torch.inf, torch.nan)
+    walk.constant = _finite(walk.constant, torch.inf)
     if walk.allowance is None:
         return walk.constant
     total = walk.allowance
@@ -170,6 +206,12 @@ def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
     lines = walk.lines[node.name]
     if isinstance(lines, Bounds):
         _constant(lines, a, walk)
+        return
+    if walk.upper is not None:
+        assert lines.parallel, "one row gives both bounds between parallel lines only"
+        pulled, low, high = band_step(a, lines)
+        walk.add_constant(low, upper=high)
+        walk.add(node.inputs[0], pulled)
         return
     pulled, constant = relax_step(a, lines)
     if walk.magnitude is not None:

@@ -47,7 +47,7 @@ def kernels() -> native.Build:
     return native.build(Path(__file__).with_name("relax_step.c"))
 
 
-def _rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
+def rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
     """[batch or 1, k, n] times [batch, n] -> [batch, k], without copying shared rows."""
     if rows.shape[0] == 1:
         return vector @ rows[0].mT
@@ -68,7 +68,7 @@ class _RelaxStep(torch.autograd.Function):
             return _compiled_step(a, ls, li, us, ui)
         ctx.save_for_backward(a, ls, li, us, ui)
         # constant = a+ . li + a- . ui = a . mid - |a| . half: products instead of choices
-        constant = _rows_dot(a, (li + ui) / 2) - _rows_dot(a.abs(), (ui - li) / 2)
+        constant = rows_dot(a, (li + ui) / 2) - rows_dot(a.abs(), (ui - li) / 2)
         if parallel:
             return a * ls[:, None], constant
         # a+ ls + a- us: one of the two products is 0, so the sum is exact; torch.where takes several times as long.
@@ -104,8 +104,8 @@ class _RelaxStep(torch.autograd.Function):
         else:
             grad_ls = (grad * positive).sum(1) if need[1] else None
             grad_us = (grad * negative).sum(1) if need[3] else None
-        grad_li = _columns(positive, grad_constant) if need[2] else None
-        grad_ui = _columns(negative, grad_constant) if need[4] else None
+        grad_li = columns(positive, grad_constant) if need[2] else None
+        grad_ui = columns(negative, grad_constant) if need[4] else None
         return grad_a, grad_ls, grad_li, grad_us, grad_ui, None
 
 
@@ -116,7 +116,7 @@ class _Least(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         if not kernels().supports(a, lower, upper):
             ctx.save_for_backward(a, lower, upper)
-            return _rows_dot(a, (lower + upper) / 2) - _rows_dot(a.abs(), (upper - lower) / 2)
+            return rows_dot(a, (lower + upper) / 2) - rows_dot(a.abs(), (upper - lower) / 2)
         a, lower, upper = (t.contiguous() for t in (a, lower, upper))
         ctx.save_for_backward(a, lower, upper)
         batch, k, n = lower.shape[0], *a.shape[1:]
@@ -147,9 +147,9 @@ class _Least(torch.autograd.Function):
             grad_a = ((lower + upper)[:, None] / 2 - a.sign() * half) * grad[..., None]
         positive = a.relu()
         if need[1]:
-            grad_lower = _columns(positive, grad)
+            grad_lower = columns(positive, grad)
         if need[2]:
-            grad_upper = _columns(a - positive, grad)
+            grad_upper = columns(a - positive, grad)
         return grad_a, grad_lower, grad_upper
 
 
@@ -178,7 +178,7 @@ def _compiled_gradient(
     return [to_a, *(t if wanted else None for t, wanted in zip(to_lines, need[1:5], strict=True))]
 
 
-def _columns(rows: Tensor, weight: Tensor) -> Tensor:
+def columns(rows: Tensor, weight: Tensor) -> Tensor:
     """Sum over rows of rows * weight: [batch or 1, k, n], [batch, k] -> [batch, n]."""
     if rows.shape[0] == 1:
         return weight @ rows[0]
