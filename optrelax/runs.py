@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from optrelax import checkpoints
 from optrelax.files import read_tensors, write_tensors, write_whole
 from optrelax.graph import Network
+from optrelax.journals import tensor_digest
 from optrelax.relaxations import name_of, resolve
 
-__all__ = ["RunFolder", "State", "record", "versions"]
+__all__ = ["RunFolder", "State", "record", "start_from", "versions"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,34 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
     }
+
+
+def start_from(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Json]:
+    """Give a module the parameters of a stored network, to train them further; the facts of it for `train`.
+
+    path: a run folder, or a file of `save`.  Raises FileNotFoundError, and ValueError for a file that is no network
+    or whose parameters have other names or shapes.
+    """
+    stored = dict(checkpoints.load(path).module.named_parameters())
+    own = dict(module.named_parameters())
+
+    def shape(found: Mapping[str, Tensor], name: str) -> str:
+        return str(list(found[name].shape)) if name in found else "missing"
+
+    differing = [
+        f"{name} ({shape(stored, name)} there, {shape(own, name)} here)"
+        for name in dict.fromkeys([*own, *stored])
+        if shape(stored, name) != shape(own, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"start_from: the network in {os.fspath(path)} does not fit the one to be trained; they differ in "
+            f"{', '.join(differing)}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
+    return {"start": {"network": os.fspath(path), "digest": tensor_digest(*own.values())}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,18 +8,28 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optrelax.errors import suggest
-from optrelax.files import replacing
+from optrelax.files import replacing, write_whole
 
 if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
 
-__all__ = ["FORMATS", "json_text", "require_writable", "rich_table", "text_table", "write_frame", "write_json"]
+__all__ = [
+    "FORMATS",
+    "json_text",
+    "markdown_table",
+    "require_writable",
+    "rich_table",
+    "text_table",
+    "write_frame",
+    "write_json",
+    "write_results",
+]
 
 FORMATS = ("csv", "json", "parquet")
 """What `write_frame` writes, by the ending of the file's name."""
@@ -52,6 +62,16 @@ def text_table(frame: "pl.DataFrame", *, decimals: Mapping[str, int] | None = No
     text = io.StringIO()
     Console(file=text, width=10_000, color_system=None).print(rich_table(frame, decimals=decimals))
     return text.getvalue().rstrip("\n")
+
+
+def markdown_table(frame: "pl.DataFrame", *, decimals: int = 2) -> str:
+    """The whole data frame as a Markdown table, floats to `decimals` places."""
+    import polars as pl
+
+    plain: dict[str, Any] = {"tbl_hide_dataframe_shape": True, "tbl_hide_column_data_types": True}
+    whole: dict[str, Any] = {"tbl_rows": -1, "tbl_cols": -1, "tbl_width_chars": 10_000, "fmt_str_lengths": 1000}
+    with pl.Config(tbl_formatting="MARKDOWN", float_precision=decimals, **plain, **whole):
+        return str(frame)
 
 
 def _cell(value: Any, places: int | None) -> str:
@@ -88,6 +108,24 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(json_text(value) + "\n", encoding="utf-8")
     return path
+
+
+def write_results(
+    rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], *, per: str, facts: Mapping[str, Any]
+) -> None:
+    """Write the rows of an experiment to table.csv, table.json and table.md in a folder, for programs and for people.
+
+    per: column whose rows the Markdown also averages over the seeds.  facts: `command`, `seeds`, `versions`: what it
+    takes to make them again.
+    """
+    import polars as pl
+
+    folder, frame = Path(folder), pl.DataFrame(rows)
+    write_frame(frame, folder / "table.csv")
+    write_json({**facts, "rows": rows}, folder / "table.json")
+    means = markdown_table(frame.group_by(per, maintain_order=True).mean().drop("seed"))
+    parts = [markdown_table(frame), f"Means over seeds {facts['seeds']}:", means, f"`{facts['command']}`"]
+    write_whole(folder / "table.md", ("\n\n".join([*parts, str(facts["versions"])]) + "\n").encode())
 
 
 def json_text(value: Any) -> str:

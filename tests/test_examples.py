@@ -132,13 +132,15 @@ def test_train_compare(tmp_path):
     frame = pl.read_csv(tmp_path / "table.csv")
     assert frame["training"].to_list() == ["box", "box", "layerwise", "layerwise"]
     assert frame["seed"].to_list() == [3, 4, 3, 4]
-    assert frame.head(2).equals(first)
+    assert frame.head(2).drop("peak MiB").equals(first.drop("peak MiB"))
     assert len(stamps) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     ordered = ["own %", "best %", "MILP, at least %", "attacks, at most %", "accuracy %"]
     for row in frame.iter_rows(named=True):
         assert [row[name] for name in ordered] == pytest.approx(sorted(row[name] for name in ordered))
-        assert row["s an epoch"] > 0
+        assert min(row["s an epoch"], row["s a late epoch"]) > 0
+        assert row["of images"] == 8
+        assert 50 < row["peak MiB"] < 4096
     assert frame["best %"].min() > 0
     # The last epoch was one of LP-ALL.
     assert json.loads((tmp_path / "layerwise-seed=3" / "metrics.jsonl").read_text().splitlines()[-1])["unfinished"] >= 0
@@ -150,6 +152,46 @@ def test_train_compare(tmp_path):
     assert text.count("| layerwise ") == 3  # two runs, and their means
     assert stored["command"] in text
     assert str(tmp_path) in output
+
+
+@pytest.mark.slow
+def test_train_compare_goes_on_from_trained_networks(tmp_path):
+    """A convolution by methods of any kind; fine-tuning begins at the weights of the row's seed, at the full eps."""
+    same = ["--network", "conv", "--epochs", "2", "--subset", "100", "--eps", "0.01", "--certify-subset", "12"]
+    same += ["--milp-seconds", "0.1", "--milp-subset", "5", "--certify-relaxations", "box", "crown-ibp", "--seeds", "3"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    run("train_compare.py", "--methods", "crown", "mtl-ibp", *same, "--settings", "kappa=0.4", "--out", str(first))
+    frame = pl.read_csv(first / "table.csv")
+    assert frame["training"].to_list() == ["crown", "mtl-ibp"]
+    assert frame["of images"].to_list() == [5, 5]
+    configuration = json.loads((first / "mtl-ibp-seed=3" / "config.json").read_text())["configuration"]
+    assert (configuration["recipe"]["model"], configuration["recipe"]["kappa"]) == ("conv", 0.4)
+    assert (first / "crown-seed=3" / "verdicts-12-box+crown-ibp+crown.jsonl").exists()
+    assert (first / "mtl-ibp-seed=3" / "verdicts-12-box+crown-ibp.jsonl").exists()
+
+    init = str(first / "crown-seed={seed}")
+    run(
+        "train_compare.py",
+        "--methods",
+        "crown-rgs",
+        *same,
+        "--init",
+        init,
+        "--settings",
+        "lr=0.0",
+        "--out",
+        str(second),
+    )
+    tuned = json.loads((second / "crown-rgs-seed=3" / "config.json").read_text())["configuration"]
+    assert tuned["start"]["network"] == init.format(seed=3)
+    assert (tuned["recipe"]["warmup"], tuned["recipe"]["mixing"], tuned["recipe"]["smoothing"]) == (0.0, 0.0, "rgs")
+    # At a rate of 0 the weights are those that it began with.
+    before, after = (
+        load_file(path / "net.safetensors") for path in (first / "crown-seed=3", second / "crown-rgs-seed=3")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    lines = [json.loads(line) for line in (second / "crown-rgs-seed=3" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eps"] for line in lines] == [0.01, 0.01]
 
 
 @pytest.mark.slow
@@ -198,7 +240,7 @@ def test_your_own_loop():
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_a_short_story(path):
     lines = path.read_text().splitlines()
-    assert len(lines) < 100
+    assert len(lines) <= 120
     assert lines[0].startswith('"""')
 
 

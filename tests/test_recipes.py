@@ -215,3 +215,20 @@ def test_the_list_can_be_cut(capsys):
     assert code == 0
     assert [row["name"] for row in json.loads(out)] == [name for name in names() if "svhn-conv-" in name]
     assert listed("imagenet")[0] == 2
+
+
+def test_the_command_goes_on_from_another_run(tmp_path, capsys):
+    def call(*words: str) -> int:
+        small = ["--epochs", "1", "--subset", "30", "--warmup", "0", "--mixing", "0", "--lr", "0"]
+        with pytest.raises(SystemExit) as caught:
+            main(["train", *words, *small])
+        return caught.value.code
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert call("digits-fc-small-box", "--seed", "1", "--out", str(first)) == 0
+    init = ["--init", str(first)]
+    assert call("digits-fc-small-crown-ibp", "--seed", "2", "--out", str(second), *init) == 0
+    assert same(weights(ox.load(first).module), weights(ox.load(second).module))
+    capsys.readouterr()
+    assert call("digits-conv-box", "--out", str(tmp_path / "third"), *init) == 2
+    assert "first does not fit the one to be trained" in " ".join(capsys.readouterr().err.split())

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from optrelax.tables import json_text, require_writable, rich_table, text_table, write_frame, write_json
+from optrelax.tables import json_text, require_writable, rich_table, text_table, write_frame, write_json, write_results
 
 FRAME = pl.DataFrame(
     {
@@ -93,3 +93,18 @@ def test_writable_folders_are_made_and_others_refused(tmp_path):
         with pytest.raises(OSError, match="output folder cannot be written") as caught:
             require_writable(place)
         assert caught.value.filename == str(place)
+
+
+def test_results_of_an_experiment(tmp_path):
+    """For programs every number as it is, for people a table of all rows and one of the means over the seeds."""
+    names = [f"method-{i}-with-a-long-name-that-no-table-may-cut" for i in range(12)]
+    rows = [{"method": name, "seed": seed, "certified %": 50.0 + seed / 3} for name in names for seed in (0, 1)]
+    facts = {"command": "python a.py --seeds 0 1", "seeds": [0, 1], "versions": {"torch": "2"}}
+    write_results(rows, tmp_path, per="method", facts=facts)
+    assert json.loads((tmp_path / "table.json").read_text()) == {**facts, "rows": rows}
+    assert pl.read_csv(tmp_path / "table.csv").to_dicts() == rows
+    text = (tmp_path / "table.md").read_text()
+    assert all(text.count(f"| {name} ") == 3 for name in names)
+    assert text.count("| 50.17 ") == 12
+    assert "`python a.py --seeds 0 1`" in text
+    assert "…" not in text

@@ -298,6 +298,37 @@ def test_other_threads_or_versions_are_told(tmp_path, caplog):
     assert caplog.messages[0].endswith(f"may differ: threads (99 there, {torch.get_num_threads()} here)")
 
 
+def test_training_goes_on_from_a_stored_network(tmp_path):
+    """Weights are taken by name; another run's optimiser and ramps are not."""
+    before = weights(trained(tmp_path / "first"))
+    net = network(seed=5)
+    facts = runs.start_from(net, tmp_path / "first")
+    assert same(weights(net), before)
+    train(net, data(), settings(epochs=1), folder=tmp_path / "second", facts=facts)
+    stored = json.loads((tmp_path / "second" / "config.json").read_text())["configuration"]["start"]
+    assert stored["network"] == str(tmp_path / "first")
+    # The same call goes on; one that begins at other weights is another run.
+    again = runs.start_from(network(), tmp_path / "first")
+    train(network(), data(), settings(epochs=1), folder=tmp_path / "second", facts=again, resume=True)
+    ox.save(network(seed=9), tmp_path / "other.safetensors")
+    other = runs.start_from(network(), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"it differs in start.digest"):
+        train(network(), data(), settings(epochs=1), folder=tmp_path / "second", facts=other, resume=True)
+
+
+def test_a_network_that_does_not_fit_is_no_start(tmp_path):
+    trained(tmp_path / "run")
+    net = ox.models.fc(5, 8, 3)
+    before = weights(net)
+    with pytest.raises(
+        ValueError, match=r"run does not fit .*3\.weight \(\[8, 8\] there, \[3, 8\] here\), .*missing here"
+    ):
+        runs.start_from(net, tmp_path / "run")
+    assert same(weights(net), before)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        runs.start_from(net, tmp_path / "nowhere")
+
+
 def test_another_network_is_not_resumed(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match=r"state.safetensors: expected the state of this run"):

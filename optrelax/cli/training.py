@@ -32,6 +32,15 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", show_default="runs/RECIPE", help="Folder of the run.")
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            metavar="RUN",
+            show_default=False,
+            help="Begin at the weights of this run or network; with --warmup 0 --mixing 0 at the full eps.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last stored step of the run in DIR; same result.")
     ] = False,
@@ -140,7 +149,7 @@ def train(
     row = named(recipe, budget, **{name: value for name, value in given.items() if value is not None})
     folder = Path("runs") / row.name if out is None else out
     with launched(read_device(device)) as processes:
-        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device)
+        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
         how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
         how["keep_every"] = keep_every
         result = work.run(first=processes.rank == 0, **how)
@@ -158,10 +167,12 @@ class _Work:
     pieces: int
     seed: int
     device: str
+    init: Path | None
 
     def run(self, first: bool = True, **how: Any) -> TrainingResult:
         """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`."""
         from optrelax.datasets import load_dataset
+        from optrelax.runs import start_from
         from optrelax.tables import require_writable
         from optrelax.training import train as work
 
@@ -172,6 +183,7 @@ class _Work:
         require_writable(self.folder)
         net = row.network(data, self.seed).to(where)
         facts = {"recipe": asdict(row), "seed": self.seed}
+        facts |= {} if self.init is None else start_from(net, self.init)
         training = row.training(self.seed, self.pieces)
         bar = training_bar(row.name) if first else contextlib.nullcontext()
         try:
