@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optrelax.cli.application import app, print_json, stderr, stdout
-from optrelax.cli.inputs import DataDir, Json, Subset
+from optrelax.cli.application import app, fail, print_json, stderr, stdout
+from optrelax.cli.inputs import DataDir, Json, Seed, Subset
+from optrelax.cli.progress_bars import report_bar
 
 if TYPE_CHECKING:
     from optrelax.barrier import BarrierRow, Batch
 
-__all__ = ["barrier"]
+__all__ = ["barrier", "everything", "properties", "table1", "table2", "table3", "table4"]
 
 papers = typer.Typer(help="Published tables, measured again beside their figures.", no_args_is_help=True)
 app.add_typer(papers, name="paper")
@@ -95,3 +96,135 @@ def barrier(
     stdout().print(rich_table(frame, title="errors in percent", decimals={"LP-ALL": 2, "LP-ALL published": 2}))
     images = sum(len(batch.images) for batch in batches)
     stdout().print(f"{images} images, {workers} worker(s); this run took {seconds:.1f} s")
+
+
+# --- the tables of arXiv 2102.06700 -------------------------------------------------------------------------------
+
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        metavar="smoke|cpu|full",
+        help="Seconds on the digits; all tables in under an hour of two cores; the paper's own epochs and grids.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="Reports in DIR/TABLE, networks in DIR/runs, rows in DIR/rows."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Rows at the same time, a process of one thread each.")]
+_OUT = Path("runs/paper")
+
+
+@papers.command("table1")
+def table1(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Tightness, continuity, sensitivity and certified training of five relaxations, beside the published table."""
+    _make("table1", ["table1"], budget, data_dir, out, workers, seed, json)
+
+
+@papers.command("table2")
+def table2(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Certified accuracy of training by six methods, for data sets and networks."""
+    _make("table2", ["table2"], budget, data_dir, out, workers, seed, json)
+
+
+@papers.command("table3")
+def table3(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Every modified relaxation: trained with, and its three properties."""
+    _make("table3", ["table3"], budget, data_dir, out, workers, seed, json)
+
+
+@papers.command("table4")
+def table4(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Training with loosened Box: omega times F, means over seeds, as a heat map."""
+    _make("table4", ["table4"], budget, data_dir, out, workers, seed, json)
+
+
+@papers.command("properties")
+def properties(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Tightness, continuity and sensitivity of every relaxation, LPs included, on one network."""
+    _make("properties", ["properties"], budget, data_dir, out, workers, seed, json)
+
+
+@papers.command("all")
+def everything(
+    budget: Budget = "smoke",
+    data_dir: DataDir = None,
+    out: Out = _OUT,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """All of table1 to table4 and properties, with shared networks and one index.md."""
+    from optrelax.papers.plans import TABLES
+
+    _make("all", list(TABLES), budget, data_dir, out, workers, seed, json)
+
+
+def _make(
+    name: str,
+    tables: list[str],
+    budget: str,
+    data_dir: Path | None,
+    out: Path,
+    workers: int,
+    seed: int,
+    json: bool,
+) -> None:
+    """Make the reports; exit code 1 where a row failed. The same command again goes on where it stopped."""
+    from optrelax.papers.making import make_reports
+    from optrelax.tables import require_writable
+
+    require_writable(out)
+    # Folders of this machine mean nothing to a reader.
+    data = "" if data_dir is None or budget == "smoke" else " --data-dir DATA"
+    first = "" if seed == 0 else f" --seed {seed}"
+    shown = f"optrelax paper {name} --budget {budget}{data} --out {out.name} --workers {workers}{first}"
+    with report_bar(name) as watch:
+        reports = make_reports(
+            tables, budget, out, data_dir=data_dir, workers=workers, seed=seed, command=shown, watch=watch
+        )
+    failed = {row: error for report in reports for row, error in report.failed.items()}
+    if json:
+        print_json([report.summary() for report in reports])
+    else:
+        for report in reports:
+            stdout().print(f"{report.title}: {report.folder / 'report.html'}", soft_wrap=True, highlight=False)
+    if failed:
+        row, error = next(iter(failed.items()))
+        raise fail(f"{len(failed)} row(s) failed, {row} first: {error}; the reports list them")

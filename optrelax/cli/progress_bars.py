@@ -11,8 +11,9 @@ from optrelax.cli.application import stderr
 if TYPE_CHECKING:
     from optrelax import certification, comparison, sweeps, training
     from optrelax.measurements import stages
+    from optrelax.papers import rows
 
-__all__ = ["certification_bar", "comparison_bar", "measurement_bar", "training_bar"]
+__all__ = ["certification_bar", "comparison_bar", "measurement_bar", "report_bar", "training_bar"]
 
 
 @contextlib.contextmanager
@@ -54,6 +55,18 @@ def sweep_bar(title: str) -> Iterator[Callable[[sweeps.SweepProgress], None]]:
         def update(progress: sweeps.SweepProgress) -> None:
             shown = f"{progress.running} running" + (f", {progress.failed} failed" if progress.failed else "")
             draw(progress.done + progress.failed, progress.total, shown)
+
+        yield update
+
+
+@contextlib.contextmanager
+def report_bar(title: str) -> Iterator[Callable[[rows.RowProgress], None]]:
+    """A callback for `do_rows` that draws a bar with the row that ended last."""
+    with _bar(title) as draw:
+
+        def update(progress: rows.RowProgress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            draw(progress.done + progress.failed, progress.total, f"{progress.name}{failed}")
 
         yield update
 

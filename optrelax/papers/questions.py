@@ -1,0 +1,204 @@
+"""What a row asks of a network: one frozen object a question, whose answer is JSON-ready.
+
+Each calls a function that users can call themselves; the numbers of a question are all that decides its answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optrelax.datasets import Dataset
+from optrelax.graph import Network
+
+__all__ = ["Certified", "Degrees", "Jumps", "Question", "Steps", "Tight"]
+
+Json = dict[str, Any]
+
+
+class Question(Protocol):
+    """Something to measure on a network, or on none."""
+
+    @property
+    def name(self) -> str:
+        """Part of a file's name, the same for the same question of one network."""
+        ...
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """The answer, JSON-ready."""
+        ...
+
+
+def safe(text: str) -> str:
+    """The text as a part of a file's name."""
+    return re.sub(r"[^\w.=-]+", "-", text)
+
+
+def _some(test: Dataset, images: int) -> int | None:
+    return images if images < len(test) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certified:
+    """Natural, certified and attacked accuracy on evenly spaced test images; bounds rounded outward."""
+
+    relaxations: tuple[str, ...]
+    eps: float
+    images: int
+
+    @property
+    def name(self) -> str:
+        """One a network."""
+        return "certified"
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """Fractions, by relaxation and by any of them."""
+        from optrelax.attacks import PGD
+        from optrelax.certification import certify
+
+        assert network is not None
+        report = certify(
+            network,
+            test,
+            self.eps,
+            relaxation=list(self.relaxations),
+            attack=PGD(restarts=1),
+            subset=_some(test, self.images),
+        )
+        return report.summary()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tight:
+    """The area under certified robustness against eps of one relaxation, and that of the attack."""
+
+    relaxation: str
+    images: int
+    points: int
+    resolution: float
+
+    @property
+    def name(self) -> str:
+        """One a relaxation."""
+        return f"tightness-{safe(self.relaxation)}"
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """Table and radii, as `Tightness` has them."""
+        from optrelax.measurements.tightness import measure_tightness
+
+        assert network is not None
+        found = measure_tightness(
+            network,
+            test,
+            [self.relaxation],
+            subset=_some(test, self.images),
+            points=self.points,
+            resolution=self.resolution,
+        )
+        return {**found.summary(), "radii": found.examples.to_dicts()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jumps:
+    """The jumps of one relaxation's bounds and loss along lines down its own gradient."""
+
+    relaxation: str
+    eps: float
+    lines: int
+    examples: int
+    length: float
+    cells: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """One a relaxation."""
+        return f"continuity-{safe(self.relaxation)}"
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """Table and jumps, and the first line's samples for its figure."""
+        import polars as pl
+
+        from optrelax.measurements.continuity import measure_continuity
+
+        assert network is not None
+        found = measure_continuity(
+            network,
+            test,
+            self.eps,
+            [self.relaxation],
+            lines=self.lines,
+            examples=self.examples,
+            length=self.length,
+            cells=self.cells,
+            seed=self.seed,
+        )
+        first = found.lines.filter(pl.col("line") == 0)
+        return {**found.summary(), "jumps": found.jumps.to_dicts(), "samples": first.to_dicts()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """How one relaxation's loss and gradient react to small steps of the weights."""
+
+    relaxation: str
+    eps: float
+    steps: tuple[float, ...]
+    examples: int
+    draws: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """One a relaxation."""
+        return f"sensitivity-{safe(self.relaxation)}"
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """Table, as `Sensitivity` has it."""
+        from optrelax.measurements.sensitivity import measure_sensitivity
+
+        assert network is not None
+        found = measure_sensitivity(
+            network,
+            test,
+            self.eps,
+            [self.relaxation],
+            steps=self.steps,
+            examples=self.examples,
+            draws=self.draws,
+            seed=self.seed,
+        )
+        return found.summary()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Degrees:
+    """Degrees of one relaxation's bound in a step, on a network of random weights: they belong to no trained one."""
+
+    relaxation: str
+    eps: float
+    hidden: tuple[int, ...]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """One a relaxation."""
+        return f"degrees-{safe(self.relaxation)}"
+
+    def ask(self, network: Network | None, test: Dataset) -> Json:
+        """The greatest degrees over the margins of the first test image; None where they are not known."""
+        from optrelax.measurements.degrees import step_degrees
+        from optrelax.models import fc
+        from optrelax.regions import LinfBall
+        from optrelax.specifications import margins
+
+        x = test.images[:1].double()
+        net = fc(x[0].numel(), *self.hidden, test.classes, seed=self.seed).double().eval()
+        ball = LinfBall(x, self.eps, (0.0, 1.0))
+        rows = margins(test.labels[:1], test.classes).to(x)
+        try:
+            pairs = step_degrees(net, ball, rows, self.relaxation)
+        except ValueError as error:  # not a rational function of the step, an LP, or without a rule
+            return {"degrees": None, "reason": str(error)}
+        return {"degrees": list(max(pairs, key=sum)), "reason": None}
