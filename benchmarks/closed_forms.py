@@ -116,18 +116,32 @@ def run(options: Options) -> Report:
     return Report("closed_forms", TITLE, options, tables, bars, facts)
 
 
+_OWN = {"FC": {"box": 2.5, "crown-ibp": 12.0}, "CONV": {"box": 2.5, "crown-ibp": 17.4}}
+"""Steps may take this many of the network's own."""
+
+
 def _bars(label: str, rows: dict[str, Row], batch: int) -> list[Bar]:
+    """What was asked of closed forms; of those that were measured."""
+    where, crown = f"{label}, batch {batch}", rows["crown"]
     found = [
-        Bar(f"{label}, batch {batch}: Box step, times the network's own", 3.0, None, rows["box"]["step / own step"])
+        Bar(f"{where}: {name} step, times the network's own", most, None, rows[name]["step / own step"])
+        for name, most in _OWN[label].items()
+        if name in rows
     ]
+    found.append(Bar(f"{where}: crown step, times its bare products", 3.0, None, crown["step / products"]))
+    if "deepz" in rows:
+        found.append(Bar(f"{where}: deepz step, times crown's", 1.0, None, _times(rows["deepz"], crown)))
+    if "auto_LiRPA CROWN" in rows:
+        faster = _times(rows["auto_LiRPA CROWN"], crown)
+        found.append(Bar(f"{where}: crown step, times faster than auto_LiRPA's", None, 3.0, faster))
     if label == "CONV":
-        row = rows["crown"]
-        peak = None if row["peak MiB"] is None else row["peak MiB"] / 1024
-        found += [
-            Bar(f"CONV, batch {batch}: CROWN step, peak memory in GiB", 4.0, None, peak),
-            Bar(f"CONV, batch {batch}: CROWN step, times its bare products", 6.0, None, row["step / products"]),
-        ]
+        peak = None if crown["peak MiB"] is None else crown["peak MiB"] / 1024
+        found.append(Bar(f"{where}: crown step, peak memory in GiB", 4.0, None, peak))
     return found
+
+
+def _times(a: Row, b: Row) -> float | None:
+    return None if a["step ms"] is None or b["step ms"] is None else a["step ms"] / b["step ms"]
 
 
 def _names(options: Options) -> list[str]:

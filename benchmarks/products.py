@@ -41,13 +41,13 @@ Products = tuple[Product, ...]
 
 def needed(network: Network, relaxation: Relaxation, batch: int, rows: int) -> Products:
     """The products of a relaxation for `rows` rows of the output of each of `batch` examples."""
-    if isinstance(relaxation, DeepZ):
+    if isinstance(relaxation, (DeepZ, HBox)):
         # The same bounds either way, so the floor is the cheaper way.
         ways = (_substitution(network, batch, rows, sides=1), _zonotope(network, batch, rows, relaxation))
         return merged(min(ways, key=lambda products: multiply_adds(network, products)))
     if isinstance(relaxation, Box):
         found = [*_intervals(network, batch), *_folded(network, batch * rows)]
-    elif isinstance(relaxation, (HBox, Cauchy)):
+    elif isinstance(relaxation, Cauchy):
         found = _zonotope(network, batch, rows, relaxation)
     elif isinstance(relaxation, (Crown, FastLin)):
         if isinstance(relaxation.preactivation, Box):
