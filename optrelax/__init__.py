@@ -45,6 +45,8 @@ _LAZY = {
     "Landscape": "optrelax.measurements.landscape",
     "measure_sensitivity": "optrelax.measurements.sensitivity",
     "Sensitivity": "optrelax.measurements.sensitivity",
+    "measure_series": "optrelax.measurements.series",
+    "Series": "optrelax.measurements.series",
     "step_degrees": "optrelax.measurements.degrees",
     "measure_tightness": "optrelax.measurements.tightness",
     "Tightness": "optrelax.measurements.tightness",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from optrelax.measurements.degrees import step_degrees
     from optrelax.measurements.landscape import Landscape, measure_landscape
     from optrelax.measurements.sensitivity import Sensitivity, measure_sensitivity
+    from optrelax.measurements.series import Series, measure_series
     from optrelax.measurements.tightness import Tightness, measure_tightness
 
 
@@ -103,6 +106,7 @@ __all__ = [
     "Relaxation",
     "Report",
     "Sensitivity",
+    "Series",
     "Tightness",
     "UnsupportedOpError",
     "__version__",
@@ -120,6 +124,7 @@ __all__ = [
     "measure_continuity",
     "measure_landscape",
     "measure_sensitivity",
+    "measure_series",
     "measure_tightness",
     "models",
     "preactivation_bounds",

@@ -22,6 +22,7 @@ _COMMANDS = (
     "certifying",
     "comparing",
     "measuring",
+    "series",
     "listing",
     "papers",
     "information",

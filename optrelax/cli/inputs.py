@@ -27,6 +27,7 @@ __all__ = [
     "Seed",
     "Subset",
     "parse_number",
+    "read_data",
     "read_device",
     "read_dtype",
     "read_inputs",
@@ -97,10 +98,15 @@ def read_inputs(
     from optrelax.checkpoint_files import read_network
 
     where = read_device(device)
-    x, labels, classes = _own_data(Path(data)) if data.endswith(".npz") else _named_data(data, data_dir, split)
+    x, labels, classes = read_data(data, data_dir, split)
     shape = tuple(x.shape[1:])
     network = read_network(checkpoint, model=model, input_shape=shape, classes=classes, device=where)
     return Inputs(network, x, labels, classes, data)
+
+
+def read_data(data: str, data_dir: Path | None, split: str = "test") -> tuple[Tensor, Tensor, int]:
+    """The examples that the options name, their labels, and how many classes there are.  Errors as `read_inputs`."""
+    return _own_data(Path(data)) if data.endswith(".npz") else _named_data(data, data_dir, split)
 
 
 def _named_data(name: str, data_dir: Path | None, split: str) -> tuple[Tensor, Tensor, int]:

@@ -28,7 +28,22 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["continuity", "landscape", "sensitivity", "tightness"]
+__all__ = [
+    "Clip",
+    "Eps",
+    "Folder",
+    "Format",
+    "NoClip",
+    "Out",
+    "Split",
+    "bar",
+    "continuity",
+    "landscape",
+    "measures",
+    "sensitivity",
+    "show_measured",
+    "tightness",
+]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", no_args_is_help=True)
 app.add_typer(measures, name="measure")
@@ -110,9 +125,9 @@ def tightness(
     where = None if at is None else parse_number("--at", at)
     if rounding not in ("outward", "nearest"):
         raise ValueError(f"--rounding must be outward or nearest, got {rounding!r}")
-    folder = _Folder.opened(out, table_format)
+    folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
-    with _bar("tightness") as progress:
+    with bar("tightness") as progress:
         result = ox.measure_tightness(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -142,7 +157,7 @@ def tightness(
         f"low, high: {100 * confidence:g} % interval of the area over examples; radii within {resolution:g}",
         f"gap (logits) and propagation tightness at eps {result.settings['at']:.4g}",
     ]
-    _show(facts, shown, decimals, title, notes, pictures, json)
+    show_measured(facts, shown, decimals, title, notes, pictures, json)
 
 
 Eps = Annotated[str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")]
@@ -164,7 +179,11 @@ def continuity(
     ] = None,
     length: Annotated[
         float | None,
-        typer.Option("--length", show_default="0.01, or all the way", help="Of a line, in norms of all weights."),
+        typer.Option(
+            "--length",
+            show_default="0.01, or all the way",
+            help="Of a line, in norms of all weights; with --to, the share of the way.",
+        ),
     ] = None,
     lines: Annotated[int, typer.Option("--lines", min=1, help="Each with examples of its own.")] = 4,
     examples: Annotated[int, typer.Option("--examples", min=1, help="A line, evenly spaced in the data.")] = 4,
@@ -194,13 +213,13 @@ def continuity(
     radius = parse_number("--eps", eps)
     if direction not in ("gradient", "random"):
         raise ValueError(f"--direction must be gradient or random, got {direction!r}")
-    folder = _Folder.opened(out, table_format)
+    folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     way: Any = direction
     if to is not None:
         shape = tuple(inputs.x.shape[1:])
         way = read_network(to, model=model, input_shape=shape, classes=inputs.classes, device=device)
-    with _bar("continuity") as progress:
+    with bar("continuity") as progress:
         result = ox.measure_continuity(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -225,16 +244,17 @@ def continuity(
         facts,
         {f"line{i}": result.figure(title, i) for i in range(1 if to is not None else lines)} if out else {},
     )
-    columns = ["relaxation", "bound jumps", "loss jumps", "loss / unit", "mean loss", "largest loss", "travel"]
-    columns += ["causes", "listed", "verdict"]
+    columns = ["relaxation", "bound jumps", "loss jumps", "bound / unit", "loss / unit", "mean bound", "mean loss"]
+    columns += ["largest bound", "largest loss", "travel", "causes", "listed", "verdict"]
     notes = [
         f"{lines if to is None else 1} line(s), {result.table['length'][0]:.3g} norms of the weights in all; "
-        "sizes in units of the loss; travel: share of its total variation that jumps make",
+        "sizes of jumps in logits and in the loss; travel: share of the loss's total variation that jumps make",
         "causes are of a ReLU: l, u the bounds of a pre-activation; listed: where arXiv 2102.06700 expects jumps",
     ]
     if not result.table["complete"].all():
         notes.append("a line ended at its --budget: counts are lower bounds")
-    _show(facts, result.table.select(columns), {"loss / unit": 0}, title, notes, pictures, json)
+    decimals = {"bound / unit": 0, "loss / unit": 0}
+    show_measured(facts, result.table.select(columns), decimals, title, notes, pictures, json)
 
 
 @command("sensitivity", measures)
@@ -268,9 +288,9 @@ def sensitivity(
     import optrelax as ox
 
     radius = parse_number("--eps", eps)
-    folder = _Folder.opened(out, table_format)
+    folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
-    with _bar("sensitivity") as progress:
+    with bar("sensitivity") as progress:
         result = ox.measure_sensitivity(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -298,7 +318,7 @@ def sensitivity(
     known = [f"{name} {pair[0]}/{pair[1]}" for name, pair in result.settings["degrees"].items() if pair is not None]
     if known:
         notes.append(f"degrees along a line in weight space (numerator/denominator, at most): {', '.join(known)}")
-    _show(facts, result.table.select(columns), {}, title, notes, pictures, json)
+    show_measured(facts, result.table.select(columns), {}, title, notes, pictures, json)
 
 
 @command("landscape", measures)
@@ -331,9 +351,9 @@ def landscape(
     import optrelax as ox
 
     ball = parse_number("--eps", eps)
-    folder = _Folder.opened(out, table_format)
+    folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
-    with _bar("landscape") as progress:
+    with bar("landscape") as progress:
         result = ox.measure_landscape(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -354,18 +374,18 @@ def landscape(
         {"table": table, "points": result.points}, facts, {"landscape": result.figure(title)} if out else {}
     )
     notes = ["loss at the network itself, least and greatest of the slice; roughness: second to first differences"]
-    _show(facts, table, {}, title, notes, pictures, json)
+    show_measured(facts, table, {}, title, notes, pictures, json)
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class Folder:
     """Where results go, if anywhere."""
 
     path: Path | None
     ending: str
 
     @classmethod
-    def opened(cls, path: Path | None, ending: str) -> _Folder:
+    def opened(cls, path: Path | None, ending: str) -> Folder:
         """Check everything about the output before the work starts."""
         from optrelax.errors import suggest
         from optrelax.tables import FORMATS, require_writable
@@ -390,7 +410,7 @@ class _Folder:
         return [path for name, figure in figures.items() for path in write_figure(figure, self.path / f"{name}.png")]
 
 
-def _show(
+def show_measured(
     facts: Mapping[str, Any],
     table: pl.DataFrame,
     decimals: Mapping[str, int],
@@ -412,7 +432,8 @@ def _show(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bar(title: str) -> Any:
+def bar(title: str) -> Any:
+    """A progress bar for a measurement."""
     from optrelax.cli.progress_bars import measurement_bar
 
     return measurement_bar(title)

@@ -53,9 +53,10 @@ class Continuity:
 
     table: pl.DataFrame
     """relaxation; lines, length: of all lines together, in units; bound jumps, loss jumps: found on them; bound / unit,
-    loss / unit; largest bound, largest loss: sizes, in logits and in the loss's units; mean loss: size of a jump of
-    the loss; travel: share of the loss's total variation on these lines that jumps make; causes: what switched;
-    listed: where arXiv 2102.06700 says that it may jump; verdict; evaluations; complete: the budget sufficed."""
+    loss / unit; largest bound, largest loss: sizes, in logits and in the loss's units; mean bound, mean loss: of a
+    jump, so that number times mean is what jumps make a unit; travel: share of the loss's total variation on these
+    lines that jumps make; causes: what switched; listed: where arXiv 2102.06700 says that it may jump; verdict;
+    evaluations; complete: the budget sufficed."""
     jumps: pl.DataFrame
     """relaxation, line, at (in units from the start), bound (largest jump of any margin's bound, with its sign), loss,
     cause."""
@@ -103,8 +104,8 @@ def measure_continuity(
     net: moved in float64 during the measurement and put back bit for bit.  data, eps, clip: as for `certify`.
     direction: "gradient" (down the relaxation's own loss on the line's examples), "random", a mapping from parameter
     names to tensors, or another network of the same shape: the line then ends there.
-    length: of a line, in norms of all weights; default 0.01, for a mapping once the direction, to another network all
-    the way.  lines: each from the same weights, with `examples` evenly spaced examples of its own.
+    length: of a line, in norms of all weights, default 0.01; along a mapping, or to another network, in lengths of that
+    way, default 1.  lines: each from the same weights, with `examples` evenly spaced examples of its own.
     least: smallest jump that counts, times max(1, |value|). LP layers are solved by an interior-point method where
     they have the default solver, and their jumps must exceed their certified gap and 1e-5.
     cells: of the grid that begins each search.  budget: evaluations a line at most.
@@ -292,6 +293,7 @@ def _table(question: Question, rows: Sequence[_Line]) -> pl.DataFrame:
 def _summed(name: str, relaxation: Any, lines: Sequence[_Line]) -> dict[str, Any]:
     length = sum(line.unit * (line.found.samples[-1].t - line.found.samples[0].t) for line in lines)
     bound = [(line, jump) for line in lines for jump in _counted(line, "bound")]
+    sizes = [float(jump.size[:-1].abs().max()) for _, jump in bound]
     loss = [float(jump.size[-1].abs()) for line in lines for jump in _counted(line, "loss")]
     travel = sum(_variation(line) for line in lines)
     causes = sorted({line.cause(jump) for line, jump in bound})
@@ -304,8 +306,9 @@ def _summed(name: str, relaxation: Any, lines: Sequence[_Line]) -> dict[str, Any
         "loss jumps": len(loss),
         "bound / unit": len(bound) / length,
         "loss / unit": len(loss) / length,
-        "largest bound": max((float(jump.size[:-1].abs().max()) for _, jump in bound), default=0.0),
+        "largest bound": max(sizes, default=0.0),
         "largest loss": max(loss, default=0.0),
+        "mean bound": sum(sizes) / len(sizes) if sizes else 0.0,
         "mean loss": sum(loss) / len(loss) if loss else 0.0,
         "travel": sum(loss) / travel if travel > 0 else 0.0,
         "causes": "; ".join(causes),

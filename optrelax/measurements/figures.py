@@ -19,6 +19,7 @@ __all__ = [
     "landscape_maps",
     "panels",
     "sensitivity_panels",
+    "series_panels",
     "tightness_curves",
 ]
 
@@ -165,6 +166,69 @@ def sensitivity_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     figure.supxlabel("step (share of each weight tensor's norm)", fontsize=9)
     return figure
+
+
+_SERIES = {
+    "bound / unit": ("jumps of the bound\na unit of length", "count"),
+    "largest bound": ("largest jump of the bound\n(logits)", "size"),
+    "largest loss": ("largest jump of the loss", "size"),
+    "travel": ("jumps' share of the loss's\nvariation (%)", "percent"),
+    "predicted": ("change of the loss to what\nits gradient predicts", "ratio"),
+    "agreement": ("cosine of the gradients\nbefore and after a step", "plain"),
+    "certified": ("certified (%)", "percent"),
+    "area": ("tightness (area × 100)", "plain"),
+    "loss": ("certified loss", "log"),
+}
+
+
+def series_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
+    """Every quantity of a series against epochs, a line a relaxation; quantities that were not measured are left out.
+
+    Sizes of jumps are logarithmic down to the smallest found, and linear to 0 below it.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    names = table["relaxation"].unique(maintain_order=True).to_list()
+    shown = [column for column in _SERIES if table[column].is_not_null().any()]
+    figure, axes_of = panels(shown, title, width=3.0)
+    for column, axes in zip(shown, axes_of, strict=True):
+        heading, scale = _SERIES[column]
+        factor = 100 if scale == "percent" else 1
+        for name, (colour, dash, marker) in zip(names, line_styles(len(names)), strict=True):
+            ours = table.filter((table["relaxation"] == name) & table[column].is_not_null()).sort("epoch")
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+            # Many lie on the axis, at 0 jumps: their marks show whole.
+            style["clip_on"] = scale not in ("count", "size")
+            axes.plot(ours["epoch"].to_list(), (factor * ours[column]).to_list(), label=name, **style)
+        _series_scale(axes, scale, table[column].drop_nulls().to_list())
+        axes.set_title(heading, fontsize=9, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.grid(True, color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", labelsize=8)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in axes_of), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
+    figure.supxlabel("epoch", fontsize=9)
+    return figure
+
+
+def _series_scale(axes: Axes, scale: str, values: Sequence[float]) -> None:
+    """The scale that a quantity of a series needs."""
+    positive = [value for value in values if value > 0]
+    if scale == "log" and positive:
+        axes.set_yscale("log")
+    elif scale == "size" and positive:
+        axes.set_yscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.set_ylim(bottom=0)
+    elif scale in ("size", "count"):
+        axes.set_ylim(bottom=0, top=None if positive else 1)
+    elif scale == "percent":
+        axes.set_ylim(-3, 103)
+    elif scale == "ratio":
+        # 1: the gradient says all; a jump may carry the ratio as far as it likes.
+        axes.axhline(1, color="0.55", linewidth=1, zorder=1)
+        if any(abs(value) > 2 for value in values):
+            axes.set_yscale("symlog", linthresh=1)
 
 
 def landscape_curves(points: pl.DataFrame, *, title: str = "") -> Figure:

@@ -67,6 +67,7 @@ def measure_sensitivity(
     draws: int = 8,
     ascent: int = 5,
     examples: int = 16,
+    degrees: bool = True,
     clip: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
     progress: Watch | None = None,
@@ -76,6 +77,7 @@ def measure_sensitivity(
     net: moved in float64 during the measurement and put back bit for bit.  data, eps, clip: as for `certify`.
     steps: sizes, relative: each weight tensor moves by that share of its norm.  draws: of the random direction, the
     same for every relaxation.  ascent: sub-steps of the adversarial step, which follows the loss's gradient upwards.
+    degrees: whether to work them out too, of small networks.
     Gradient predictiveness: the third kind of step goes straight down the gradient.
     Raises ValueError for bad input, UnsupportedOpError for a network that cannot be bounded.
     """
@@ -100,7 +102,7 @@ def measure_sensitivity(
         "draws": draws,
         "ascent": ascent,
         "seed": seed,
-        "degrees": _degrees(question),
+        "degrees": _degrees(question) if degrees else {},
     }
     return Sensitivity(pl.DataFrame(rows), settings)
 
