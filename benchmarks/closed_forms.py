@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
+import unittest.mock
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +18,7 @@ import optrelax as ox
 from benchmarks import peers, products
 from benchmarks.measuring import Samples, Task, interleaved, peak_bytes
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax import relaxations
+from optrelax import layers, native, relaxations
 
 TITLE = "Closed forms: relaxations against the network's own step and the bare products"
 CLIP = (0.0, 1.0)
@@ -113,6 +118,7 @@ def run(options: Options) -> Report:
         tables.append(table)
         bars += _bars(label, {row["relaxation"]: row for row in table.rows}, batch)
     tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100, 500), options))
+    tables.append(_first_use())
     return Report("closed_forms", TITLE, options, tables, bars, facts)
 
 
@@ -280,6 +286,28 @@ def _peer_row(of: Case, name: str, found: Timed, peak: int | None) -> Row:
         "peak MiB": peak / 2**20 if peak is not None else None,
         "spread": timed.spread(task),
     }
+
+
+def _first_use() -> Table:
+    """What a machine's first use of each kernel costs, and every later process's."""
+    rows: list[Row] = []
+    folders = (Path(ox.__file__).parent, Path(layers.__file__).parent)
+    with tempfile.TemporaryDirectory() as cache, unittest.mock.patch.dict(os.environ, OPTRELAX_CACHE=cache):
+        for source in sorted({path for folder in folders for path in folder.rglob("*.c")}):
+            seconds = []
+            for _ in range(2):
+                begin = time.perf_counter()
+                built = native.build.__wrapped__(source)
+                seconds.append(time.perf_counter() - begin)
+            first, again = (1e3 * s if built.library is not None else None for s in seconds)
+            rows.append({"kernels": source.stem, "compile ms": first, "load ms": again})
+    return Table(
+        title="First use",
+        keys=("kernels",),
+        rows=rows,
+        smaller=(),
+        notes=("Compiled once a machine and kept; no kernel is compiled again for another batch or shape.",),
+    )
 
 
 def _growth_table(batches: tuple[int, ...], options: Options) -> Table:

@@ -72,7 +72,12 @@ def closed_forms(tmp_path_factory):
 @pytest.mark.slow
 def test_closed_forms_are_measured_and_stored(closed_forms):
     record = stored(closed_forms.parent, "closed_forms")
-    assert [table["title"] for table in record["tables"]] == ["FC, batch 4", "CONV, batch 4", "Growth with the batch"]
+    assert [table["title"] for table in record["tables"]] == [
+        "FC, batch 4",
+        "CONV, batch 4",
+        "Growth with the batch",
+        "First use",
+    ]
     for table in record["tables"][:2]:
         rows = {row["relaxation"]: row for row in table["rows"]}
         assert set(rows) == {"box", "crown"}
@@ -89,6 +94,9 @@ def test_closed_forms_are_measured_and_stored(closed_forms):
     # Rows of every neuron are measured up to the batch that the network is covered at.
     assert first["crown / own step"] > first["box / own step"] > 0
     assert second["crown / own step"] is None
+    kernels = {row["kernels"]: row for row in record["tables"][3]["rows"]}
+    assert {"relax_step", "band_step", "ascent"} <= set(kernels)
+    assert all(row["compile ms"] > row["load ms"] > 0 for row in kernels.values())
 
 
 @pytest.mark.slow
