@@ -208,8 +208,11 @@ def _make(
 ) -> None:
     """Make the reports; exit code 1 where a row failed. The same command again goes on where it stopped."""
     from optrelax.papers.making import make_reports
+    from optrelax.papers.plans import plan
     from optrelax.tables import require_writable
 
+    for table in tables:
+        plan(table, budget, seed)
     require_writable(out)
     # Folders of this machine mean nothing to a reader.
     data = "" if data_dir is None or budget == "smoke" else " --data-dir DATA"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -221,10 +222,11 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
         cells = {(row["training"], row["omega"], row["F"]): row[column] for row in loose.to_dicts()}
         values = [[cells.get((kind, omega, grid)) for kind, grid in columns] for omega in omegas]
         shown = np.array([[np.nan if v is None else v for v in line] for line in values], dtype=float)
-        axes.pcolormesh(shown, cmap="cividis", vmin=0, vmax=100, edgecolors="white", linewidth=1)
+        top = max(v for v in (*shown.flat, plain[column] or 0.0, 1.0) if not math.isnan(v))
+        axes.pcolormesh(shown, cmap="cividis", vmin=0, vmax=top, edgecolors="white", linewidth=1)
         for i, j in np.ndindex(shown.shape):
             text = "–" if np.isnan(shown[i, j]) else f"{shown[i, j]:.1f}"
-            colour = "white" if not shown[i, j] > 55 else "black"
+            colour = "black" if shown[i, j] > 0.55 * top else "white"
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_xticks(np.arange(len(columns)) + 0.5, labels, fontsize=8)
         axes.set_yticks(np.arange(len(omegas)) + 0.5, [f"{omega:g}" for omega in omegas], fontsize=8)

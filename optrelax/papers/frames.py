@@ -127,6 +127,10 @@ def _degrees(found: Found, line: Line) -> dict[str, Any]:
     return {"degrees": "not rational, or no rule" if pair is None else f"{pair[0]} / {pair[1]}"}
 
 
+def _met(jumps: Mapping[str, Any]) -> str:
+    return f"{jumps['jumps']} ({jumps['causes']})" if jumps["jumps"] else "none"
+
+
 def _frame(lines: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pl.DataFrame:
     import polars as pl
 
@@ -148,7 +152,7 @@ def summary_frame(found: Found) -> pl.DataFrame:
                 "relaxation": line.label,
                 "tightness": _tight(found, line).get("area"),
                 "tightness (paper)": said.tightness,
-                "jumps met": None if not jumps else f"{jumps['jumps']} ({jumps['causes']})",
+                "jumps met": None if not jumps else _met(jumps),
                 "continuous (paper)": "yes" if said.continuous else "no",
                 "loss change %": _steps(found, line).get("loss change %"),
                 "low sensitivity (paper)": "yes" if said.insensitive else "no",

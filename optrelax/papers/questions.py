@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from optrelax.datasets import Dataset
 from optrelax.graph import Network
@@ -17,6 +17,7 @@ __all__ = ["Certified", "Degrees", "Jumps", "Question", "Steps", "Tight"]
 Json = dict[str, Any]
 
 
+@runtime_checkable
 class Question(Protocol):
     """Something to measure on a network, or on none."""
 
