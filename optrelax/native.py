@@ -18,7 +18,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ from torch import Tensor
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c11", "-fPIC", "-fopenmp")
 _SECONDS = 120  # a compiler that takes longer hangs
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+@runtime_checkable
+class Kernels(Protocol):
+    """Functions of one source, called by name: the same names and arguments whatever they are written in."""
+
+    def supports(self, *tensors: Tensor) -> bool: ...
+
+    def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +75,19 @@ def _kind(value: Tensor | int | float | None) -> type:
 
 
 def _address(name: str, tensor: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor lies; RuntimeError where the kernel would misread it, as what autocast made in half precision."""
-    fits = tensor.dtype == dtype or not tensor.dtype.is_floating_point
-    if not fits or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise RuntimeError(
-            f"{name}: wants contiguous {dtype} on the CPU, got {tensor.dtype} on {tensor.device} with strides "
-            f"{tensor.stride()}; under autocast call backward() outside of it"
-        )
+    """Where a tensor lies."""
+    require_fit(name, tensor, dtype, "cpu")
     return tensor.data_ptr()
+
+
+def require_fit(name: str, tensor: Tensor, dtype: torch.dtype, device: str) -> None:
+    """RuntimeError where a kernel would misread a tensor, as what autocast made in half precision."""
+    fits = tensor.dtype == dtype or not tensor.dtype.is_floating_point
+    if not fits or tensor.device.type != device or not tensor.is_contiguous():
+        raise RuntimeError(
+            f"{name}: wants contiguous {dtype} on {'the CPU' if device == 'cpu' else device}, got {tensor.dtype} on "
+            f"{tensor.device} with strides {tensor.stride()}; under autocast call backward() outside of it"
+        )
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.domains.interval import Ball
 from optrelax.domains.relax_step import kernels as relax_step_kernels
 from optrelax.domains.relax_step import least_over_box
+from optrelax.domains.triton_steps import passes
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number, suggest
 from optrelax.graph import Network
@@ -599,7 +600,7 @@ class _Substitution(Relaxation):
         return size * fixed, size * (kept + max(n * p.passing for n, p in pulls))
 
     def _pull(self, network: Network, target: str, region: InputBox, shared: bool) -> memory.Pull:
-        eager = not relax_step_kernels().supports(region.lower)
+        eager = passes(relax_step_kernels(), region.lower) is None
         return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.inputs import Json
+
+if TYPE_CHECKING:
+    from optrelax.domains.triton_steps import TritonBuild
+    from optrelax.native import Build
 
 __all__ = ["info"]
 
@@ -36,7 +40,7 @@ def facts() -> dict[str, Any]:
 
     import optrelax
     from optrelax import convolutions, relu_lines
-    from optrelax.domains import band_step, interval, relax_step
+    from optrelax.domains import band_step, interval, relax_step, triton_steps
     from optrelax.layers import dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
@@ -52,7 +56,8 @@ def facts() -> dict[str, Any]:
         "dual ascent": dense_ascent,
     }
     for what, build in ((what, module.kernels()) for what, module in passes.items()):
-        kernels.append(f"{what}: {build.reason if build.library is not None else f'PyTorch ({build.reason})'}")
+        kernels.append(f"{what}: {_by(build)}")
+    kernels.append(f"relaxation step and parallel lines on CUDA: {_by(triton_steps.kernels())}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "optrelax": optrelax.__version__,
@@ -65,6 +70,10 @@ def facts() -> dict[str, Any]:
         "CUDA devices": devices,
         "data folder": os.environ.get("OPTRELAX_DATA"),
     }
+
+
+def _by(build: Build | TritonBuild) -> str:
+    return build.reason if build.library is not None else f"PyTorch ({build.reason})"
 
 
 def _version(package: str) -> str | None:

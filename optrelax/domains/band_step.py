@@ -1,8 +1,9 @@
 """The relaxation step between parallel lines: one row gives the lower and the upper bound, from one read.
 
 Where both lines of every activation share their slope (DeepZ, Fast-Lin), the coefficients of a row and of its negative
-differ in sign alone: half the products of back-substitution are enough. Compiled on a CPU (`band_step.c`); elsewhere,
-and where the gradient is to be differentiated again, PyTorch's operations do the same.
+differ in sign alone: half the products of back-substitution are enough. Compiled on a CPU (`band_step.c`), Triton's on
+a CUDA device (`triton_kernels.py`); elsewhere, and where the gradient is to be differentiated again, PyTorch's
+operations do the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from optrelax import native
 from optrelax.domains.relax_step import columns, rows_dot
+from optrelax.domains.triton_steps import passes
 from optrelax.lines import Lines
 from optrelax.ops import flatten_from
 
@@ -44,7 +46,7 @@ def range_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Ten
 
 @functools.cache
 def kernels() -> native.Build:
-    """The compiled step, or why there is none."""
+    """The step compiled for a CPU, or why there is none."""
     return native.build(Path(__file__).with_name("band_step.c"))
 
 
@@ -53,10 +55,11 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if kernels().supports(a, slope, lower, upper):
+        by = passes(kernels(), a, slope, lower, upper)
+        if by is not None:
             a, slope, lower, upper = (t.contiguous() for t in (a, slope, lower, upper))
             ctx.save_for_backward(a, slope, lower, upper)
-            return _compiled(a, slope, lower, upper)
+            return _compiled(by, a, slope, lower, upper)
         ctx.save_for_backward(a, slope, lower, upper)
         return (a * slope[:, None], *_eager_range(a, lower, upper))
 
@@ -64,8 +67,9 @@ class _Band(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
         a, slope, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
-        if kernels().supports(a, slope, lower, upper) and not torch.is_grad_enabled():
-            return _compiled_gradient(a, slope, lower, upper, grad, to_low, to_high, need)
+        by = None if torch.is_grad_enabled() else passes(kernels(), a, slope, lower, upper)
+        if by is not None:
+            return _compiled_gradient(by, a, slope, lower, upper, grad, to_low, to_high, need)
         found = _eager_gradient(a, lower, upper, to_low, to_high, (need[0], *need[2:]))
         to_a = found[0]
         if need[0]:
@@ -79,10 +83,11 @@ class _Range(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        if kernels().supports(a, lower, upper):
+        by = passes(kernels(), a, lower, upper)
+        if by is not None:
             a, lower, upper = (t.contiguous() for t in (a, lower, upper))
             ctx.save_for_backward(a, lower, upper)
-            return _compiled(a, None, lower, upper)[1:]
+            return _compiled(by, a, None, lower, upper)[1:]
         ctx.save_for_backward(a, lower, upper)
         return _eager_range(a, lower, upper)
 
@@ -90,9 +95,10 @@ class _Range(torch.autograd.Function):
     def backward(ctx: Any, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
         a, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
-        if kernels().supports(a, lower, upper) and not torch.is_grad_enabled():
+        by = None if torch.is_grad_enabled() else passes(kernels(), a, lower, upper)
+        if by is not None:
             needed = (need[0], False, *need[1:])
-            to_a, _, *ends = _compiled_gradient(a, None, lower, upper, None, to_low, to_high, needed)
+            to_a, _, *ends = _compiled_gradient(by, a, None, lower, upper, None, to_low, to_high, needed)
             return to_a, *ends
         return _eager_gradient(a, lower, upper, to_low, to_high, need)
 
@@ -121,16 +127,19 @@ def _eager_gradient(
     return to_a, to_lower, to_upper
 
 
-def _compiled(a: Tensor, slope: Tensor | None, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compiled(
+    by: native.Kernels, a: Tensor, slope: Tensor | None, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, k, n = lower.shape[0], *a.shape[1:]
     pulled = a.new_empty(0 if slope is None else batch, k, n)
     low, high = a.new_empty(batch, k), a.new_empty(batch, k)
     sizes = (batch, k, n, int(a.shape[0] != batch))
-    kernels().call("band", a.dtype, *sizes, a, slope, lower, upper, pulled, low, high)
+    by.call("band", a.dtype, *sizes, a, slope, lower, upper, pulled, low, high)
     return pulled, low, high
 
 
 def _compiled_gradient(
+    by: native.Kernels,
     a: Tensor,
     slope: Tensor | None,
     lower: Tensor,
@@ -150,7 +159,7 @@ def _compiled_gradient(
     ends = [torch.empty_like(lower) if need[2] or need[3] else None for _ in range(2)]
     own = None if shared else to_a
     if own is not None or to_slope is not None or ends[0] is not None:
-        kernels().call("band_back", a.dtype, batch, k, n, int(shared), *given, own, to_slope, *ends)
+        by.call("band_back", a.dtype, batch, k, n, int(shared), *given, own, to_slope, *ends)
     if shared and to_a is not None:
-        kernels().call("band_shared", a.dtype, batch, k, n, *given, to_a)
+        by.call("band_shared", a.dtype, batch, k, n, *given, to_a)
     return to_a, to_slope, *(t if wanted else None for t, wanted in zip(ends, need[2:], strict=True))

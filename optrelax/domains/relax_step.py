@@ -1,7 +1,7 @@
 """The relaxation step of back-substitution: rows choose a line by sign, in one pass, with a hand-written gradient.
 
-On a CPU the pass is compiled (`relax_step.c`). Elsewhere, without a compiler, and where the gradient is to be
-differentiated again, PyTorch's operations do the same.
+On a CPU the pass is compiled (`relax_step.c`), on a CUDA device Triton makes it (`triton_kernels.py`). Without a
+compiler or Triton, and where the gradient is to be differentiated again, PyTorch's operations do the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optrelax import native
+from optrelax.domains.triton_steps import passes
 from optrelax.lines import Lines
 from optrelax.ops import flatten_from
 
@@ -43,7 +44,7 @@ def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 @functools.cache
 def kernels() -> native.Build:
-    """The compiled step, or why there is none."""
+    """The step compiled for a CPU, or why there is none."""
     return native.build(Path(__file__).with_name("relax_step.c"))
 
 
@@ -62,10 +63,11 @@ class _RelaxStep(torch.autograd.Function):
         ctx: Any, a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, parallel: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.parallel = parallel
-        if kernels().supports(a, ls, li, us, ui):
+        by = passes(kernels(), a, ls, li, us, ui)
+        if by is not None:
             a, ls, li, us, ui = (t.contiguous() for t in (a, ls, li, us, ui))
             ctx.save_for_backward(a, ls, li, us, ui)
-            return _compiled_step(a, ls, li, us, ui)
+            return _compiled_step(by, a, ls, li, us, ui)
         ctx.save_for_backward(a, ls, li, us, ui)
         # constant = a+ . li + a- . ui = a . mid - |a| . half: products instead of choices
         constant = rows_dot(a, (li + ui) / 2) - rows_dot(a.abs(), (ui - li) / 2)
@@ -81,10 +83,11 @@ class _RelaxStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, ls, li, us, ui = ctx.saved_tensors
         need = ctx.needs_input_grad
-        if kernels().supports(a, ls, li, us, ui) and not torch.is_grad_enabled():
+        by = None if torch.is_grad_enabled() else passes(kernels(), a, ls, li, us, ui)
+        if by is not None:
             if ctx.parallel:  # one slope, which stands in both places
                 need = (need[0], need[1] or need[3], need[2], need[1] or need[3], need[4])
-            found = _compiled_gradient(a, ls, li, us, ui, grad.contiguous(), grad_constant.contiguous(), need)
+            found = _compiled_gradient(by, a, ls, li, us, ui, grad.contiguous(), grad_constant.contiguous(), need)
             if ctx.parallel and found[1] is not None and found[3] is not None:
                 found[1], found[3] = found[1] + found[3], None
             return (*found, None)
@@ -114,14 +117,15 @@ class _Least(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        if not kernels().supports(a, lower, upper):
+        by = passes(kernels(), a, lower, upper)
+        if by is None:
             ctx.save_for_backward(a, lower, upper)
             return rows_dot(a, (lower + upper) / 2) - rows_dot(a.abs(), (upper - lower) / 2)
         a, lower, upper = (t.contiguous() for t in (a, lower, upper))
         ctx.save_for_backward(a, lower, upper)
         batch, k, n = lower.shape[0], *a.shape[1:]
         value = a.new_empty(batch, k)
-        kernels().call("least", a.dtype, batch, k, n, int(a.shape[0] != batch), a, lower, upper, value)
+        by.call("least", a.dtype, batch, k, n, int(a.shape[0] != batch), a, lower, upper, value)
         return value
 
     @staticmethod
@@ -134,13 +138,14 @@ class _Least(torch.autograd.Function):
             # [k, n]: sums over the batch are products.
             sign = a[0].sign()
             grad_a = (grad.mT @ (lower + upper) - sign * (grad.mT @ (upper - lower)))[None] / 2
-        if kernels().supports(a, lower, upper) and not torch.is_grad_enabled():
+        by = None if torch.is_grad_enabled() else passes(kernels(), a, lower, upper)
+        if by is not None:
             grad_a = torch.empty_like(a) if need[0] and not shared else grad_a
             ends = [torch.empty_like(lower) if need[1] or need[2] else None for _ in range(2)]
             own = None if shared else grad_a
             if own is not None or ends[0] is not None:
                 sizes = (lower.shape[0], *a.shape[1:], int(shared))
-                kernels().call("least_back", a.dtype, *sizes, a, lower, upper, grad.contiguous(), own, *ends)
+                by.call("least_back", a.dtype, *sizes, a, lower, upper, grad.contiguous(), own, *ends)
             return grad_a, *(t if wanted else None for t, wanted in zip(ends, need[1:], strict=True))
         if need[0] and not shared:
             half = (upper - lower)[:, None] / 2
@@ -153,16 +158,26 @@ class _Least(torch.autograd.Function):
         return grad_a, grad_lower, grad_upper
 
 
-def _compiled_step(a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor) -> tuple[Tensor, Tensor]:
+def _compiled_step(
+    by: native.Kernels, a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor
+) -> tuple[Tensor, Tensor]:
     batch, k, n = ls.shape[0], *a.shape[1:]
     pulled, constant = a.new_empty(batch, k, n), a.new_empty(batch, k)
     shared = int(a.shape[0] != batch)
-    kernels().call("pull", a.dtype, batch, k, n, shared, a, ls, li, us, ui, pulled, constant)
+    by.call("pull", a.dtype, batch, k, n, shared, a, ls, li, us, ui, pulled, constant)
     return pulled, constant
 
 
 def _compiled_gradient(
-    a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, grad: Tensor, column: Tensor, need: tuple[bool, ...]
+    by: native.Kernels,
+    a: Tensor,
+    ls: Tensor,
+    li: Tensor,
+    us: Tensor,
+    ui: Tensor,
+    grad: Tensor,
+    column: Tensor,
+    need: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Gradients of rows and lines where they are needed."""
     batch, k, n = ls.shape[0], *a.shape[1:]
@@ -172,9 +187,9 @@ def _compiled_gradient(
     to_lines = [torch.empty_like(ls) if any(need[1:5]) else None for _ in range(4)]
     own = None if shared else to_a
     if own is not None or to_lines[0] is not None:
-        kernels().call("push", a.dtype, batch, k, n, int(shared), *given, own, *to_lines)
+        by.call("push", a.dtype, batch, k, n, int(shared), *given, own, *to_lines)
     if shared and to_a is not None:
-        kernels().call("shared", a.dtype, batch, k, n, *given, to_a)
+        by.call("shared", a.dtype, batch, k, n, *given, to_a)
     return [to_a, *(t if wanted else None for t, wanted in zip(to_lines, need[1:5], strict=True))]
 
 
