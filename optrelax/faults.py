@@ -38,7 +38,7 @@ def gradient_fault(parameters: Mapping[str, Tensor]) -> str | None:
 def origin(network: Network, region: InputBox, x: Tensor, loss: Any) -> str:
     """The first thing that is not finite: a parameter, a layer's value at the images, or its bounds; "" for none.
 
-    Bounds are those of the loss's relaxations, layer by layer.
+    Bounds are those of the loss's relaxations, layer by layer; without a loss none are looked at.
     """
     for name, parameter in network.module.named_parameters():
         if not bool(parameter.detach().isfinite().all()):

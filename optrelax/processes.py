@@ -1,4 +1,4 @@
-"""Data-parallel training: gradients and sums added up over the processes that `torchrun` or SLURM started.
+"""Data-parallel training: gradients and sums added up over the processes that `torchrun` or srun started.
 
 Plain torch.distributed. The wrappers (DistributedDataParallel, and Lightning Fabric's around it) add gradients up in
 hooks that a module's forward call arms; bounds read the weights themselves and never call it. Here one sum a step is
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +62,71 @@ class Processes:
             dist.barrier()
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What a launcher says of this process; meeting: where all of them meet, None as torchrun says it."""
+
+    rank: int
+    count: int
+    local: int
+    meeting: str | None = None
+
+    @classmethod
+    def announced(cls, env: Mapping[str, str]) -> _Launch:
+        """That of torchrun, else that of srun, else a single process."""
+        if "WORLD_SIZE" in env:
+            return cls(int(env.get("RANK", "0")), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
+        # The step's own: a batch script without srun is one process, whatever number of tasks its job may start.
+        count = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+        if count == 1:
+            return cls(0, 1, 0)
+        if missing := [name for name in ("SLURM_PROCID", "SLURM_LOCALID") if name not in env]:
+            raise RuntimeError(
+                f"launched: srun announces {count} tasks but not {' and '.join(missing)}; start the processes by "
+                "torchrun"
+            )
+        meeting = f"tcp://{_host(env)}:{env.get('MASTER_PORT') or _port(env)}"
+        return cls(int(env["SLURM_PROCID"]), count, int(env["SLURM_LOCALID"]), meeting)
+
+
+def _host(env: Mapping[str, str]) -> str:
+    """Where the first task runs: MASTER_ADDR, or the first node of a list such as `node[07,09-12],big1`."""
+    if "MASTER_ADDR" in env:
+        return env["MASTER_ADDR"]
+    if env.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    if not env.get("SLURM_STEP_NODELIST"):
+        raise RuntimeError("launched: srun gives no SLURM_STEP_NODELIST; set MASTER_ADDR to the first task's node")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
+
+
+def _port(env: Mapping[str, str]) -> int:
+    """One that all tasks of a step find and steps side by side do not share, below those handed out at random."""
+    job, step = (int(env.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return 12_000 + (8 * job + step) % 20_000
+
+
 @contextlib.contextmanager
 def launched(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that `torchrun` announces in the environment; a single one without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    """Join the processes that `torchrun`, or srun alone, announces in the environment; a single one without either.
+
+    Raises RuntimeError where srun does not say which process this is or where to meet.
+    """
+    if dist.is_initialized():
         yield Processes.current()
         return
+    launch = _Launch.announced(os.environ)
+    if launch.count == 1:
+        yield Processes()
+        return
     if device.type == "cuda" and device.index is None:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # srun may show each task its own device only.
+        torch.cuda.set_device(launch.local % torch.cuda.device_count())
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launch.meeting is None:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, init_method=launch.meeting, rank=launch.rank, world_size=launch.count)
     try:
         yield Processes.current()
     finally:

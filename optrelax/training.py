@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optrelax.errors import UnsupportedOpError
 from optrelax.event_files import event_file, require_tensorboard
 from optrelax.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.graph import Network
@@ -46,7 +47,7 @@ class TrainingResult:
 
 
 class TrainingError(RuntimeError):
-    """A loss or gradient that is not finite: where training stopped, and where the batch is kept."""
+    """A loss or gradient that is not finite, or a loss that raised (the cause): where, and where the batch is kept."""
 
     def __init__(self, message: str, epoch: int, step: int) -> None:
         super().__init__(message)
@@ -79,9 +80,9 @@ def train(
     tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
     watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
-    Raises TrainingError where a loss or gradient is NaN or infinite (the batch and the weights are stored in
-    `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError for a
-    network that cannot be bounded.
+    Raises TrainingError where a loss raises or it or a gradient is NaN or infinite (the batch and the weights are
+    stored in `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError
+    for a network that cannot be bounded.
     """
     if resume and folder is None:
         raise ValueError("train: resume needs the folder of the run")
@@ -253,7 +254,7 @@ class _Run:
         """Leave the batch's gradient in the parameters: piece by piece, over all processes.
 
         Returns whether the state is to be stored after this step: the first process says so, and all hear it.
-        Raises TrainingError where the gradient is not finite, on every process.
+        Raises TrainingError where the loss raises or the gradient is not finite, on every process.
         """
         kept, due = self.kept, self.kept is not None and time.monotonic() - self.stored >= self.interval
         like = next(iter(self.parameters.values()))
@@ -263,8 +264,18 @@ class _Run:
             if not len(piece):
                 continue
             x, labels = self.images[piece].to(like), self.labels[piece].to(like.device)
-            terms = self.terms(x, labels, eps, epoch, step, place, piece)
-            (terms.total * (len(piece) / len(index))).backward()
+            region = LinfBall(x, eps, self.training.clip)
+            try:
+                terms = self.terms(region, x, labels, epoch, step, place, piece)
+                (terms.total * (len(piece) / len(index))).backward()
+            except UnsupportedOpError:
+                raise
+            except Exception as error:
+                if self.processes.count > 1:
+                    # The others wait for this step's sum.
+                    self._add_up(False, True)
+                fault = f"the loss raised {type(error).__name__}: {error}"
+                raise self._failure(fault, epoch, step, eps, (x, labels, piece), kept, bounded=False) from error
             if fault is None:
                 broken, fault = (x, labels, piece), loss_fault(terms)
                 fault = fault or gradient_fault(self.parameters)
@@ -273,7 +284,7 @@ class _Run:
             due, broke = self._add_up(due and self.processes.rank == 0, fault is not None)
             if broke and fault is None:
                 # Its batch is with the process that saw it break.
-                fault, kept = "the loss or gradient of another process is not finite", None
+                fault, kept = "the loss of another process raised, or it or its gradient is not finite", None
         if fault is not None:
             raise self._failure(fault, epoch, step, eps, broken, kept)
         return due
@@ -289,22 +300,29 @@ class _Run:
         return [bool(value > 0) for value in sums]
 
     def terms(
-        self, x: Tensor, labels: Tensor, eps: float, epoch: int, step: int, place: int, index: Tensor
+        self, region: LinfBall, x: Tensor, labels: Tensor, epoch: int, step: int, place: int, index: Tensor
     ) -> LossTerms:
         """The loss of one piece at its place in training."""
         loss = self.training.loss_at(epoch + step / self.steps)
-        region = LinfBall(x, eps, self.training.clip)
         draws = _generator(self.training.seed, 1, epoch, step, *((place,) if place else ()))
         known = {"memory": self.memory, "index": index} if self._remember(loss) else {}
         terms: LossTerms = loss(self.network, region, labels, x, generator=draws, **known)
         return terms
 
     def _failure(
-        self, fault: str, epoch: int, step: int, eps: float, batch: tuple[Tensor, ...], kept: RunFolder | None
+        self,
+        fault: str,
+        epoch: int,
+        step: int,
+        eps: float,
+        batch: tuple[Tensor, ...],
+        kept: RunFolder | None,
+        bounded: bool = True,
     ) -> TrainingError:
+        """The error, the batch stored; bounded: look for what broke first in the bounds too, which may raise again."""
         x, labels, index = batch
         loss = self.training.loss_at(epoch + step / self.steps)
-        first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss)
+        first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss if bounded else None)
         relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
         facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": record(loss), "fault": fault, "first": first}
         where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"

@@ -13,7 +13,7 @@ from optrelax.interval_training import Regularised
 from optrelax.layers import Layerwise, Triangle
 from optrelax.losses import CertifiedLoss, NaturalLoss
 from optrelax.lp_losses import LPLoss
-from optrelax.recipe_budgets import milliseconds
+from optrelax.recipe_budgets import core_seconds, milliseconds
 from optrelax.recipes import BUDGETS, Recipe, names, recipe
 from optrelax.robust_losses import ExpressiveLoss, FusedLoss, SmallBoxLoss
 from optrelax.smoothing import GradientSmoothing
@@ -163,12 +163,14 @@ def test_methods_are_the_losses_they_name():
 def test_budgets_cut_epochs_and_images():
     full, cpu, smoke = (recipe("mnist-fc-crown", budget) for budget in BUDGETS)
     assert (full.epochs, full.subset) == (200, None)
-    # 2,400 core seconds at 32 ms: 75,000 images.
-    assert (cpu.epochs, cpu.subset, cpu.warmup, cpu.mixing) == (12, 6000, 0.6, 6.0)
-    # 6 core seconds: 187 images.
-    assert (smoke.epochs, smoke.subset) == (3, 62)
+    # 1,440 core seconds at 31 ms: 46,451 images.
+    assert (cpu.epochs, cpu.subset) == (7, 6000)
+    assert (cpu.warmup, cpu.mixing) == (pytest.approx(0.35), pytest.approx(3.5))
+    # 12 core seconds: 387 images.
+    assert (smoke.epochs, smoke.subset) == (3, 129)
     assert recipe("mnist-fc-box", "cpu").subset is None
     assert recipe("mnist-fc-box", "cpu", epochs=7, subset=9).epochs == 7
+    assert recipe("digits-fc-small-crown", "cpu").epochs == 30
     with pytest.raises(ValueError, match="budget must be one of full, cpu, smoke, got 'tiny'"):
         recipe("mnist-fc-box", "tiny")
 
@@ -183,12 +185,22 @@ def test_small_networks_see_all_images_within_the_cpu_budget():
 
 @pytest.mark.parametrize("budget", ["cpu", "smoke"])
 def test_no_row_exceeds_its_budget(budget):
-    seconds = {"cpu": 3600, "smoke": 60}[budget]
-    sizes = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
-    for name in names():
-        row = recipe(name, budget)
-        images = sizes[row.data] if row.subset is None else row.subset
-        assert row.epochs * images * milliseconds(row) / 1e3 <= seconds, name
+    """By the measured costs, on one of the two cores: a fifth of the time is left for a slower or a busy one."""
+    limit = {"cpu": 0.82 * 30 * 60, "smoke": 0.82 * 60}[budget]
+    seconds = {name: core_seconds(recipe(name, budget)) for name in names()}
+    assert max(seconds.values()) <= limit, max(seconds, key=seconds.__getitem__)
+
+
+def test_what_stages_and_mixes_cost():
+    """Stages by their shares of the epochs, a mix of two relaxations both, smoothing every sample."""
+    each = {name: milliseconds(recipe(f"mnist-fc-small-{name}")) for name in ("box", "crown-ibp", "crown", "triangle")}
+    staged = milliseconds(recipe("mnist-fc-small-box-to-triangle"))
+    assert staged == pytest.approx(0.275 * each["box"] + 0.275 * each["crown-ibp"] + 0.45 * each["triangle"])
+    assert milliseconds(recipe("mnist-fc-small-crown-ibp-fused")) == pytest.approx(each["crown-ibp"] + each["box"])
+    assert milliseconds(recipe("mnist-fc-small-crown-rgs", samples=5)) == pytest.approx(5 * each["crown"])
+    assert milliseconds(recipe("mnist-fc-small-crown", relaxation="crown-1-tria")) == each["crown"]
+    row = recipe("mnist-fc-small-crown", subset=1000, epochs=20)
+    assert core_seconds(row) - core_seconds(row.override(epochs=10)) == pytest.approx(10 * each["crown"])
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("digits")])
@@ -215,6 +227,10 @@ def test_the_list_can_be_cut(capsys):
     assert code == 0
     assert [row["name"] for row in json.loads(out)] == [name for name in names() if "svhn-conv-" in name]
     assert listed("imagenet")[0] == 2
+    code, out = listed("mnist-conv-hbox", "--budget", "smoke")
+    cut = recipe("mnist-conv-hbox", "smoke")
+    row = next(row for row in json.loads(out) if row["name"] == cut.name)
+    assert (row["epochs"], row["subset"], row["core seconds"]) == (3, 600, core_seconds(cut))
 
 
 def test_the_command_goes_on_from_another_run(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -416,6 +417,70 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, kind, mes
     assert same([p.detach() for p in ox.load(tmp_path / "failed-net.safetensors").module.parameters()], weights(net))
 
 
+class Raising(CertifiedLoss):
+    """Raises at the second batch, on the way forward or back."""
+
+    calls = 0
+    back = False
+
+    def __call__(self, net, region, labels, x=None, *, generator=None) -> LossTerms:
+        terms = super().__call__(net, region, labels, x, generator=generator)
+        type(self).calls += 1
+        if self.calls != 2:
+            return terms
+        if not self.back:
+            raise ArithmeticError("the solver gave up")
+        total = terms.total.clone()
+        total.register_hook(self._raise)
+        return LossTerms(total, terms.natural, terms.robust, terms.penalty, terms.logits, terms.margins)
+
+    def _raise(self, gradient: Tensor) -> None:
+        raise ArithmeticError("the solver gave up")
+
+
+class RaisingBack(Raising):
+    back = True
+
+
+@pytest.mark.parametrize("kind", [Raising, RaisingBack])
+def test_a_loss_that_raises_stops_the_run_and_keeps_the_batch(tmp_path, kind):
+    kind.calls = 0
+    net = network()
+    changes = {"loss": kind("crown"), "eps": Constant(0.01), "kappa": None, "beta": None}
+    with pytest.raises(TrainingError) as caught:
+        train(net, data(), settings(**changes), folder=tmp_path)
+    assert str(caught.value) == (
+        "train: the loss raised ArithmeticError: the solver gave up at epoch 1, batch 2 of 4 (relaxation crown, eps "
+        f"0.01); the batch is in {tmp_path / 'failed-batch.safetensors'}"
+    )
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    kept = load_file(tmp_path / "failed-batch.safetensors")
+    assert torch.equal(kept["images"], data()[0][kept["index"]])
+    assert same([p.detach() for p in ox.load(tmp_path / "failed-net.safetensors").module.parameters()], weights(net))
+
+
+def test_a_loss_that_raises_tells_the_other_processes(tmp_path, monkeypatch):
+    """They wait for the sum of this step's gradients, and would wait for ever."""
+    told = []
+    monkeypatch.setattr(processes.Processes, "current", classmethod(lambda cls: cls(0, 2)))
+    stubs = {"agree": lambda self, tensors: None, "wait": lambda self: None}
+    stubs["add_up"] = lambda self, tensors: told.append(tensors[-1].tolist())
+    for name, stub in stubs.items():
+        monkeypatch.setattr(processes.Processes, name, stub)
+    Raising.calls = 0
+    plain = {"loss": Raising("box"), "kappa": None, "beta": None, "eps": Constant(0.01)}
+    with pytest.raises(TrainingError, match=r"the solver gave up at epoch 1, batch 2 of 4 .* the batch is in"):
+        train(network(), data(), settings(pieces=2, **plain), folder=tmp_path)
+    assert told == [[0.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_network_that_cannot_be_bounded_is_no_fault_of_a_batch(tmp_path):
+    net = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    with pytest.raises(ox.UnsupportedOpError):
+        train(net, data(), settings(), folder=tmp_path)
+    assert not (tmp_path / "failed-batch.safetensors").exists()
+
+
 def test_without_a_folder_the_message_says_so():
     Breaking.calls = 6
     with pytest.raises(TrainingError, match="pass a folder to keep the batch"):
@@ -521,7 +586,8 @@ def test_a_fault_of_another_process_stops_this_one_too(tmp_path, monkeypatch):
     for name, stub in (("add_up", told), ("agree", lambda self, tensors: None), ("wait", lambda self: None)):
         monkeypatch.setattr(processes.Processes, name, stub)
     with pytest.raises(
-        TrainingError, match="the loss or gradient of another process is not finite at epoch 1, batch 1"
+        TrainingError,
+        match="the loss of another process raised, or it or its gradient is not finite at epoch 1, batch 1",
     ):
         train(network(), data(), settings(pieces=2), folder=tmp_path)
     assert not (tmp_path / "failed-batch.safetensors").exists()
@@ -617,6 +683,80 @@ def test_bounds_that_break_where_values_do_not_are_named(relaxation):
         net[3].weight.fill_(1e25)
     message = broken(net, CertifiedLoss(relaxation, kappa=0.5), at=0.5)
     assert f"first in the bounds before layer 4 by {relaxation} at epoch 1, batch 1 of 4" in message
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "20", "SLURM_STEP_ID": "1"}
+
+
+def joined(monkeypatch, environment: dict[str, str], **rest) -> tuple:
+    """How `launched` would meet: (keywords of init_process_group) in this environment."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_", "WORLD", "RANK", "LOCAL_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    met = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: met.append((backend, how)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with processes.launched(torch.device("cpu")):
+        return tuple(met)
+
+
+def test_srun_says_where_to_meet(monkeypatch):
+    task = SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    where = {"init_method": "tcp://127.0.0.1:12161", "rank": 1, "world_size": 2}
+    assert joined(monkeypatch, task) == (("gloo", where),)
+    nodes = task | {"SLURM_STEP_NUM_NODES": "2", "MASTER_PORT": "777"}
+    lists = {"node[07,09-12],big1": "node07", "a-1,b[2-3]": "a-1", "r[0-1]n[3,5]": "r0n3", "gpu4": "gpu4"}
+    for given, first in lists.items():
+        ((_, how),) = joined(monkeypatch, nodes | {"SLURM_STEP_NODELIST": given})
+        assert how["init_method"] == f"tcp://{first}:777"
+    ((_, how),) = joined(monkeypatch, nodes | {"MASTER_ADDR": "10.0.0.5"})
+    assert how["init_method"] == "tcp://10.0.0.5:777"
+    # torchrun below srun: its word counts.
+    assert joined(monkeypatch, task | {"RANK": "3", "WORLD_SIZE": "4"}) == (("gloo", {}),)
+    # A batch script without srun, a step of one task, and torchrun with one process.
+    for alone in (
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+        task | {"SLURM_STEP_NUM_TASKS": "1"},
+        {"WORLD_SIZE": "1"},
+    ):
+        assert joined(monkeypatch, alone) == ()
+    with pytest.raises(
+        RuntimeError, match=r"srun announces 2 tasks but not SLURM_PROCID and SLURM_LOCALID; .*torchrun"
+    ):
+        joined(monkeypatch, SRUN)
+    with pytest.raises(RuntimeError, match="no SLURM_STEP_NODELIST; set MASTER_ADDR"):
+        joined(monkeypatch, {k: v for k, v in task.items() if k != "SLURM_STEP_NUM_NODES"})
+
+
+TASK = """
+import torch
+from optrelax.processes import launched
+with launched(torch.device("cpu")) as processes:
+    values = torch.tensor([processes.rank + 1.0, 1.0])
+    processes.add_up([values])
+    print(processes.rank, processes.count, values.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_find_each_other():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    environment |= SRUN | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment["MASTER_PORT"] = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", TASK],
+            env=environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    printed = [process.communicate(timeout=120)[0].strip() for process in started]
+    assert printed == ["0 2 [3.0, 2.0]", "1 2 [3.0, 2.0]"]
 
 
 @pytest.mark.slow

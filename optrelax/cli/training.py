@@ -129,7 +129,7 @@ def train(
     from optrelax.recipes import recipe as named
 
     if listed:
-        _show_recipes(json, recipe or "")
+        _show_recipes(json, recipe or "", budget)
         return
     if recipe is None:
         raise ValueError("train: name a recipe; `optrelax train --list` shows them")
@@ -194,14 +194,16 @@ class _Work:
             raise
 
 
-def _show_recipes(json: bool, part: str) -> None:
-    """The recipes whose name contains `part`."""
+def _show_recipes(json: bool, part: str, budget: str) -> None:
+    """The recipes whose name contains `part` within a budget, and what they cost."""
     import polars as pl
 
+    from optrelax.recipe_budgets import core_seconds
     from optrelax.recipes import names, recipe
     from optrelax.tables import rich_table
 
-    rows = [asdict(recipe(name)) for name in names() if part in name]
+    found = [recipe(name, budget) for name in names() if part in name]
+    rows = [asdict(row) | {"core seconds": core_seconds(row)} for row in found]
     if not rows:
         raise ValueError(f"train: no recipe's name contains {part!r}; `optrelax train --list` shows all")
     if json:
@@ -209,8 +211,6 @@ def _show_recipes(json: bool, part: str) -> None:
         return
     shown = (
         "name",
-        "data",
-        "model",
         "method",
         "relaxation",
         "eps",
@@ -220,9 +220,12 @@ def _show_recipes(json: bool, part: str) -> None:
         "kappa",
         "l1",
         "batch",
+        "subset",
+        "core seconds",
         "source",
     )
-    stdout().print(rich_table(pl.DataFrame([{key: row[key] for key in shown} for row in rows])))
+    frame = pl.DataFrame([{key: row[key] for key in shown} for row in rows])
+    stdout().print(rich_table(frame, decimals={"core seconds": 0}))
 
 
 def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None:
