@@ -127,6 +127,25 @@ def test_memory_is_measured_against_what_was_asked(tmp_path):
 
 
 @pytest.mark.slow
+def test_training_steps_are_measured_and_stored(tmp_path, monkeypatch):
+    from benchmarks import training_steps
+
+    monkeypatch.setattr(training_steps, "NAMES", ("crown", "triangle", "layerwise"))
+    main("training_steps", "--data", "digits", "--cache", tmp_path / "cache", "--out", tmp_path)
+    record = stored(tmp_path, "training_steps")
+    assert len(record["tables"]) == 3
+    for table in record["tables"]:
+        crown, triangle, layerwise = table["rows"]
+        assert crown["/ crown"] == 1
+        assert triangle["/ crown"] == pytest.approx(triangle["step ms"] / crown["step ms"])
+        # Certified gaps of all LPs: those of hidden neurons are counted too.
+        assert 0 <= triangle["median gap"] < 1e-2
+        assert layerwise["unfinished %"] is not None
+        assert crown["median gap"] is None
+    assert [bar["at_most"] for bar in record["bars"]] == 3 * [2.0, 20.0, 1e-3]
+
+
+@pytest.mark.slow
 def test_alpha_crown_is_timed_alone_where_there_is_nothing_to_compare_with(tmp_path, monkeypatch):
     from benchmarks import alpha_crown, peers
 

@@ -88,6 +88,11 @@ def test_version(run):
     assert run("--version") == (0, f"{ox.__version__}\n", "")
 
 
+def test_python_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "optrelax", "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, f"{ox.__version__}\n")
+
+
 def test_help_loads_nothing_heavy():
     script = (
         "import sys; sys.argv = ['optrelax', '--help']\n"

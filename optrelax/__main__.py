@@ -1,0 +1,5 @@
+"""`python -m optrelax`: the command line."""
+
+from optrelax.cli import main
+
+main()
