@@ -161,7 +161,8 @@ def accuracy_dots(found: Found, frame: pl.DataFrame, title: str) -> Figure:
     names = [" · ".join(filter(None, (row.get("network"), row["trained by"]))) for row in rows]
     axes.set_yticks([-i for i in range(len(rows))], names)
     axes.set(xlabel="% of the test images", xlim=(-2, 102), ylim=(-len(rows) + 0.4, 0.6))
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    if handles := axes.get_legend_handles_labels()[0]:
+        figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure

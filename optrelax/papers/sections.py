@@ -272,8 +272,8 @@ def _table4(found: Found) -> list[Section]:
     frame = loosened_frame(found)
     caption = (
         "Natural and certified accuracy (by any bound) of training with loosened Box, means over seeds, colours from 0 "
-        "to the panel's largest. First column: widened by omega without jumps; the others jump by omega, F times a unit "
-        "of a pre-activation bound, and are less loose on average. Differences between cells below the range over "
+        "to the panel's largest. First column: widened by omega without jumps; the others jump by omega, F times a "
+        "unit of a pre-activation bound, and are less loose on average. Differences between cells below the range over "
         "seeds say nothing."
     )
     remark = (
