@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -338,3 +339,27 @@ def test_the_command(tmp_path, capsys):
     ]
     for bad in (["--direction", "up"], ["--length", "-1"], ["--to", "missing.safetensors"], ["--relaxation", "bx"]):
         assert run(*words, *bad) == 2
+
+
+def test_the_command_on_a_line_to_another_checkpoint(tmp_path, capsys):
+    """By hand, as above: from b = -1.5 to 0, CROWN's bound falls by 1/2 at b = -1, a third of the way."""
+    for name, bias in (("from", -1.5), ("to", 0.0)):
+        arrays = {"weight0": [[1.0]], "bias0": [bias], "weight1": [[1.0], [0.0]], "bias1": [0.0, 0.0]}
+        np.savez(tmp_path / f"{name}.npz", **{key: np.array(value) for key, value in arrays.items()})
+    np.savez(tmp_path / "data.npz", x=np.ones((1, 1)), labels=np.zeros(1, np.int64))
+    words = [str(tmp_path / "from.npz"), "--to", str(tmp_path / "to.npz"), "--data", str(tmp_path / "data.npz")]
+    words += ["--eps", "0.5", "--no-clip", "--examples", "1", "--cells", "5", "--relaxations", "crown"]
+    assert run(*words, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["table"]
+    way, size = 1.5, math.sqrt(1.5**2 + 2)
+    assert row["length"] == pytest.approx(way / size)
+    assert (row["bound jumps"], row["loss jumps"]) == (1, 1)
+    assert row["bound / unit"] == row["loss / unit"] == pytest.approx(size / way)
+    assert row["largest bound"] == row["mean bound"] == pytest.approx(0.5, abs=1e-9)
+    fall = math.log1p(math.exp(0.5)) - math.log(2)
+    assert row["largest loss"] == row["mean loss"] == pytest.approx(fall, abs=1e-9)
+    # The first quarter of the way ends before the jump.
+    assert run(*words, "--length", "0.25", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["table"]
+    assert row["length"] == pytest.approx(way / size / 4)
+    assert row["bound jumps"] == 0

@@ -244,8 +244,8 @@ def continuity(
         facts,
         {f"line{i}": result.figure(title, i) for i in range(1 if to is not None else lines)} if out else {},
     )
-    columns = ["relaxation", "bound jumps", "loss jumps", "bound / unit", "loss / unit", "mean bound", "mean loss"]
-    columns += ["largest bound", "largest loss", "travel", "causes", "listed", "verdict"]
+    columns = ["relaxation", "bound jumps", "loss jumps", "bound / unit", "loss / unit", "largest bound"]
+    columns += ["largest loss", "travel", "causes", "listed", "verdict"]
     notes = [
         f"{lines if to is None else 1} line(s), {result.table['length'][0]:.3g} norms of the weights in all; "
         "sizes of jumps in logits and in the loss; travel: share of the loss's total variation that jumps make",
