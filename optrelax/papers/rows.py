@@ -6,6 +6,7 @@ network it is about. Rows that are there are not done again; a row of other sett
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
@@ -75,6 +77,9 @@ class Outcome:
     versions: Mapping[str, str] | None = None
 
 
+_LOST = Outcome(None, "its process was lost, or that of a row beside it; the same command goes on")
+
+
 @dataclass(frozen=True, slots=True)
 class RowProgress:
     """Where a report stands."""
@@ -118,20 +123,21 @@ def do_rows(
     for data in sorted({row.data for row in left}):
         _require_data(data, data_dir)
     stages = [row for row in wanted if row.question is None], [row for row in wanted if row.question is not None]
-    for stage in stages:
-        todo = []
-        for row in stage:
-            before = None if row.training is None else outcomes[row.training.name]
-            # Asked again, now that networks may have been trained anew.
-            stored = _stored(row, folder)
-            if stored is not None:
-                keep(row.name, stored)
-            elif before is not None and before.error is not None:
-                keep(row.name, Outcome(None, f"its network was not trained: {before.error}"))
-            else:
-                todo.append(row)
-        for name, outcome in _done(sorted(todo, key=_cost, reverse=True), folder, data_dir, workers):
-            keep(name, outcome)
+    with _workers(workers) as pool:
+        for stage in stages:
+            todo = []
+            for row in stage:
+                before = None if row.training is None else outcomes[row.training.name]
+                # Asked again, now that networks may have been trained anew.
+                stored = _stored(row, folder)
+                if stored is not None:
+                    keep(row.name, stored)
+                elif before is not None and before.error is not None:
+                    keep(row.name, Outcome(None, f"its network was not trained: {before.error}"))
+                else:
+                    todo.append(row)
+            for name, outcome in _done(sorted(todo, key=_cost, reverse=True), folder, data_dir, pool):
+                keep(name, outcome)
     return outcomes
 
 
@@ -163,28 +169,43 @@ def _cost(row: Row) -> float:
 # --- work ---------------------------------------------------------------------------------------------------------
 
 
-def _done(rows: Sequence[Row], folder: Path, data_dir: Path | None, workers: int) -> Iterator[tuple[str, Outcome]]:
-    """Outcomes as rows end."""
-    if workers == 1 or len(rows) < 2:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for row in rows:
-                yield row.name, _do(row, folder, data_dir)
-        finally:
-            torch.set_num_threads(before)
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes of one thread each, or this one, with as many while it works: they decide the last bits."""
+    if count > 1:
+        # spawn: a forked child would inherit torch's thread pool without its threads.
+        with ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin) as pool:
+            yield pool
         return
-    # spawn: a forked child would inherit torch's thread pool without its threads.
-    with ProcessPoolExecutor(min(workers, len(rows)), get_context("spawn"), initializer=_begin) as pool:
-        waiting: dict[Future[Outcome], Row] = {pool.submit(_do, row, folder, data_dir): row for row in rows}
-        try:
-            for future in as_completed(waiting):
-                fault = future.exception()
-                lost = "its process was lost, or that of a row beside it; the same command goes on"
-                yield waiting[future].name, future.result() if fault is None else Outcome(None, lost)
-        finally:
-            for future in waiting:
-                future.cancel()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield None
+    finally:
+        torch.set_num_threads(before)
+
+
+def _done(
+    rows: Sequence[Row], folder: Path, data_dir: Path | None, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[str, Outcome]]:
+    """Outcomes as rows end."""
+    if pool is None:
+        for row in rows:
+            yield row.name, _do(row, folder, data_dir)
+        return
+    waiting: dict[Future[Outcome], Row] = {}
+    try:
+        for row in rows:
+            try:
+                waiting[pool.submit(_do, row, folder, data_dir)] = row
+            except BrokenProcessPool:
+                yield row.name, _LOST
+        for future in as_completed(waiting):
+            lost = isinstance(future.exception(), BrokenProcessPool)
+            yield waiting[future].name, _LOST if lost else future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _begin() -> None:
