@@ -269,7 +269,8 @@ def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]
     known = {node.path: node for node in network.activations} | {node.name: node for node in network.activations}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(f"preactivation: no activation named {unknown[0]!r}; the network has {sorted(known)}")
+        paths = [node.path for node in network.activations]
+        raise ValueError(f"preactivation: no activation named {unknown[0]!r}; the network has {paths}")
     for node in network.activations:
         bounds = given.get(node.path, given.get(node.name))
         if bounds is None:

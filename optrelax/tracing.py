@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ from optrelax.ops import (
 
 Target = type[nn.Module] | Callable[..., Any] | str
 _PROBE = 3  # batch size of the shapes' probe
+# torch.fx replaces methods of nn.Module itself while it traces, and puts back what it found: one thread at a time.
+_TRACING = threading.RLock()
 _HOOKS = "has forward hooks, which a captured graph would not run; remove them"
 
 
@@ -136,7 +139,7 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     """Capture a module as a graph that references its parameters (never copies).
 
     input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it.
-    Raises UnsupportedOpError with every op that has no rule.
+    Raises UnsupportedOpError with every op that has no rule.  Threads may capture at the same time: they take turns.
     """
     if isinstance(net, Network):
         if input_shape is not None and tuple(input_shape) != net.input_shape:
@@ -147,7 +150,8 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     if input_shape is not None and not isinstance(input_shape, Sequence):
         raise TypeError(f"capture: input_shape must be numbers such as (1, 28, 28), got {input_shape!r}")
     shape = tuple(int(n) for n in input_shape) if input_shape is not None else _first_shape(net)
-    network, problems = _trace(net, shape)
+    with _TRACING:
+        network, problems = _trace(net, shape)
     if problems or network is None:
         raise UnsupportedOpError(problems, supported())
     return network
@@ -177,7 +181,8 @@ class _Tracer(fx.Tracer):
     """Leaves are the module types with a builder; everything else is traced into.
 
     Parameters and buffers become nodes, read again at each use. Other tensors that the forward makes or closes over
-    are kept here, not on the user's module as torch.fx would.
+    are kept here, not on the user's module as torch.fx would. What other threads do with modules meanwhile, which
+    comes by here too, is none of the trace's business.
     """
 
     proxy_buffer_attributes = True
@@ -185,6 +190,17 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.constants: dict[str, Tensor] = {}
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not self._is_attribute(a):

@@ -269,7 +269,7 @@ def test_bounds_that_do_not_fit_are_refused():
         good = ox.preactivation_bounds(net, region, "box")
     b = good["1"]
     wrong = {
-        "no activation named 'first'": {"first": b, **good},
+        r"no activation named 'first'; the network has \['1', '3'\]$": {"first": b, **good},
         "bounds of activation '3' are missing": {"1": b},
         r"'1' wants \(2, 8\), got \(1, 8\)": {**good, "1": ox.Bounds(b.lower[:1], b.upper[:1])},
         "bounds of '1' must be finite": {**good, "1": ox.Bounds(b.lower, b.upper + torch.inf)},

@@ -2,7 +2,11 @@
 
 import inspect
 import operator
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -502,3 +506,40 @@ def test_a_network_is_immutable():
         network.output = "input"  # type: ignore[misc]
     with pytest.raises(AttributeError):
         network.nodes[0].name = "other"  # type: ignore[misc]
+
+
+# --- threads -------------------------------------------------------------------------------------------------------
+
+
+def test_threads_may_capture_and_compute_at_the_same_time():
+    """A trace replaces methods of every module in the process; nobody else may notice."""
+    nets = [nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(3)]
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
+    wanted = [net(x) for net in nets]
+    captured = ox.capture(nets[0])
+    ready, done = threading.Barrier(4, timeout=60), threading.Semaphore(0)
+
+    def tracing(net: nn.Module, value: Tensor) -> bool:
+        ready.wait()
+        try:
+            return all(torch.equal(ox.capture(net)(x), value) for _ in range(40))
+        finally:
+            done.release()
+
+    def computing() -> bool:
+        """The module that another thread traces, and a network that reads its parameters."""
+        ready.wait()
+        finished, equal, end = 0, True, time.monotonic() + 30
+        while finished < 3 and time.monotonic() < end:
+            finished += done.acquire(blocking=False)
+            equal = equal and torch.equal(nets[0](x), wanted[0]) and torch.equal(captured(x), wanted[0])
+        return equal and finished == 3
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places within a trace
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            tasks = [pool.submit(tracing, net, value) for net, value in zip(nets, wanted, strict=True)]
+            assert all(task.result() for task in [*tasks, pool.submit(computing)])
+    finally:
+        sys.setswitchinterval(interval)
