@@ -15,6 +15,7 @@ from torch import Tensor
 from optrelax import native
 
 _DTYPES = (torch.float32, torch.float64)
+_OLDEST = (7, 0)  # compute capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,15 @@ def kernels() -> TritonBuild:
         return TritonBuild(None, "turned off by OPTRELAX_NATIVE=0")
     if not torch.cuda.is_available():
         return TritonBuild(None, "no CUDA device")
+    if min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())) < _OLDEST:
+        return TritonBuild(None, f"Triton wants devices of compute capability {_OLDEST[0]}.{_OLDEST[1]} or later")
     try:
         import triton
 
         from optrelax.domains import triton_kernels
 
-        # Wants a C compiler and Python's headers the first time.
+        # Compiles C against Python's and CUDA's headers the first time, and asserts that it finds libcuda.
         triton.runtime.driver.active.get_current_target()
-    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return TritonBuild(None, f"Triton: {str(error).strip().splitlines()[-1]}")
+    except (ImportError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        return TritonBuild(None, f"Triton: {(str(error) or type(error).__name__).strip().splitlines()[0]}")
     return TritonBuild(triton_kernels, f"Triton {triton.__version__}")
