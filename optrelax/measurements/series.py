@@ -37,7 +37,15 @@ SeriesDirection = Literal["random", "gradient", "next"]
 _OWNER = "measure_series"
 
 # What is taken from which measurement; every one of them has a column of the table.
-_JUMPS = ("length", "bound jumps", "loss jumps", "bound / unit", "loss / unit", "mean bound", "mean loss")
+_JUMPS: tuple[str, ...] = (
+    "length",
+    "bound jumps",
+    "loss jumps",
+    "bound / unit",
+    "loss / unit",
+    "mean bound",
+    "mean loss",
+)
 _JUMPS += ("largest bound", "largest loss", "travel", "complete")
 _STEPS = ("loss", "predicted", "agreement", "bound change", "gradient change")
 _CERTIFIED = ("accuracy", "certified")
@@ -130,7 +138,12 @@ def measure_series(
         certifying={"clip": clip, "subset": count},
         scanning={**scanning, "at": float(eps), "subset": count, **shared} if tightness else None,
     )
-    settings = {"eps": float(eps), "clip": None if clip is None else list(clip), "direction": direction, **lining}
+    settings: dict[str, Any] = {
+        "eps": float(eps),
+        "clip": None if clip is None else list(clip),
+        "direction": direction,
+        **lining,
+    }
     settings["examples a line"] = settings.pop("examples")
     settings |= {"step": step, "ascent": ascent, "examples": count, **scanning, "seed": seed}
     digest = tensor_digest(everything.x, everything.labels)
