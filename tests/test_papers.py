@@ -72,20 +72,26 @@ def small_plan(table="table1", names=FIVE, seeds=1) -> Plan:
 def made(tmp_path_factory) -> tuple[Path, Plan]:
     """A folder with every row of a tiny table 1, and its report."""
     folder, small = tmp_path_factory.mktemp("paper"), small_plan()
-    write_report(Found(small, do_rows(small.rows(), folder)), folder, "optrelax paper table1")
+    with pytest.MonkeyPatch.context() as patch:
+        sketch(patch)
+        write_report(Found(small, do_rows(small.rows(), folder)), folder, "optrelax paper table1")
     return folder, small
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures as empty files: drawing one takes half a second, and `made` has drawn them; new ones are drawn."""
+    """Figures as files of their name: all are made, but drawing each takes half a second."""
+    sketch(monkeypatch)
+
+
+def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = reports.write_figure
 
     def write(figure, path):
-        if path.stem in ("scatter", "map"):
+        if path.stem in ("paradox", "scatter", "map"):
             draw(figure, path)
         else:
-            path.write_bytes(b"")
+            path.write_bytes(path.stem.encode())
             path.with_suffix(".svg").write_bytes(b"")
 
     monkeypatch.setattr(reports, "write_figure", write)
