@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import optrelax as ox
+from optrelax.pages import keep_pages
 from optrelax.schedules import Linear
 
 EPS = 0.1  # pixels lie in [0, 1]
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     epochs = parser.parse_args().epochs
 
+    keep_pages()  # faster steps; a setting of the whole program
     torch.manual_seed(0)
     net = Net()
     print(f"can be bounded: {ox.check(net, input_shape=(1, 8, 8))}")
