@@ -18,7 +18,6 @@ import optrelax as ox
 from optrelax import native
 from optrelax.domains import band_step, relax_step, triton_steps
 from optrelax.lines import Lines
-from optrelax.relaxations import resolve
 
 # Not "where Triton can be imported": on these machines the development set holds it, and its absence is a failure.
 # For others there is no such package: nothing could install it.
@@ -151,18 +150,15 @@ def test_no_number_on_a_device_is_no_bound():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("relaxation", ["crown", "deepz", "fast-lin", "crown-ibp"])
-@pytest.mark.parametrize("rounding", ["nearest", "outward"])
-def test_bounds_on_a_device_are_those_of_its_operations_and_repeat(relaxation, rounding):
+@pytest.mark.parametrize(("rounding", "dtype"), [("nearest", torch.float32), ("outward", torch.float64)])
+def test_bounds_on_a_device_are_those_of_its_operations_and_repeat(relaxation, rounding, dtype):
     """With the whole gradient; the same bits twice."""
-    x = torch.rand(20, 28 * 28, generator=torch.Generator().manual_seed(0)).cuda()
-    net = ox.models.fc(28 * 28, 100, 90, 10, seed=0).cuda()
+    x = torch.rand(20, 28 * 28, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    net, rows = ox.models.fc(28 * 28, 100, 90, 10, seed=0).to("cuda", dtype), torch.eye(10).to("cuda", dtype)
 
     def found() -> list[torch.Tensor]:
-        chosen, region = resolve(relaxation), ox.LinfBall(x, 0.01)
-        low = ox.lower_bounds(net, region, torch.eye(10).cuda(), chosen, rounding=rounding)
-        return (
-            [low.detach(), *torch.autograd.grad(low.sum(), list(net.parameters()))] if rounding == "nearest" else [low]
-        )
+        low = ox.lower_bounds(net, ox.LinfBall(x, 0.01), rows, relaxation, rounding=rounding)
+        return [low.detach(), *torch.autograd.grad(low.sum(), list(net.parameters()))]
 
     first, again = found(), found()
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
