@@ -24,7 +24,7 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number, suggest
 from optrelax.graph import Network
 from optrelax.lines import Lines, LowerSlope
-from optrelax.ops import MaxPool2d
+from optrelax.ops import Affine, MaxPool2d
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding, check_rounding, require_exact_products
 
@@ -669,6 +669,7 @@ class _Hybrid(_Substitution):
                     zero = region.lower.new_zeros(())
                     shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
                     parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
+                    assert isinstance(node.op, Affine), "pooled networks go forward"
                     betas[node.name] = node.op.absolute(*parts)
                 continue
             source = node.inputs[0]
