@@ -126,6 +126,15 @@ def test_memory_is_measured_against_what_was_asked(tmp_path):
     assert bar["held"]
 
 
+def test_relaxation_steps_are_measured_and_stored(tmp_path):
+    main("relaxation_steps", "--out", tmp_path)
+    (table,) = stored(tmp_path, "relaxation_steps")["tables"]
+    assert [row["step"] for row in table["rows"]] == ["two slopes", "parallel lines"]
+    for row in table["rows"]:
+        assert row["kernels"] == "C"
+        assert all(row[key] > 0 for key in ("forward ms", "both ms", "forward / floor", "both / floor", "both / eager"))
+
+
 @pytest.mark.slow
 def test_training_steps_are_measured_and_stored(tmp_path, monkeypatch):
     from benchmarks import training_steps
