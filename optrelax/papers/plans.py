@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from optrelax.errors import suggest
 from optrelax.papers.budgets import BUDGETS, Scale, Training
-from optrelax.papers.questions import Certified, Degrees, Jumps, Question, Steps, Tight, safe
+from optrelax.papers.questions import Certified, Degrees, Jumps, Steps, Tight, safe
 from optrelax.papers.rows import Row
 from optrelax.recipes import Recipe, recipe
 from optrelax.sweeps import SweepRun
@@ -136,33 +136,37 @@ def _fixed(scale: Scale, how: Training, seed: int) -> Row:
     return Row(how.data, _natural(how, seed), question)
 
 
-def _measured(scale: Scale, how: Training, seed: int, relaxation: str) -> dict[str, Row]:
+class _Measured(NamedTuple):
+    """The three measurements of a relaxation on the fixed network."""
+
+    tight: Row
+    jumps: Row
+    steps: Row
+
+
+def _measured(scale: Scale, how: Training, seed: int, relaxation: str) -> _Measured:
     """Tightness, continuity and sensitivity of a relaxation on the naturally trained network."""
     run = _natural(how, seed)
     kind = relaxation.split(":")[0]
     m = scale.conv if how.model == "conv" else scale.small
     lp = kind in ("triangle", "layerwise")
-    questions: dict[str, Question] = {
-        "tight": Tight(
-            relaxation=relaxation,
-            images=m.lp_images if lp else m.images,
-            points=m.points,
-            resolution=m.resolution,
-        ),
-        "jumps": Jumps(
-            relaxation=relaxation,
-            eps=m.eps,
-            lines=1 if lp else m.lines,
-            examples=1 if lp else m.examples,
-            length=m.lp_length if lp else m.length,
-            cells=m.cells,
-            seed=seed,
-        ),
-        "steps": Steps(
-            relaxation=relaxation, eps=m.eps, steps=m.steps, examples=m.step_examples, draws=m.draws, seed=seed
-        ),
-    }
-    return {name: Row(how.data, run, question) for name, question in questions.items()}
+    tight = Tight(
+        relaxation=relaxation,
+        images=m.lp_images if lp else m.images,
+        points=m.points,
+        resolution=m.resolution,
+    )
+    jumps = Jumps(
+        relaxation=relaxation,
+        eps=m.eps,
+        lines=1 if lp else m.lines,
+        examples=1 if lp else m.examples,
+        length=m.lp_length if lp else m.length,
+        cells=m.cells,
+        seed=seed,
+    )
+    steps = Steps(relaxation=relaxation, eps=m.eps, steps=m.steps, examples=m.step_examples, draws=m.draws, seed=seed)
+    return _Measured(*(Row(how.data, run, question) for question in (tight, jumps, steps)))
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -175,18 +179,21 @@ def _table1(scale: Scale, seed: int) -> Plan:
     for name in FIVE:
         method = "crown-ibp-r" if name == "crown-ibp" else name
         runs = [_trained(how, method, seed + i) for i in range(scale.seeds)]
+        measured = _measured(scale, natural, seed, name)
         lines.append(
             Line(
                 label=name,
                 relaxation=name,
                 own=name,
                 certified=tuple(_certified(run, how, name) for run in runs),
-                **_measured(scale, natural, seed, name),
+                tight=measured.tight,
+                jumps=measured.jumps,
+                steps=measured.steps,
             )
         )
     m = scale.conv if natural.model == "conv" else scale.small
     lp = _measured(scale, natural, seed, LPS[1])
-    lines.append(Line(label=LPS[1], relaxation=LPS[1], tight=lp["tight"]))
+    lines.append(Line(label=LPS[1], relaxation=LPS[1], tight=lp.tight))
     notes = (
         *_network_note(scale, natural),
         f"Trained networks: {how.said}; certified accuracy on {_images(how)}.",
@@ -232,13 +239,16 @@ def _table3(scale: Scale, seed: int) -> Plan:
         method = "crown-ibp-r" if name == "crown-ibp" else _base(name)
         modified = None if name in FIVE else name
         runs = [_trained(how, method, seed + i, modified) for i in range(scale.seeds)]
+        measured = _measured(scale, scale.natural_small, seed, name)
         lines.append(
             Line(
                 label=name,
                 relaxation=name,
                 own=name,
                 certified=tuple(_certified(run, how, name) for run in runs),
-                **_measured(scale, scale.natural_small, seed, name),
+                tight=measured.tight,
+                jumps=measured.jumps,
+                steps=measured.steps,
             )
         )
     notes = (
@@ -291,11 +301,18 @@ def _properties(scale: Scale, seed: int) -> Plan:
     lines = []
     for name in names:
         measured = _measured(scale, how, seed, name)
-        if name == "layerwise":  # one LP a neuron at every step: tightness and jumps only
-            del measured["steps"]
-        question = Degrees(relaxation=name, eps=0.1, hidden=scale.degrees_hidden)
-        degrees = Row("digits", None, question)
-        lines.append(Line(label=name, relaxation=name, degrees=degrees, **measured))
+        steps = None if name == "layerwise" else measured.steps  # one LP a neuron at every step
+        degrees = Row("digits", None, Degrees(relaxation=name, eps=0.1, hidden=scale.degrees_hidden))
+        lines.append(
+            Line(
+                label=name,
+                relaxation=name,
+                tight=measured.tight,
+                jumps=measured.jumps,
+                steps=steps,
+                degrees=degrees,
+            )
+        )
     m = scale.small
     sizes = "-".join(map(str, (64, *scale.degrees_hidden, 10)))
     notes = (

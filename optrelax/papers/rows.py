@@ -153,7 +153,7 @@ def _unique(rows: Sequence[Row]) -> list[Row]:
 
 def _require_data(name: str, data_dir: Path | None) -> None:
     for split in ("train", "test"):
-        load_dataset(name, data_dir, split)  # type: ignore[arg-type]
+        load_dataset(name, data_dir, split)
 
 
 def _cost(row: Row) -> float:
