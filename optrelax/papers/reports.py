@@ -73,7 +73,8 @@ def write_report(found: Found, folder: Path, command: str) -> Report:
 def write_index(reports: Sequence[Report], folder: Path, command: str) -> Path:
     """index.md: the reports of one folder, with what they took."""
     lines = ["# The tables, measured again", "", f"One run: `{command}`.", ""]
-    lines += ["| report | what | budget | minutes of its processes, by the clock | rows that failed |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| report | what | budget | minutes of its processes, by the clock | rows that failed |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
     for report in reports:
         where = f"[{report.table}]({report.table}/report.md) ([HTML]({report.table}/report.html))"
         minutes = f"{report.seconds / 60:.1f}"
