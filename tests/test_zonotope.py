@@ -261,3 +261,32 @@ class _Residual(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = torch.relu(self.first(x))
         return self.last(torch.relu(self.second(h)) + h)
+
+
+@pytest.mark.parametrize(
+    "relaxation", ["hbox", "hbox-diag-c", "hbox-switch", "hzono", "deepz", "deepz-soft", "fast-lin"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+def test_one_row_for_both_bounds_holds_at_the_edges(relaxation, dtype, scale, eps):
+    """Dead layers (l = u = 0, below and above), boxes of no width, tiny and huge weights; wide inputs go backward."""
+    torch.manual_seed(0)
+    net = ox.models.fc(150, 12, 10, 8, 4).to(dtype)
+    linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        for layer in linear:
+            layer.weight.mul_(scale)
+        linear[1].weight[:3], linear[1].bias[:3] = 0, torch.tensor([0.0, -1.0, 1.0], dtype=dtype)
+    region = ox.LinfBall(torch.rand(5, 150, dtype=dtype), eps=eps, clip=(0.0, 1.0))
+    points = region.lower + (region.upper - region.lower) * torch.rand(300, 5, 150, dtype=dtype)
+    found = ox.bounds(net, region, relaxation=relaxation)
+    gradients = torch.autograd.grad(found.lower.sum(), list(net.parameters()))
+    assert all(bool(t.isfinite().all()) for t in (found.lower, found.upper, *gradients))
+    with torch.no_grad():
+        values = net.double()(points.double().flatten(0, 1)).reshape(300, 5, 4)
+        slack = (1e-5 if dtype == torch.float32 else 1e-12) * max(
+            1.0, values.abs().max().item(), found.upper.abs().max()
+        )
+        assert bool((found.lower <= values.amin(0) + slack).all())
+        assert bool((found.upper >= values.amax(0) - slack).all())
