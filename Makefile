@@ -21,6 +21,10 @@ endif
 
 # Threads that wait for each other sleep: where other work shares the cores, spinning ones slow small networks tenfold.
 demo test: export OMP_WAIT_POLICY ?= passive
+# As many processes as cores, so one thread each.
+test test-wheel: export OMP_NUM_THREADS ?= 1
+WORKERS ?= auto
+PYTEST := pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types docs bench wheel test-wheel clean
@@ -41,8 +45,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## train a small network with the triangle LP layer, compare LP with closed form (2 minutes)
 	$(BIN)/optrelax demo --out runs/demo
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -m '$(SELECT)' $(ARGS)
+test: $(STAMP)  ## all tests, on all cores (WORKERS=0: in one process)
+	$(BIN)/python -m $(PYTEST) -m '$(SELECT)' $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check
@@ -73,7 +77,7 @@ types: $(WHEEL_STAMP)  ## mypy on the installed wheel
 
 test-wheel: $(WHEEL_STAMP)  ## the smoke tests on the installed wheel
 	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests examples pyproject.toml README.md $(WHEEL)/checks
-	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m pytest -m 'smoke and not slow' $(ARGS)
+	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m $(PYTEST) -m 'smoke and not slow' $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
