@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optrelax.activations import Activation
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.ops import Affine, MaxPool2d, Shape
+from optrelax.ops import Affine, Linear, MaxPool2d, Shape
 
 Op = Affine | Activation | MaxPool2d
 HALF = (torch.float16, torch.bfloat16)
@@ -97,6 +97,19 @@ class Network:
             elif not before[0]:
                 mixed[node.name] = True
         return frozenset(mixed)
+
+    @cached_property
+    def entrance(self) -> tuple[Node, ...]:
+        """The matrix product that all paths from the input lead through, behind diagonal ops alone; none: empty."""
+        path: list[Node] = []
+        while len(reading := self.readers.get(path[-1].name if path else self.input, ())) == 1:
+            path.append(reading[0])
+            op = path[-1].op
+            if isinstance(op, Linear) and len(op.shape) == 1:
+                return tuple(path)
+            if not isinstance(op, Affine) or not op.diagonal or len(path[-1].inputs) > 1:
+                break
+        return ()
 
     def ancestors(self, name: str) -> frozenset[str]:
         """Every node that `name` depends on, itself included."""

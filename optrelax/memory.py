@@ -113,10 +113,13 @@ class Pull:
         return self.kept + self.passing if torch.is_grad_enabled() else self.passing
 
 
-def pull(network: Network, target: str, batch: int, *, shared: bool, outward: bool, eager: bool) -> Pull:
+def pull(
+    network: Network, target: str, batch: int, *, shared: bool, outward: bool, eager: bool, end: bool = False
+) -> Pull:
     """What one row takes from `target` to the input.
 
     shared: the batch has one row until it meets an activation.  eager: activations are relaxed by several passes.
+    end: rows end at the network's entrance, in products whose memory `sign_products` knows.
     """
     pending = {target: 1 if shared else batch}  # node -> examples of its coefficients
     kept = passing = 0
@@ -126,6 +129,9 @@ def pull(network: Network, target: str, batch: int, *, shared: bool, outward: bo
         examples = pending.pop(node.name)
         own = 0 if isinstance(node.op, Reshape) else examples * math.prod(node.shape)
         waiting = sum(n * math.prod(network.shape_of(name)) for name, n in pending.items())
+        if end and network.entrance[-1:] == (node,):
+            kept, passing = kept + own, max(passing, 2 * own)  # and their gradient
+            break
         if isinstance(node.op, (Activation, MaxPool2d)):
             examples = batch
         made = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs)

@@ -584,24 +584,32 @@ class _Substitution(Relaxation):
         return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
 
     def _bytes(self, network: Network, region: InputBox, k: int) -> tuple[int, int]:
-        """Bytes of bounds and lines, and of the rows of every node that is bounded by them."""
+        """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""
         size, batch = region.lower.element_size(), region.shape[0]
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
         fixed = batch * (30 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
         sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
         sides = 1 if self._one_row(network) else 2
-        pulls = [
-            (sides * math.prod(network.shape_of(source)), self._pull(network, source, region, shared=True))
+        targets = [
+            (sides * math.prod(network.shape_of(source)), source)
             for source in dict.fromkeys(sources)
             if self.preactivation is None and source not in network.exact_intervals
         ]
-        pulls.append((k, self._pull(network, network.output, region, shared=False)))
-        kept = sum(n * p.kept for n, p in pulls) if torch.is_grad_enabled() else 0
-        return size * fixed, size * (kept + max(n * p.passing for n, p in pulls))
+        held = most = 0
+        for rows, target in (*targets, (k, network.output)):
+            end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
+            pull = self._pull(network, target, region, target != network.output, end is not None)
+            there, back = end or (0, 0)
+            if torch.is_grad_enabled():  # the last rows go back first, and take what they kept with them
+                held += size * rows * pull.kept
+                most = max(most, held + max(size * rows * pull.passing + back, there))
+            else:
+                most = max(most, size * rows * pull.passing + there)
+        return size * fixed, most
 
-    def _pull(self, network: Network, target: str, region: InputBox, shared: bool) -> memory.Pull:
+    def _pull(self, network: Network, target: str, region: InputBox, shared: bool, end: bool = False) -> memory.Pull:
         eager = passes(relax_step_kernels(), region.lower) is None
-        return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager)
+        return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager, end=end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def facts() -> dict[str, Any]:
 
     import optrelax
     from optrelax import convolutions, relu_lines
-    from optrelax.domains import band_step, interval, relax_step, triton_steps
+    from optrelax.domains import band_step, interval, relax_step, sign_products, triton_steps
     from optrelax.layers import dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
@@ -52,6 +52,7 @@ def facts() -> dict[str, Any]:
         "lines": relu_lines,
         "relaxation step": relax_step,
         "parallel lines": band_step,
+        "products with signs": sign_products,
         "convolutions": convolutions,
         "dual ascent": dense_ascent,
     }

@@ -18,10 +18,11 @@ from optrelax.domains.band_step import band_step, range_over_box
 from optrelax.domains.interval import Ball
 from optrelax.domains.relax_step import least_over_box, relax_step
 from optrelax.domains.rules import find_rule, require_rules, rule
+from optrelax.domains.sign_products import bytes_taken, ends_through, pays
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network, Node
 from optrelax.lines import Lines
-from optrelax.ops import Affine, MaxPool2d, Shape, flatten_from
+from optrelax.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, gamma, underflow, unit_roundoff
 
@@ -38,6 +39,8 @@ class Rows:
     constant: Tensor
     upper: Tensor | None = None
     """Between parallel lines the constant of the rows' upper bounds, whose coefficients are the same; else None."""
+    region: InputBox | None = None
+    """Given, rows may end in its bounds before they reach the input; to nearest only."""
     pending: dict[str, Tensor] = field(default_factory=dict)
     allowance: Tensor | None = None
     terms: Tensor | None = None
@@ -105,7 +108,8 @@ def substitute(
     Sound: yes, for sound lines.  Gradient: in weights, lines, rows and region; at coefficients of exactly 0 that
     of the upper line (relu(0)' = 0 for the positive part).
     """
-    walk = pull(network, target, rows, region.shape[0], lines, magnitude)
+    end = region if magnitude is None else None
+    walk = pull(network, target, rows, region.shape[0], lines, magnitude, end=end)
     return concretise(walk, region)
 
 
@@ -117,7 +121,7 @@ def substitute_both(
     rows [batch or 1, k, *shape of target] -> [batch, k] each, from one walk: the upper bound's coefficients are those
     of the lower.  Sound and gradient: as `substitute`; at coefficients of exactly 0 that of the middle.
     """
-    walk = pull(network, target, rows, region.shape[0], lines, both=True)
+    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=region)
     a = walk.pending.pop(network.input, None)
     if a is not None:
         low, high = range_over_box(a, region.lower, region.upper)
@@ -140,14 +144,16 @@ def pull(
     magnitude: Mapping[str, Tensor] | None = None,
     stop: frozenset[str] = frozenset(),
     both: bool = False,
+    end: InputBox | None = None,
 ) -> Rows:
     """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`).
 
     both: the constants of lower and upper bounds at once; every line is one of a parallel pair.
+    end: the region in whose bounds rows may end on the way, where that is faster; to nearest only.
     """
     require_rules(network, Rows)
     zeros = rows.new_zeros(batch, rows.shape[1])
-    walk = Rows(network, lines, magnitude, zeros, zeros if both else None)
+    walk = Rows(network, lines, magnitude, zeros, zeros if both else None, end)
     walk.pending[target] = rows
     for node in reversed(network.nodes):
         if node.name not in walk.pending:
@@ -197,8 +203,40 @@ def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
         walk.allow(gamma(op.fan_out + op.roundings, dtype) * dot(a.abs(), size))
         for name in node.inputs:
             walk.allow(underflow(2 * op.fan_out, dtype) * walk.reach(name))
+    if walk.region is not None and walk.network.entrance[-1:] == (node,) and _end(a, walk, walk.region):
+        return
     for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
         walk.add(name, pulled)
+
+
+def _end(a: Tensor, walk: Rows, region: InputBox) -> bool:
+    """Rows at the network's entrance end in the box before it, where that is faster."""
+    found = box_at_entrance(walk.network, region, a.shape[1])
+    if found is None or a.shape[0] != region.shape[0]:
+        return False
+    middle, spread = ends_through(a, *found)
+    walk.add_constant(middle - spread, upper=middle + spread)
+    return True
+
+
+def box_at_entrance(network: Network, region: InputBox, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Weight of the network's entrance, center and radius before it, where k rows an example end there; or None."""
+    if not network.entrance:
+        return None
+    *before, last = network.entrance
+    assert isinstance(last.op, Linear)
+    center, radius = region.center, region.radius
+    for node in before:
+        assert isinstance(node.op, Affine)
+        center, radius = node.op.apply(center), node.op.absolute(radius)
+    weight = last.op.weight(center)
+    return (weight, center, radius) if pays(k, weight, center, radius) else None
+
+
+def bytes_at_entrance(network: Network, region: InputBox, k: int) -> tuple[int, int] | None:
+    """What k rows take there, forward and back, beside themselves; None where they go on to the input."""
+    found = box_at_entrance(network, region, k)
+    return None if found is None else bytes_taken(region.shape[0], k, *found[0].shape, region.lower.element_size())
 
 
 @rule(Activation, domain=Rows)
