@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """A test that draws without a seed of its own draws the same every time, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _no_data_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test must not pass or fail with what lies in a folder of the machine; `data_dir` is the way in."""
     monkeypatch.delenv("OPTRELAX_DATA", raising=False)

@@ -89,8 +89,8 @@ def test_a_second_run_trains_nothing_again(result, folder):
 
 def test_only_relaxations_that_are_there_are_shown(monkeypatch):
     assert available(RELAXATIONS) == RELAXATIONS
-    monkeypatch.setitem(ox.relaxations._NAMES, "absent", ("optrelax.layers:Absent", {}))
-    monkeypatch.setitem(ox.relaxations._NAMES, "nowhere", ("optrelax.nowhere:Absent", {}))
+    monkeypatch.setitem(ox.relaxations.registry._NAMES, "absent", ("optrelax.layers:Absent", {}))
+    monkeypatch.setitem(ox.relaxations.registry._NAMES, "nowhere", ("optrelax.nowhere:Absent", {}))
     assert available(("box", "absent", "nowhere", "crown")) == ("box", "crown")
 
 

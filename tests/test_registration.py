@@ -8,16 +8,16 @@ from cases import SOUND, corners, inputs, random_points, specification
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax import relaxations, tracing
+from optrelax import tracing
 from optrelax.ops import Affine, Linear
-from optrelax.relaxations import name_of, names, resolve
+from optrelax.relaxations import name_of, names, registry, resolve
 
 
 @pytest.fixture(autouse=True)
 def _registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_MODULES", dict(tracing._MODULES))
     monkeypatch.setattr(tracing, "_FUNCTIONS", dict(tracing._FUNCTIONS))
-    monkeypatch.setattr(relaxations, "_FACTORIES", dict(relaxations._FACTORIES))
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
 
 
 ABS = ox.Activation("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))

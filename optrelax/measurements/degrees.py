@@ -26,7 +26,8 @@ from optrelax.measurements.tracked import Arithmetic, Tracked, Values
 from optrelax.measurements.weight_lines import MovingWeights, Weights, moving, random_direction
 from optrelax.ops import Affine
 from optrelax.regions import InputBox
-from optrelax.relaxations import Box, Crown, DeepZ, FastLin, HBox, Relaxation, _Bands, name_of, resolve
+from optrelax.relaxations import Box, Crown, DeepZ, FastLin, HBox, Relaxation, name_of, resolve
+from optrelax.relaxations.zonotopes import Bands
 
 __all__ = ["LARGEST", "step_degrees"]
 
@@ -144,8 +145,8 @@ class _Walk(Arithmetic):
         if type(relaxation) is HBox:
             return self._folded(rows, self._hybrid(relaxation)[1])
         if type(relaxation) is DeepZ:
-            relaxation = _Bands(lines_of=relaxation)
-        if isinstance(relaxation, (Crown, FastLin, _Bands)):
+            relaxation = Bands(lines_of=relaxation)
+        if isinstance(relaxation, (Crown, FastLin, Bands)):
             lines, ends = self._lines(relaxation)
             return self._substituted(self.network.output, rows, lines, ends)
         raise ValueError(f"step_degrees: has no rule for {name_of(relaxation)}")

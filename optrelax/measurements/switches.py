@@ -16,7 +16,8 @@ from optrelax.activations import Activation
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network
 from optrelax.regions import InputBox
-from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation, _Zonotope
+from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation
+from optrelax.relaxations.zonotopes import ZonotopeFamily
 
 __all__ = ["CAUSES", "EVERYWHERE", "expected_causes", "sources", "switch_functions"]
 
@@ -99,7 +100,7 @@ def expected_causes(relaxation: Any) -> frozenset[str] | None:
         return frozenset().union(*known) if len(known) == len(parts) else None
     if isinstance(relaxation, Box):
         return frozenset({EVERYWHERE} if relaxation.F is not None and relaxation.omega > 0 else ())
-    if isinstance(relaxation, _Zonotope):
+    if isinstance(relaxation, ZonotopeFamily):
         return frozenset(_of_band(relaxation))
     if isinstance(relaxation, FastLin):
         return _with_source(frozenset(), relaxation)
@@ -120,7 +121,7 @@ def _with_source(own: frozenset[str], relaxation: Any) -> frozenset[str] | None:
     return None if found is None else own | found
 
 
-def _of_band(relaxation: _Zonotope) -> tuple[str, ...]:
+def _of_band(relaxation: ZonotopeFamily) -> tuple[str, ...]:
     if relaxation.continuous:
         return ()
     jumps = {"chord": (), "box": (LOWER,), "diag": (UPPER,), "switch": (TIE,), "soft": ()}

@@ -1,0 +1,38 @@
+"""The named relaxations a user chooses from: frozen objects with their options, and the registry of their names."""
+
+from optrelax.relaxations.base import (
+    Preactivation,
+    Relaxation,
+    bytes_needed,
+    identity_rows,
+    least_bytes,
+    limited,
+    with_rounding,
+)
+from optrelax.relaxations.box import Box
+from optrelax.relaxations.intersection import Intersect
+from optrelax.relaxations.registry import name_of, names, register_relaxation, resolve
+from optrelax.relaxations.substitution import Crown, CrownIBP, FastLin
+from optrelax.relaxations.zonotopes import Cauchy, DeepZ, HBox
+
+__all__ = [
+    "Box",
+    "Cauchy",
+    "Crown",
+    "CrownIBP",
+    "DeepZ",
+    "FastLin",
+    "HBox",
+    "Intersect",
+    "Preactivation",
+    "Relaxation",
+    "bytes_needed",
+    "identity_rows",
+    "least_bytes",
+    "limited",
+    "name_of",
+    "names",
+    "register_relaxation",
+    "resolve",
+    "with_rounding",
+]

@@ -1,0 +1,126 @@
+"""What a relaxation is: bounds of a network over a region, and the memory that a pass takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from optrelax import memory
+from optrelax.enclosures import Bounds, ordered
+from optrelax.graph import Network
+from optrelax.ops import MaxPool2d
+from optrelax.regions import InputBox
+from optrelax.rounding import Rounding, check_rounding, require_exact_products
+
+Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [batch, *shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxation:
+    """A way to bound a network over a region of its inputs.
+
+    rounding: "outward" for bounds that hold in real arithmetic, "nearest" for training and benchmarks.
+    max_bytes: most memory of a pass, forward and backward together, beyond weights, inputs and what is returned. A pass
+    that would take more is cut into chunks of rows and of examples, each computed a second time for its gradient; the
+    results are the same to rounding. None: half of what the device has free when the pass begins, at least 256 MiB;
+    `math.inf`: no limit. One row of one example is the least: a limit below what that takes is exceeded.
+    Subclasses implement `preactivation_bounds` and `lower_bounds` on a flat batch.
+    """
+
+    rounding: Rounding = "nearest"
+    max_bytes: memory.Limit = None
+
+    sound: ClassVar[bool] = True
+    """Whether every bound holds; an estimate is refused wherever a certificate is made."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_rounding(name, self.rounding)
+        memory.require_limit(name, self.max_bytes)
+
+    @property
+    def outward(self) -> bool:
+        """Whether rounding is outward."""
+        return self.rounding == "outward"
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        """Bounds of the input of every activation, in topological order."""
+        raise NotImplementedError
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        """Lower bounds of rows [batch or 1, k, *output_shape] of the output: [batch, k]."""
+        raise NotImplementedError
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        """Bounds of every output: [batch, *output_shape]."""
+        eye = identity_rows(network.output_shape, region.lower)
+        both = self.lower_bounds(network, region, torch.cat([eye, -eye], 1))
+        k = both.shape[1] // 2
+        shape = (-1, *network.output_shape)
+        return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        """The peak of a pass for k rows that is not cut, counted from shapes; 0 where nothing is ever cut."""
+        return 0
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        """What a pass for k rows takes that is cut as small as it goes."""
+        return self.bytes_needed(network, region.select(slice(0, 1)), k)
+
+    def changed(self, **options: Any) -> Relaxation:
+        """The same relaxation with other options."""
+        return replace(self, **options)
+
+    def prepare(self, region: InputBox) -> InputBox:
+        """Check the settings that outward rounding depends on."""
+        if self.outward:
+            require_exact_products(region.lower)
+        return region
+
+
+def identity_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """One row an entry: [1, n, *shape]."""
+    n = math.prod(shape)
+    return torch.eye(n, dtype=like.dtype, device=like.device).reshape(1, n, *shape)
+
+
+def bytes_needed(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+    """What a relaxation's pass takes whole; 0 for a class that does not say."""
+    return relaxation.bytes_needed(network, region, k) if isinstance(relaxation, Relaxation) else 0
+
+
+def least_bytes(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+    """The least that a relaxation's pass can be cut to; 0 for a class that does not say."""
+    return relaxation.least_bytes(network, region, k) if isinstance(relaxation, Relaxation) else 0
+
+
+def limited(relaxation: Relaxation, room: float, force: bool = False) -> Relaxation:
+    """The same relaxation in `room` bytes, unless it has a limit of its own (force: then too) or room is infinite."""
+    if not isinstance(relaxation, Relaxation):  # a user's own class
+        return relaxation
+    if not force and (room == math.inf or relaxation.max_bytes is not None):
+        return relaxation
+    return relaxation.changed(max_bytes=room if room == math.inf else max(1, int(room)))
+
+
+def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:
+    """The same relaxation with another rounding, its parts included."""
+    if relaxation.rounding == rounding:
+        return relaxation
+    own = isinstance(relaxation, Relaxation)
+    return relaxation.changed(rounding=rounding) if own else replace(relaxation, rounding=rounding)
+
+
+def examples_at_a_time(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> float:
+    """Examples at a time for a pass that is cut along the batch alone."""
+    need = relaxation.bytes_needed(network, region, k)
+    most = memory.limit(relaxation.max_bytes, need, region.device)
+    return math.inf if need <= most else most * region.shape[0] // need
+
+
+def pooled(network: Network) -> bool:
+    return any(isinstance(node.op, MaxPool2d) for node in network)

@@ -1,0 +1,100 @@
+"""Interval bound propagation, and its loosened controls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from optrelax import memory
+from optrelax.domains import backsubstitution, interval, zonotope
+from optrelax.domains.relax_step import least_over_box
+from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import require_number
+from optrelax.graph import Network
+from optrelax.regions import InputBox
+from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box(Relaxation):
+    """Interval bound propagation, the last affine ops folded into the rows.
+
+    omega, F: the paper's loosened controls; omega alone widens every pre-activation interval by omega at each end
+    (`box-widen`), with F it moves the ends outward by omega times their distance to a grid of F steps a unit
+    (`box-round`, discontinuous everywhere).
+    Sound: yes.  Exact: for one affine layer.  Gradient: exact; continuous in the weights unless F is set.
+    Source: Gowal et al. 2018; controls: arXiv 2102.06700, section 5.
+    """
+
+    omega: float = 0.0
+    F: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("Box", "omega", self.omega)
+        if not 0 <= self.omega < math.inf:
+            raise ValueError(f"Box: omega must be >= 0 and finite, got {self.omega}")
+        if self.F is not None:
+            require_number("Box", "F", self.F)
+            if not 0 < self.F < math.inf:
+                raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
+
+    def _loosen(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self.F is None:
+            return l - self.omega, u + self.omega
+        # F l rounds, so ceil(F l) - F l can come out slightly negative: it may only widen.
+        below = ((self.F * l).ceil() - self.F * l).clamp_min(0)
+        above = (self.F * u - (self.F * u).floor()).clamp_min(0)
+        return l - self.omega * below, u + self.omega * above
+
+    def intervals(
+        self, network: Network, region: InputBox, targets: frozenset[str] | None = None
+    ) -> interval.Intervals:
+        """Balls and pre-activation bounds of every node, or of those that `targets` depend on."""
+        loosen = self._loosen if self.omega > 0 else None
+        region = self.prepare(region)
+        return interval.propagate(network, region, loosen=loosen, rounding=self.rounding, targets=targets)
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        folded = sum(math.prod(network.shape_of(name)) for name in zonotope.frontier(network))
+        each = (9 if torch.is_grad_enabled() else 5) * memory.value_entries(network) + 4 * k * folded
+        return region.lower.element_size() * region.shape[0] * each
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        size = examples_at_a_time(self, network, region, 0)
+        return memory.in_pieces(network, lambda r, _: self.intervals(network, r).preactivation, region, None, size)
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        size = examples_at_a_time(self, network, region, rows.shape[1])
+        return memory.in_pieces(network, partial(self._lower_bounds, network), region, rows, size)
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        if self.outward:
+            center, radius = self._project(network, region, rows)
+            return center - radius
+        front = zonotope.frontier(network)
+        balls = self.intervals(network, region, front).balls
+        walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, stop=front)
+        for name, a in walk.stops.items():
+            ball = balls[name]
+            walk.add_constant(least_over_box(a, ball.center - ball.radius, ball.center + ball.radius))
+        return backsubstitution.concretise(walk, region)
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        eye = identity_rows(network.output_shape, region.lower)
+        size = examples_at_a_time(self, network, region, eye.shape[1])
+        center, radius = memory.in_pieces(network, partial(self._project, network), region, eye, size)
+        shape = (-1, *network.output_shape)
+        return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
+
+    def _project(self, network: Network, region: InputBox, rows: Tensor) -> tuple[Tensor, Tensor]:
+        balls = self.intervals(network, region).balls
+        kept = {
+            name: zonotope.Zonotope(balls[name].center, beta=balls[name].radius, outward=self.outward)
+            for name in zonotope.frontier(network)
+        }
+        return zonotope.project(network, kept, rows, self.outward)

@@ -1,0 +1,90 @@
+"""The best of several relaxations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optrelax import memory
+from optrelax.enclosures import Bounds, ordered
+from optrelax.graph import Network
+from optrelax.regions import InputBox
+from optrelax.relaxations.base import Preactivation, Relaxation, bytes_needed, least_bytes, limited, with_rounding
+from optrelax.relaxations.registry import name_of, resolve
+from optrelax.rounding import Rounding
+
+
+@dataclass(frozen=True, init=False)
+class Intersect(Relaxation):
+    """The best of several relaxations, entry by entry: pre-activation bounds and margins both.
+
+    `Intersect(Box(), FastLin())`; names work too.  Sound: yes; refuses unsound parts.
+    Gradient: of the bound taken; continuous in the weights where every part is.
+    """
+
+    parts: tuple[Relaxation, ...] = ()
+
+    def __init__(
+        self, *parts: Relaxation | str, rounding: Rounding | None = None, max_bytes: memory.Limit = None
+    ) -> None:
+        if len(parts) < 1:
+            raise ValueError("Intersect: needs at least one relaxation")
+        resolved = [resolve(part) for part in parts]
+        for part in resolved:
+            if not part.sound:
+                raise ValueError(f"Intersect: {name_of(part)} is an estimate, not a bound, and cannot be intersected")
+        if rounding is not None:
+            resolved = [with_rounding(part, rounding) for part in resolved]
+        if len({part.rounding for part in resolved}) > 1:
+            raise ValueError("Intersect: parts round differently; say rounding='outward' or 'nearest' for all")
+        if max_bytes is not None:
+            resolved = [part.changed(max_bytes=max_bytes) for part in resolved]
+        object.__setattr__(self, "parts", tuple(resolved))
+        object.__setattr__(self, "rounding", resolved[0].rounding)
+        object.__setattr__(self, "max_bytes", max_bytes)
+        super().__post_init__()
+
+    def changed(self, **options: Any) -> Intersect:
+        kept = {"rounding": self.rounding, "max_bytes": self.max_bytes}
+        return Intersect(*self.parts, **{**kept, **options})
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        first, *others = self._sharing(network, region, 0)
+        best = first.preactivation_bounds(network, region)
+        for part in others:
+            other = part.preactivation_bounds(network, region)
+            best = {name: _tighter(bounds, other[name]) for name, bounds in best.items()}
+        return best
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        parts = self._sharing(network, region, rows.shape[1])
+        bounds = [part.lower_bounds(network, region, rows) for part in parts]
+        return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        return sum(bytes_needed(part, network, region, k) for part in self.parts)
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        return sum(least_bytes(part, network, region, k) for part in self.parts)
+
+    def _sharing(self, network: Network, region: InputBox, k: int) -> Sequence[Relaxation]:
+        """The parts with what each may take, where they do not fit together."""
+        needs = [bytes_needed(part, network, region, k) for part in self.parts]
+        most = memory.limit(self.max_bytes, sum(needs), region.device)
+        if sum(needs) <= most:
+            return self.parts
+        rooms = memory.shares(most, needs)
+        force = self.max_bytes is not None
+        return [limited(part, room, force) for part, room in zip(self.parts, rooms, strict=True)]
+
+
+def _greatest(bounds: list[Tensor]) -> Tensor:
+    return bounds[0] if len(bounds) == 1 else torch.maximum(*bounds)
+
+
+def _tighter(a: Bounds, b: Bounds) -> Bounds:
+    return ordered(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))

@@ -1,0 +1,142 @@
+"""The registry: relaxations by name, imported when they are first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from optrelax.errors import suggest
+from optrelax.relaxations.base import Relaxation
+
+_HERE = "optrelax.relaxations:"
+_LAYERS = "optrelax.layers:"
+_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "box": (_HERE + "Box", {}),
+    "hbox": (_HERE + "HBox", {}),
+    "hbox-diag": (_HERE + "HBox", {"slope": "diag"}),
+    "hbox-diag-c": (_HERE + "HBox", {"slope": "diag", "continuous": True}),
+    "hbox-switch": (_HERE + "HBox", {"slope": "switch"}),
+    "hzono": (_HERE + "HBox", {"slope": "chord"}),
+    "deepz": (_HERE + "DeepZ", {}),
+    "deepz-box": (_HERE + "DeepZ", {"slope": "box"}),
+    "deepz-diag": (_HERE + "DeepZ", {"slope": "diag"}),
+    "deepz-diag-c": (_HERE + "DeepZ", {"slope": "diag", "continuous": True}),
+    "deepz-switch": (_HERE + "DeepZ", {"slope": "switch"}),
+    "deepz-soft": (_HERE + "DeepZ", {"slope": "soft"}),
+    "deepz-slanted": (_HERE + "DeepZ", {"slope": "slanted"}),
+    "fast-lin": (_HERE + "FastLin", {}),
+    "crown": (_HERE + "Crown", {}),
+    "crown-0": (_HERE + "Crown", {"lower": 0}),
+    "crown-1": (_HERE + "Crown", {"lower": 1}),
+    "crown-0-c": (_HERE + "Crown", {"lower": 0, "continuous": True}),
+    "crown-1-c": (_HERE + "Crown", {"lower": 1, "continuous": True}),
+    "crown-0-tria": (_HERE + "Crown", {"lower": 0, "tria": True}),
+    "crown-1-tria": (_HERE + "Crown", {"lower": 1, "tria": True}),
+    "crown-0-tria-c": (_HERE + "Crown", {"lower": 0, "tria": True, "continuous": True}),
+    "crown-1-tria-c": (_HERE + "Crown", {"lower": 1, "tria": True, "continuous": True}),
+    "crown-soft": (_HERE + "Crown", {"lower": "soft"}),
+    "crown-ibp": (_HERE + "CrownIBP", {}),
+    "crown-ibp-soft": (_HERE + "CrownIBP", {"lower": "soft", "gamma": 10.0}),
+    "box-widen": (_HERE + "Box", {"omega": 0.5}),
+    "box-round": (_HERE + "Box", {"omega": 0.5, "F": 10.0}),
+    "cauchy": (_HERE + "Cauchy", {}),
+    # The one place where the core names the layers.
+    "alpha-crown": (_LAYERS + "AlphaCrown", {}),
+    "triangle": (_LAYERS + "Triangle", {}),
+    "layerwise": (_LAYERS + "Layerwise", {}),
+}
+_FACTORIES: dict[str, Callable[..., Relaxation]] = {}
+
+
+def names() -> tuple[str, ...]:
+    """Every registered relaxation, in the order of the documentation."""
+    return (*_NAMES, *_FACTORIES)
+
+
+def register_relaxation(name: str, factory: Callable[..., Relaxation]) -> None:
+    """Make `name` (and `name:option=value`) stand for what `factory` returns.  ValueError for a name in use."""
+    if name in _NAMES or name in _FACTORIES:
+        raise ValueError(f"register_relaxation: {name!r} is registered already")
+    if ":" in name or "," in name or not name:
+        raise ValueError(f"register_relaxation: a name has no ':' or ',', got {name!r}")
+    _FACTORIES[name] = factory
+
+
+def resolve(relaxation: Relaxation | str) -> Any:
+    """An object from a name such as "crown" or "box-round:omega=0.5,F=10"; objects pass through.
+
+    Raises ValueError for an unknown name (with the nearest known one) or option.
+    """
+    if not isinstance(relaxation, str):
+        if isinstance(relaxation, type):
+            name = relaxation.__name__
+            raise TypeError(f"relaxation: wants a relaxation object, got the class {name}; write {name}()")
+        if not hasattr(relaxation, "lower_bounds"):
+            raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
+        return relaxation
+    name, _, text = relaxation.partition(":")
+    preset: dict[str, Any] = {}
+    if name in _FACTORIES:
+        factory = _FACTORIES[name]
+    elif name in _NAMES:
+        target, preset = _NAMES[name]
+        module, _, attribute = target.partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+    else:
+        raise ValueError(f"unknown relaxation {name!r}; {suggest(name, names())}")
+    options = dict(preset) | _options(relaxation, text)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(f"relaxation {relaxation!r}: {error}") from None
+
+
+def _options(whole: str, text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"relaxation {whole!r}: options are written name=value, got {item!r}")
+        options[key.strip()] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def name_of(relaxation: Any) -> str:
+    """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
+    best: str | None = None
+    for name in names():
+        target = _NAMES.get(name, ("", {}))[0]
+        if target.startswith(_LAYERS) and type(relaxation).__name__ != target.partition(":")[2]:
+            continue
+        try:
+            other = resolve(name)
+        except (ImportError, AttributeError):
+            continue
+        if other == relaxation:
+            return name
+        if type(other) is type(relaxation) and best is None:
+            best = f"{name}:{_differences(relaxation, other)}"
+    return best or type(relaxation).__name__
+
+
+def _differences(relaxation: Any, other: Any) -> str:
+    changed = []
+    for f in fields(relaxation):
+        value = getattr(relaxation, f.name)
+        if value != getattr(other, f.name):
+            shown = name_of(value) if isinstance(value, Relaxation) else value
+            changed.append(f"{f.name}={shown}")
+    return ",".join(changed)

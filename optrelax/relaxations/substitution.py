@@ -1,0 +1,318 @@
+"""Relaxations by back-substitution: CROWN and its forms, CROWN-IBP, Fast-Lin, and what they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from optrelax import lines as named
+from optrelax import memory
+from optrelax.activations import Activation
+from optrelax.domains import backsubstitution, interval
+from optrelax.domains.interval import Ball
+from optrelax.domains.relax_step import kernels as relax_step_kernels
+from optrelax.domains.triton_steps import passes
+from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import require_number
+from optrelax.graph import Network
+from optrelax.lines import Lines, LowerSlope
+from optrelax.ops import MaxPool2d
+from optrelax.regions import InputBox
+from optrelax.relaxations.base import (
+    Preactivation,
+    Relaxation,
+    bytes_needed,
+    identity_rows,
+    least_bytes,
+    limited,
+    pooled,
+    with_rounding,
+)
+from optrelax.relaxations.box import Box
+from optrelax.relaxations.registry import name_of, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Substitution(Relaxation):
+    """Shared by every relaxation by back-substitution: lines, and a source of pre-activation bounds."""
+
+    preactivation: Relaxation | str | None = None
+    """Another relaxation (or its name) for the pre-activation bounds; None: this method's own, layer by layer."""
+
+    parallel: ClassVar[bool] = False
+    """Whether both lines of every activation share their slope."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preactivation is not None:
+            source = resolve(self.preactivation)
+            if not source.sound:
+                raise ValueError(f"{type(self).__name__}: preactivation {name_of(source)} is an estimate, not a bound")
+            object.__setattr__(self, "preactivation", source)
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        """Lines at pre-activation bounds [l, u], to nearest."""
+        raise NotImplementedError
+
+    def _lines(self, activation: Activation, before: Bounds) -> Lines:
+        lines = self.lines(activation, before.lower, before.upper)
+        return named.outward_lines(lines, activation, before.lower, before.upper) if self.outward else lines
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        if self.preactivation is not None:
+            return self._given(network, region, math.inf if self.max_bytes is None else self.max_bytes)
+        region = self.prepare(region)
+        size, rooms = self._cut(network, region, 0)
+        if size < region.shape[0]:
+            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            return memory.in_pieces(network, lambda r, _: whole.preactivation_bounds(network, r), region, None, size)
+        return self._layers(network, region, rooms)[0]
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        region = self.prepare(region)
+        size, rooms = self._cut(network, region, rows.shape[1])
+        if size < region.shape[0]:
+            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            return memory.in_pieces(network, partial(whole.lower_bounds, network), region, rows, size)
+        return self._lower_bounds(network, region, rows, rooms)
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: Rooms) -> Tensor:
+        """Lower bounds of rows, the examples not cut any more."""
+        _, lines = self._layers(network, region, rooms)
+        magnitude = None
+        if self.outward:
+            magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
+        return self._substitute(network, network.output, rows, region, lines, magnitude, rooms.rows)
+
+    def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
+        """The pre-activation bounds of the relaxation they come from."""
+        assert self.preactivation is not None
+        source = with_rounding(resolve(self.preactivation), self.rounding)
+        return limited(source, room).preactivation_bounds(network, region)
+
+    def _layers(
+        self, network: Network, region: InputBox, rooms: Rooms
+    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+        """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
+        balls = interval.propagate(network, region, rounding=self.rounding).balls
+        magnitude = self._magnitude(network, balls)
+        given = None if self.preactivation is None else self._given(network, region, rooms.source)
+        bounds: Preactivation = {}
+        lines: dict[str, Lines | Bounds] = {}
+        for node in network:
+            if not isinstance(node.op, (Activation, MaxPool2d)):
+                continue
+            source = node.inputs[0]
+            if given is not None and node.name in given:
+                before = given[node.name]
+            elif source in network.exact_intervals or (given is not None and isinstance(node.op, MaxPool2d)):
+                before = balls[source].bounds
+            else:
+                before = self._both(network, source, region, lines, magnitude, rooms.rows)
+            if isinstance(node.op, MaxPool2d):
+                lines[node.name] = before
+            else:
+                bounds[node.name] = before
+                lines[node.name] = self._lines(node.op, before)
+        return bounds, lines
+
+    def _magnitude(self, network: Network, balls: Mapping[str, Ball]) -> dict[str, Tensor] | None:
+        return backsubstitution.magnitudes(network, balls) if self.outward else None
+
+    def _both(
+        self,
+        network: Network,
+        source: str,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        magnitude: Mapping[str, Tensor] | None,
+        room: float,
+    ) -> Bounds:
+        """Lower and upper bounds of every entry of a node."""
+        shape = network.shape_of(source)
+        eye = identity_rows(shape, region.lower)
+        parallel = {name: pair for name, pair in lines.items() if isinstance(pair, Lines) and pair.parallel}
+        if self._one_row(network) and len(parallel) == len(lines):
+            low, high = self._ranges(network, source, eye, region, parallel, room)
+            return ordered(low.reshape(-1, *shape), high.reshape(-1, *shape))
+        both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
+        n = eye.shape[1]
+        return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
+
+    def _substitute(
+        self,
+        network: Network,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        magnitude: Mapping[str, Tensor] | None,
+        room: float,
+    ) -> Tensor:
+        """Back-substitution; with a finite room in chunks of rows, computed again in the backward pass."""
+
+        def part(chunk: Tensor) -> Tensor:
+            return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
+
+        return self._in_chunks(part, network, target, rows, region, room)
+
+    def _ranges(
+        self, network: Network, target: str, rows: Tensor, region: InputBox, lines: Mapping[str, Lines], room: float
+    ) -> Tensor:
+        """Both bounds of every row by parallel lines, [2, batch, k]."""
+
+        def part(chunk: Tensor) -> Tensor:
+            return torch.stack(backsubstitution.substitute_both(network, target, chunk, region, lines))
+
+        return self._in_chunks(part, network, target, rows, region, room)
+
+    def _in_chunks(
+        self,
+        part: Callable[[Tensor], Tensor],
+        network: Network,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        room: float,
+    ) -> Tensor:
+        """`part` of as many rows at a time as there is room for; [..., k]."""
+        if room == math.inf:
+            return part(rows)
+        each = self._pull(network, target, region, rows.shape[0] == 1).whole * rows.element_size()
+        again = memory.recomputed(network, part)
+        return torch.cat([again(chunk) for chunk in rows.split(max(1, int(room // each)), dim=1)], -1)
+
+    def _one_row(self, network: Network) -> bool:
+        """Whether one row gives both bounds of a neuron: parallel lines, to nearest, no pooling."""
+        return self.parallel and not self.outward and not pooled(network)
+
+    # --- memory ---
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        return self._source_bytes(network, region) + sum(self._bytes(network, region, k))
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        source = 0
+        if self.preactivation is not None:
+            source = least_bytes(resolve(self.preactivation), network, region, 0)
+        one = region.select(slice(0, 1))
+        pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
+        return source + self._bytes(network, one, 0)[0] + region.lower.element_size() * pulled
+
+    def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, Rooms]:
+        """Examples at a time, and the memory for each part of the work."""
+        source = self._source_bytes(network, region)
+        fixed, pulled = self._bytes(network, region, k)
+        need = source + fixed + pulled
+        most = memory.limit(self.max_bytes, need, region.device)
+        if need <= most:
+            return math.inf, Rooms(most, math.inf, math.inf)
+        for_source, own = memory.shares(most, [source, fixed + pulled])
+        if region.shape[0] > 1 and fixed > own / 2:
+            return max(1, own / 2 * region.shape[0] // fixed), Rooms(most, for_source, own)
+        return math.inf, Rooms(most, for_source, own - fixed)
+
+    def _source_bytes(self, network: Network, region: InputBox) -> int:
+        return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
+
+    def _bytes(self, network: Network, region: InputBox, k: int) -> tuple[int, int]:
+        """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""
+        size, batch = region.lower.element_size(), region.shape[0]
+        hidden, values = memory.hidden_entries(network), memory.value_entries(network)
+        fixed = batch * (30 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
+        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
+        sides = 1 if self._one_row(network) else 2
+        targets = [
+            (sides * math.prod(network.shape_of(source)), source)
+            for source in dict.fromkeys(sources)
+            if self.preactivation is None and source not in network.exact_intervals
+        ]
+        held = most = 0
+        for rows, target in (*targets, (k, network.output)):
+            end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
+            pull = self._pull(network, target, region, target != network.output, end is not None)
+            there, back = end or (0, 0)
+            if torch.is_grad_enabled():  # the last rows go back first, and take what they kept with them
+                held += size * rows * pull.kept
+                most = max(most, held + max(size * rows * pull.passing + back, there))
+            else:
+                most = max(most, size * rows * pull.passing + there)
+        return size * fixed, most
+
+    def _pull(self, network: Network, target: str, region: InputBox, shared: bool, end: bool = False) -> memory.Pull:
+        eager = passes(relax_step_kernels(), region.lower) is None
+        return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager, end=end)
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """Bytes for a pass, for the relaxation of its pre-activation bounds, and for its rows; infinite: not cut."""
+
+    whole: float
+    source: float
+    rows: float
+
+
+def _whole_bytes(rooms: Rooms) -> int:
+    return max(1, int(rooms.whole))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crown(Substitution):
+    """Back-substitution with one line below and one above (CROWN, DeepPoly).
+
+    lower: "adaptive" (smaller area), 0, 1, or "soft" (gamma); tria: the other side of the triangle above;
+    continuous: the paper's -C forms, which relax stable neurons too.
+    preactivation: another relaxation's pre-activation bounds (`Crown(preactivation=Box())` is CROWN-IBP (R)).
+    Sound: yes.  Exact: with no crossing neuron.  Gradient: exact almost everywhere; jumps in the weights at
+    |l| = |u| (adaptive), l = 0 (lower 0), u = 0 (lower 1), both (tria); nowhere for "soft" and continuous.
+    Source: Zhang et al. 2018; Singh et al. 2019; arXiv 2102.06700, table 3.
+    """
+
+    lower: LowerSlope = "adaptive"
+    tria: bool = False
+    continuous: bool = False
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.lower, (bool, float)) or self.lower not in ("adaptive", "soft", 0, 1):
+            raise ValueError(f"Crown: lower must be 'adaptive', 'soft', 0 or 1, got {self.lower!r}")
+        if (self.tria or self.continuous) and self.lower not in (0, 1):
+            raise ValueError(f"Crown: tria and continuous need lower 0 or 1, got lower={self.lower!r}")
+        require_number("Crown", "gamma", self.gamma)
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.crown_lines(
+            activation, l, u, lower=self.lower, tria=self.tria, continuous=self.continuous, gamma=self.gamma
+        )
+
+
+def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: Any) -> Crown:
+    """CROWN with pre-activation bounds from Box: CROWN-IBP (R).
+
+    lower: "adaptive" or "soft" (gamma), as for `Crown`.
+    """
+    return Crown(lower=lower, gamma=gamma, preactivation=Box(), **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLin(Substitution):
+    """Back-substitution with both slopes u / (u - l): Fast-Lin, CAP, DeepZ as lines.
+
+    Sound: yes.  Gradient: exact; continuous in the weights.
+    Source: Weng et al. 2018; Wong and Kolter 2018.
+    """
+
+    parallel: ClassVar[bool] = True
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.band_lines(activation, l, u, slope="chord")

@@ -1,0 +1,325 @@
+"""The zonotope family: noise terms carried forward, or rows pulled back where that is cheaper; Cauchy's estimate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from optrelax import lines as named
+from optrelax import memory
+from optrelax.activations import Activation
+from optrelax.domains import backsubstitution, interval, zonotope
+from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import require_number
+from optrelax.graph import Network
+from optrelax.lines import Lines
+from optrelax.ops import Affine
+from optrelax.regions import InputBox
+from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows, pooled
+from optrelax.relaxations.substitution import Rooms, Substitution
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZonotopeFamily(Relaxation):
+    """Shared by the zonotope family: a slope for crossing neurons and a home for new errors."""
+
+    slope: named.BandSlope = "chord"
+    continuous: bool = False
+    gamma: float = 1.0
+    kappa: float = 0.9
+
+    errors: ClassVar[zonotope.Errors] = "generators"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if self.slope not in ("chord", "box", "diag", "switch", "soft", "slanted"):
+            raise ValueError(
+                f"{name}: slope must be 'chord', 'box', 'diag', 'switch', 'soft' or 'slanted', got {self.slope!r}"
+            )
+        if self.continuous and self.slope != "diag":
+            raise ValueError(f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}")
+        require_number(name, "gamma", self.gamma)
+        require_number(name, "kappa", self.kappa)
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"{name}: gamma must be > 0 and finite, got {self.gamma}")
+        if not 0 <= self.kappa <= 1:
+            raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        """The band of parallel lines at pre-activation bounds [l, u]."""
+        lines = named.band_lines(
+            activation, l, u, slope=self.slope, continuous=self.continuous, gamma=self.gamma, kappa=self.kappa
+        )
+        return named.outward_lines(lines, activation, l, u) if self.outward else lines
+
+    def _walk(self) -> zonotope.Walk:
+        return zonotope.Walk(self.lines, self.errors, outward=self.outward)
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        noise = self._noise(network)
+        values = (30 if torch.is_grad_enabled() else 10) * memory.value_entries(network)
+        return region.lower.element_size() * region.shape[0] * (noise.whole + values)
+
+    def _noise(self, network: Network) -> memory.Pull:
+        return memory.carry(network, math.prod(network.input_shape), born=self.errors == "generators")
+
+    def _forward(
+        self, network: Network, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
+        """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
+        size = examples_at_a_time(self, network, region, 0 if rows is None else rows.shape[1])
+        found: tuple[Preactivation, Tensor | None, Tensor | None] = memory.in_pieces(
+            network, partial(self._whole, network), self.prepare(region), rows, size
+        )
+        return found
+
+    def _whole(
+        self, network: Network, region: InputBox, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
+        keep = zonotope.frontier(network) if rows is not None else frozenset()
+        found = zonotope.propagate(network, region, self._walk(), keep)
+        if rows is None:
+            return found.preactivation, None, None
+        return (found.preactivation, *zonotope.project(network, found.kept, rows, self.outward))
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        return self._forward(network, region, None)[0]
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        _, center, radius = self._forward(network, region, rows)
+        assert center is not None
+        assert radius is not None
+        return center - radius
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.lower))
+        assert center is not None
+        assert radius is not None
+        shape = (-1, *network.output_shape)
+        return ordered((center - radius).reshape(shape), (center + radius).reshape(shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EitherWay(ZonotopeFamily):
+    """A zonotope whose bounds may come from rows pulled back, where that is the cheaper direction."""
+
+    def _backward(self, network: Network, rows: int) -> Substitution | None:
+        """The same relaxation as rows pulled back; None where noise terms are carried forward."""
+        raise NotImplementedError
+
+    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        backward = self._backward(network, k)
+        return (
+            super().bytes_needed(network, region, k) if backward is None else backward.bytes_needed(network, region, k)
+        )
+
+    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        backward = self._backward(network, k)
+        return super().least_bytes(network, region, k) if backward is None else backward.least_bytes(network, region, k)
+
+    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+        backward = self._backward(network, 0)
+        if backward is not None:
+            return backward.preactivation_bounds(network, region)
+        return super().preactivation_bounds(network, region)
+
+    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        backward = self._backward(network, rows.shape[1])
+        if backward is not None:
+            return backward.lower_bounds(network, region, rows)
+        return super().lower_bounds(network, region, rows)
+
+    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+        backward = self._backward(network, network.outputs)
+        if backward is not None:
+            return backward.output_bounds(network, region)
+        return super().output_bounds(network, region)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HBox(_EitherWay):
+    """Hybrid zonotope (symbolic intervals): the input's noise is shared, new errors join an interval part.
+
+    slope: "box" (hbox), "diag", "switch" or "chord" (hzono); continuous=True with "diag" is hbox-diag-c.
+    Sound: yes.  Gradient: exact; jumps in the weights at l = 0 (box), u = 0 (diag), |l| = |u| (switch).
+    Source: Mirman et al. 2018; arXiv 2102.06700.
+    """
+
+    slope: named.BandSlope = "box"
+    errors: ClassVar[zonotope.Errors] = "interval"
+
+    def _backward(self, network: Network, rows: int) -> Substitution | None:
+        if self.outward or pooled(network) or not _backward_pays(network, rows, sides=1, born=False):
+            return None
+        return _Hybrid(lines_of=self, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepZ(_EitherWay):
+    """Zonotope: every error is a noise term of its own.
+
+    slope: "chord" (deepz, smallest area), "box", "diag", "switch", "soft" (gamma), "slanted" (kappa in [0, 1]).
+    direction: "forward" carries noise terms, "backward" pulls rows with the same parallel lines back (the same
+    bounds); "auto" counts the multiply-adds of both.
+    Sound: yes.  Gradient: exact; continuous in the weights for chord, soft and continuous=True.
+    Source: Singh et al. 2018; arXiv 2102.06700, table 3.
+    """
+
+    direction: Literal["auto", "forward", "backward"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction not in ("auto", "forward", "backward"):
+            raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
+
+    def _backward(self, network: Network, rows: int) -> Substitution | None:
+        sides = 2 if self.outward or pooled(network) else 1
+        pays = not pooled(network) and _backward_pays(network, rows, sides)
+        if self.direction == "forward" or (self.direction == "auto" and not pays):
+            return None
+        return Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cauchy(ZonotopeFamily):
+    """DeepZ with its radii estimated by the median of k Cauchy projections: cost independent of the noise terms.
+
+    Sound: no, an estimate for training only; certification and the LP layers refuse it.
+    Gradient: of the estimate.  Source: Wong et al. 2018.
+    """
+
+    k: int = 50
+    seed: int = 0
+
+    sound: ClassVar[bool] = False
+    errors: ClassVar[zonotope.Errors] = "projection"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.k, int) and self.k >= 1):
+            raise ValueError(f"Cauchy: k must be an integer of at least 1, got {self.k}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"Cauchy: seed must be an integer, got {self.seed!r}")
+        if self.outward:
+            raise ValueError("Cauchy: an estimate cannot be rounded outward into a bound")
+
+    def _walk(self) -> zonotope.Walk:
+        return zonotope.Walk(self.lines, self.errors, self.k, self.seed)
+
+    def _noise(self, network: Network) -> memory.Pull:
+        return memory.carry(network, self.k, born=False, estimated=True)
+
+
+def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -> bool:
+    """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward.
+
+    sides: rows for the bounds of a neuron, one where it gives both.  born: every neuron adds a noise term.
+    """
+    forward = backward = 0
+    terms = math.prod(network.input_shape)
+    depth = 0  # multiply-adds of one row from here to the input
+    for node in network:
+        cost = getattr(node.op, "cost", lambda: 0)()
+        forward += terms * cost
+        if isinstance(node.op, Activation):
+            width = math.prod(node.shape)
+            if node.inputs[0] not in network.exact_intervals:
+                backward += sides * width * depth
+            terms += width if born else 0
+        depth += cost
+    return backward + rows * depth < forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bands(Substitution):
+    """The zonotope family as back-substitution: parallel lines, so one row gives both bounds."""
+
+    lines_of: DeepZ = None  # type: ignore[assignment]
+
+    parallel: ClassVar[bool] = True
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        return named.band_lines(
+            activation,
+            l,
+            u,
+            slope=self.lines_of.slope,
+            continuous=self.lines_of.continuous,
+            gamma=self.lines_of.gamma,
+            kappa=self.lines_of.kappa,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hybrid(Substitution):
+    """The hybrid zonotope with its shared noise as rows pulled back, and its interval part carried forward.
+
+    Without errors of their own the noise terms see an affine map at every activation: the row of a neuron pulled back
+    through the maps has the input's generators as coefficients. Values are to nearest, of networks without pooling.
+    """
+
+    lines_of: HBox = None  # type: ignore[assignment]
+
+    parallel: ClassVar[bool] = True
+
+    def _layers(
+        self, network: Network, region: InputBox, rooms: Rooms
+    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+        bounds, maps, _ = self._hybrid(network, region, rooms)
+        return bounds, {**maps}
+
+    def _hybrid(
+        self, network: Network, region: InputBox, rooms: Rooms
+    ) -> tuple[Preactivation, dict[str, Lines], dict[str, Tensor]]:
+        """Pre-activation bounds, each activation's affine map (as two equal lines), half widths of interval parts."""
+        exact = interval.propagate(network, region, targets=_exact_sources(network)).balls
+        bounds: Preactivation = {}
+        maps: dict[str, Lines] = {}
+        betas: dict[str, Tensor] = {}
+        for node in network:
+            if not isinstance(node.op, Activation):
+                if any(name in betas for name in node.inputs):
+                    zero = region.lower.new_zeros(())
+                    shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
+                    parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
+                    assert isinstance(node.op, Affine), "pooled networks go forward"
+                    betas[node.name] = node.op.absolute(*parts)
+                continue
+            source = node.inputs[0]
+            beta = betas.get(source)
+            if source in network.exact_intervals:
+                before = exact[source].bounds
+            else:
+                shape = network.shape_of(source)
+                low, high = self._ranges(network, source, identity_rows(shape, region.lower), region, maps, rooms.rows)
+                low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
+                before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
+            band = self.lines_of.lines(node.op, before.lower, before.upper)
+            lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
+            error = (band.upper_intercept - band.lower_intercept) / 2
+            bounds[node.name] = before
+            maps[node.name] = Lines(lam, shift, lam, shift)
+            betas[node.name] = error if beta is None else error + lam.abs() * beta
+        return bounds, maps, betas
+
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: Rooms) -> Tensor:
+        _, maps, betas = self._hybrid(network, region, rooms)
+        shared = self._substitute(network, network.output, rows, region, maps, None, rooms.rows)
+        front = backsubstitution.pull(
+            network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
+        )
+        for name, a in front.stops.items():
+            shared = shared - backsubstitution.dot(a.abs(), betas[name])
+        return shared
+
+
+def _exact_sources(network: Network) -> frozenset[str]:
+    """Inputs of activations whose interval is exact."""
+    sources = {node.inputs[0] for node in network if isinstance(node.op, Activation)}
+    return frozenset(sources & set(network.exact_intervals))
