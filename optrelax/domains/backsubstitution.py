@@ -236,7 +236,10 @@ def box_at_entrance(network: Network, region: InputBox, k: int) -> tuple[Tensor,
 def bytes_at_entrance(network: Network, region: InputBox, k: int) -> tuple[int, int] | None:
     """What k rows take there, forward and back, beside themselves; None where they go on to the input."""
     found = box_at_entrance(network, region, k)
-    return None if found is None else bytes_taken(region.shape[0], k, *found[0].shape, region.lower.element_size())
+    if found is None:
+        return None
+    m, n = found[0].shape
+    return bytes_taken(region.shape[0], k, m, n, region.lower.element_size())
 
 
 @rule(Activation, domain=Rows)
