@@ -27,7 +27,7 @@ CLASSES = 10
 
 _LAYERS = ("alpha-crown", "triangle", "layerwise")  # measured by lp_layers
 _NETWORKS = {"FC": "fc", "CONV": "conv"}
-_COVERED = {"FC": ("fc", 100), "CONV": ("conv", 100), "CONVPLUS": ("convplus", 10), "RESIDUAL": ("residual", 10)}
+_COVERED = {"FC": ("fc", 100), "CONV": ("conv", 100), "CONVPLUS": ("convplus", 100), "RESIDUAL": ("residual", 10)}
 """Networks of the table of batches, and the greatest batch at which rows are pulled back from every neuron."""
 _GROWTH = ("box", "crown-ibp", "crown", "deepz")
 _EVERY_NEURON = ("crown", "deepz")

@@ -163,7 +163,7 @@ class Conv2d(Affine):
                 f"Conv2d: takes {w.shape[1] * geometry.groups} channels [c, h, w], got input of shape {input_shape}"
             )
         self.geometry = geometry
-        kernel = (int(w.shape[2]), int(w.shape[3]))
+        self.kernel = kernel = (int(w.shape[2]), int(w.shape[3]))
         spatial = tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(

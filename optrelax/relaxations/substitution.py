@@ -14,7 +14,7 @@ from torch import Tensor
 from optrelax import lines as named
 from optrelax import memory
 from optrelax.activations import Activation
-from optrelax.domains import backsubstitution, interval
+from optrelax.domains import backsubstitution, interval, patches
 from optrelax.domains.interval import Ball
 from optrelax.domains.relax_step import kernels as relax_step_kernels
 from optrelax.domains.triton_steps import passes
@@ -135,6 +135,9 @@ class Substitution(Relaxation):
         room: float,
     ) -> Bounds:
         """Lower and upper bounds of every entry of a node."""
+        near = None if magnitude is not None else self._near(network, source, region, lines, room)
+        if near is not None:
+            return near
         shape = network.shape_of(source)
         eye = identity_rows(shape, region.lower)
         parallel = {name: pair for name, pair in lines.items() if isinstance(pair, Lines) and pair.parallel}
@@ -144,6 +147,19 @@ class Substitution(Relaxation):
         both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
         n = eye.shape[1]
         return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
+
+    def _near(
+        self, network: Network, source: str, region: InputBox, lines: Mapping[str, Lines | Bounds], room: float
+    ) -> Bounds | None:
+        """Bounds of a node behind two convolutions, patch by patch, where there is room for them at once."""
+        found = patches.find(network, source)
+        band = None if found is None else lines.get(found.activation)
+        if found is None or not isinstance(band, Lines):
+            return None
+        rows = math.prod(network.shape_of(source)) * (1 if self._one_row(network) and band.parallel else 2)
+        if found.pull(region.shape[0]).whole * rows * region.lower.element_size() > room:
+            return None
+        return ordered(*patches.ends(found, region, band, self._one_row(network) and band.parallel))
 
     def _substitute(
         self,
@@ -225,7 +241,7 @@ class Substitution(Relaxation):
         """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""
         size, batch = region.lower.element_size(), region.shape[0]
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
-        fixed = batch * (30 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
+        fixed = batch * (22 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
         sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
         sides = 1 if self._one_row(network) else 2
         targets = [
@@ -236,7 +252,11 @@ class Substitution(Relaxation):
         held = most = 0
         for rows, target in (*targets, (k, network.output)):
             end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
-            pull = self._pull(network, target, region, target != network.output, end is not None)
+            near = None if self.outward or target == network.output else patches.find(network, target)
+            if near is not None:
+                pull = near.pull(batch)
+            else:
+                pull = self._pull(network, target, region, target != network.output, end is not None)
             there, back = end or (0, 0)
             if torch.is_grad_enabled():  # the last rows go back first, and take what they kept with them
                 held += size * rows * pull.kept

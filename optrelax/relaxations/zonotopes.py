@@ -13,7 +13,7 @@ from torch import Tensor
 from optrelax import lines as named
 from optrelax import memory
 from optrelax.activations import Activation
-from optrelax.domains import backsubstitution, interval, zonotope
+from optrelax.domains import backsubstitution, interval, patches, zonotope
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
 from optrelax.graph import Network
@@ -180,7 +180,7 @@ class DeepZ(_EitherWay):
 
     def _backward(self, network: Network, rows: int) -> Substitution | None:
         sides = 2 if self.outward or pooled(network) else 1
-        pays = not pooled(network) and _backward_pays(network, rows, sides)
+        pays = not pooled(network) and _backward_pays(network, rows, sides, near=not self.outward)
         if self.direction == "forward" or (self.direction == "auto" and not pays):
             return None
         return Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
@@ -216,10 +216,11 @@ class Cauchy(ZonotopeFamily):
         return memory.carry(network, self.k, born=False, estimated=True)
 
 
-def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -> bool:
+def _backward_pays(network: Network, rows: int, sides: int, born: bool = True, near: bool = True) -> bool:
     """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward.
 
     sides: rows for the bounds of a neuron, one where it gives both.  born: every neuron adds a noise term.
+    near: a neuron behind two convolutions is bounded on its own patch.
     """
     forward = backward = 0
     terms = math.prod(network.input_shape)
@@ -230,7 +231,8 @@ def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -
         if isinstance(node.op, Activation):
             width = math.prod(node.shape)
             if node.inputs[0] not in network.exact_intervals:
-                backward += sides * width * depth
+                patch = patches.find(network, node.inputs[0]) if near else None
+                backward += sides * width * (depth if patch is None else math.prod(patch.sizes[1:]))
             terms += width if born else 0
         depth += cost
     return backward + rows * depth < forward
@@ -297,8 +299,13 @@ class _Hybrid(Substitution):
                 before = exact[source].bounds
             else:
                 shape = network.shape_of(source)
-                low, high = self._ranges(network, source, identity_rows(shape, region.lower), region, maps, rooms.rows)
-                low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
+                near = self._near(network, source, region, maps, rooms.rows)
+                if near is None:
+                    eye = identity_rows(shape, region.lower)
+                    low, high = self._ranges(network, source, eye, region, maps, rooms.rows)
+                    low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
+                else:
+                    low, high = near.lower, near.upper
                 before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
             band = self.lines_of.lines(node.op, before.lower, before.upper)
             lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
