@@ -126,3 +126,16 @@ def test_peak_memory_is_that_of_the_count():
     need = bytes_needed(crown, captured, region, 5)
     assert peak(step) <= TOLERANCE * need
     assert need <= 2 * peak(step)
+
+
+@pytest.mark.parametrize("relaxation", ["crown", "fast-lin"])
+def test_what_overflows_is_no_bound(relaxation):
+    net, captured = network((3, 1, 1), (3, 1, 1), (6, 6), torch.float32)
+    with torch.no_grad():
+        net[0].bias.fill_(1e30)
+        net[2].weight.fill_(1e10)
+        net[2].weight[:2] *= -1
+    x = torch.rand(2, 2, 6, 6)
+    found = list(ox.preactivation_bounds(captured, ox.LinfBall(x, 0.05), relaxation).values())[1]
+    assert not (found.lower == math.inf).any()
+    assert not (found.upper == -math.inf).any()

@@ -127,10 +127,10 @@ def substitute_both(
         low, high = range_over_box(a, region.lower, region.upper)
         walk.add_constant(low, upper=high)
     assert walk.upper is not None
-    return _finite(walk.constant, torch.inf), _finite(walk.upper, -torch.inf)
+    return no_overflow(walk.constant, torch.inf), no_overflow(walk.upper, -torch.inf)
 
 
-def _finite(bound: Tensor, wrong: float) -> Tensor:
+def no_overflow(bound: Tensor, wrong: float) -> Tensor:
     """A sum that overflowed to the `wrong` side is no bound; to the other it is a useless one."""
     return bound.masked_fill(bound.detach() == wrong, torch.nan)
 
@@ -179,7 +179,7 @@ def concretise(walk: Rows, region: InputBox) -> Tensor:
             # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
             size = dot(a.abs(), region.center.abs() + region.radius)
             walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
-    walk.constant = _finite(walk.constant, torch.inf)
+    walk.constant = no_overflow(walk.constant, torch.inf)
     if walk.allowance is None:
         return walk.constant
     total = walk.allowance

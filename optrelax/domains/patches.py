@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.activations import Activation
+from optrelax.domains.backsubstitution import no_overflow
 from optrelax.domains.band_step import band_step, range_over_box
 from optrelax.domains.relax_step import least_over_box, relax_step
 from optrelax.domains.sign_products import ends_through, pays
@@ -117,7 +118,8 @@ def ends(found: Patches, region: InputBox, lines: Lines, one_row: bool) -> tuple
     own = found.outer.bias(center)
     shape = (region.shape[0], -1, rows.shape[1])
     both = [t.reshape(shape).mT.reshape(-1, *found.outer.shape) for t in (low, high)]
-    return (both[0], both[1]) if own is None else (both[0] + own, both[1] + own)
+    low, high = both if own is None else (t + own for t in both)
+    return no_overflow(low, torch.inf), no_overflow(high, -torch.inf)
 
 
 def _through(a: Tensor, weight: Tensor, center: Tensor, radius: Tensor, both: bool) -> tuple[Tensor, Tensor]:
