@@ -139,3 +139,30 @@ def test_what_overflows_is_no_bound(relaxation):
     found = list(ox.preactivation_bounds(captured, ox.LinfBall(x, 0.05), relaxation).values())[1]
     assert not (found.lower == math.inf).any()
     assert not (found.upper == -math.inf).any()
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+@pytest.mark.parametrize("bias", [-50.0, 50.0, "ties"])
+@pytest.mark.parametrize("relaxation", ["crown", "fast-lin"])
+def test_edges_in_float32(relaxation, bias, eps):
+    """Dead and active maps, neurons at l = 0, u = 0 and |l| = |u|, boxes of no width: as whole rows, values inside."""
+    net, captured = network((1, 1, 0), (3, 1, 1), (5, 5), torch.float32)
+    with torch.no_grad():
+        if bias == "ties":  # the pixels are 0.5: with eps 0.3 the maps have l = 0, u = 0 and |l| = |u|
+            net[0].weight.zero_()[:, 0] = 1.0
+            net[0].bias.copy_(torch.tensor([-0.2, -0.8, -0.5]))
+        else:
+            net[0].bias.fill_(bias)
+    x, found = torch.full((2, 2, 5, 5), 0.5), []
+    region = ox.LinfBall(x, eps)
+    for which in (patches.find, lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(patches, "find", which)
+            before = list(ox.preactivation_bounds(captured, region, relaxation).values())[1]
+            found.append([before.lower.detach(), before.upper.detach()])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    low, high = found[0]
+    for _ in range(20):
+        y = net[:3](x + eps * (2 * torch.rand_like(x) - 1)).detach()
+        assert (low <= y + 1e-4).all()
+        assert (y <= high + 1e-4).all()

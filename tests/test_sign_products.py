@@ -181,3 +181,11 @@ def test_a_network_that_dies_behind_its_entrance():
     low.sum().backward()
     torch.testing.assert_close(low, torch.einsum("bkc,bc->bk", ox.margins(torch.arange(2), 5), net(x)).detach())
     assert not first.weight.grad.any()
+
+
+def test_a_batch_of_none():
+    a, weight = torch.zeros(0, 64, 40, requires_grad=True), torch.ones(40, 50, requires_grad=True)
+    middle, spread = sign_products.ends_through(a, weight, torch.zeros(0, 50), torch.zeros(0, 50))
+    assert middle.shape == spread.shape == (0, 64)
+    (middle + spread).sum().backward()
+    assert not weight.grad.any()

@@ -3,7 +3,7 @@
 The range of a row a over W x + b for x in a box is a W center -+ |a W| radius, so the gradient has two products, with W
 and with a, of a matrix of signs. In blocks that stay in the cache, the product's ends are taken and its signs kept,
 a bit each, instead of its numbers; a product with signs goes by tables (`sign_products.c`), in less than half the time
-of a matrix product on the processors where it was measured. Only compiled, on a CPU: `find` says where.
+of a matrix product on the processors where it was measured. Only compiled, on a CPU: `pays` says where.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bytes_taken(batch: int, k: int, m: int, n: int, size: int) -> tuple[int, int
 
 def _examples(batch: int, k: int, n: int, size: int) -> int:
     """How many are in work at a time."""
-    return min(batch, max(1, _BLOCK * torch.get_num_threads() // (k * n * size)))
+    return max(1, min(batch, _BLOCK * torch.get_num_threads() // (k * n * size)))
 
 
 def ends_through(a: Tensor, weight: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
