@@ -156,10 +156,11 @@ class Substitution(Relaxation):
         band = None if found is None else lines.get(found.activation)
         if found is None or not isinstance(band, Lines):
             return None
-        rows = math.prod(network.shape_of(source)) * (1 if self._one_row(network) and band.parallel else 2)
+        one_row = self._one_row(network) and band.parallel
+        rows = math.prod(network.shape_of(source)) * (1 if one_row else 2)
         if found.pull(region.shape[0]).whole * rows * region.lower.element_size() > room:
             return None
-        return ordered(*patches.ends(found, region, band, self._one_row(network) and band.parallel))
+        return ordered(*patches.ends(found, region, band, one_row))
 
     def _substitute(
         self,
