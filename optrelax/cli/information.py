@@ -40,7 +40,7 @@ def facts() -> dict[str, Any]:
 
     import optrelax
     from optrelax import convolutions, relu_lines
-    from optrelax.domains import band_step, interval, relax_step, sign_products, triton_steps
+    from optrelax.domains import ball_products, band_step, interval, relax_step, sign_products, triton_steps
     from optrelax.layers import dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
@@ -49,6 +49,7 @@ def facts() -> dict[str, Any]:
     kernels += [f"cuDNN {torch.backends.cudnn.version()}"] if torch.backends.cudnn.is_available() else []
     passes = {
         "intervals": interval,
+        "products of balls": ball_products,
         "lines": relu_lines,
         "relaxation step": relax_step,
         "parallel lines": band_step,

@@ -6,21 +6,15 @@
 
 #define KERNELS(T, NAME)                                                                                               \
                                                                                                                        \
-    /* The smallest ball around the images, bias [n] or null added to the centers [rows, n] before; may work in place. \
-    active: 1 where the lower end passes, 2 where the upper does. */                                                   \
-    void rectify_##NAME(int64_t rows, int64_t n, const T *bias, const T *center, const T *radius, T *c, T *r,          \
-                   int8_t *active, int64_t threads) {                                                                  \
-        const int64_t step = rows == 1 ? n / threads + 1 : n, parts = rows == 1 ? threads : rows;                      \
-        _Pragma("omp parallel for num_threads(threads) if (rows * n > FEW)") for (int64_t i = 0; i < parts; i++) {     \
-            const int64_t begin = i * step, end = begin + step < rows * n ? begin + step : rows * n;                   \
-            _Pragma("omp simd") for (int64_t j = begin; j < end; j++) {                                                \
-                const T x = center[j] + (bias ? bias[j - (rows == 1 ? 0 : begin)] : 0);                                \
-                const T low = x - radius[j], high = x + radius[j];                                                     \
-                const T a = low < 0 ? 0 : low, b = high < 0 ? 0 : high;                                                \
-                c[j] = (a + b) * (T)0.5;                                                                               \
-                r[j] = (b - a) * (T)0.5;                                                                               \
-                active[j] = (low <= 0 ? 0 : 1) | (high <= 0 ? 0 : 2);                                                  \
-            }                                                                                                          \
+    /* The smallest ball around the images; may work in place. active: 1 where the lower end passes, 2 where the upper \
+    does. */                                                                                                           \
+    void rectify_##NAME(int64_t n, const T *center, const T *radius, T *c, T *r, int8_t *active, int64_t threads) {    \
+        _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
+            const T low = center[j] - radius[j], high = center[j] + radius[j];                                         \
+            const T a = low < 0 ? 0 : low, b = high < 0 ? 0 : high;                                                    \
+            c[j] = (a + b) * (T)0.5;                                                                                   \
+            r[j] = (b - a) * (T)0.5;                                                                                   \
+            active[j] = (low <= 0 ? 0 : 1) | (high <= 0 ? 0 : 2);                                                      \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -32,13 +26,6 @@
             const T low = active[j] & 1 ? c - r : 0, high = active[j] & 2 ? c + r : 0;                                 \
             to_center[j] = high + low;                                                                                 \
             to_radius[j] = high - low;                                                                                 \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    /* Gradient of W by that of W and that of |W|; may work in place. */                                               \
-    void fold_##NAME(int64_t n, const T *w, const T *to_w, const T *to_size, T *total, int64_t threads) {              \
-        _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
-            total[j] = to_w[j] + (w[j] > 0 ? to_size[j] : (w[j] < 0 ? -to_size[j] : 0));                               \
         }                                                                                                              \
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from optrelax import native
 from optrelax.activations import Activation
+from optrelax.domains import ball_products
+from optrelax.domains.ball_products import LinearBall, through, to_ball, to_weight
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
 from optrelax.graph import Network, Node
@@ -127,7 +128,7 @@ def kernels() -> native.Build:
 
 def _compiles(x: Ball) -> bool:
     """Whether the compiled passes do what the rules would: rounded to nearest, on a CPU."""
-    return not x.outward and kernels().supports(x.center, x.radius)
+    return not x.outward and all(k.supports(x.center, x.radius) for k in (kernels(), ball_products.kernels()))
 
 
 def _chain(network: Network, node: Node, targets: Set[str]) -> tuple[list[Linear], str | None]:
@@ -164,8 +165,8 @@ def _through_chain(ops: list[Linear], x: Ball) -> Ball:
 def _through(op: Linear, x: Ball) -> Ball:
     given = (op.weight(x.center), op.bias(x.center))
     if x.center.dim() == 2:
-        return Ball(*_LinearBall.apply(x.center, x.radius, *given))
-    found = _LinearBall.apply(x.center.flatten(0, -2), x.radius.flatten(0, -2), *given)
+        return Ball(*LinearBall.apply(x.center, x.radius, *given))
+    found = LinearBall.apply(x.center.flatten(0, -2), x.radius.flatten(0, -2), *given)
     return Ball(*(t.reshape(*x.center.shape[:-1], t.shape[-1]) for t in found))
 
 
@@ -177,7 +178,7 @@ class _Rectify(torch.autograd.Function):
         center, radius = center.contiguous(), radius.contiguous()
         found = torch.empty_like(center), torch.empty_like(radius)
         active = torch.empty_like(center, dtype=torch.int8)
-        kernels().call("rectify", center.dtype, 1, center.numel(), None, center, radius, *found, active)
+        kernels().call("rectify", center.dtype, center.numel(), center, radius, *found, active)
         ctx.save_for_backward(active)
         return found
 
@@ -194,64 +195,30 @@ class _Rectify(torch.autograd.Function):
         return found
 
 
-class _LinearBall(torch.autograd.Function):
-    """Center and radius [n, in] through a matrix W [out, in]: c W^T + b, r |W|^T.
-
-    |W| is made anew in the backward pass, in a buffer that stays in the processor's cache, instead of being kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(center, radius, weight)
-        size = torch.abs(weight, out=_scratch(weight))
-        return F.linear(center, weight, bias), radius @ size.mT
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        center, radius, weight = ctx.saved_tensors
-        to_c, to_r = grads
-        need = ctx.needs_input_grad
-        again = torch.is_grad_enabled()
-        to_weight = None
-        if need[2] and again:
-            to_weight = to_c.mT @ center + weight.sign() * (to_r.mT @ radius)
-        elif need[2]:
-            part = torch.mm(to_r.mT, radius, out=_scratch(weight))
-            to_weight = to_c.mT @ center
-            kernels().call("fold", weight.dtype, weight.numel(), weight.contiguous(), to_weight, part, to_weight)
-        to_radius = None
-        if need[1]:
-            to_radius = to_r @ (weight.abs() if again else torch.abs(weight, out=_scratch(weight)))
-        return to_c @ weight if need[0] else None, to_radius, to_weight, to_c.sum(0) if need[3] else None
-
-
 class _LinearChain(torch.autograd.Function):
-    """Center and radius [n, in] through matrices, each followed by a ReLU: one node of the graph for all.
-
-    Center and radius lie one behind the other, W and |W| too: a batched product of two, one a thread.
-    """
+    """Center and radius [n, in] through matrices, each followed by a ReLU: one node of the graph for all."""
 
     @staticmethod
     def forward(ctx: Any, count: int, center: Tensor, radius: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
-        x = torch.stack((center, radius))
+        # The matrices as they are used: the gradient's products want them so too.
+        weights = [w.contiguous() for w in given[:count] if w is not None]
+        x = center.contiguous(), radius.contiguous()
         kept: list[Tensor] = []
-        for weight, bias in zip(given[:count], given[count:], strict=True):
-            assert weight is not None
-            y = torch.bmm(x, _both(weight).mT)
-            active = torch.empty(y.shape[1:], dtype=torch.int8, device=y.device)
-            bias = None if bias is None else bias.contiguous()
-            kernels().call("rectify", y.dtype, *y.shape[1:], bias, y[0], y[1], y[0], y[1], active)
-            kept += [x, active]
+        for weight, bias in zip(weights, given[count:], strict=True):
+            y = through(*x, weight, bias)
+            active = torch.empty_like(y[0], dtype=torch.int8)
+            kernels().call("rectify", y[0].dtype, y[0].numel(), *y, *y, active)
+            kept += [*x, active]
             x = y
         ctx.count = count
-        ctx.save_for_backward(center, radius, *given, *kept)
-        return x[0].clone(), x[1].clone()
+        ctx.save_for_backward(center, radius, *given, *weights, *kept)
+        return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count, need = ctx.count, ctx.needs_input_grad
         saved = ctx.saved_tensors
-        inputs, kept = saved[: 2 + 2 * count], saved[2 + 2 * count :]
+        inputs, weights, kept = saved[: 2 + 2 * count], saved[2 + 2 * count : 2 + 3 * count], saved[2 + 3 * count :]
         if torch.is_grad_enabled():  # to be differentiated again
             # Under other names: where one input depends on another, or comes twice, each wants its own share.
             apart: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
@@ -260,18 +227,16 @@ class _LinearChain(torch.autograd.Function):
             return None, *(next(found) if w else None for w in need[1:])
         to_weights: list[Tensor | None] = [None] * count
         to_biases: list[Tensor | None] = [None] * count
-        g: Tensor | None = torch.stack(grads)
+        to_c, to_r = (t.contiguous() for t in grads)
         for i in reversed(range(count)):
-            assert g is not None
-            weight, x, active = inputs[2 + i], kept[2 * i], kept[2 * i + 1]
-            kernels().call("rectify_back", g.dtype, active.numel(), active, g[0], g[1], g[0], g[1])
-            to_biases[i] = g[0].sum(0) if need[3 + count + i] else None
-            if need[3 + i]:
-                parts = torch.bmm(g.mT, x, out=_scratch(weight, 2))
-                to_weights[i] = torch.empty_like(weight, memory_format=torch.contiguous_format)
-                kernels().call("fold", g.dtype, weight.numel(), weight.contiguous(), *parts, to_weights[i])
-            g = torch.bmm(g, _both(weight)) if i > 0 or need[1] or need[2] else None
-        ends = (None, None) if g is None else (g[0], g[1])
+            c, r, active = kept[3 * i : 3 * i + 3]
+            back = torch.empty_like(to_c), torch.empty_like(to_r)
+            kernels().call("rectify_back", to_c.dtype, active.numel(), active, to_c, to_r, *back)
+            to_biases[i] = back[0].sum(0) if need[3 + count + i] else None
+            to_weights[i] = to_weight(*back, c, r, weights[i]) if need[3 + i] else None
+            if i > 0 or need[1] or need[2]:
+                to_c, to_r = to_ball(*back, weights[i])
+        ends = (to_c, to_r)
         return None, *(t if w else None for t, w in zip(ends, need[1:3], strict=True)), *to_weights, *to_biases
 
 
@@ -283,39 +248,6 @@ def _eager_chain(count: int, center: Tensor, radius: Tensor, *given: Tensor | No
         low, high = (center - radius).relu(), (center + radius).relu()
         center, radius = (low + high) / 2, (high - low) / 2
     return center, radius
-
-
-def _both(weight: Tensor) -> Tensor:
-    """W and |W| in a buffer: [2, out, in]."""
-    found = _scratch(weight, 2)
-    found[0].copy_(weight)
-    torch.abs(weight, out=found[1])
-    return found
-
-
-_LARGEST = 2**24  # bytes; a matrix beyond the caches gains nothing from a buffer that is kept
-_buffers = threading.local()
-
-
-def _scratch(like: Tensor, count: int = 1) -> Tensor:
-    """A buffer of this thread for one matrix, or [count, *shape], good until the next call.
-
-    Fresh memory costs more than the sums that go into it.
-    """
-    shape = like.shape if count == 1 else (count, *like.shape)
-    size = count * like.numel() * like.element_size()
-    if size > _LARGEST:
-        return like.new_empty(shape)
-    views = _buffers.__dict__.setdefault("views", {})
-    found = views.get((shape, like.dtype))
-    if found is None:
-        with torch.inference_mode(False):  # whose tensors nothing outside it may write to
-            held = _buffers.__dict__.get("held")
-            if held is None or held.numel() < size:
-                views.clear()
-                held = _buffers.held = torch.empty(size, dtype=torch.uint8, device="cpu")
-            found = views[shape, like.dtype] = held[:size].view(like.dtype).view(shape)
-    return found
 
 
 @rule(Affine, domain=Ball)
