@@ -19,7 +19,16 @@ from benchmarks.reports import Options
 from optrelax import relaxations
 from optrelax.pages import keep_pages
 
-SUITES = ("closed_forms", "growth", "memory", "alpha_crown", "lp_layers", "training_steps", "relaxation_steps")
+SUITES = (
+    "closed_forms",
+    "shortcuts",
+    "growth",
+    "memory",
+    "alpha_crown",
+    "lp_layers",
+    "training_steps",
+    "relaxation_steps",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -136,6 +136,20 @@ def test_relaxation_steps_are_measured_and_stored(tmp_path):
 
 
 @pytest.mark.slow
+def test_shortcuts_are_measured_against_the_same_step_without_them(tmp_path):
+    main("shortcuts", "--out", tmp_path)
+    record = stored(tmp_path, "shortcuts")
+    (table,) = record["tables"]
+    assert len({row["shortcut"] for row in table["rows"]}) == 4
+    for row in table["rows"]:
+        # One round: the ratio is that of the two times.
+        assert row["times faster"] == pytest.approx(row["without ms"] / row["with ms"])
+    # The switches do switch: sums in another order, or other kernels, leave their trace; the bounds stay equal.
+    assert max(row["difference"] for row in table["rows"]) > 0
+    assert all(bar["held"] for bar in record["bars"])
+
+
+@pytest.mark.slow
 def test_training_steps_are_measured_and_stored(tmp_path, monkeypatch):
     from benchmarks import training_steps
 
