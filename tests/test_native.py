@@ -429,6 +429,24 @@ def test_compiled_chain_of_linear_maps_is_the_rules(dtype, bias, frozen):
         torch.testing.assert_close(one, other, rtol=0, atol=scale * (1e-5 if dtype == torch.float32 else 1e-12))
 
 
+@pytest.mark.parametrize(
+    ("relaxation", "products"),
+    # Intervals of the first layer; of the three before an activation, once; of all before the last, for its rows.
+    [("crown", 1), ("crown-ibp", 3), ("box", 3)],
+)
+def test_no_interval_is_computed_that_nobody_reads(relaxation, products, monkeypatch):
+    names, call = [], native.Build.call
+
+    def counted(self, name, *given):
+        names.append(name)
+        call(self, name, *given)
+
+    monkeypatch.setattr(native.Build, "call", counted)
+    region = ox.LinfBall(torch.rand(2, 5), 0.1)
+    ox.lower_bounds(ox.models.fc(5, 6, 7, 8, 3), region, torch.eye(3), relaxation)
+    assert names.count("pair") == products
+
+
 def matrix(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> list[torch.Tensor]:
     """Weight [outputs, inputs], not contiguous and with zeros, and its bias."""
     g = torch.Generator().manual_seed(2)

@@ -66,7 +66,10 @@ class Box(Relaxation):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         size = examples_at_a_time(self, network, region, 0)
-        return memory.in_pieces(network, lambda r, _: self.intervals(network, r).preactivation, region, None, size)
+        # Nothing behind the last activation; what is loosened is so on the way.
+        wanted = frozenset(n.inputs[0] for n in network.activations) if self.omega == 0 else None
+        walk = partial(self.intervals, network, targets=wanted)
+        return memory.in_pieces(network, lambda r, _: walk(r).preactivation, region, None, size)
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         size = examples_at_a_time(self, network, region, rows.shape[1])

@@ -100,9 +100,12 @@ class Substitution(Relaxation):
         self, network: Network, region: InputBox, rooms: Rooms
     ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
-        balls = interval.propagate(network, region, rounding=self.rounding).balls
-        magnitude = self._magnitude(network, balls)
         given = None if self.preactivation is None else self._given(network, region, rooms.source)
+        enough = _without_rows(network, given)
+        # Outward rounding wants the sizes of all values.
+        targets = None if self.outward else enough
+        balls = interval.propagate(network, region, rounding=self.rounding, targets=targets).balls
+        magnitude = self._magnitude(network, balls)
         bounds: Preactivation = {}
         lines: dict[str, Lines | Bounds] = {}
         for node in network:
@@ -111,7 +114,7 @@ class Substitution(Relaxation):
             source = node.inputs[0]
             if given is not None and node.name in given:
                 before = given[node.name]
-            elif source in network.exact_intervals or (given is not None and isinstance(node.op, MaxPool2d)):
+            elif source in enough:
                 before = balls[source].bounds
             else:
                 before = self._both(network, source, region, lines, magnitude, rooms.rows)
@@ -337,3 +340,10 @@ class FastLin(Substitution):
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.band_lines(activation, l, u, slope="chord")
+
+
+def _without_rows(network: Network, given: Preactivation | None) -> frozenset[str]:
+    """Nodes whose intervals do: where these are exact, and before poolings in a network whose bounds are given."""
+    nodes = [n for n in network if isinstance(n.op, (Activation, MaxPool2d)) and not (given and n.name in given)]
+    pooled = {n.inputs[0] for n in nodes if given is not None and isinstance(n.op, MaxPool2d)}
+    return frozenset(pooled | {n.inputs[0] for n in nodes} & network.exact_intervals)
