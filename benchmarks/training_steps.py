@@ -51,12 +51,13 @@ def _table(name: str, net: nn.Module, options: Options) -> Table:
     images = load_dataset(options.data, options.data_dir, split="train").subset(6 if options.quick else _IMAGES)
     x, labels = images.images.to(options.device), images.labels.to(options.device)
     losses = {loss: recipe(f"{options.data}-fc-small-{loss}").loss() for loss in NAMES}
+    network = ox.capture(net, x.shape[1:])  # once, as `train` does
     tasks: dict[str, Task] = {"own step": _own(net, x, labels)}
-    tasks |= {loss: _step(net, call, x, labels) for loss, call in losses.items()}
+    tasks |= {loss: _step(network, call, x, labels) for loss, call in losses.items()}
     timed = interleaved(tasks, runs=options.runs, device=options.device)
     rows = []
     for loss, call in losses.items():
-        solved = _terms(net, call, x, labels).solved
+        solved = _terms(network, call, x, labels).solved
         rows.append(_row(loss, timed.median(loss), timed.ratio(loss, "crown"), timed.ratio(loss, "own step"), solved))
     return Table(
         title=f"{name}, {len(labels)} images",
@@ -83,13 +84,13 @@ def _row(loss: str, seconds: float, crown: float, own: float, solved: Any) -> Ro
     }
 
 
-def _terms(net: nn.Module, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> LossTerms:
+def _terms(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> LossTerms:
     return loss(net, ox.LinfBall(x, _EPS, _CLIP), labels)
 
 
-def _step(net: nn.Module, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> Task:
+def _step(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> Task:
     def step() -> None:
-        net.zero_grad(set_to_none=True)
+        net.module.zero_grad(set_to_none=True)
         _terms(net, loss, x, labels).total.backward()
 
     return step
