@@ -78,7 +78,8 @@ def _table(title: str, rows: list[Row]) -> Table:
         rows=rows,
         smaller=("measured / asked",),
         notes=(
-            "Measured is the peak of one step (forward and backward) in a fresh process, beyond what was there before. "
+            "Measured is the peak of one step (forward and backward) in a fresh process, beyond what was there before, "
+            "with a C library that gives freed memory back at once; one that keeps it may hold twice as much. "
             "Whole is what the library counts for a pass that is not cut, least what it needs for one row of one "
             "example (for the LP layers beside the points of all that wait); a limit below that is exceeded.",
         ),
