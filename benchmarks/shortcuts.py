@@ -100,7 +100,8 @@ def _measured(row: _Row, options: Options) -> Row:
     of = case(row.network, row.batch, options.seed, options.device)
     tasks: dict[str, Task] = {"with": _call(of.step, row, False), "without": _call(of.step, row, True)}
     about = interleaved(tasks, runs=1, device=options.device, least=0.0).median("without")
-    timed = interleaved(tasks, runs=options.runs * (_TURNS if about < _SHORT else 1), device=options.device)
+    turns = _TURNS if about < _SHORT and not options.quick else 1
+    timed = interleaved(tasks, runs=options.runs * turns, device=options.device)
     with torch.no_grad():
         one, other = (_call(of.margins, row, without)() for without in (False, True))
     difference = (one - other).abs().max() / other.abs().max()
