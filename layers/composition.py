@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from optrelax.graph import Network, Node
 from optrelax.layers.prices import affine_line
 from optrelax.layers.problems import Problems, Weights
 from optrelax.ops import Affine, flatten_from
@@ -46,6 +48,55 @@ class Place:
         return flat.scatter(-1, at, values)[..., :-1].reshape(rest.shape)
 
 
+class Stretches:
+    """What lies between activations as matrices on the values behind it: shared by examples, made once a solve."""
+
+    def __init__(self, network: Network, like: Tensor) -> None:
+        self.network, self.like = network, like
+        self._found: dict[str, Weights] = {}
+
+    def matrices(self, activation: str) -> Weights:
+        """The pre-activation's matrix [n, *shape of the source] on each activation or input that it reads."""
+        if activation not in self._found:
+            name = self.network[activation].inputs[0]
+            eye = identity_rows(self.network.shape_of(name), self.like)[0]
+            self._found[activation] = self._walk({name: eye})
+        return self._found[activation]
+
+    @cached_property
+    def dense(self) -> frozenset[str]:
+        """Activations whose matrices cost no more to multiply with than the ops that they stand for."""
+        found = set()
+        for node in self.network.activations:
+            ops, sources, pending = 0, set[str](), {node.inputs[0]}
+            for before in reversed(self.network.nodes):
+                if before.name in pending:
+                    if isinstance(before.op, Affine):
+                        ops += before.op.cost()
+                        pending |= set(before.inputs)
+                    else:
+                        sources.add(before.name)
+            if self.network.input in pending:
+                sources.add(self.network.input)
+            entries = math.prod(node.shape) * sum(math.prod(self.network.shape_of(name)) for name in sources)
+            if entries <= ops:
+                found.add(node.name)
+        return frozenset(found)
+
+    def _walk(self, pending: Weights) -> Weights:
+        stops: Weights = {}
+        for node in reversed(self.network.nodes):
+            if node.name not in pending:
+                continue
+            a = pending.pop(node.name)
+            if not isinstance(node.op, Affine):
+                stops[node.name] = a
+                continue
+            for name, pulled in zip(node.inputs, node.op.transpose(a), strict=True):
+                pending[name] = pending[name] + pulled if name in pending else pulled
+        return stops | pending
+
+
 @dataclass(frozen=True)
 class Composition:
     """The affine maps between input, kept neurons and a target.
@@ -53,10 +104,17 @@ class Composition:
     problems: one an example, E of them; with everything kept, any one of them: the maps are the network's own.
     everything: keep every neuron, in one copy for all examples (E = 1); else the crossing ones of each example, padded
     to the greatest number with neurons that read and feed nothing.
+    given: matrices of the network that another composition made already.
     """
 
     problems: Problems
     everything: bool = False
+    given: Stretches | None = None
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """The network's matrices between activations."""
+        return self.given or Stretches(self.problems.network, self.problems.rows)
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -92,63 +150,65 @@ class Composition:
             for name, h in self.problems.hulls.items()
         }
 
-    def neurons(self, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    def neurons(self, place: Place) -> tuple[Tensor, Tensor]:
         """The kept pre-activations of a place as `pull` gives rows."""
-        network = self.problems.network
-        source = network[network[place.name].inputs[0]] if self._is_node(place.name) else None
-        like, examples = self.problems.rows, len(place.index)
-        if source is None or not isinstance(source.op, Affine):
-            name = network[place.name].inputs[0]
-            rows = like.new_zeros(examples, place.last - place.first, *network.shape_of(name))
-            flatten_from(rows, 2).scatter_(2, place.index[..., None], place.real.to(rows)[..., None])
-            return self._walk({name: rows}, like.new_zeros(rows.shape[:2]))
-        # The rows of the op's own matrix, picked: a product with unit rows would cost as much as a sweep.
-        eye = identity_rows(source.shape, like)[0]
-        keep = place.real.to(like)
-        pending: Weights = {}
-        for name, pulled in zip(source.inputs, source.op.transpose(eye), strict=True):
-            picked = pulled[place.index] * keep.reshape(*keep.shape, *[1] * (pulled.dim() - 1))
-            pending[name] = pending[name] + picked if name in pending else picked
-        b = source.op.bias(like)
-        constant = torch.zeros_like(keep)
-        if b is not None:
-            constant = b.expand(source.shape).reshape(-1)[place.index] * keep
-        return self._walk(pending, constant)
+        # The rows of the matrices, picked: a product with unit rows would cost as much as a sweep.
+        keep = place.real.to(self.problems.rows)
+        pending = {}
+        for name, matrix in self.stretches.matrices(place.name).items():
+            pending[name] = matrix[place.index] * keep.reshape(*keep.shape, *[1] * (matrix.dim() - 1))
+        return self._walk(pending, keep.shape)
 
-    def _is_node(self, activation: str) -> bool:
-        network = self.problems.network
-        return network[activation].inputs[0] != network.input
+    def pull(self, target: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [E, k, *shape] of a node as coefficients of the input [E, k, d] and of kept values [E, k, K]."""
+        return self._walk({target: rows}, rows.shape[:2])
 
-    def pull(self, target: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [E, k, *shape] of a node as coefficients of the input [E, k, d] and of kept values, and constants."""
-        return self._walk({target: rows}, rows.new_zeros(rows.shape[:2]))
+    def values(self, x: Tensor) -> Weights:
+        """Every pre-activation, by activation, and the target, at x [E, *input shape] and 0 in place of kept values."""
+        network, found = self.problems.network, {}
+        values = {network.input: x}
+        for node in network.nodes:
+            if node.name not in self.problems.wanted:
+                continue
+            inputs = [values[name] for name in node.inputs]
+            if isinstance(node.op, Affine):
+                values[node.name] = node.op.apply(*inputs)
+                continue
+            found[node.name] = inputs[0]
+            slope, intercept = self.rest.get(node.name, (torch.zeros_like(inputs[0]),) * 2)
+            values[node.name] = torch.addcmul(intercept, slope, inputs[0])
+        return found | {self.problems.target: values[self.problems.target]}
 
-    def _walk(self, pending: Weights, constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        network = self.problems.network
-        lead = constant.shape
-        on_values = constant.new_zeros(*lead, self.width)
+    def _walk(self, pending: Weights, lead: torch.Size) -> tuple[Tensor, Tensor]:
+        network, like = self.problems.network, self.problems.rows
+        on_values = like.new_zeros(*lead, self.width)
         places = {place.name: place for place in self.places}
         for node in reversed(network.nodes):
             if node.name not in pending:
                 continue
             a = pending.pop(node.name)
             if isinstance(node.op, Affine):
-                b = node.op.bias(a)
-                if b is not None:
-                    constant = constant + flatten_from(a, 2) @ b.expand(node.shape).reshape(-1)
-                pulls = zip(node.inputs, node.op.transpose(a), strict=True)
+                pulls = list(zip(node.inputs, node.op.transpose(a), strict=True))
             else:
                 place, flat = places[node.name], flatten_from(a, 2)
                 picked = flat if self.everything else flat.gather(2, place.index[:, None].expand(-1, lead[1], -1))
                 on_values[:, :, place.span] += picked * place.real[:, None]
                 if self.everything:
                     continue
-                slope, intercept = self.rest[node.name]
-                constant = constant + (flat @ flatten_from(intercept, 1)[..., None])[..., 0]
-                pulls = zip(node.inputs, (a * slope[:, None],), strict=True)
+                pulls = self._before(node, a * self.rest[node.name][0][:, None])
             for name, pulled in pulls:
                 pending[name] = pending[name] + pulled if name in pending else pulled
         on_input = pending.get(network.input)
         if on_input is None:
-            on_input = constant.new_zeros(*lead, *network.input_shape)
-        return flatten_from(on_input, 2), on_values, constant
+            on_input = like.new_zeros(*lead, *network.input_shape)
+        return flatten_from(on_input, 2), on_values
+
+    def _before(self, node: Node, a: Tensor) -> list[tuple[str, Tensor]]:
+        """Rows of an activation's pre-activation as rows of what lies behind it, one op or a whole stretch back."""
+        if node.name not in self.stretches.dense:
+            return [(node.inputs[0], a)]
+        flat = flatten_from(a, 2)
+        return [
+            (name, (flat @ flatten_from(matrix, 1)).reshape(*a.shape[:2], *matrix.shape[1:]))
+            for name, matrix in self.stretches.matrices(node.name).items()
+        ]

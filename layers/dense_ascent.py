@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FIRST, SECOND = 0.7, 0.9
 """Adam's memories: short, since the active lines change within a few iterations (docs/lp-layers.md compares)."""
-_MARGIN = 0.95  # of the tolerance: both points are evaluated once more by the network's own sweeps
+MARGIN = 0.95  # of the tolerance: both points are evaluated once more by the network's own sweeps
 
 
 class Lines(NamedTuple):
@@ -75,14 +75,16 @@ def chain(problems: Problems) -> Chain | None:
         return None
     composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), True)
     weights, constants = [], []
+    values = composition.values(torch.zeros_like(composition.problems.lower))
     for t, place in enumerate(composition.places):
-        on_input, on_values, constant = composition.neurons(place)
+        on_input, on_values = composition.neurons(place)
         weights.append((on_input if t == 0 else on_values[..., composition.places[t - 1].span])[0].contiguous())
-        constants.append(constant[0].contiguous())
-    _, c, offset = composition.pull(problems.target, problems.rows[None])
+        constants.append(values[place.name].flatten())
+    _, c = composition.pull(problems.target, problems.rows[None])
+    offset = flatten_from(problems.rows, 1) @ values[problems.target].flatten()
     names = tuple(place.name for place in composition.places)
     last = composition.places[-1].span
-    return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset[0].contiguous())
+    return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset)
 
 
 # --- passes -------------------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ class EagerPasses:
         g = up * spread * z
         state.moment.lerp_(g, 1 - FIRST)
         state.square.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
-        size = (state.square * rates.correction).sqrt_().add_(_tiny(g.dtype))
+        size = (state.square * rates.correction).sqrt_().add_(tiny(g.dtype))
         state.w.addcdiv_(state.moment, size, value=rates.step).clamp_(0, 1)
 
     def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
@@ -188,7 +190,7 @@ class NativePasses:
         """As `EagerPasses.forward`."""
         given = (*p.shape, self.example, p, m, A, state.w, *self.lines[t], y, state.taken, mean, rates.average)
         adam = (state.moment, state.square, better, state.best, FIRST, SECOND, rates.correction, rates.step)
-        self.kernels.call("forward", self.dtype, *given, *adam, _tiny(self.dtype))
+        self.kernels.call("forward", self.dtype, *given, *adam, tiny(self.dtype))
 
     def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
         """As `EagerPasses.primal`."""
@@ -212,8 +214,20 @@ def passes(example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tens
     return EagerPasses(example, lines, center, radius)
 
 
-def _tiny(dtype: torch.dtype) -> float:
+def tiny(dtype: torch.dtype) -> float:
+    """What keeps Adam's quotient finite."""
     return float(torch.finfo(dtype).tiny ** 0.5)
+
+
+def schedule(options: DualAscent) -> list[Rates]:
+    """Of every iteration: averages of weight (step + 1)^4 forget the start, steps decay to their least share."""
+    found, total = [], 0.0
+    for step in range(options.max_iterations + 1):
+        weight = float(step + 1) ** 4
+        total += weight
+        size = options.step * max(options.decay**step, options.floor)
+        found.append(Rates(weight / total, 1 / (1 - SECOND ** (step + 1)), size / (1 - FIRST ** (step + 1))))
+    return found
 
 
 # --- the ascent ---------------------------------------------------------------------------------------------------
@@ -247,7 +261,7 @@ class DenseAscent:
         self.options, self.chain = options, given
         problems = given.problems
         device, count = problems.rows.device, problems.count
-        first, self.example = _by_example(problems)
+        first, self.example = by_example(problems)
         self.lines = [_lines(problems, name, first) for name in given.names]
         lower, upper = (flatten_from(t[first], 1) for t in (problems.lower, problems.upper))
         self.center, self.radius = (lower + upper) * 0.5, (upper - lower) * 0.5
@@ -258,7 +272,7 @@ class DenseAscent:
         self.p = new(count, len(given.constants[0]))
         self.best, self.objective = new(count).fill_(-torch.inf), new(count).fill_(torch.inf)
         self.c, self.offset = given.c, given.offset
-        self.total = 0.0
+        self.rates = schedule(options)
         self._prepare()
         self.layers = [Layer.at(w) for w in self._best_start(starts)]
         # Results of all problems; live ones are written back when they leave.
@@ -294,12 +308,9 @@ class DenseAscent:
 
     def _sweep(self, step: int) -> None:
         """Evaluate the weights, keep the best, take the minimiser into the averages, and step."""
-        options, net = self.options, self.chain
+        net = self.chain
         self._pull([layer.w for layer in self.layers])
-        weight = float(step + 1) ** 4
-        self.total += weight
-        size = options.step * max(options.decay**step, options.floor)
-        rates = Rates(weight / self.total, 1 / (1 - SECOND ** (step + 1)), size / (1 - FIRST ** (step + 1)))
+        rates = self.rates[step]
         better = self.passes.corner(self.a, rates.average, self.corner, self.v, self.value, self.best)
         values = self.corner
         for t, layer in enumerate(self.layers):
@@ -330,7 +341,7 @@ class DenseAscent:
         for layer in self.layers:
             layer.best_taken[better] = layer.taken[better]
         self.iterations[self.live] = step
-        done = self.objective - self.best <= _MARGIN * self.options.tol * self.best.abs().clamp_min(1)
+        done = self.objective - self.best <= MARGIN * self.options.tol * self.best.abs().clamp_min(1)
         if self.options.threshold is not None:
             done |= (self.best > self.options.threshold) | (self.objective <= self.options.threshold)
         return done
@@ -383,7 +394,7 @@ class DenseAscent:
         return DualPoint(alpha, {}), PrimalPoint(self.found_v.reshape(problems.lower.shape), tau), self.iterations
 
 
-def _by_example(problems: Problems) -> tuple[Tensor, Tensor]:
+def by_example(problems: Problems) -> tuple[Tensor, Tensor]:
     """One problem of each example [E], and the example of each problem [R]."""
     every = torch.arange(problems.count, device=problems.rows.device)
     if problems.example is None:

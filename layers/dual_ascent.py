@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optrelax.layers import composed_ascent
 from optrelax.layers.dense_ascent import Chain, DenseAscent, chain, part
 from optrelax.layers.problems import (
     Backward,
@@ -97,8 +98,12 @@ class DualAscent:
         """Solve R problems from the best of several dual points (each a bound already)."""
         with torch.no_grad():
             dtype = torch.float32 if self.precision == "float32" else problems.rows.dtype
-            layers = chain(problems.to(dtype))
-            if layers is None:
+            given = problems.to(dtype)
+            examples = composed_ascent.examples(given)
+            if examples is not None and composed_ascent.pays(examples, self.max_iterations):
+                found = composed_ascent.solve(self, examples, [s.to(dtype) for s in starts])
+                answer = self._evaluated(problems, *found)
+            elif (layers := chain(given)) is None:
                 answer = self._by_sweeps(problems, starts)
             else:
                 answer = self._densely(problems, layers, [s.to(dtype) for s in starts])

@@ -1,0 +1,221 @@
+"""Dual ascent on the crossing neurons alone: what `DualAscent` runs where they are few.
+
+The stable neurons are composed away, which gives every example its own small matrices; a compiled kernel then takes
+the problems of an example through all of their iterations in cache (`composed_ascent.c`). The iterates are those of
+`dense_ascent` and of the matrix-free sweeps, to rounding: a stable neuron has nothing to choose.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from optrelax import native
+from optrelax.graph import Network
+from optrelax.layers.composition import Composition, Stretches
+from optrelax.layers.dense_ascent import FIRST, MARGIN, SECOND, by_example, schedule, tiny
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.ops import Affine, Linear, flatten_from
+
+if TYPE_CHECKING:
+    from optrelax.layers.dual_ascent import DualAscent
+
+_LANES = 16  # numbers of the widest vector: rows are padded to a multiple
+_SLOTS = 12  # problems of an example that go side by side: SLOTS of the kernel
+_USUAL = 12  # iterations that most problems take
+_DENSE, _SPARSE = 1.5, 6.0  # what a multiply-add of the network's own sweeps costs, in those of the kernel
+_BYTES = 256 * 2**20  # for the matrices of the examples in flight
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled ascent, or why there is none."""
+    return native.build(Path(__file__).with_name("composed_ascent.c"))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which problems belong together: `first` [E] one problem of each example, `of` [R] the example of each problem."""
+
+    problems: Problems
+    first: Tensor
+    of: Tensor
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return len(self.first)
+
+
+def examples(problems: Problems) -> Examples | None:
+    """The problems by example; None where the kernel cannot take them: other devices, types, and hulls."""
+    hulls = problems.hulls
+    if not hulls or problems.count == 0 or not kernels().supports(problems.rows):
+        return None
+    if not all(h.origin and h.above1 is None for h in hulls.values()):
+        return None
+    return Examples(problems, *by_example(problems))
+
+
+def pays(given: Examples, iterations: int) -> bool:
+    """Whether composing costs less than it saves: multiply-adds of rows and iterations against those of sweeps."""
+    problems, network = given.problems, given.problems.network
+    crossing = {n: float(flatten_from(h.free[given.first], 1).sum()) / given.count for n, h in problems.hulls.items()}
+    rows = sum(kept * _cost(network, _behind(network, name)) for name, kept in crossing.items())
+    sweep, kept = _cost(network, problems.wanted), sum(crossing.values())
+    sweeps = 2 * min(iterations + 1, _USUAL) * problems.count / given.count
+    return rows + sweeps * kept * (kept / 2 + problems.lower[0].numel()) < sweeps * sweep
+
+
+def _behind(network: Network, name: str) -> frozenset[str]:
+    """What the rows of an activation's pre-activation are pulled through: all behind the activations it reads."""
+    stretch, found = network.ancestors(network[name].inputs[0]), set[str]()
+    for node in network.activations:
+        if node.name in stretch:
+            found |= network.ancestors(node.name)
+    return frozenset(found)
+
+
+def _cost(network: Network, names: Set[str]) -> float:
+    """Multiply-adds of these nodes, as the kernel would take as long for."""
+    ops = [network[name].op for name in names if name != network.input]
+    return sum((_DENSE if isinstance(op, Linear) else _SPARSE) * op.cost() for op in ops if isinstance(op, Affine))
+
+
+def solve(options: DualAscent, given: Examples, starts: list[DualPoint]) -> tuple[DualPoint, PrimalPoint, Tensor]:
+    """Dual and primal points and the iterations of every problem."""
+    problems = given.problems
+    stretches = Stretches(problems.network, problems.rows)
+    size = _examples_at_once(options, given, stretches)
+    if size >= given.count and bool((given.of.diff() >= 0).all()):
+        return _Chunk(given, starts, stretches).run(options)
+    order, ends = given.of.argsort(stable=True), torch.bincount(given.of, minlength=given.count).cumsum(0)
+    parts = []
+    for start in range(0, given.count, size):
+        stop = min(start + size, given.count)
+        index = order[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
+        of = given.of[index] - start
+        part = Examples(problems.select(index), torch.searchsorted(of, torch.arange(stop - start)), of)
+        parts.append(_Chunk(part, [s.select(index) for s in starts], stretches).run(options))
+    back = order.argsort()
+    duals, primals, iterations = zip(*parts, strict=True)
+    alpha = {name: torch.cat([d.alpha[name] for d in duals])[back] for name in problems.hulls}
+    tau = {name: torch.cat([p.tau[name] for p in primals])[back] for name in problems.hulls}
+    return DualPoint(alpha, {}), PrimalPoint(torch.cat([p.x for p in primals])[back], tau), torch.cat(iterations)[back]
+
+
+def _examples_at_once(options: DualAscent, given: Examples, stretches: Stretches) -> int:
+    """Examples whose matrices, and what their rows are pulled through, fit the memory."""
+    problems, network = given.problems, given.problems.network
+    crossing = [int(flatten_from(h.free[given.first], 1).sum(1).max()) for h in problems.hulls.values()]
+    inputs, each, every = problems.lower[0].numel(), problems.count / given.count, sum(crossing)
+    ops = problems.wanted if problems.hulls.keys() - stretches.dense else problems.hulls
+    widest = max(math.prod(network.shape_of(name)) for name in ops)
+    copies = 2 if inputs % _LANES else 1
+    # Of the first activation the rows are the network's own; those of one are pulled back at a time.
+    entries = copies * sum(crossing[1:]) * inputs + max(crossing[1:], default=0) * 2 * widest + every * every
+    entries += each * ((3 + copies) * inputs + 8 * every + 2 * widest)
+    # What layers count a problem for beyond its own lines and box, see NetworkLayer.
+    hidden, size = sum(h.free[0].numel() for h in problems.hulls.values()), problems.rows.element_size()
+    most = options.max_bytes or min(_BYTES, problems.count * (10 * inputs + 30 * hidden) * size)
+    return max(1, int(most / (entries * size)))
+
+
+class _Chunk:
+    """The matrices of some examples and their problems, as the kernel reads them."""
+
+    def __init__(self, given: Examples, starts: list[DualPoint], stretches: Stretches) -> None:
+        problems, self.of = given.problems, given.of
+        self.problems, self.starts = problems, starts
+        single = problems.select(given.first)
+        self.composition = composition = Composition(single, given=stretches)
+        self.counts = torch.bincount(given.of, minlength=given.count)
+        E, K = given.count, composition.width
+        self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
+        values = composition.values(single.center)
+        self.rows = torch.zeros(E, K, dtype=torch.int64)
+        """Where each neuron's row of M lies."""
+        self.kept_alive: list[Tensor] = []
+        self.N, self.m = problems.rows.new_zeros(E, K, K), problems.rows.new_zeros(E, K)
+        self.lines = [problems.rows.new_zeros(E, K) for _ in range(4)]
+        for place in composition.places:
+            if place.first == place.last:
+                continue
+            at, h = place.span, single.hulls[place.name]
+            self.m[:, at] = place.gather(values[place.name])
+            flat, steep, slope, intercept = (place.gather(t) for t in (h.below0[0], h.below1[0], *h.above0))
+            for to, found in zip(self.lines, (flat, steep - flat, slope, intercept), strict=True):
+                to[:, at] = found
+            matrices = stretches.matrices(place.name)
+            if set(matrices) == {problems.network.input}:  # rows of the network's own matrix, for all examples
+                M, index = _padded(flatten_from(matrices[problems.network.input], 1)), place.index
+            else:
+                on_input, self.N[:, at] = composition.neurons(place)
+                M, index = _padded(on_input), torch.arange(E * (place.last - place.first)).reshape(E, -1)
+            self.kept_alive.append(M)
+            self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
+        # Objectives, as many an example as its problems at most.
+        before = self.counts.cumsum(0) - self.counts
+        slot = (self.of, torch.arange(problems.count) - before[self.of])
+        rows = problems.rows.new_zeros(E, int(self.counts.max()), *problems.rows.shape[1:])
+        rows[slot] = problems.rows
+        c_v, c_y = composition.pull(problems.target, rows)
+        self.c_v, self.c_y = _padded(c_v[slot]), c_y[slot].contiguous()
+        self.offset = torch.linalg.vecdot(*(flatten_from(t, 1) for t in (problems.rows, values[problems.target][self.of])))
+
+    def run(self, options: DualAscent) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        """Every problem to its end."""
+        places, like = self.composition.places, self.c_v
+        R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
+        first = torch.tensor([place.first for place in places])
+        real = torch.stack([place.real.sum(1) for place in places], 1).contiguous()
+        begin = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
+        start = torch.cat([self._kept(s) for s in self.starts])
+        w, taken, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
+        iterations = torch.empty(R, dtype=torch.int64)
+        threads = torch.get_num_threads()
+        k = -(-K // _LANES) * _LANES
+        size = _SLOTS * (14 * k + 3 * d) + 2 * k * k + 5 * k + _LANES
+        room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
+        steps = like.new_tensor(schedule(options)).mT.contiguous()
+        kernels().call(
+            *("ascend", like.dtype, E, R, K, d, len(places), first, real, self.rows, self.radius),
+            *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
+            *(len(self.starts), start, options.max_iterations, options.check_every, steps),
+            *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
+            *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, taken, v, iterations),
+        )
+        return self._points(w, taken, v, iterations)
+
+    def _kept(self, start: DualPoint) -> Tensor:
+        """Weights of the kept neurons, [R, K]."""
+        parts = [
+            flatten_from(start.alpha[place.name], 1).gather(1, place.index[self.of]) for place in self.composition.places
+        ]
+        return torch.cat(parts, 1)
+
+    def _points(self, w: Tensor, taken: Tensor, v: Tensor, iterations: Tensor) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        alpha, tau = {}, {}
+        for place in self.composition.places:
+            index, real = place.index[self.of], place.real[self.of]
+            given = flatten_from(self.starts[0].alpha[place.name], 1)
+            # Padding names neurons that do not cross: they stay as they were.
+            mine = torch.where(real, w[:, place.span], given.gather(1, index))
+            shape = self.problems.hulls[place.name].free.shape
+            alpha[place.name] = given.scatter(1, index, mine).reshape(shape)
+            share = torch.where(real, 1 - taken[:, place.span], 0)
+            tau[place.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
+        x = self.center[self.of] + v[:, : self.center.shape[1]]
+        return DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Contiguous, with zeros behind the last dimension up to a whole number of vectors."""
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _LANES)).contiguous()
