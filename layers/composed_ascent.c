@@ -28,6 +28,8 @@ each floating type. */
 #define SHARE 48  /* problems that one thread takes at a time */
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define ROUNDED(n) (((n) + LANES - 1) / LANES * LANES)
+#define TILES(G) (((G) + ROWS - 1) / ROWS)
+#define EVEN(G) (((G) + TILES(G) - 1) / TILES(G)) /* rows of a tile, as even as they go */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
@@ -89,10 +91,11 @@ INLINE void NAME(combine_tile)(const int rows, const int columns, int64_t k, con
 /* out [G, from..to) = start + x [G, k] B for columns from..to, multiples of LANES. */
 static void NAME(combine)(int64_t G, int64_t k, const T *x, int64_t apart, const T *const *of, int64_t from, int64_t to,
                           const T *const *start, T *out, int64_t wide) {
+    const int64_t even = EVEN(G);
     for (int64_t j = from; j < to;) {
         const int full = to - j >= COLUMNS * LANES;
-        for (int64_t g = 0; g < G; g += ROWS) {
-            const int64_t rows = LEAST(G - g, ROWS);
+        for (int64_t g = 0; g < G; g += even) {
+            const int64_t rows = LEAST(G - g, even);
 #define WIDE(r) NAME(combine_tile)(r, COLUMNS, k, x + g * apart, apart, of, j, start + g, out + g * wide, wide);
 #define THIN(r) NAME(combine_tile)(r, 1, k, x + g * apart, apart, of, j, start + g, out + g * wide, wide);
             if (full) BY_ROWS(rows, WIDE)
@@ -129,10 +132,11 @@ INLINE void NAME(dot_tile)(const int rows, const int columns, int64_t d, const T
 
 /* p [G, k] = x [G, d] B^T. */
 static void NAME(dots)(int64_t G, int64_t k, int64_t d, const T *x, int64_t apart, const T *const *of, T *p, int64_t wide) {
+    const int64_t even = EVEN(G);
     for (int64_t i = 0; i < k;) {
         const int full = k - i >= COLUMNS;
-        for (int64_t g = 0; g < G; g += ROWS) {
-            const int64_t rows = LEAST(G - g, ROWS);
+        for (int64_t g = 0; g < G; g += even) {
+            const int64_t rows = LEAST(G - g, even);
 #define WIDE(r) NAME(dot_tile)(r, COLUMNS, d, x + g * apart, apart, of + i, p + g * wide + i, wide);
 #define THIN(r) NAME(dot_tile)(r, 1, d, x + g * apart, apart, of + i, p + g * wide + i, wide);
             if (full) BY_ROWS(rows, WIDE)
@@ -155,6 +159,8 @@ typedef struct {
     int64_t K, k, d, layers;
     const T *radius;
     const int64_t *first; /* where each layer begins among the example's own neurons, [layers + 1] */
+    const int64_t *back, *ahead; /* first layer that a layer reads and last one that reads it; itself for none */
+    int64_t direct; /* neurons that may read the input: those of the first layers */
     T *N, *NT, *m, *flat, *spread, *slope, *intercept;
     T *w, *best, *taken, *best_taken, *moment, *square, *A, *nu, *P, *mean, *y, *c_y, *other, *zero;
     T *v, *mean_v, *best_v;
@@ -183,11 +189,12 @@ static void NAME(pull)(NAME(Group) *q, int64_t G, const T *weights, const T *con
             }
             q->value[g] += sum;
         }
-        /* Columns from `from` on of these rows of N are 0. */
-        if (from > 0)
-            NAME(combine)(G, to - from, q->nu + from, k, rows_of_N + from, 0, ROUNDED(from), start, q->A, k);
+        /* Other columns of these rows of N are 0. */
+        const int64_t behind = q->first[q->back[t]];
+        if (behind < from)
+            NAME(combine)(G, to - from, q->nu + from, k, rows_of_N + from, behind / LANES * LANES, ROUNDED(from), start, q->A, k);
     }
-    NAME(combine)(G, q->K, q->nu, k, rows_of_M, 0, d, q->c_v, q->v, d);
+    NAME(combine)(G, q->direct, q->nu, k, rows_of_M, 0, d, q->c_v, q->v, d);
 }
 
 /* The corner v of the box with the least a.v in place of a; its share of the bound, the averages. */
@@ -222,8 +229,9 @@ static T NAME(primal)(NAME(Group) *q, int64_t g, const T *const *rows_of_NT) {
             y[i] = low + (1 - taken[i]) * (high - low);
             sum += c[i] * y[i];
         }
-        if (from < to && to < q->K)
-            NAME(combine)(1, to - from, y + from, k, rows_of_NT + from, to / LANES * LANES, k, &start, p, k);
+        const int64_t end = q->first[q->ahead[t] + 1];
+        if (from < to && to < end)
+            NAME(combine)(1, to - from, y + from, k, rows_of_NT + from, to / LANES * LANES, ROUNDED(end), &start, p, k);
     }
     return sum;
 }
@@ -276,10 +284,11 @@ static void NAME(move)(NAME(Group) *q, int64_t to, int64_t from) {
 }
 
 /* Problems begin[e]..begin[e + 1] belong to example e. Of its K neurons, layer by layer from first[t] on, the
-first count[e, t] of a layer are real, and M[e, k] is the address of a neuron's row. rates [3, most + 1]: share of the averages, correction of the second moment, and
+first count[e, t] of a layer are real; M[e, k] is the address of a neuron's row, for the first `direct` layers; a layer
+reads none before back[t] and is read by none after ahead[t]. rates [3, most + 1]: share of the averages, correction of the second moment, and
 step, iteration by iteration; threshold: NaN for none. Found: weights and shares of the upper line [R, K], the point of the box around 0 [R, d]. */
 void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, const int64_t *first, const int64_t *count,
-                  const T *const *M, const T *radius, const T *N, const T *m, const T *flat, const T *spread, const T *slope, const T *intercept,
+                  const int64_t *back, const int64_t *ahead, int64_t direct, const T *const *M, const T *radius, const T *N, const T *m, const T *flat, const T *spread, const T *slope, const T *intercept,
                   const int64_t *begin, const T *c_v, const T *c_y, const T *offset, int64_t starts,
                   const T *start, int64_t most, int64_t check_every, const T *rates, double tol, double threshold,
                   double first_memory, double second_memory, double tiny, int64_t room_size, T *room, int64_t *index,
@@ -307,12 +316,12 @@ void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, co
             const int64_t end = LEAST(pending + SHARE, begin[e + 1]);
             if (of != e) {
                 of = e;
-                q.layers = layers, q.d = d, q.radius = radius + e * d, q.first = begins, q.K = 0;
+                q.layers = layers, q.d = d, q.back = back, q.ahead = ahead, q.radius = radius + e * d, q.first = begins, q.K = 0;
                 for (int64_t t = 0; t < layers; t++) {
                     begins[t] = q.K;
                     for (int64_t i = 0; i < count[e * layers + t]; i++) at[q.K++] = first[t] + i;
                 }
-                begins[layers] = q.K, q.k = ROUNDED(q.K);
+                begins[layers] = q.K, q.k = ROUNDED(q.K), q.direct = begins[direct];
                 const int64_t k = q.k;
                 T *to = base;
                 T **const large[] = {&q.v, &q.mean_v, &q.best_v};
@@ -328,8 +337,8 @@ void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, co
                 }
                 q.N = to, to += k * k, q.NT = to;
                 memset(q.N, 0, 2 * k * k * sizeof(T));
+                for (int64_t i = 0; i < q.direct; i++) rows_of_M[i] = M[e * K + at[i]];
                 for (int64_t i = 0; i < q.K; i++) {
-                    rows_of_M[i] = M[e * K + at[i]];
                     rows_of_N[i] = q.N + i * k, rows_of_NT[i] = q.NT + i * k;
                 }
                 for (int64_t t = 1; t < layers; t++)
@@ -345,12 +354,12 @@ void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, co
                 G += more, pending += more;
                 NAME(pull)(&q, G, q.w, rows_of_N, rows_of_M);
                 for (int64_t g = 0; g < G; g++) NAME(corner)(&q, g, average[q.step[g]]);
-                NAME(dots)(G, q.K, d, q.v, d, rows_of_M, q.P, k);
+                NAME(dots)(G, q.direct, d, q.v, d, rows_of_M, q.P, k);
                 for (int64_t g = 0; g < G; g++) {
                     const T share = average[q.step[g]];
-                    T *mean = q.mean + g * k;
-                    const T *p = q.P + g * k;
-                    for (int64_t i = 0; i < q.K; i++) mean[i] += share * (p[i] - mean[i]);
+                    T *mean = q.mean + g * k, *p = q.P + g * k;
+                    memset(p + q.direct, 0, (k - q.direct) * sizeof(T));
+                    for (int64_t i = 0; i < q.direct; i++) mean[i] += share * (p[i] - mean[i]);
                     if (q.value[g] > q.bound[g]) {
                         q.bound[g] = q.value[g];
                         memcpy(q.best + g * k, q.w + g * k, q.K * sizeof(T));
@@ -377,8 +386,9 @@ void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, co
                             wg[i] = moved > 1 ? (T)1 : moved > 0 ? moved : (T)0;
                         }
                     }
-                    if (from < to && to < q.K)
-                        NAME(combine)(G, to - from, q.y + from, k, rows_of_NT + from, to / LANES * LANES, k, onward, q.P, k);
+                    const int64_t onto = begins[ahead[t] + 1];
+                    if (from < to && to < onto)
+                        NAME(combine)(G, to - from, q.y + from, k, rows_of_NT + from, to / LANES * LANES, ROUNDED(onto), onward, q.P, k);
                 }
                 for (int64_t g = G - 1; g >= 0; g--) {
                     const int64_t step = q.step[g]++, r = q.problem[g];

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optrelax import native
 from optrelax.graph import Network
-from optrelax.layers.composition import Composition, Stretches
+from optrelax.layers.composition import Composition, Keep, Place, Stretches, kept_neurons
 from optrelax.layers.dense_ascent import FIRST, MARGIN, SECOND, by_example, schedule, tiny
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.ops import Affine, Linear, flatten_from
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _LANES = 16  # numbers of the widest vector: rows are padded to a multiple
 _SLOTS = 12  # problems of an example that go side by side: SLOTS of the kernel
 _USUAL = 12  # iterations that most problems take
-_DENSE, _SPARSE = 1.5, 6.0  # what a multiply-add of the network's own sweeps costs, in those of the kernel
+_CACHE = 4 * 2**20  # bytes of an example's matrices that double the cost of a multiply-add
+_DENSE, _SPARSE = 1.15, 6.0  # what a multiply-add of the network's own sweeps costs, in those of the kernel
 _BYTES = 256 * 2**20  # for the matrices of the examples in flight
 
 
@@ -64,23 +65,37 @@ def examples(problems: Problems) -> Examples | None:
     return Examples(problems, *by_example(problems))
 
 
-def pays(given: Examples, iterations: int) -> bool:
-    """Whether composing costs less than it saves: multiply-adds of rows and iterations against those of sweeps."""
+def plan(given: Examples, iterations: int, stretches: Stretches) -> Keep | None:
+    """Which neurons to keep so that rows and iterations take the fewest multiply-adds; None where sweeps take fewer."""
     problems, network = given.problems, given.problems.network
-    crossing = {n: float(flatten_from(h.free[given.first], 1).sum()) / given.count for n, h in problems.hulls.items()}
-    rows = sum(kept * _cost(network, _behind(network, name)) for name, kept in crossing.items())
-    sweep, kept = _cost(network, problems.wanted), sum(crossing.values())
+    inputs = problems.lower[0].numel()
     sweeps = 2 * min(iterations + 1, _USUAL) * problems.count / given.count
-    return rows + sweeps * kept * (kept / 2 + problems.lower[0].numel()) < sweeps * sweep
+
+    def kept(keep: Keep) -> dict[str, float]:
+        masks = {name: kept_neurons(h.select(given.first), keep) for name, h in problems.hulls.items()}
+        return {name: float(mask.sum()) / given.count for name, mask in masks.items()}
+
+    crossing, alive = kept("crossing"), kept("alive")
+    few, many = sum(crossing.values()), sum(alive.values())
+    rows = sum(n * _cost(network, _behind(network, stretches, name)) for name, n in crossing.items())
+    reads = {name: sum(alive.get(s, inputs) for s in stretches.sources[name]) for name in alive}
+
+    def rate(kept: float) -> float:
+        """Of a multiply-add of the kernel: matrices that leave the cache cost more."""
+        return 0.9 + kept * (inputs + 2 * kept) * problems.rows.element_size() / _CACHE
+
+    costs: dict[Keep | None, float] = {
+        "crossing": rows + sweeps * few * (few / 2 + inputs) * rate(few),
+        "alive": sweeps * sum(n * reads[name] for name, n in alive.items()) * rate(many),
+        None: sweeps * _cost(network, problems.wanted),
+    }
+    return min(costs, key=lambda keep: costs[keep])
 
 
-def _behind(network: Network, name: str) -> frozenset[str]:
+def _behind(network: Network, stretches: Stretches, name: str) -> frozenset[str]:
     """What the rows of an activation's pre-activation are pulled through: all behind the activations it reads."""
-    stretch, found = network.ancestors(network[name].inputs[0]), set[str]()
-    for node in network.activations:
-        if node.name in stretch:
-            found |= network.ancestors(node.name)
-    return frozenset(found)
+    sources = stretches.sources[name] - {network.input}
+    return frozenset().union(*(network.ancestors(source) for source in sources))
 
 
 def _cost(network: Network, names: Set[str]) -> float:
@@ -89,13 +104,20 @@ def _cost(network: Network, names: Set[str]) -> float:
     return sum((_DENSE if isinstance(op, Linear) else _SPARSE) * op.cost() for op in ops if isinstance(op, Affine))
 
 
-def solve(options: DualAscent, given: Examples, starts: list[DualPoint]) -> tuple[DualPoint, PrimalPoint, Tensor]:
-    """Dual and primal points and the iterations of every problem."""
-    problems = given.problems
+def solve(
+    options: DualAscent, problems: Problems, starts: list[DualPoint]
+) -> tuple[DualPoint, PrimalPoint, Tensor] | None:
+    """Dual and primal points and the iterations of every problem; None where the sweeps of all neurons are for it."""
+    given = examples(problems)
+    if given is None:
+        return None
     stretches = Stretches(problems.network, problems.rows)
-    size = _examples_at_once(options, given, stretches)
+    keep = plan(given, options.max_iterations, stretches)
+    if keep is None:
+        return None
+    size = _examples_at_once(options, given, keep, stretches)
     if size >= given.count and bool((given.of.diff() >= 0).all()):
-        return _Chunk(given, starts, stretches).run(options)
+        return _Chunk(given, starts, keep, stretches).run(options)
     order, ends = given.of.argsort(stable=True), torch.bincount(given.of, minlength=given.count).cumsum(0)
     parts = []
     for start in range(0, given.count, size):
@@ -103,7 +125,7 @@ def solve(options: DualAscent, given: Examples, starts: list[DualPoint]) -> tupl
         index = order[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
         of = given.of[index] - start
         part = Examples(problems.select(index), torch.searchsorted(of, torch.arange(stop - start)), of)
-        parts.append(_Chunk(part, [s.select(index) for s in starts], stretches).run(options))
+        parts.append(_Chunk(part, [s.select(index) for s in starts], keep, stretches).run(options))
     back = order.argsort()
     duals, primals, iterations = zip(*parts, strict=True)
     alpha = {name: torch.cat([d.alpha[name] for d in duals])[back] for name in problems.hulls}
@@ -111,16 +133,19 @@ def solve(options: DualAscent, given: Examples, starts: list[DualPoint]) -> tupl
     return DualPoint(alpha, {}), PrimalPoint(torch.cat([p.x for p in primals])[back], tau), torch.cat(iterations)[back]
 
 
-def _examples_at_once(options: DualAscent, given: Examples, stretches: Stretches) -> int:
+def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretches: Stretches) -> int:
     """Examples whose matrices, and what their rows are pulled through, fit the memory."""
     problems, network = given.problems, given.problems.network
-    crossing = [int(flatten_from(h.free[given.first], 1).sum(1).max()) for h in problems.hulls.values()]
-    inputs, each, every = problems.lower[0].numel(), problems.count / given.count, sum(crossing)
+    masks = [kept_neurons(h.select(given.first), keep) for h in problems.hulls.values()]
+    kept = [int(flatten_from(mask, 1).sum(1).max()) for mask in masks]
+    inputs, each, every = problems.lower[0].numel(), problems.count / given.count, sum(kept)
     ops = problems.wanted if problems.hulls.keys() - stretches.dense else problems.hulls
     widest = max(math.prod(network.shape_of(name)) for name in ops)
     copies = 2 if inputs % _LANES else 1
     # Of the first activation the rows are the network's own; those of one are pulled back at a time.
-    entries = copies * sum(crossing[1:]) * inputs + max(crossing[1:], default=0) * 2 * widest + every * every
+    entries: float = max(kept[1:], default=0) * 2 * widest + every * every
+    if keep == "crossing":
+        entries += copies * sum(kept[1:]) * inputs
     entries += each * ((3 + copies) * inputs + 8 * every + 2 * widest)
     # What layers count a problem for beyond its own lines and box, see NetworkLayer.
     hidden, size = sum(h.free[0].numel() for h in problems.hulls.values()), problems.rows.element_size()
@@ -131,11 +156,11 @@ def _examples_at_once(options: DualAscent, given: Examples, stretches: Stretches
 class _Chunk:
     """The matrices of some examples and their problems, as the kernel reads them."""
 
-    def __init__(self, given: Examples, starts: list[DualPoint], stretches: Stretches) -> None:
-        problems, self.of = given.problems, given.of
-        self.problems, self.starts = problems, starts
+    def __init__(self, given: Examples, starts: list[DualPoint], keep: Keep, stretches: Stretches) -> None:
+        problems, network, self.of = given.problems, given.problems.network, given.of
+        self.problems, self.starts, self.stretches = problems, starts, stretches
         single = problems.select(given.first)
-        self.composition = composition = Composition(single, given=stretches)
+        self.composition = composition = Composition(single, keep, stretches)
         self.counts = torch.bincount(given.of, minlength=given.count)
         E, K = given.count, composition.width
         self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
@@ -153,12 +178,14 @@ class _Chunk:
             flat, steep, slope, intercept = (place.gather(t) for t in (h.below0[0], h.below1[0], *h.above0))
             for to, found in zip(self.lines, (flat, steep - flat, slope, intercept), strict=True):
                 to[:, at] = found
-            matrices = stretches.matrices(place.name)
-            if set(matrices) == {problems.network.input}:  # rows of the network's own matrix, for all examples
-                M, index = _padded(flatten_from(matrices[problems.network.input], 1)), place.index
+            if set(stretches.sources[place.name]) == {network.input}:  # the network's own matrix, for all examples
+                M, index = _padded(flatten_from(stretches.matrices(place.name)[network.input], 1)), place.index
             else:
                 on_input, self.N[:, at] = composition.neurons(place)
-                M, index = _padded(on_input), torch.arange(E * (place.last - place.first)).reshape(E, -1)
+                if not self.reads(place, network.input):
+                    on_input = on_input[:1, :1]  # zeros
+                M = _padded(on_input)
+                index = torch.arange(M.shape[:-1].numel()).reshape(M.shape[:-1]).expand(E, place.last - place.first)
             self.kept_alive.append(M)
             self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
         # Objectives, as many an example as its problems at most.
@@ -168,13 +195,32 @@ class _Chunk:
         rows[slot] = problems.rows
         c_v, c_y = composition.pull(problems.target, rows)
         self.c_v, self.c_y = _padded(c_v[slot]), c_y[slot].contiguous()
-        self.offset = torch.linalg.vecdot(*(flatten_from(t, 1) for t in (problems.rows, values[problems.target][self.of])))
+        self.offset = torch.linalg.vecdot(
+            *(flatten_from(t, 1) for t in (problems.rows, values[problems.target][self.of]))
+        )
+
+    def reads(self, place: Place, source: str) -> bool:
+        """Whether a place may read another's values, or the input, with nothing kept between them."""
+        network = self.problems.network
+        if self.composition.keep == "crossing":
+            return source == network.input or source in network.ancestors(network[place.name].inputs[0])
+        return source in self.stretches.sources[place.name]
+
+    def _reach(self) -> tuple[list[int], list[int], int]:
+        """First place that each one reads, last one that reads it, itself for none; and how many may read the input."""
+        places = self.composition.places
+        reads = [[s for s in range(t) if self.reads(place, places[s].name)] for t, place in enumerate(places)]
+        back = [min(of, default=t) for t, of in enumerate(reads)]
+        ahead = [max((s for s, of in enumerate(reads) if t in of), default=t) for t in range(len(places))]
+        direct = [t for t, place in enumerate(places) if self.reads(place, self.problems.network.input)]
+        return back, ahead, direct[-1] + 1
 
     def run(self, options: DualAscent) -> tuple[DualPoint, PrimalPoint, Tensor]:
         """Every problem to its end."""
         places, like = self.composition.places, self.c_v
         R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
         first = torch.tensor([place.first for place in places])
+        back, ahead, direct = self._reach()
         real = torch.stack([place.real.sum(1) for place in places], 1).contiguous()
         begin = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
         start = torch.cat([self._kept(s) for s in self.starts])
@@ -186,7 +232,8 @@ class _Chunk:
         room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
         steps = like.new_tensor(schedule(options)).mT.contiguous()
         kernels().call(
-            *("ascend", like.dtype, E, R, K, d, len(places), first, real, self.rows, self.radius),
+            *("ascend", like.dtype, E, R, K, d, len(places), first, real),
+            *(torch.tensor(back), torch.tensor(ahead), direct, self.rows, self.radius),
             *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
             *(len(self.starts), start, options.max_iterations, options.check_every, steps),
             *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
@@ -197,7 +244,8 @@ class _Chunk:
     def _kept(self, start: DualPoint) -> Tensor:
         """Weights of the kept neurons, [R, K]."""
         parts = [
-            flatten_from(start.alpha[place.name], 1).gather(1, place.index[self.of]) for place in self.composition.places
+            flatten_from(start.alpha[place.name], 1).gather(1, place.index[self.of])
+            for place in self.composition.places
         ]
         return torch.cat(parts, 1)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from optrelax.graph import Network, Node
 from optrelax.layers.prices import affine_line
-from optrelax.layers.problems import Problems, Weights
+from optrelax.layers.problems import HullLines, Problems, Weights
 from optrelax.ops import Affine, flatten_from
 from optrelax.relaxations import identity_rows
+
+Keep = Literal["crossing", "alive", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,26 @@ class Stretches:
         return self._found[activation]
 
     @cached_property
+    def sources(self) -> dict[str, frozenset[str]]:
+        """Activations and input that each pre-activation reads."""
+        found = {self.network.input: frozenset({self.network.input})}
+        for node in self.network.nodes:
+            affine = isinstance(node.op, Affine)
+            found[node.name] = frozenset().union(*(found[n] for n in node.inputs)) if affine else frozenset({node.name})
+        return {node.name: found[node.inputs[0]] for node in self.network.activations}
+
+    @cached_property
     def dense(self) -> frozenset[str]:
         """Activations whose matrices cost no more to multiply with than the ops that they stand for."""
         found = set()
         for node in self.network.activations:
-            ops, sources, pending = 0, set[str](), {node.inputs[0]}
+            stretch, pending = 0, {node.inputs[0]}
             for before in reversed(self.network.nodes):
-                if before.name in pending:
-                    if isinstance(before.op, Affine):
-                        ops += before.op.cost()
-                        pending |= set(before.inputs)
-                    else:
-                        sources.add(before.name)
-            if self.network.input in pending:
-                sources.add(self.network.input)
-            entries = math.prod(node.shape) * sum(math.prod(self.network.shape_of(name)) for name in sources)
-            if entries <= ops:
+                if before.name in pending and isinstance(before.op, Affine):
+                    stretch += before.op.cost()
+                    pending |= set(before.inputs)
+            behind = sum(math.prod(self.network.shape_of(name)) for name in self.sources[node.name])
+            if math.prod(node.shape) * behind <= stretch:
                 found.add(node.name)
         return frozenset(found)
 
@@ -97,18 +104,27 @@ class Stretches:
         return stops | pending
 
 
+def kept_neurons(h: HullLines, keep: Keep) -> Tensor:
+    """Which neurons of an activation a composition keeps, [R, *shape]."""
+    if keep == "alive":
+        slope, intercept = affine_line(h)
+        return h.free | (slope != 0) | (intercept != 0)
+    return h.free if keep == "crossing" else torch.ones_like(h.free)
+
+
 @dataclass(frozen=True)
 class Composition:
     """The affine maps between input, kept neurons and a target.
 
-    problems: one an example, E of them; with everything kept, any one of them: the maps are the network's own.
-    everything: keep every neuron, in one copy for all examples (E = 1); else the crossing ones of each example, padded
-    to the greatest number with neurons that read and feed nothing.
+    problems: one an example, E of them; with all kept, any one of them: the maps are the network's own.
+    keep: the crossing neurons of each example, the stable ones composed away; those that are not dead ("alive"), so
+    that nothing is composed; or all of them, in one copy for all examples (E = 1).  Examples are padded to the
+    greatest number with neurons that read and feed nothing.
     given: matrices of the network that another composition made already.
     """
 
     problems: Problems
-    everything: bool = False
+    keep: Keep = "crossing"
     given: Stretches | None = None
 
     @cached_property
@@ -123,14 +139,14 @@ class Composition:
         for node in self.problems.network.activations:
             if node.name not in self.problems.hulls:
                 continue
-            free = flatten_from(self.problems.hulls[node.name].free, 1)
-            if self.everything:
-                index = torch.arange(free.shape[1], device=free.device)[None]
+            kept = flatten_from(kept_neurons(self.problems.hulls[node.name], self.keep), 1)
+            if self.keep == "all":
+                index = torch.arange(kept.shape[1], device=kept.device)[None]
                 real = torch.ones_like(index, dtype=torch.bool)
             else:
-                count = int(free.sum(1).max()) if free.numel() else 0
-                index = free.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
-                real = free.gather(1, index)
+                count = int(kept.sum(1).max()) if kept.numel() else 0
+                index = kept.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
+                real = kept.gather(1, index)
             found.append(Place(node.name, index, real, first, first + index.shape[1]))
             first += index.shape[1]
         return tuple(found)
@@ -143,7 +159,7 @@ class Composition:
     @cached_property
     def rest(self) -> Weights:
         """Slope and intercept of the neurons that are composed away, 0 for those that are kept, by activation."""
-        if self.everything:
+        if self.keep != "crossing":
             return {}
         return {
             name: torch.stack([torch.where(h.free, 0.0, t) for t in affine_line(h)])
@@ -191,16 +207,16 @@ class Composition:
                 pulls = list(zip(node.inputs, node.op.transpose(a), strict=True))
             else:
                 place, flat = places[node.name], flatten_from(a, 2)
-                picked = flat if self.everything else flat.gather(2, place.index[:, None].expand(-1, lead[1], -1))
+                picked = flat if self.keep == "all" else flat.gather(2, place.index[:, None].expand(-1, lead[1], -1))
                 on_values[:, :, place.span] += picked * place.real[:, None]
-                if self.everything:
+                if self.keep != "crossing":
                     continue
                 pulls = self._before(node, a * self.rest[node.name][0][:, None])
             for name, pulled in pulls:
                 pending[name] = pending[name] + pulled if name in pending else pulled
         on_input = pending.get(network.input)
         if on_input is None:
-            on_input = like.new_zeros(*lead, *network.input_shape)
+            on_input = like.new_zeros(1).expand(*lead, *network.input_shape)
         return flatten_from(on_input, 2), on_values
 
     def _before(self, node: Node, a: Tensor) -> list[tuple[str, Tensor]]:

@@ -73,7 +73,7 @@ def chain(problems: Problems) -> Chain | None:
         return None
     if not all(h.origin and h.above1 is None for h in hulls.values()):
         return None
-    composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), True)
+    composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
     weights, constants = [], []
     values = composition.values(torch.zeros_like(composition.problems.lower))
     for t, place in enumerate(composition.places):

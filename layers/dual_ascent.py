@@ -99,9 +99,7 @@ class DualAscent:
         with torch.no_grad():
             dtype = torch.float32 if self.precision == "float32" else problems.rows.dtype
             given = problems.to(dtype)
-            examples = composed_ascent.examples(given)
-            if examples is not None and composed_ascent.pays(examples, self.max_iterations):
-                found = composed_ascent.solve(self, examples, [s.to(dtype) for s in starts])
+            if (found := composed_ascent.solve(self, given, [s.to(dtype) for s in starts])) is not None:
                 answer = self._evaluated(problems, *found)
             elif (layers := chain(given)) is None:
                 answer = self._by_sweeps(problems, starts)

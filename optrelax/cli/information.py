@@ -41,7 +41,7 @@ def facts() -> dict[str, Any]:
     import optrelax
     from optrelax import convolutions, relu_lines
     from optrelax.domains import ball_products, band_step, interval, relax_step, sign_products, triton_steps
-    from optrelax.layers import dense_ascent
+    from optrelax.layers import composed_ascent, dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []
@@ -56,6 +56,7 @@ def facts() -> dict[str, Any]:
         "products with signs": sign_products,
         "convolutions": convolutions,
         "dual ascent": dense_ascent,
+        "dual ascent on crossing neurons": composed_ascent,
     }
     for what, build in ((what, module.kernels()) for what, module in passes.items()):
         kernels.append(f"{what}: {_by(build)}")
