@@ -187,8 +187,8 @@ def bars(setting: str, found: Found) -> list[Bar]:
     who = best["solver"] or "no solver is accurate enough"
     first = accuracy[SOLVERS[0].name]
     return [
-        Bar(f"{setting}: times faster than cvxpylayers ({who})", None, 2000.0, best["x cvxpylayers"]),
-        Bar(f"{setting}: times faster than HiGHS ({who})", None, 200.0, best["x HiGHS"]),
+        Bar(f"{setting}: times faster than cvxpylayers ({who})", None, 5000.0, best["x cvxpylayers"]),
+        Bar(f"{setting}: times faster than HiGHS ({who})", None, 400.0, best["x HiGHS"]),
         Bar(f"{setting}: certified gap, 90 % ({SOLVERS[0].name})", 1e-4, None, first["gap 90 %"]),
         Bar(f"{setting}: certified gap, 99 % ({SOLVERS[0].name})", 1e-3, None, first["gap 99 %"]),
     ]

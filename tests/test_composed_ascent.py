@@ -262,7 +262,7 @@ def test_gradients_are_those_of_the_other_way(keep, monkeypatch):
 
 @torch.no_grad()
 def test_the_cheapest_way_is_taken():
-    """Few cross and few are dead: composed; all cross: kept; matrices of their own would leave the cache: the sweeps."""
+    """Few cross and few are dead: composed; all cross: kept; matrices beyond the cache: the sweeps."""
 
     def planned(net: nn.Module, copies: int, iterations: int) -> Keep | None:
         rows = torch.eye(10, dtype=torch.float64).repeat(3 * copies, 1)
