@@ -17,11 +17,16 @@ _EPS = 0.02
 _TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+def setting(epochs: int, seed: int) -> Setting:
+    """CONV, trained naturally."""
+    return Setting(f"CONV natural, eps {_EPS}", Trained("conv", "natural", epochs, seed), _EPS)
+
+
 def _layer(
     images: int, epochs: int, seed: int, device: str, data: str, data_dir: str | None, cache: str, dtype: str
 ) -> Layer:
     options = Options(threads=1, data=data, data_dir=data_dir, cache=cache)
-    case = Setting("CONV", Trained("conv", "natural", epochs, seed), _EPS).case(images, options)
+    case = setting(epochs, seed).case(images, options)
     return Layer(Triangle(preactivation=ox.Crown(), solver=DualAscent()), case.to(device, _TYPES[dtype]))
 
 

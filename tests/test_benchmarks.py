@@ -203,7 +203,7 @@ def test_lp_layers_are_measured_and_stored(tmp_path, monkeypatch):
     given = ("lp_layers", "--data", "digits", "--cache", tmp_path / "cache", "--out", tmp_path)
     main(*given)
     record = stored(tmp_path, "lp_layers")
-    times, accuracy, whole, conv = (table["rows"] for table in record["tables"])
+    times, accuracy, whole, conv, ways = (table["rows"] for table in record["tables"])
     found = {row["solver"]: row for row in accuracy}
     # HiGHS is the oracle of the error, and the gap is certified: neither can be less than the other says.
     for name, tol in (
@@ -224,6 +224,9 @@ def test_lp_layers_are_measured_and_stored(tmp_path, monkeypatch):
     assert whole[0]["LPs an image"] > 9
     assert [row["type"] for row in conv] == ["float32", "float64"]
     assert conv[0]["peak MiB"] < conv[1]["peak MiB"] < 4096
+    assert {row["kept"] for row in ways} == {"chosen", "crossing", "all but the dead", "all, in sweeps"}
+    assert len(ways) == 8
+    assert all(row["difference"] < 3e-4 for row in ways)
     # A second run trains and solves nothing again.
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
