@@ -89,7 +89,19 @@ def plan(given: Examples, iterations: int, stretches: Stretches) -> Keep | None:
         "alive": sweeps * sum(n * reads[name] for name, n in alive.items()) * rate(many),
         None: sweeps * _cost(network, problems.wanted),
     }
+    # Of convolutions: others take no more room than their weights.
+    written_out = sum(stretches.entries(name) for name in problems.hulls.keys() - stretches.dense)
+    if written_out * problems.rows.element_size() > _room(given):
+        return None
     return min(costs, key=lambda keep: costs[keep])
+
+
+def _room(given: Examples) -> int:
+    """Bytes for matrices: what layers count a problem for beyond its own lines and box, see NetworkLayer."""
+    problems = given.problems
+    hidden = sum(h.free[0].numel() for h in problems.hulls.values())
+    counted = problems.count * (10 * problems.lower[0].numel() + 30 * hidden) * problems.rows.element_size()
+    return min(_BYTES, counted)
 
 
 def _behind(network: Network, stretches: Stretches, name: str) -> frozenset[str]:
@@ -147,10 +159,7 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretche
     if keep == "crossing":
         entries += copies * sum(kept[1:]) * inputs
     entries += each * ((3 + copies) * inputs + 8 * every + 2 * widest)
-    # What layers count a problem for beyond its own lines and box, see NetworkLayer.
-    hidden, size = sum(h.free[0].numel() for h in problems.hulls.values()), problems.rows.element_size()
-    most = options.max_bytes or min(_BYTES, problems.count * (10 * inputs + 30 * hidden) * size)
-    return max(1, int(most / (entries * size)))
+    return max(1, int((options.max_bytes or _room(given)) / (entries * problems.rows.element_size())))
 
 
 class _Chunk:

@@ -14,9 +14,9 @@ from optrelax.graph import Network, Node
 from optrelax.layers.prices import affine_line
 from optrelax.layers.problems import HullLines, Problems, Weights
 from optrelax.ops import Affine, flatten_from
-from optrelax.relaxations import identity_rows
 
 Keep = Literal["crossing", "alive", "all"]
+_UNITS = 2**21  # entries of the unit rows that a matrix is made of, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,13 @@ class Stretches:
         """The pre-activation's matrix [n, *shape of the source] on each activation or input that it reads."""
         if activation not in self._found:
             name = self.network[activation].inputs[0]
-            eye = identity_rows(self.network.shape_of(name), self.like)[0]
-            self._found[activation] = self._walk({name: eye})
+            shape = self.network.shape_of(name)
+            n = math.prod(shape)
+            parts = []
+            for rows in torch.arange(n, device=self.like.device).split(max(1, _UNITS // n)):
+                unit = self.like.new_zeros(len(rows), n).scatter_(1, rows[:, None], 1.0)
+                parts.append(self._walk({name: unit.reshape(-1, *shape)}))
+            self._found[activation] = {source: torch.cat([part[source] for part in parts]) for source in parts[0]}
         return self._found[activation]
 
     @cached_property
@@ -75,6 +80,11 @@ class Stretches:
             found[node.name] = frozenset().union(*(found[n] for n in node.inputs)) if affine else frozenset({node.name})
         return {node.name: found[node.inputs[0]] for node in self.network.activations}
 
+    def entries(self, activation: str) -> int:
+        """Of all matrices of an activation."""
+        behind = sum(math.prod(self.network.shape_of(name)) for name in self.sources[activation])
+        return math.prod(self.network.shape_of(activation)) * behind
+
     @cached_property
     def dense(self) -> frozenset[str]:
         """Activations whose matrices cost no more to multiply with than the ops that they stand for."""
@@ -85,8 +95,7 @@ class Stretches:
                 if before.name in pending and isinstance(before.op, Affine):
                     stretch += before.op.cost()
                     pending |= set(before.inputs)
-            behind = sum(math.prod(self.network.shape_of(name)) for name in self.sources[node.name])
-            if math.prod(node.shape) * behind <= stretch:
+            if self.entries(node.name) <= stretch:
                 found.add(node.name)
         return frozenset(found)
 

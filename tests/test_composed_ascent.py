@@ -262,11 +262,12 @@ def test_gradients_are_those_of_the_other_way(keep, monkeypatch):
 
 @torch.no_grad()
 def test_the_cheapest_way_is_taken():
-    """Few cross and few are dead: composed; all cross: kept; matrices beyond the cache: the sweeps."""
+    """Few cross and few are dead: composed; all cross: kept; matrices beyond cache or memory: the sweeps."""
 
-    def planned(net: nn.Module, copies: int, iterations: int) -> Keep | None:
+    def planned(net: nn.Module, copies: int, iterations: int, count: int | None = None) -> Keep | None:
         rows = torch.eye(10, dtype=torch.float64).repeat(3 * copies, 1)
         problems, _ = problems_of(net, box(60, 3, 0.3), rows, torch.arange(3).repeat_interleave(10 * copies))
+        problems = problems.select(torch.arange(problems.count)[:count])
         given = composed_ascent.examples(problems)
         assert given is not None
         return composed_ascent.plan(given, iterations, Stretches(problems.network, problems.rows))
@@ -278,6 +279,9 @@ def test_the_cheapest_way_is_taken():
     assert planned(active, 3, 200) == "crossing"
     assert planned(random_net(60, 80, 80, 10), 1, 200) == "alive"
     assert planned(random_net(60, 600, 600, 10), 1, 200) is None
+    conv = nn.Sequential(nn.Unflatten(1, (1, 6, 10)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    assert planned(conv.double(), 1, 200) is not None
+    assert planned(conv, 1, 200, count=1) is None, "one problem is not counted for a convolution written out"
 
 
 def test_other_hulls_and_machines_without_a_compiler_take_the_other_ways(keep, monkeypatch):
