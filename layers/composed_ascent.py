@@ -1,8 +1,9 @@
-"""Dual ascent on the crossing neurons alone: what `DualAscent` runs where they are few.
+"""Dual ascent on some of an example's neurons: what `DualAscent` runs on a CPU where that takes less work than sweeps.
 
-The stable neurons are composed away, which gives every example its own small matrices; a compiled kernel then takes
-the problems of an example through all of their iterations in cache (`composed_ascent.c`). The iterates are those of
-`dense_ascent` and of the matrix-free sweeps, to rounding: a stable neuron has nothing to choose.
+The crossing neurons are kept and the stable ones composed away, or all are kept that are not dead, with nothing
+composed: either gives every example its own small matrices. A compiled kernel takes the problems of an example through
+all of their iterations in cache (`composed_ascent.c`). The iterates are those of `dense_ascent` and of the matrix-free
+sweeps, to rounding: a stable neuron has nothing to choose.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ class _Chunk:
         iterations = torch.empty(R, dtype=torch.int64)
         threads = torch.get_num_threads()
         k = -(-K // _LANES) * _LANES
-        size = _SLOTS * (14 * k + 3 * d) + 2 * k * k + 5 * k + _LANES
+        size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
         room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
         steps = like.new_tensor(schedule(options)).mT.contiguous()
         kernels().call(
