@@ -46,6 +46,8 @@ from optrelax.relaxations import (
 )
 
 Layer = TypeVar("Layer", bound=nn.Module)
+_GRAPH_BYTES = 5 * 2**10
+"""Of the objects that a lot's graph is made of, a node of the network, measured: they count where lots are many."""
 
 
 class NetworkSolver(Protocol):
@@ -198,7 +200,7 @@ class NetworkLayer(Relaxation, nn.Module):
         if lots.solver:
             inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
             solver = self.solver.bytes_needed(inputs, hidden, 1)
-        return first + lots.fixed + lots.kept * lots.count + lots.each + 2 * solver
+        return int(first + lots.fixed + lots.kept * lots.count + lots.least + 2 * solver)
 
     def rooms(self, network: Network, region: InputBox, k: int) -> Rooms:
         """`max_bytes` shared between the pre-activation bounds and the LPs."""
@@ -217,7 +219,7 @@ class NetworkLayer(Relaxation, nn.Module):
             least = min(left / 2, lots.solver)
             solver = replace(solver, max_bytes=max(1, int(least if given is None else min(given, least))))
             left -= least
-        return Rooms(for_source, max(1, left // lots.each), solver)
+        return Rooms(for_source, lots.size(left), solver)
 
     def _source_bytes(self, network: Network, region: InputBox) -> int:
         source = self.preactivation
@@ -233,6 +235,7 @@ class NetworkLayer(Relaxation, nn.Module):
             # The input's point, the weights of both points, and for hulls with two lines above a second kind.
             kept=size * (inputs + 3 * hidden),
             fixed=size * batch * (25 if gradient else 12) * hidden,
+            graph=_GRAPH_BYTES * len(network.nodes) if gradient else 0,
             # A dual ascent's vectors are counted with their problem.
             solver=self.solver.bytes_needed(inputs, hidden, count) if hasattr(self.solver, "bytes_needed") else 0,
         )
@@ -261,6 +264,18 @@ class _Lots:
     kept: int
     fixed: int
     solver: int
+    graph: int = 0
+    """What a lot leaves for the backward pass besides numbers."""
+
+    @property
+    def least(self) -> float:
+        """A lot at work and the graphs of all, where lots are neither too large nor too many."""
+        return max(self.each, 2 * math.sqrt(self.count * self.each * self.graph))
+
+    def size(self, room: float) -> int:
+        """LPs of a lot: the most whose numbers, with the graphs of all lots, fit."""
+        spare = max(0.0, room**2 - 4 * self.count * self.each * self.graph) if room > 0 else 0.0
+        return max(1, int((max(room, self.least) + math.sqrt(spare)) / (2 * self.each)))
 
 
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
