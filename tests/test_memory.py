@@ -183,3 +183,22 @@ def test_other_limits_are_refused(value):
 def test_no_limit_has_a_name_in_a_string():
     assert resolve("crown:max_bytes=inf").max_bytes == math.inf
     assert resolve("crown:max_bytes=4096").max_bytes == 4096
+
+
+@pytest.mark.parametrize("graph", [0, 1, 40_000])
+@pytest.mark.parametrize("count", [1, 900, 10**6])
+def test_lots_are_as_large_as_numbers_and_graphs_of_all_allow(count, graph):
+    from optrelax.layers.triangle import _Lots
+
+    lots = _Lots(count=count, each=100_000, kept=0, fixed=0, solver=0, graph=graph)
+
+    def taken(size):
+        return size * lots.each + count / size * graph
+
+    for room in (lots.least, 1.5 * lots.least, 10 * lots.least):
+        size = lots.size(room)
+        assert taken(size) <= room + lots.each
+        assert taken(size + 1) > room, "the next size would fit too"
+    # Where not even the best size fits, it is taken all the same.
+    best = lots.size(1)
+    assert taken(best) <= min(taken(s) for s in (1, 2, 10, 100, 1000, 10**5)) + lots.each
