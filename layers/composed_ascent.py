@@ -137,7 +137,8 @@ def solve(
         stop = min(start + size, given.count)
         index = order[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
         of = given.of[index] - start
-        part = Examples(problems.select(index), torch.searchsorted(of, torch.arange(stop - start)), of)
+        first = torch.searchsorted(of, torch.arange(stop - start, device=of.device))
+        part = Examples(problems.select(index), first, of)
         parts.append(_Chunk(part, [s.select(index) for s in starts], keep, stretches).run(options))
     back = order.argsort()
     duals, primals, iterations = zip(*parts, strict=True)
@@ -151,7 +152,7 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretche
     problems, network = given.problems, given.problems.network
     masks = [kept_neurons(h.select(given.first), keep) for h in problems.hulls.values()]
     kept = [int(flatten_from(mask, 1).sum(1).max()) for mask in masks]
-    inputs, each, every = problems.lower[0].numel(), problems.count / given.count, sum(kept)
+    inputs, each, every = problems.lower[0].numel(), int(given.of.bincount().max()), sum(kept)
     ops = problems.wanted if problems.hulls.keys() - stretches.dense else problems.hulls
     widest = max(math.prod(network.shape_of(name)) for name in ops)
     copies = 2 if inputs % _LANES else 1
@@ -160,7 +161,8 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretche
     if keep == "crossing":
         entries += copies * sum(kept[1:]) * inputs
     entries += each * ((3 + copies) * inputs + 8 * every + 2 * widest)
-    return max(1, int((options.max_bytes or _room(given)) / (entries * problems.rows.element_size())))
+    most = (options.max_bytes or _room(given)) / (entries * problems.rows.element_size())
+    return max(1, int(min(most, given.count)))
 
 
 class _Chunk:
@@ -174,8 +176,8 @@ class _Chunk:
         self.counts = torch.bincount(given.of, minlength=given.count)
         E, K = given.count, composition.width
         self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
-        values = composition.values(single.center)
-        self.rows = torch.zeros(E, K, dtype=torch.int64)
+        values, reached = composition.values(single.center)
+        self.rows = self.of.new_zeros(E, K)
         """Where each neuron's row of M lies."""
         self.kept_alive: list[Tensor] = []
         self.N, self.m = problems.rows.new_zeros(E, K, K), problems.rows.new_zeros(E, K)
@@ -195,19 +197,18 @@ class _Chunk:
                 if not self.reads(place, network.input):
                     on_input = on_input[:1, :1]  # zeros
                 M = _padded(on_input)
-                index = torch.arange(M.shape[:-1].numel()).reshape(M.shape[:-1]).expand(E, place.last - place.first)
+                index = torch.arange(M.shape[:-1].numel(), device=M.device).reshape(M.shape[:-1])
+                index = index.expand(E, place.last - place.first)
             self.kept_alive.append(M)
             self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
         # Objectives, as many an example as its problems at most.
         before = self.counts.cumsum(0) - self.counts
-        slot = (self.of, torch.arange(problems.count) - before[self.of])
+        slot = (self.of, torch.arange(problems.count, device=self.of.device) - before[self.of])
         rows = problems.rows.new_zeros(E, int(self.counts.max()), *problems.rows.shape[1:])
         rows[slot] = problems.rows
         c_v, c_y = composition.pull(problems.target, rows)
         self.c_v, self.c_y = _padded(c_v[slot]), c_y[slot].contiguous()
-        self.offset = torch.linalg.vecdot(
-            *(flatten_from(t, 1) for t in (problems.rows, values[problems.target][self.of]))
-        )
+        self.offset = torch.linalg.vecdot(flatten_from(problems.rows, 1), flatten_from(reached[self.of], 1))
 
     def reads(self, place: Place, source: str) -> bool:
         """Whether a place may read another's values, or the input, with nothing kept between them."""
@@ -229,13 +230,13 @@ class _Chunk:
         """Every problem to its end."""
         places, like = self.composition.places, self.c_v
         R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
-        first = torch.tensor([place.first for place in places])
+        first = self.of.new_tensor([place.first for place in places])
         back, ahead, direct = self._reach()
         real = torch.stack([place.real.sum(1) for place in places], 1).contiguous()
         begin = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
         start = torch.cat([self._kept(s) for s in self.starts])
         w, taken, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
-        iterations = torch.empty(R, dtype=torch.int64)
+        iterations = self.of.new_empty(R)
         threads = torch.get_num_threads()
         k = -(-K // _LANES) * _LANES
         size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
@@ -243,7 +244,7 @@ class _Chunk:
         steps = like.new_tensor(schedule(options)).mT.contiguous()
         kernels().call(
             *("ascend", like.dtype, E, R, K, d, len(places), first, real),
-            *(torch.tensor(back), torch.tensor(ahead), direct, self.rows, self.radius),
+            *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
             *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
             *(len(self.starts), start, options.max_iterations, options.check_every, steps),
             *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),

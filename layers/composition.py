@@ -65,9 +65,9 @@ class Stretches:
             shape = self.network.shape_of(name)
             n = math.prod(shape)
             parts = []
-            for rows in torch.arange(n, device=self.like.device).split(max(1, _UNITS // n)):
+            for rows in torch.arange(n, device=self.like.device).split(max(1, _UNITS // max(1, n))):
                 unit = self.like.new_zeros(len(rows), n).scatter_(1, rows[:, None], 1.0)
-                parts.append(self._walk({name: unit.reshape(-1, *shape)}))
+                parts.append(self._walk({name: unit.reshape(len(rows), *shape)}))
             self._found[activation] = {source: torch.cat([part[source] for part in parts]) for source in parts[0]}
         return self._found[activation]
 
@@ -188,7 +188,7 @@ class Composition:
         """Rows [E, k, *shape] of a node as coefficients of the input [E, k, d] and of kept values [E, k, K]."""
         return self._walk({target: rows}, rows.shape[:2])
 
-    def values(self, x: Tensor) -> Weights:
+    def values(self, x: Tensor) -> tuple[Weights, Tensor]:
         """Every pre-activation, by activation, and the target, at x [E, *input shape] and 0 in place of kept values."""
         network, found = self.problems.network, {}
         values = {network.input: x}
@@ -202,7 +202,7 @@ class Composition:
             found[node.name] = inputs[0]
             slope, intercept = self.rest.get(node.name, (torch.zeros_like(inputs[0]),) * 2)
             values[node.name] = torch.addcmul(intercept, slope, inputs[0])
-        return found | {self.problems.target: values[self.problems.target]}
+        return found, values[self.problems.target]
 
     def _walk(self, pending: Weights, lead: torch.Size) -> tuple[Tensor, Tensor]:
         network, like = self.problems.network, self.problems.rows

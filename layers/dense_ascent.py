@@ -75,13 +75,13 @@ def chain(problems: Problems) -> Chain | None:
         return None
     composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
     weights, constants = [], []
-    values = composition.values(torch.zeros_like(composition.problems.lower))
+    values, reached = composition.values(torch.zeros_like(composition.problems.lower))
     for t, place in enumerate(composition.places):
         on_input, on_values = composition.neurons(place)
         weights.append((on_input if t == 0 else on_values[..., composition.places[t - 1].span])[0].contiguous())
         constants.append(values[place.name].flatten())
     _, c = composition.pull(problems.target, problems.rows[None])
-    offset = flatten_from(problems.rows, 1) @ values[problems.target].flatten()
+    offset = flatten_from(problems.rows, 1) @ reached.flatten()
     names = tuple(place.name for place in composition.places)
     last = composition.places[-1].span
     return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset)
@@ -170,7 +170,7 @@ class NativePasses:
 
     def corner(self, a: Tensor, rate: float, v: Tensor, mean: Tensor, value: Tensor, best: Tensor) -> Tensor:
         """As `EagerPasses.corner`."""
-        better = torch.empty(len(a), dtype=torch.bool)
+        better = torch.empty(len(a), dtype=torch.bool, device=a.device)
         box = (self.center, self.radius)
         self.kernels.call("corner", self.dtype, *a.shape, self.example, a, *box, rate, v, mean, value, best, better)
         return better

@@ -8,6 +8,7 @@ cannot (neurons whose coefficient is 0 at the optimum lie between the lines). Se
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from optrelax.layers.problems import (
     primal_sweep,
 )
 from optrelax.layers.solutions import Status
+from optrelax.memory import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,16 @@ class DualAscent:
     decay: float = 0.95
     floor: float = 0.01
     check_every: int = 4
-    max_bytes: int | None = None
+    max_bytes: Limit = None
     exact: bool = False
     precision: Literal["same", "float32"] = "same"
 
     def __post_init__(self) -> None:
+        for name in ("tol", "step", "decay", "floor", "threshold"):
+            if getattr(self, name) is not None:  # numbers of NumPy and PyTorch too
+                object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("max_iterations", "check_every"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
         for name, low in (("tol", 0.0), ("step", 0.0)):
             value = getattr(self, name)
             if not value > low:
@@ -100,7 +107,7 @@ class DualAscent:
             dtype = torch.float32 if self.precision == "float32" else problems.rows.dtype
             given = problems.to(dtype)
             if (found := composed_ascent.solve(self, given, [s.to(dtype) for s in starts])) is not None:
-                answer = self._evaluated(problems, *found)
+                answer = self._evaluated_within(problems, *found)
             elif (layers := chain(given)) is None:
                 answer = self._by_sweeps(problems, starts)
             else:
@@ -133,6 +140,19 @@ class DualAscent:
             parts.append(self._evaluated(problems.select(index), *found))
         return join(parts)
 
+    def _evaluated_within(self, problems: Problems, dual: DualPoint, primal: PrimalPoint, iterations: Tensor) -> Answer:
+        """As `_evaluated`, in chunks where memory was given."""
+        size = self._chunk(problems)
+        if self.max_bytes is None or size >= problems.count:
+            return self._evaluated(problems, dual, primal, iterations)
+        every = torch.arange(problems.count, device=problems.rows.device)
+        return join(
+            [
+                self._evaluated(problems.select(index), dual.select(index), primal.select(index), iterations[index])
+                for index in every.split(size)
+            ]
+        )
+
     def _evaluated(self, problems: Problems, dual: DualPoint, primal: PrimalPoint, iterations: Tensor) -> Answer:
         """The answer that points found in another type or form are."""
         dtype = problems.rows.dtype
@@ -155,7 +175,7 @@ class DualAscent:
         entries = sum(shape.numel() for shape in _shapes(problems))
         each = 10 * entries * problems.rows.element_size()
         budget = self.max_bytes if self.max_bytes is not None else 64 * 2**20
-        return max(1, min(problems.count, budget // each)) if problems.count else 1
+        return max(1, int(min(problems.count, budget // each))) if problems.count else 1
 
 
 def _shapes(problems: Problems) -> list[torch.Size]:

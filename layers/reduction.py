@@ -95,13 +95,13 @@ def reduce_problems(problems: Problems) -> Reduced:
     shape = (problems.count, composition.width)
     new = problems.rows.new_zeros
     M, N, m = new(*shape, problems.lower[0].numel()), new(*shape, composition.width), new(*shape)
-    values = composition.values(problems.center)
+    values, reached = composition.values(problems.center)
     for place in composition.places:
         if place.first < place.last:
             M[:, place.span], N[:, place.span] = composition.neurons(place)
             m[:, place.span] = place.gather(values[place.name])
     c_x, c_y = composition.pull(problems.target, problems.rows[:, None])
-    offset = (problems.rows * values[problems.target]).flatten(1).sum(1)
+    offset = (problems.rows * reached).flatten(1).sum(1)
     radius = flatten_from(problems.radius, 1)
     constraints, middle, inside = _hulls(problems, composition.places, shape)
     return Reduced(

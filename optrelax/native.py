@@ -59,12 +59,12 @@ class Build:
         function = self._functions.get((name, dtype))
         if dtype not in _SUFFIX:
             raise RuntimeError(f"{name}: wants float32 or float64, got {dtype}; call backward() outside of autocast")
-        if function is None:
+        # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
+        plain = [a if a is None or isinstance(a, (int, float)) else _address(name, a, dtype) for a in arguments]
+        if function is None:  # what cannot be an argument has raised by now
             function = getattr(self.library, f"{name}_{_SUFFIX[dtype]}")
             function.argtypes = [*map(_kind, arguments), ctypes.c_int64]
             self._functions[name, dtype] = function
-        # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
-        plain = [a if a is None or isinstance(a, (int, float)) else _address(name, a, dtype) for a in arguments]
         function(*plain, torch.get_num_threads())
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from lp_networks import QUESTIONS, question
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import optrelax as ox
 from optrelax import native
-from optrelax.layers import DualAscent, Layerwise, Status, Triangle, composed_ascent, dual_ascent
+from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, composed_ascent, dual_ascent
 from optrelax.layers.composition import Keep, Stretches
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
 from optrelax.specifications import margins
@@ -295,3 +296,55 @@ def test_other_hulls_and_machines_without_a_compiler_take_the_other_ways(keep, m
         found = Triangle().solve(q.network, q.region, q.rows)
     torch.testing.assert_close(found.lower, wanted.lower, rtol=3e-4, atol=3e-4)
     assert math.isfinite(float(found.lower.sum()))
+
+
+@pytest.mark.parametrize("end", [nn.ReLU(), nn.LeakyReLU(0.1)], ids=["relu", "leaky relu"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_network_that_ends_in_an_activation(keep, exact, end, monkeypatch):
+    net, region = nn.Sequential(*random_net(9, 8, 6, 4, bias=0.3), end), box(9, 5, 0.3)
+    rows = torch.cat([torch.eye(4), -torch.eye(4), torch.ones(1, 4)]).double()
+    layer = Triangle(preactivation="crown", solver=DualAscent(tol=1e-6, max_iterations=400, exact=exact))
+    found, wanted = (solved(monkeypatch, way, layer, net, region, rows) for way in (keep, None))
+    exactly = Triangle(preactivation="crown", solver=Highs()).solve(net, region, rows).lower
+    torch.testing.assert_close(found.lower, wanted.lower, rtol=1e-6, atol=1e-6)
+    assert bool((found.lower <= exactly + 1e-7).all())
+    torch.testing.assert_close(found.lower, exactly, rtol=0, atol=1e-6 if exact else 1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_without_neurons(keep, monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 0), nn.ReLU(), nn.Linear(0, 2)).double()
+    found = solved(monkeypatch, keep, Triangle(), net, box(3, 2, 0.1), torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(found.lower, net[2].bias.detach().expand(2, 2))
+
+
+def test_another_default_device_changes_nothing(keep, monkeypatch):
+    net, region, rows = random_net(6, 7, 5, 3), box(6, 3, 0.2), torch.eye(3, dtype=torch.float64)
+    always(monkeypatch, keep)
+    with torch.no_grad():
+        problems, starts = problems_of(net, region, rows, torch.arange(3))
+        torch.set_default_device("meta")
+        try:
+            elsewhere = DualAscent(max_iterations=4, max_bytes=1).solve_network(problems, starts).lower
+        finally:
+            torch.set_default_device(None)
+        here = DualAscent(max_iterations=4, max_bytes=math.inf).solve_network(problems, starts).lower
+        torch.testing.assert_close(elsewhere, here)
+
+
+@torch.no_grad()
+def test_examples_of_unlike_counts_keep_to_the_memory():
+    """Objectives are laid out by the example with the most of them."""
+    net, region = random_net(40, 30, 30, 200, bias=0.5), box(40, 64, 0.1)
+    example = torch.cat([torch.zeros(200, dtype=torch.int64), torch.arange(64)])
+    rows = torch.eye(200, dtype=torch.float64)[torch.arange(len(example)) % 200]
+    problems, starts = problems_of(net, region, rows, example)
+    room = 4 * 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        composed_ascent.solve(DualAscent(max_iterations=2, max_bytes=room), problems, starts)
+    total = most = 0
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    assert most < 3 * room

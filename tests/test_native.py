@@ -91,6 +91,19 @@ def test_compiled_passes_are_the_eager_ones(dtype, count, width):
             torch.testing.assert_close(compiled, eager, rtol=1e-10, atol=1e-10)
 
 
+def test_a_refused_argument_leaves_the_kernel_as_it_was():
+    found = native.Build(kernels().library, "with nothing remembered")
+    with pytest.raises(RuntimeError, match="wants contiguous"):
+        found.call("primal", torch.float64, 5.0, 17.0, torch.zeros(5))
+    given = arguments(torch.float64, 5, 17)
+    example, lines, taken = given["example"], given["lines"], given["taken"]
+    y = torch.empty_like(given["p"])
+    found.call("primal", torch.float64, 5, 17, example, given["p"], given["m"], *lines, taken, y)
+    wanted = torch.empty_like(y)
+    both(given)[0].primal(0, given["p"], given["m"], taken, wanted)
+    torch.testing.assert_close(y, wanted)
+
+
 def test_threads_do_not_change_a_pass():
     given = arguments(torch.float64, 400, 100)
     passes = both(given)[1]
