@@ -61,7 +61,8 @@ class DualAscent:
     max_iterations: sweeps at most.  threshold: also stop where the sign of value - threshold is certain; None: never.
     step, decay, floor: first step of Adam on the weights, its factor an iteration, and its least share of the first.
     check_every: iterations between two evaluations of the primal point.
-    max_bytes: most memory for the problems in flight; None: chunks that fit a processor's cache.
+    max_bytes: most memory for the problems in flight; None: 64 MiB in sweeps, chunks that fit a processor's cache,
+    and at most 256 MiB for examples' own matrices.
     exact: bring what is left to a certified relative gap of 1e-6 (or `tol`, if smaller).
     precision: "same" iterates in the region's type; "float32" iterates in float32 and evaluates both points once more
     in the region's type, so that bound and gap are as good as if every sweep had been made in it.
@@ -79,11 +80,15 @@ class DualAscent:
     precision: Literal["same", "float32"] = "same"
 
     def __post_init__(self) -> None:
-        for name in ("tol", "step", "decay", "floor", "threshold"):
-            if getattr(self, name) is not None:  # numbers of NumPy and PyTorch too
-                object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("max_iterations", "check_every"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        for name in ("tol", "step", "decay", "floor", "threshold", "max_iterations", "check_every"):
+            given, whole = getattr(self, name), name in ("max_iterations", "check_every")
+            if given is None and name == "threshold":
+                continue
+            try:  # numbers of NumPy and PyTorch too
+                object.__setattr__(self, name, operator.index(given) if whole else float(given))
+            except (TypeError, ValueError):
+                wanted = "an integer" if whole else "a number"
+                raise TypeError(f"DualAscent: {name} must be {wanted}, got {given!r}") from None
         for name, low in (("tol", 0.0), ("step", 0.0)):
             value = getattr(self, name)
             if not value > low:

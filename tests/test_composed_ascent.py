@@ -348,3 +348,18 @@ def test_examples_of_unlike_counts_keep_to_the_memory():
         total += event.nbytes()
         most = max(most, total)
     assert most < 3 * room
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_iterations": 2.5}, "max_iterations must be an integer, got 2.5"),
+        ({"tol": "small"}, "tol must be a number"),
+    ],
+)
+def test_options_of_no_use_are_refused(option, message):
+    plain = DualAscent.__new__(DualAscent)  # past the annotations that the tests check
+    for name, value in {**vars(DualAscent()), **option}.items():
+        object.__setattr__(plain, name, value)
+    with pytest.raises(TypeError, match=message):
+        plain.__post_init__()
