@@ -17,7 +17,7 @@ import torch
 from benchmarks.measuring import ROOT, cores
 from benchmarks.reports import Options
 from optrelax import relaxations
-from optrelax.pages import keep_pages
+from optrelax.kernels.pages import keep_pages
 
 SUITES = (
     "closed_forms",

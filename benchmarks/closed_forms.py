@@ -18,7 +18,8 @@ import optrelax as ox
 from benchmarks import peers, products
 from benchmarks.measuring import Samples, Task, interleaved, peak_bytes
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax import layers, native, relaxations
+from optrelax import layers, relaxations
+from optrelax.kernels import native
 
 TITLE = "Closed forms: relaxations against the network's own step and the bare products"
 CLIP = (0.0, 1.0)

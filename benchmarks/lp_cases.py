@@ -14,15 +14,15 @@ import optrelax as ox
 from benchmarks.networks import Trained
 from benchmarks.reports import Options
 from optrelax.analysis import prepare
-from optrelax.datasets import evenly_spaced, load_dataset
+from optrelax.certification.journals import tensor_digest
+from optrelax.data.datasets import evenly_spaced, load_dataset
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network
-from optrelax.journals import tensor_digest
 from optrelax.layers import Layerwise, Solution, Triangle
 from optrelax.layers.triangle import solve_rows
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
-from optrelax.tracing import capture
 
 
 @dataclass(frozen=True, slots=True)

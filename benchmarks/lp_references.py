@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks.lp_cases import Case
 from benchmarks.reports import Options
 from optrelax.enclosures import Bounds
-from optrelax.files import read_tensors, write_tensors
-from optrelax.graph import Network
 from optrelax.layers import Cvxpy, Highs, LinearProgram, Status
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.networks.graph import Network
+from optrelax.output.files import read_tensors, write_tensors
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation, identity_rows
 

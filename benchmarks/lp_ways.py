@@ -11,7 +11,8 @@ import optrelax as ox
 from benchmarks.lp_cases import Case, Layer, relative
 from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Options, Row, Table
-from optrelax.layers import DualAscent, Solution, Triangle, composed_ascent
+from optrelax.layers import DualAscent, Solution, Triangle
+from optrelax.layers.ascent import composed_ascent
 from optrelax.layers.composition import Keep
 
 _WAYS: dict[str, Keep | None] = {"crossing": "crossing", "all but the dead": "alive", "all, in sweeps": None}

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.reports import Options
-from optrelax.datasets import Dataset, load_dataset
-from optrelax.files import read_tensors, write_tensors
-from optrelax.recipes import Recipe, recipe
+from optrelax.data.datasets import Dataset, load_dataset
+from optrelax.output.files import read_tensors, write_tensors
 from optrelax.training import train
+from optrelax.training.recipes import Recipe, recipe
 
 
 @dataclass(frozen=True, slots=True)

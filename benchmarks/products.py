@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from optrelax.graph import Network, Node
-from optrelax.ops import Affine, Conv2d, Linear
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, Conv2d, Linear
 from optrelax.relaxations import Box, Cauchy, Crown, DeepZ, FastLin, HBox, Relaxation
 
 Way = Literal["forward", "backward"]

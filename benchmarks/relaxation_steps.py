@@ -12,10 +12,9 @@ from torch import Tensor
 
 from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax import native
-from optrelax.domains import band_step, relax_step
-from optrelax.domains.triton_steps import passes
-from optrelax.lines import Lines
+from optrelax.domains.lines import Lines
+from optrelax.kernels import band_step, native, relax_step
+from optrelax.kernels.triton_steps import passes
 
 TITLE = "Relaxation steps: rows pulled through lines, against the bare traffic of memory"
 

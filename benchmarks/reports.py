@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.measuring import ROOT, cores
 from optrelax import __version__
-from optrelax.files import write_whole
-from optrelax.tables import rich_table, write_json
+from optrelax.output.files import write_whole
+from optrelax.output.tables import rich_table, write_json
 
 FORMAT = "optrelax benchmark 1"
 _PACKAGES = ("torch", "numpy", "scipy", "highspy", "cvxpy", "cvxpylayers", "diffcp", "scs", "auto_LiRPA")

@@ -13,8 +13,9 @@ import torch
 from benchmarks.closed_forms import case
 from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax import convolutions, native, relaxations
+from optrelax import relaxations
 from optrelax.domains import backsubstitution, interval, patches
+from optrelax.kernels import convolutions, native
 
 TITLE = "Shortcuts: steps with and without each of them"
 

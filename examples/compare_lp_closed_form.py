@@ -12,12 +12,12 @@ import math
 from pathlib import Path
 
 import optrelax as ox
-from optrelax.datasets import normalization
+from optrelax.data.datasets import normalization
 from optrelax.layers.milp import Milp
-from optrelax.losses import AdversarialLoss
-from optrelax.plots import write_figure
-from optrelax.schedules import Constant, Linear
+from optrelax.output.plots import write_figure
 from optrelax.training import Training, train
+from optrelax.training.losses import AdversarialLoss
+from optrelax.training.schedules import Constant, Linear
 
 # The LP of the triangles bounds each hidden neuron first. "triangle:preactivation=crown" takes crown's bounds of them,
 # so that it cannot be looser than crown; layerwise solves LPs for them too.

@@ -25,12 +25,12 @@ import polars as pl
 
 import optrelax as ox
 from optrelax.cli.progress_bars import certification_bar, training_bar
+from optrelax.kernels.pages import keep_pages
 from optrelax.layers.milp import Milp
-from optrelax.pages import keep_pages
-from optrelax.recipes import Recipe, recipe
-from optrelax.runs import start_from, versions
-from optrelax.tables import text_table, write_results
+from optrelax.output.tables import text_table, write_results
 from optrelax.training import train
+from optrelax.training.recipes import Recipe, recipe
+from optrelax.training.runs import start_from, versions
 
 METHODS = ["box", "hbox", "crown-ibp", "deepz", "crown", "triangle", "layerwise"]
 CERTIFY = {"fc-small": ["box", "crown-ibp", "crown", "triangle", "layerwise"], "conv": ["box", "crown-ibp", "crown"]}

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 import optrelax as ox
-from optrelax.datasets import Dataset, normalization
+from optrelax.data.datasets import Dataset, normalization
 from optrelax.layers import DualAscent, Status, Triangle
-from optrelax.schedules import Linear, Steps
-from optrelax.tables import text_table
+from optrelax.output.tables import text_table
 from optrelax.training import Progress, Training, train
+from optrelax.training.schedules import Linear, Steps
 
 # The last two start from the same bounds of the hidden neurons, so that the LP cannot be looser than crown.
 CERTIFIERS = ["box", "crown-ibp", "deepz", "crown", "triangle:preactivation=crown"]

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import optrelax as ox
-from optrelax.pages import keep_pages
-from optrelax.recipes import Recipe, recipe
-from optrelax.tables import text_table
+from optrelax.kernels.pages import keep_pages
+from optrelax.output.tables import text_table
 from optrelax.training import Progress, train
+from optrelax.training.recipes import Recipe, recipe
 
 
 def watch(now: Progress) -> None:

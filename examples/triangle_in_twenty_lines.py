@@ -9,7 +9,7 @@ import torch
 
 import optrelax as ox
 from optrelax.layers import DualAscent, Status, Triangle
-from optrelax.tables import text_table
+from optrelax.output.tables import text_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=20)

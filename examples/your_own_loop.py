@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.pages import keep_pages
-from optrelax.schedules import Linear
+from optrelax.kernels.pages import keep_pages
+from optrelax.training.schedules import Linear
 
 EPS = 0.1  # pixels lie in [0, 1]
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrelax.layers.alpha_crown import AlphaCrown
-    from optrelax.layers.cvxpy_solver import Cvxpy
-    from optrelax.layers.dual_ascent import DualAscent
-    from optrelax.layers.highs import Highs
+    from optrelax.layers.ascent.dual_ascent import DualAscent
     from optrelax.layers.interior_point import InteriorPoint
     from optrelax.layers.layerwise import Layerwise
-    from optrelax.layers.linear_program import LinearProgram
-    from optrelax.layers.lp_gradients import EnvelopeGradient, FixedDualGradient
     from optrelax.layers.network_gradients import Envelope, FixedSlopes
-    from optrelax.layers.pdhg import PDHG
-    from optrelax.layers.regularised import Regularised
+    from optrelax.layers.programs.cvxpy_solver import Cvxpy
+    from optrelax.layers.programs.highs import Highs
+    from optrelax.layers.programs.linear_program import LinearProgram
+    from optrelax.layers.programs.lp_gradients import EnvelopeGradient, FixedDualGradient
+    from optrelax.layers.programs.pdhg import PDHG
+    from optrelax.layers.programs.regularised import Regularised
     from optrelax.layers.solutions import LPSolution, Solution, Status
     from optrelax.layers.triangle import Triangle
 
@@ -29,16 +29,16 @@ _HOMES = {
     "InteriorPoint": "interior_point",
     "FixedSlopes": "network_gradients",
     "Envelope": "network_gradients",
-    "DualAscent": "dual_ascent",
+    "DualAscent": "ascent.dual_ascent",
     "Triangle": "triangle",
-    "Cvxpy": "cvxpy_solver",
-    "EnvelopeGradient": "lp_gradients",
-    "FixedDualGradient": "lp_gradients",
-    "Highs": "highs",
+    "Cvxpy": "programs.cvxpy_solver",
+    "EnvelopeGradient": "programs.lp_gradients",
+    "FixedDualGradient": "programs.lp_gradients",
+    "Highs": "programs.highs",
     "LPSolution": "solutions",
-    "LinearProgram": "linear_program",
-    "PDHG": "pdhg",
-    "Regularised": "regularised",
+    "LinearProgram": "programs.linear_program",
+    "PDHG": "programs.pdhg",
+    "Regularised": "programs.regularised",
     "Solution": "solutions",
     "Status": "solutions",
 }

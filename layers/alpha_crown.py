@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.activations import Activation
 from optrelax.enclosures import Bounds, ordered
-from optrelax.graph import Network, Node
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.problems import (
     DualPoint,
@@ -24,6 +22,8 @@ from optrelax.layers.problems import (
     dual_value,
     hull_lines,
 )
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
 from optrelax.regions import InputBox
 from optrelax.relaxations import (
     Crown,

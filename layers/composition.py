@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.graph import Network, Node
 from optrelax.layers.prices import affine_line
 from optrelax.layers.problems import HullLines, Problems, Weights
-from optrelax.ops import Affine, flatten_from
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, flatten_from
 
 Keep = Literal["crossing", "alive", "all"]
 _UNITS = 2**21  # entries of the unit rows that a matrix is made of, at a time

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
-from optrelax.layers.dual_ascent import Answer, statuses
-from optrelax.layers.lp_data import LPData
+from optrelax.layers.ascent.dual_ascent import Answer, statuses
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
 from optrelax.layers.prices import checked_objective, in_float64, priced, proves_contradiction
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights, backward_sweep, nearest_point
+from optrelax.layers.programs.lp_data import LPData
 from optrelax.layers.solutions import Status
 from optrelax.regions import InputBox
 from optrelax.rounding import unit_roundoff
@@ -124,7 +124,7 @@ def network_solver(solver: Any, implied: bool) -> Any:
         return Exported(solver, implied)
     if implied:
         return solver
-    from optrelax.layers.highs import Highs
+    from optrelax.layers.programs.highs import Highs
 
     return GivenBounds(solver, Exported(Highs(tol=solver.tol), implied=False))
 

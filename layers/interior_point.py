@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optrelax.layers.dual_ascent import Answer, DualAscent, statuses
+from optrelax.layers.ascent.dual_ascent import Answer, DualAscent, statuses
 from optrelax.layers.prices import in_float64
 from optrelax.layers.problems import (
     DualPoint,
@@ -24,7 +24,7 @@ from optrelax.layers.problems import (
     primal_sweep,
 )
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
-from optrelax.ops import flatten_from
+from optrelax.networks.ops import flatten_from
 
 _BYTES = 512 * 2**20  # of the problems in flight, where max_bytes does not say
 _PROBLEMS = 32  # at a time at most: more pad more than they save

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
-from optrelax.graph import Network, Node
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.solutions import Solution
 from optrelax.layers.triangle import NetworkLayer, Rooms, Warm, network_layer, solve_problems, solve_rows
-from optrelax.ops import flatten_from
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 

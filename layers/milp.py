@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optrelax.graph import Network
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import resolve, with_rounding
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.layers.dual_ascent import Answer
+from optrelax.layers.ascent.dual_ascent import Answer
 from optrelax.layers.first_order import first_order
 from optrelax.layers.problems import (
     DualPoint,
@@ -19,7 +19,7 @@ from optrelax.layers.problems import (
     backward_sweep,
     primal_sweep,
 )
-from optrelax.ops import Affine, flatten_from
+from optrelax.networks.ops import Affine, flatten_from
 
 
 @dataclass(frozen=True, slots=True)

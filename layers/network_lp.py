@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.domains.backsubstitution import pull
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network, Node
-from optrelax.ops import MaxPool2d, flatten_from
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import MaxPool2d, flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import identity_rows
 

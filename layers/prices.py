@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation, Line
 from optrelax.enclosures import Bounds
 from optrelax.layers.problems import (
     DualPoint,
@@ -28,7 +27,8 @@ from optrelax.layers.problems import (
     mix,
     primal_sweep,
 )
-from optrelax.ops import Affine, flatten_from
+from optrelax.networks.activations import Activation, Line
+from optrelax.networks.ops import Affine, flatten_from
 
 
 def in_float64(problems: Problems) -> Problems:

@@ -19,13 +19,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation, Line
 from optrelax.domains import backsubstitution, interval
+from optrelax.domains.lines import Lines, crown_lines, outward_lines
 from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network
-from optrelax.lines import Lines, crown_lines, outward_lines
-from optrelax.ops import Affine, flatten_from
+from optrelax.networks.activations import Activation, Line
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import Affine, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding
 

@@ -18,7 +18,7 @@ from optrelax.layers.problems import (
     floor_and_ceiling,
     primal_sweep,
 )
-from optrelax.ops import flatten_from
+from optrelax.networks.ops import flatten_from
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from optrelax import memory
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
-from optrelax.graph import Network
-from optrelax.layers.dual_ascent import Answer, DualAscent
+from optrelax.layers.ascent.dual_ascent import Answer, DualAscent
 from optrelax.layers.exported import network_solver, solves_networks
 from optrelax.layers.network_gradients import Envelope, attach
 from optrelax.layers.network_lp import require_piecewise_linear
@@ -29,6 +28,7 @@ from optrelax.layers.problems import (
     hull_lines,
 )
 from optrelax.layers.solutions import Solution, Status, require_optimal
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import (
     Box,

@@ -3,12 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from optrelax.activations import Activation, Hull
 from optrelax.analysis import bounds, lower_bounds, preactivation_bounds
+from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network
-from optrelax.lines import Lines
+from optrelax.networks.activations import Activation, Hull
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import Report, capture, check, register_activation, register_op
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import (
     Box,
@@ -23,21 +24,20 @@ from optrelax.relaxations import (
     register_relaxation,
 )
 from optrelax.specifications import margins
-from optrelax.tracing import Report, capture, check, register_activation, register_op
 
 __version__ = "0.1.0"
 
 # Names that pull in more than torch, imported on first use.
 _LAZY = {
-    "certified_cross_entropy": "optrelax.losses",
-    "CertifiedLoss": "optrelax.losses",
-    "certify": "optrelax.certification",
-    "CertificationReport": "optrelax.certification",
-    "compare": "optrelax.comparison",
-    "Comparison": "optrelax.comparison",
-    "load": "optrelax.checkpoints",
-    "save": "optrelax.checkpoints",
-    "load_dataset": "optrelax.datasets",
+    "certified_cross_entropy": "optrelax.training.losses",
+    "CertifiedLoss": "optrelax.training.losses",
+    "certify": "optrelax.certification.certifying",
+    "CertificationReport": "optrelax.certification.certifying",
+    "compare": "optrelax.certification.comparison",
+    "Comparison": "optrelax.certification.comparison",
+    "load": "optrelax.networks.checkpoints",
+    "save": "optrelax.networks.checkpoints",
+    "load_dataset": "optrelax.data.datasets",
     "layers": "optrelax.layers",
     "measure_continuity": "optrelax.measurements.continuity",
     "Continuity": "optrelax.measurements.continuity",
@@ -50,29 +50,31 @@ _LAZY = {
     "step_degrees": "optrelax.measurements.degrees",
     "measure_tightness": "optrelax.measurements.tightness",
     "Tightness": "optrelax.measurements.tightness",
-    "models": "optrelax.models",
+    "activations": "optrelax.networks.activations",
+    "models": "optrelax.networks.models",
 }
 
 if TYPE_CHECKING:
-    from optrelax import layers, models
-    from optrelax.certification import CertificationReport, certify
-    from optrelax.checkpoints import load, save
-    from optrelax.comparison import Comparison, compare
-    from optrelax.datasets import load_dataset
-    from optrelax.losses import CertifiedLoss, certified_cross_entropy
+    from optrelax import layers
+    from optrelax.certification.certifying import CertificationReport, certify
+    from optrelax.certification.comparison import Comparison, compare
+    from optrelax.data.datasets import load_dataset
     from optrelax.measurements.continuity import Continuity, measure_continuity
     from optrelax.measurements.degrees import step_degrees
     from optrelax.measurements.landscape import Landscape, measure_landscape
     from optrelax.measurements.sensitivity import Sensitivity, measure_sensitivity
     from optrelax.measurements.series import Series, measure_series
     from optrelax.measurements.tightness import Tightness, measure_tightness
+    from optrelax.networks import models
+    from optrelax.networks.checkpoints import load, save
+    from optrelax.training.losses import CertifiedLoss, certified_cross_entropy
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'optrelax' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name] == f"optrelax.{name}" else getattr(module, name)
+    value = module if _LAZY[name].endswith(f".{name}") else getattr(module, name)
     globals()[name] = value
     return value
 

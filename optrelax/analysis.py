@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding
 from optrelax.specifications import check_specification
-from optrelax.tracing import capture
 
 Net = nn.Module | Network
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network, Node
-from optrelax.ops import Conv2d, MaxPool2d, Reshape
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Conv2d, MaxPool2d, Reshape
 from optrelax.regions import InputBox
 
 Limit = int | float | None

@@ -13,9 +13,9 @@ from scipy.optimize import LinearConstraint, linprog, milp
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.activations import Activation
-from optrelax.models import Normalize, Residual
-from optrelax.ops import Affine
+from optrelax.networks.activations import Activation
+from optrelax.networks.models import Normalize, Residual
+from optrelax.networks.ops import Affine
 
 
 class Encoding:

@@ -250,7 +250,7 @@ FAMILIES = ("box", "hbox", "deepz", "cauchy", "fast-lin", "crown", "crown-ibp")
 )
 def test_no_relaxation_does_less_than_its_floor(model, name, monkeypatch):
     from benchmarks import closed_forms, products
-    from optrelax import native
+    from optrelax.kernels import native
 
     # The counter sees PyTorch's products alone.
     monkeypatch.setattr(native.Build, "supports", lambda *given: False)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.domains import backsubstitution, zonotope
+from optrelax.domains.lines import Lines
 from optrelax.domains.zonotope import Walk
-from optrelax.lines import Lines
 from optrelax.relaxations import resolve
 
 SMALL = ["fc", "deep fc", "functional residual", "strided conv", "residual conv", "batch norm", "average pool"]

@@ -21,8 +21,8 @@ import typer
 import optrelax as ox
 from optrelax import cli, layers
 from optrelax.cli.application import app
-from optrelax.recipe_rows import ROWS
 from optrelax.relaxations import resolve
+from optrelax.training.recipe_rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

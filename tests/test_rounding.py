@@ -11,7 +11,7 @@ from oracles import exact, fractions
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.models import Normalize, Residual, fc
+from optrelax.networks.models import Normalize, Residual, fc
 from optrelax.rounding import down, gamma, require_exact_products, underflow, unit_roundoff, up
 
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 import optrelax as ox
-from optrelax import native
-from optrelax.domains import band_step, relax_step, triton_steps
-from optrelax.lines import Lines
+from optrelax.domains.lines import Lines
+from optrelax.kernels import band_step, native, relax_step, triton_steps
 
 # batch, k, shape, whether the batch shares its rows: tails of every tile, several tiles, sums in parts, nothing at all
 SIZES = [
@@ -153,7 +152,7 @@ def interpreted() -> dict[str, str | bool]:
     net = ox.models.fc(4, 5, 3)
     ox.lower_bounds(net, ox.LinfBall(torch.rand(2, 4), 0.1), torch.eye(3), "crown").sum().backward()
     told: dict[str, str | bool] = {"imported by bounds on a CPU": "triton" in sys.modules}
-    from optrelax.domains import triton_kernels
+    from optrelax.kernels import triton_kernels
 
     triton_kernels._LEAST_STEPS = 2  # sums in parts, without the sizes that want them
     kernels = triton_steps.TritonBuild(triton_kernels, "interpreted", device="cpu")
@@ -186,7 +185,7 @@ def compiled() -> dict[str, object]:
     """Compile what steps of many sizes launch: variants after the first sizes and after all, and what PTX holds."""
     import triton
 
-    from optrelax.domains import triton_kernels
+    from optrelax.kernels import triton_kernels
 
     triton.runtime.driver.set_active(PretendedDriver())
     made = {}

@@ -93,7 +93,7 @@ def _options(
     Exit codes: 0 done; 2 bad input; 1 errors during work; 130 Ctrl-C. OPTRELAX_TRACEBACK=1 shows where an error
     arose.
     """
-    from optrelax.pages import keep_pages
+    from optrelax.kernels.pages import keep_pages
 
     keep_pages()
 
@@ -105,7 +105,7 @@ def stdout() -> Console:
 
 def print_json(value: Any) -> None:
     """A JSON-ready value, and nothing else, on standard output."""
-    from optrelax.tables import json_text
+    from optrelax.output.tables import json_text
 
     typer.echo(json_text(value))
 

@@ -26,7 +26,7 @@ from optrelax.cli.inputs import (
 )
 
 if TYPE_CHECKING:
-    from optrelax.verdicts import CertificationReport
+    from optrelax.certification.verdicts import CertificationReport
 
 __all__ = ["certify"]
 
@@ -82,7 +82,7 @@ def certify(
     Bounds are rounded outward: a certified example is robust in real arithmetic against every change of its pixels
     by at most eps. Prints a table a relaxation; --out keeps a table an example. Exit code 1 if an example failed.
     """
-    from optrelax.attacks import PGD
+    from optrelax.certification.attacks import PGD
 
     radius = parse_number("--eps", eps)
     folder = _Folder.opened(out, table_format, resume)
@@ -135,9 +135,9 @@ class _Folder:
     @classmethod
     def opened(cls, path: Path | None, ending: str, resume: bool) -> _Folder | None:
         """Check everything about the output before the work starts."""
+        from optrelax.certification.journals import is_finished
         from optrelax.errors import suggest
-        from optrelax.journals import is_finished
-        from optrelax.tables import FORMATS, require_writable
+        from optrelax.output.tables import FORMATS, require_writable
 
         if ending not in FORMATS:
             raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
@@ -161,8 +161,8 @@ class _Folder:
 
     def write(self, report: CertificationReport, facts: Mapping[str, Any]) -> None:
         """Examples, the table and the summary."""
-        from optrelax.runs import versions
-        from optrelax.tables import write_frame, write_json
+        from optrelax.output.tables import write_frame, write_json
+        from optrelax.training.runs import versions
 
         write_frame(report.examples, self.path / f"examples.{self.ending}")
         write_frame(report.table(), self.path / f"table.{self.ending}")
@@ -176,7 +176,7 @@ def _milp(time_limit: float) -> Any:
 
 
 def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> None:
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     if json:
         print_json(facts)

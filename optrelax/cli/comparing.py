@@ -23,7 +23,7 @@ from optrelax.cli.inputs import (
 )
 
 if TYPE_CHECKING:
-    from optrelax.comparison import Comparison
+    from optrelax.certification.comparison import Comparison
 
 __all__ = ["compare", "show_comparison"]
 
@@ -137,8 +137,8 @@ def _compared(network: Any, data: Any, eps: float, relaxations: list[str], **opt
 
 def show_comparison(result: Comparison, title: str) -> None:
     """The table for people, and what its columns mean."""
-    from optrelax.comparison import DECIMALS
-    from optrelax.tables import rich_table
+    from optrelax.certification.comparison import DECIMALS
+    from optrelax.output.tables import rich_table
 
     console = stdout()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
@@ -158,7 +158,7 @@ def _title(facts: Mapping[str, Any]) -> str:
 def _require_folder(path: Path | None, ending: str) -> None:
     """Check everything about the output before the work starts."""
     from optrelax.errors import suggest
-    from optrelax.tables import FORMATS, require_writable
+    from optrelax.output.tables import FORMATS, require_writable
 
     if ending not in FORMATS:
         raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
@@ -168,9 +168,9 @@ def _require_folder(path: Path | None, ending: str) -> None:
 
 def _write(result: Comparison, facts: Mapping[str, Any], folder: Path, ending: str) -> list[Path]:
     """Tables, summary and picture; returns the paths of the picture."""
-    from optrelax.plots import write_figure
-    from optrelax.runs import versions
-    from optrelax.tables import write_frame, write_json
+    from optrelax.output.plots import write_figure
+    from optrelax.output.tables import write_frame, write_json
+    from optrelax.training.runs import versions
 
     write_frame(result.table, folder / f"table.{ending}")
     write_frame(result.examples, folder / f"examples.{ending}")

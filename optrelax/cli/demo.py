@@ -13,7 +13,7 @@ from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
 from optrelax.cli.progress_bars import certification_bar, comparison_bar, training_bar
 
 if TYPE_CHECKING:
-    from optrelax.demo import DemoResult
+    from optrelax.papers.demo import DemoResult
 
 __all__ = ["demo"]
 
@@ -44,7 +44,7 @@ def demo(
     tightness against time. --subset is of the test images. Networks that an earlier run finished in DIR are not
     trained again.
     """
-    from optrelax.demo import RELAXATIONS, SLOW, Demo, available, run
+    from optrelax.papers.demo import RELAXATIONS, SLOW, Demo, available, run
 
     settings = Demo(
         data=data,
@@ -71,7 +71,7 @@ def demo(
 
 
 def _show(result: DemoResult) -> None:
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     console = stdout()
     what = f"Percent of {result.examples} test images, eps {result.eps:g}: "

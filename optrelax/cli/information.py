@@ -11,8 +11,8 @@ from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.inputs import Json
 
 if TYPE_CHECKING:
-    from optrelax.domains.triton_steps import TritonBuild
-    from optrelax.native import Build
+    from optrelax.kernels.native import Build
+    from optrelax.kernels.triton_steps import TritonBuild
 
 __all__ = ["info"]
 
@@ -28,7 +28,7 @@ def info(json: Json = False) -> None:
         return
     import polars as pl
 
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     rows = [{"what": name, "here": _shown(value)} for name, value in found.items()]
     stdout().print(rich_table(pl.DataFrame(rows)))
@@ -39,9 +39,17 @@ def facts() -> dict[str, Any]:
     import torch
 
     import optrelax
-    from optrelax import convolutions, relu_lines
-    from optrelax.domains import ball_products, band_step, interval, relax_step, sign_products, triton_steps
-    from optrelax.layers import composed_ascent, dense_ascent
+    from optrelax.domains import interval
+    from optrelax.kernels import (
+        ball_products,
+        band_step,
+        convolutions,
+        relax_step,
+        relu_lines,
+        sign_products,
+        triton_steps,
+    )
+    from optrelax.layers.ascent import composed_ascent, dense_ascent
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []

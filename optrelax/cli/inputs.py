@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from optrelax.graph import Network
+    from optrelax.networks.graph import Network
 
 __all__ = [
     "Checkpoint",
@@ -72,7 +72,7 @@ Model = Annotated[
         "--model",
         metavar="NAME",
         show_default=False,
-        help="For a state_dict: a network of optrelax.models (such as conv), or your module:function.",
+        help="For a state_dict: a network of optrelax.networks.models (such as conv), or your module:function.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -95,7 +95,7 @@ def read_inputs(
     checkpoint: Path, data: str, data_dir: Path | None, *, model: str | None, device: str, split: str = "test"
 ) -> Inputs:
     """The network and the data that the options name.  ValueError and FileNotFoundError say which is wrong."""
-    from optrelax.checkpoint_files import read_network
+    from optrelax.networks.checkpoint_files import read_network
 
     where = read_device(device)
     x, labels, classes = read_data(data, data_dir, split)
@@ -112,7 +112,7 @@ def read_data(data: str, data_dir: Path | None, split: str = "test") -> tuple[Te
 def _named_data(name: str, data_dir: Path | None, split: str) -> tuple[Tensor, Tensor, int]:
     from typing import get_args
 
-    from optrelax.datasets import Split, load_dataset
+    from optrelax.data.datasets import Split, load_dataset
 
     if split not in get_args(Split):
         raise ValueError(f"--split must be test or train, got {split!r}")
@@ -125,7 +125,7 @@ def _own_data(path: Path) -> tuple[Tensor, Tensor, int]:
     import numpy as np
     import torch
 
-    from optrelax.checkpoint_files import read_arrays
+    from optrelax.networks.checkpoint_files import read_arrays
 
     arrays = read_arrays(path)
     x = next((arrays[name] for name in ("x", "images") if name in arrays), None)

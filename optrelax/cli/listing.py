@@ -93,15 +93,15 @@ def relaxations(
     if json:
         print_json(frame.to_dicts())
         return
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     stdout().print(rich_table(frame))
 
 
 def _draw(path: Path, lower: float, upper: float, relaxations: list[str] | None) -> list[str]:
     """The picture's files."""
-    from optrelax.plots import write_figure
-    from optrelax.relaxation_figures import relaxation_panels
+    from optrelax.output.plots import write_figure
+    from optrelax.output.relaxation_figures import relaxation_panels
 
     return [str(file) for file in write_figure(relaxation_panels(lower, upper, relaxations or None), path)]
 

@@ -208,7 +208,7 @@ def continuity(
     A unit of length is the norm of all weights. --out keeps jumps, lines, and the loss with its jumps (PNG and SVG).
     """
     import optrelax as ox
-    from optrelax.checkpoint_files import read_network
+    from optrelax.networks.checkpoint_files import read_network
 
     radius = parse_number("--eps", eps)
     if direction not in ("gradient", "random"):
@@ -388,7 +388,7 @@ class Folder:
     def opened(cls, path: Path | None, ending: str) -> Folder:
         """Check everything about the output before the work starts."""
         from optrelax.errors import suggest
-        from optrelax.tables import FORMATS, require_writable
+        from optrelax.output.tables import FORMATS, require_writable
 
         if ending not in FORMATS:
             raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
@@ -398,9 +398,9 @@ class Folder:
         self, frames: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], figures: Mapping[str, Figure]
     ) -> list[Path]:
         """Tables, summary and pictures; returns the paths of the pictures."""
-        from optrelax.plots import write_figure
-        from optrelax.runs import versions
-        from optrelax.tables import write_frame, write_json
+        from optrelax.output.plots import write_figure
+        from optrelax.output.tables import write_frame, write_json
+        from optrelax.training.runs import versions
 
         if self.path is None:
             return []
@@ -420,7 +420,7 @@ def show_measured(
     json: bool,
 ) -> None:
     """JSON for programs; the table, what its columns mean and where the pictures lie for people."""
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     if json:
         print_json({**facts, "pictures": [str(path) for path in pictures]})

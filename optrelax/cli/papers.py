@@ -13,7 +13,7 @@ from optrelax.cli.inputs import DataDir, Json, Seed, Subset
 from optrelax.cli.progress_bars import report_bar
 
 if TYPE_CHECKING:
-    from optrelax.barrier import BarrierRow, Batch
+    from optrelax.papers.barrier import BarrierRow, Batch
 
 __all__ = ["barrier", "everything", "properties", "table1", "table2", "table3", "table4"]
 
@@ -52,9 +52,9 @@ def barrier(
     Cheap bounds and an attack decide what they can, layerwise LPs the rest; the verdict is exactly LP-ALL's, and what
     the tolerance leaves open is counted as undecided. Errors in percent, as published.
     """
-    from optrelax.barrier import ROWS, barrier_frame, run_barrier
     from optrelax.errors import suggest
-    from optrelax.tables import require_writable, rich_table, write_frame
+    from optrelax.output.tables import require_writable, rich_table, write_frame
+    from optrelax.papers.barrier import ROWS, barrier_frame, run_barrier
 
     rows: tuple[BarrierRow, ...] = ROWS
     if row:
@@ -207,9 +207,9 @@ def _make(
     json: bool,
 ) -> None:
     """Make the reports; exit code 1 where a row failed. The same command again goes on where it stopped."""
+    from optrelax.output.tables import require_writable
     from optrelax.papers.making import make_reports
     from optrelax.papers.plans import plan
-    from optrelax.tables import require_writable
 
     for table in tables:
         plan(table, budget, seed)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
-    from optrelax import certification, comparison, sweeps, training
+    from optrelax.certification import certifying as certification
+    from optrelax.certification import comparison
     from optrelax.measurements import stages
     from optrelax.papers import rows
+    from optrelax.training import sweeps
+    from optrelax.training import trainer as training
 
 __all__ = ["certification_bar", "comparison_bar", "measurement_bar", "report_bar", "training_bar"]
 

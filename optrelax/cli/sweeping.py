@@ -44,8 +44,8 @@ def sweep(
     """
     import polars as pl
 
-    from optrelax.sweeps import Sweep, run_sweep
-    from optrelax.tables import require_writable, rich_table
+    from optrelax.output.tables import require_writable, rich_table
+    from optrelax.training.sweeps import Sweep, run_sweep
 
     made = Sweep(recipes=tuple(recipes), seeds=tuple(seeds), settings=_settings(settings), budget=budget)
     require_writable(out)

@@ -14,8 +14,8 @@ from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, parse_numbe
 from optrelax.cli.progress_bars import training_bar
 
 if TYPE_CHECKING:
-    from optrelax.recipes import Recipe
-    from optrelax.training import TrainingResult
+    from optrelax.training.recipes import Recipe
+    from optrelax.training.trainer import TrainingResult
 
 __all__ = ["train"]
 
@@ -125,8 +125,8 @@ def train(
     DIR keeps the configuration, a line of metrics an epoch, the state to resume from, and the network.
     Several processes: torchrun --no-python --nproc-per-node N optrelax train RECIPE.
     """
-    from optrelax.processes import launched
-    from optrelax.recipes import recipe as named
+    from optrelax.training.processes import launched
+    from optrelax.training.recipes import recipe as named
 
     if listed:
         _show_recipes(json, recipe or "", budget)
@@ -171,10 +171,10 @@ class _Work:
 
     def run(self, first: bool = True, **how: Any) -> TrainingResult:
         """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`."""
-        from optrelax.datasets import load_dataset
-        from optrelax.runs import start_from
-        from optrelax.tables import require_writable
-        from optrelax.training import train as work
+        from optrelax.data.datasets import load_dataset
+        from optrelax.output.tables import require_writable
+        from optrelax.training.runs import start_from
+        from optrelax.training.trainer import train as work
 
         row, where = self.row, read_device(self.device)
         data = load_dataset(row.data, self.data_dir, "train")
@@ -198,9 +198,9 @@ def _show_recipes(json: bool, part: str, budget: str) -> None:
     """The recipes whose name contains `part` within a budget, and what they cost."""
     import polars as pl
 
-    from optrelax.recipe_budgets import core_seconds
-    from optrelax.recipes import names, recipe
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
+    from optrelax.training.recipe_budgets import core_seconds
+    from optrelax.training.recipes import names, recipe
 
     found = [recipe(name, budget) for name in names() if part in name]
     rows = [asdict(row) | {"core seconds": core_seconds(row)} for row in found]
@@ -231,7 +231,7 @@ def _show_recipes(json: bool, part: str, budget: str) -> None:
 def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None:
     import polars as pl
 
-    from optrelax.tables import rich_table
+    from optrelax.output.tables import rich_table
 
     last = result.history[-1]
     seconds = sum(metrics.seconds for metrics in result.history)

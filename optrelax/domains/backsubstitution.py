@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
-from optrelax.domains.band_step import band_step, range_over_box
 from optrelax.domains.interval import Ball
-from optrelax.domains.relax_step import least_over_box, relax_step
+from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.domains.sign_products import bytes_taken, ends_through, pays
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network, Node
-from optrelax.lines import Lines
-from optrelax.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
+from optrelax.kernels.band_step import band_step, range_over_box
+from optrelax.kernels.relax_step import least_over_box, relax_step
+from optrelax.kernels.sign_products import bytes_taken, ends_through, pays
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, gamma, underflow, unit_roundoff
 

@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax import native
-from optrelax.activations import Activation
-from optrelax.domains import ball_products
-from optrelax.domains.ball_products import LinearBall, through, to_ball, to_weight
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network, Node
-from optrelax.ops import Affine, Linear, MaxPool2d
+from optrelax.kernels import ball_products, native
+from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, Linear, MaxPool2d
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
 
@@ -123,7 +122,7 @@ def propagate(
 @functools.cache
 def kernels() -> native.Build:
     """The compiled ReLU, or why there is none."""
-    return native.build(Path(__file__).with_name("interval.c"))
+    return native.build(Path(native.__file__).with_name("interval.c"))
 
 
 def _compiles(x: Ball) -> bool:

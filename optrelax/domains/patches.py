@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.domains.backsubstitution import no_overflow
-from optrelax.domains.band_step import band_step, range_over_box
-from optrelax.domains.relax_step import least_over_box, relax_step
-from optrelax.domains.sign_products import ends_through, pays
-from optrelax.graph import Network, Node
-from optrelax.lines import Lines
+from optrelax.domains.lines import Lines
+from optrelax.kernels.band_step import band_step, range_over_box
+from optrelax.kernels.relax_step import least_over_box, relax_step
+from optrelax.kernels.sign_products import ends_through, pays
 from optrelax.memory import Pull
-from optrelax.ops import Affine, Conv2d
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, Conv2d
 from optrelax.regions import InputBox
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network
+from optrelax.networks.graph import Network
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 _RULES: dict[tuple[type, type], Callable[..., Any]] = {}

@@ -15,15 +15,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.domains.backsubstitution import choose_entries, dot, pull
 from optrelax.domains.interval import affine_error
+from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network, Node
-from optrelax.lines import Lines
-from optrelax.ops import Affine, MaxPool2d, flatten_from
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine, MaxPool2d, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, down, gamma, underflow, unit_roundoff, up
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.graph import Network
-from optrelax.losses import certified_cross_entropy
 from optrelax.measurements.jumps import Found, Jump, JumpFinder, Sample
 from optrelax.measurements.questions import Question, ask
 from optrelax.measurements.stages import Progress, Watch
@@ -29,8 +27,10 @@ from optrelax.measurements.weight_lines import (
     random_direction,
     scaled,
 )
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation
+from optrelax.training.losses import certified_cross_entropy
 
 if TYPE_CHECKING:
     import polars as pl

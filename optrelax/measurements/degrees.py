@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.domains.zonotope import frontier
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.graph import Network, Node
 from optrelax.measurements.rationals import Ratio
 from optrelax.measurements.tracked import Arithmetic, Tracked, Values
 from optrelax.measurements.weight_lines import MovingWeights, Weights, moving, random_direction
-from optrelax.ops import Affine
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, DeepZ, FastLin, HBox, Relaxation, name_of, resolve
 from optrelax.relaxations.zonotopes import Bands

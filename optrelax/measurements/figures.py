@@ -1,4 +1,4 @@
-"""Figures of the measurements, in the look of `optrelax.plots`."""
+"""Figures of the measurements, in the look of `optrelax.output.plots`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optrelax.plots import add_legend, blank_figure, line_styles
+from optrelax.output.plots import add_legend, blank_figure, line_styles
 
 if TYPE_CHECKING:
     import polars as pl

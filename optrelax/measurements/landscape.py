@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
-from optrelax.losses import certified_cross_entropy
 from optrelax.measurements.questions import ask
 from optrelax.measurements.stages import Progress, Watch
 from optrelax.measurements.weight_lines import filter_normalised, moving
 from optrelax.relaxations import Relaxation
+from optrelax.training.losses import certified_cross_entropy
 
 if TYPE_CHECKING:
     import polars as pl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optrelax.graph import Network
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 
 __all__ = ["found_ranges"]

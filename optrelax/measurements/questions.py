@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certifiers import device_of
-from optrelax.graph import Network
+from optrelax.certification.certifiers import device_of
+from optrelax.data.samples import Samples, gather
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import name_of, resolve
-from optrelax.samples import Samples, gather
 from optrelax.specifications import margins
-from optrelax.tracing import capture
 
 __all__ = ["Question", "ask"]
 

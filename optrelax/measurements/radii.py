@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from optrelax.attacks import PGD
-from optrelax.certifiers import Certifier, device_of
+from optrelax.certification.attacks import PGD
+from optrelax.certification.certifiers import Certifier, device_of
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Box
 from optrelax.specifications import margins

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optrelax.journals import read_lines
+from optrelax.certification.journals import read_lines
 
 __all__ = ["Records"]
 

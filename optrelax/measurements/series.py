@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification import certify
-from optrelax.graph import Network
-from optrelax.journals import tensor_digest, weights_digest
+from optrelax.certification.certifying import certify
+from optrelax.certification.journals import tensor_digest, weights_digest
+from optrelax.data.samples import gather
 from optrelax.measurements.continuity import DEFAULT, measure_continuity
 from optrelax.measurements.questions import ask
 from optrelax.measurements.records import Records
@@ -23,9 +23,9 @@ from optrelax.measurements.sensitivity import measure_sensitivity
 from optrelax.measurements.series_files import PathLike, series_networks
 from optrelax.measurements.stages import Progress, Watch
 from optrelax.measurements.tightness import measure_tightness
+from optrelax.networks.graph import Network
 from optrelax.relaxations import Relaxation
-from optrelax.runs import record
-from optrelax.samples import gather
+from optrelax.training.runs import record
 
 if TYPE_CHECKING:
     import polars as pl

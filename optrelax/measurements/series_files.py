@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from optrelax import checkpoints as files
 from optrelax.analysis import Net
-from optrelax.checkpoint_files import read_network
-from optrelax.graph import Network
-from optrelax.runs import RunFolder
-from optrelax.tracing import capture
+from optrelax.networks import checkpoints as files
+from optrelax.networks.checkpoint_files import read_network
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
+from optrelax.training.runs import RunFolder
 
 __all__ = ["PathLike", "series_networks", "series_paths"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.activations import Activation
 from optrelax.enclosures import Bounds
-from optrelax.graph import Network
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation
 from optrelax.relaxations.zonotopes import ZonotopeFamily

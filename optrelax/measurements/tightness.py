@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.attacks import PGD
-from optrelax.certifiers import Certifier, default_batch_size
+from optrelax.certification.attacks import PGD
+from optrelax.certification.certifiers import Certifier, default_batch_size
+from optrelax.data.samples import gather
 from optrelax.measurements.margin_ranges import found_ranges
 from optrelax.measurements.radii import RadiusSearch, monotone
 from optrelax.measurements.stages import Progress, Watch
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.samples import gather
 from optrelax.specifications import margins
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class _Extra:
     refuted: Tensor | None = None  # float64 [n]: radii at which MILP found a counterexample
 
     def settings(self) -> dict[str, Any]:
-        from optrelax.runs import record
+        from optrelax.training.runs import record
 
         found: dict[str, Any] = {"attack": record(self.attack), "milp": record(self.milp)}
         return found

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.analysis import Net
-from optrelax.graph import Network
-from optrelax.losses import certified_cross_entropy
+from optrelax.networks.graph import Network
+from optrelax.training.losses import certified_cross_entropy
 
 __all__ = ["Direction", "Weights", "filter_normalised", "given_direction", "gradient_of", "norm", "random_direction"]
 

@@ -1,4 +1,4 @@
-"""Figures of the reports, made from stored rows, in the look of `optrelax.plots`."""
+"""Figures of the reports, made from stored rows, in the look of `optrelax.output.plots`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optrelax.output.plots import blank_figure, line_styles
 from optrelax.papers.frames import Found
 from optrelax.papers.plans import FIVE, Line
-from optrelax.plots import blank_figure, line_styles
 
 if TYPE_CHECKING:
     import polars as pl

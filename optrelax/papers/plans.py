@@ -10,8 +10,8 @@ from optrelax.errors import suggest
 from optrelax.papers.budgets import BUDGETS, Scale, Training
 from optrelax.papers.questions import Certified, Degrees, Jumps, Steps, Tight, safe
 from optrelax.papers.rows import Row
-from optrelax.recipes import Recipe, recipe
-from optrelax.sweeps import SweepRun
+from optrelax.training.recipes import Recipe, recipe
+from optrelax.training.sweeps import SweepRun
 
 __all__ = ["FIVE", "MODIFIED", "TABLES", "Line", "Plan", "plan"]
 

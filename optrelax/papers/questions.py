@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from optrelax.datasets import Dataset
-from optrelax.graph import Network
+from optrelax.data.datasets import Dataset
+from optrelax.networks.graph import Network
 
 __all__ = ["Certified", "Degrees", "Jumps", "Question", "Steps", "Tight"]
 
@@ -55,8 +55,8 @@ class Certified:
 
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """Fractions, by relaxation and by any of them."""
-        from optrelax.attacks import PGD
-        from optrelax.certification import certify
+        from optrelax.certification.attacks import PGD
+        from optrelax.certification.certifying import certify
 
         assert network is not None
         report = certify(
@@ -190,7 +190,7 @@ class Degrees:
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """The greatest degrees over the margins of the first test image; None where they are not known."""
         from optrelax.measurements.degrees import step_degrees
-        from optrelax.models import fc
+        from optrelax.networks.models import fc
         from optrelax.regions import LinfBall
         from optrelax.specifications import margins
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optrelax.files import write_whole
+from optrelax.output.files import write_whole
+from optrelax.output.plots import write_figure
+from optrelax.output.tables import json_text, write_frame
 from optrelax.papers.frames import Found
 from optrelax.papers.published import SETTING, SOURCE
 from optrelax.papers.sections import Section, sections
-from optrelax.plots import write_figure
-from optrelax.tables import json_text, write_frame
 
 if TYPE_CHECKING:
     import polars as pl

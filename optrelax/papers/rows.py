@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from optrelax.datasets import Dataset, load_dataset
+from optrelax.data.datasets import Dataset, load_dataset
+from optrelax.output.tables import write_json
 from optrelax.papers.questions import Question
-from optrelax.runs import _differences, record, versions
-from optrelax.sweeps import SweepRun, train_run
-from optrelax.tables import write_json
+from optrelax.training.runs import _differences, record, versions
+from optrelax.training.sweeps import SweepRun, train_run
 
 __all__ = ["Outcome", "Row", "RowProgress", "do_rows"]
 
@@ -158,7 +158,7 @@ def _require_data(name: str, data_dir: Path | None) -> None:
 
 def _cost(row: Row) -> float:
     """Roughly in what order: the dearest training first, so that no core waits long for the last one."""
-    from optrelax.recipe_budgets import milliseconds
+    from optrelax.training.recipe_budgets import milliseconds
 
     if row.run is None:
         return 0.0
@@ -210,7 +210,7 @@ def _done(
 
 def _begin() -> None:
     """A worker: one thread, pages kept, and an end when the main process ends, however that ends."""
-    from optrelax.pages import keep_pages
+    from optrelax.kernels.pages import keep_pages
 
     torch.set_num_threads(1)
     keep_pages()
@@ -262,7 +262,7 @@ def _train(row: Row, folder: Path, data_dir: Path | None) -> dict[str, Any]:
 
 
 def _ask(row: Row, folder: Path, data_dir: Path | None) -> dict[str, Any]:
-    from optrelax.checkpoints import load
+    from optrelax.networks.checkpoints import load
 
     assert row.question is not None
     network = None if row.run is None else load(_net(row, folder))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
-from optrelax.graph import Network
-from optrelax.ops import MaxPool2d
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import MaxPool2d
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding, check_rounding, require_exact_products
 

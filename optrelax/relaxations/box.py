@@ -11,10 +11,10 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.domains import backsubstitution, interval, zonotope
-from optrelax.domains.relax_step import least_over_box
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
-from optrelax.graph import Network
+from optrelax.kernels.relax_step import least_over_box
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
-from optrelax.graph import Network
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import Preactivation, Relaxation, bytes_needed, least_bytes, limited, with_rounding
 from optrelax.relaxations.registry import name_of, resolve

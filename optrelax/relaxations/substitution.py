@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optrelax import lines as named
 from optrelax import memory
-from optrelax.activations import Activation
 from optrelax.domains import backsubstitution, interval, patches
+from optrelax.domains import lines as named
 from optrelax.domains.interval import Ball
-from optrelax.domains.relax_step import kernels as relax_step_kernels
-from optrelax.domains.triton_steps import passes
+from optrelax.domains.lines import Lines, LowerSlope
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
-from optrelax.graph import Network
-from optrelax.lines import Lines, LowerSlope
-from optrelax.ops import MaxPool2d
+from optrelax.kernels.relax_step import kernels as relax_step_kernels
+from optrelax.kernels.triton_steps import passes
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import MaxPool2d
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import (
     Preactivation,

@@ -10,15 +10,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from optrelax import lines as named
 from optrelax import memory
-from optrelax.activations import Activation
 from optrelax.domains import backsubstitution, interval, patches, zonotope
+from optrelax.domains import lines as named
+from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
-from optrelax.graph import Network
-from optrelax.lines import Lines
-from optrelax.ops import Affine
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows, pooled
 from optrelax.relaxations.substitution import Rooms, Substitution

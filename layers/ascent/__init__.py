@@ -1,0 +1,1 @@
+"""Dual ascent on network LPs."""

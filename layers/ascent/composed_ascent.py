@@ -1,0 +1,280 @@
+"""Dual ascent on some of an example's neurons: what `DualAscent` runs on a CPU where that takes less work than sweeps.
+
+The crossing neurons are kept and the stable ones composed away, or all are kept that are not dead, with nothing
+composed: either gives every example its own small matrices. A compiled kernel takes the problems of an example through
+all of their iterations in cache (`composed_ascent.c`). The iterates are those of `dense_ascent` and of the matrix-free
+sweeps, to rounding: a stable neuron has nothing to choose.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from optrelax.kernels import native
+from optrelax.layers.ascent.dense_ascent import FIRST, MARGIN, SECOND, by_example, schedule, tiny
+from optrelax.layers.composition import Composition, Keep, Place, Stretches, kept_neurons
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import Affine, Linear, flatten_from
+
+if TYPE_CHECKING:
+    from optrelax.layers.ascent.dual_ascent import DualAscent
+
+_LANES = 16  # numbers of the widest vector: rows are padded to a multiple
+_SLOTS = 12  # problems of an example that go side by side: SLOTS of the kernel
+_USUAL = 12  # iterations that most problems take
+_CACHE = 4 * 2**20  # bytes of an example's matrices that double the cost of a multiply-add
+_DENSE, _SPARSE = 1.15, 6.0  # what a multiply-add of the network's own sweeps costs, in those of the kernel
+_BYTES = 256 * 2**20  # for the matrices of the examples in flight
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled ascent, or why there is none."""
+    return native.build(Path(__file__).with_name("composed_ascent.c"))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which problems belong together: `first` [E] one problem of each example, `of` [R] the example of each problem."""
+
+    problems: Problems
+    first: Tensor
+    of: Tensor
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return len(self.first)
+
+
+def examples(problems: Problems) -> Examples | None:
+    """The problems by example; None where the kernel cannot take them: other devices, types, and hulls."""
+    hulls = problems.hulls
+    if not hulls or problems.count == 0 or not kernels().supports(problems.rows):
+        return None
+    if not all(h.origin and h.above1 is None for h in hulls.values()):
+        return None
+    return Examples(problems, *by_example(problems))
+
+
+def plan(given: Examples, iterations: int, stretches: Stretches) -> Keep | None:
+    """Which neurons to keep so that rows and iterations take the fewest multiply-adds; None where sweeps take fewer."""
+    problems, network = given.problems, given.problems.network
+    inputs = problems.lower[0].numel()
+    sweeps = 2 * min(iterations + 1, _USUAL) * problems.count / given.count
+
+    def kept(keep: Keep) -> dict[str, float]:
+        masks = {name: kept_neurons(h.select(given.first), keep) for name, h in problems.hulls.items()}
+        return {name: float(mask.sum()) / given.count for name, mask in masks.items()}
+
+    crossing, alive = kept("crossing"), kept("alive")
+    few, many = sum(crossing.values()), sum(alive.values())
+    rows = sum(n * _cost(network, _behind(network, stretches, name)) for name, n in crossing.items())
+    reads = {name: sum(alive.get(s, inputs) for s in stretches.sources[name]) for name in alive}
+
+    def rate(kept: float) -> float:
+        """Of a multiply-add of the kernel: matrices that leave the cache cost more."""
+        return 0.9 + kept * (inputs + 2 * kept) * problems.rows.element_size() / _CACHE
+
+    costs: dict[Keep | None, float] = {
+        "crossing": rows + sweeps * few * (few / 2 + inputs) * rate(few),
+        "alive": sweeps * sum(n * reads[name] for name, n in alive.items()) * rate(many),
+        None: sweeps * _cost(network, problems.wanted),
+    }
+    # Of convolutions: others take no more room than their weights.
+    written_out = sum(stretches.entries(name) for name in problems.hulls.keys() - stretches.dense)
+    if written_out * problems.rows.element_size() > _room(given):
+        return None
+    return min(costs, key=lambda keep: costs[keep])
+
+
+def _room(given: Examples) -> int:
+    """Bytes for matrices: what layers count a problem for beyond its own lines and box, see NetworkLayer."""
+    problems = given.problems
+    hidden = sum(h.free[0].numel() for h in problems.hulls.values())
+    counted = problems.count * (10 * problems.lower[0].numel() + 30 * hidden) * problems.rows.element_size()
+    return min(_BYTES, counted)
+
+
+def _behind(network: Network, stretches: Stretches, name: str) -> frozenset[str]:
+    """What the rows of an activation's pre-activation are pulled through: all behind the activations it reads."""
+    sources = stretches.sources[name] - {network.input}
+    return frozenset().union(*(network.ancestors(source) for source in sources))
+
+
+def _cost(network: Network, names: Set[str]) -> float:
+    """Multiply-adds of these nodes, as the kernel would take as long for."""
+    ops = [network[name].op for name in names if name != network.input]
+    return sum((_DENSE if isinstance(op, Linear) else _SPARSE) * op.cost() for op in ops if isinstance(op, Affine))
+
+
+def solve(
+    options: DualAscent, problems: Problems, starts: list[DualPoint]
+) -> tuple[DualPoint, PrimalPoint, Tensor] | None:
+    """Dual and primal points and the iterations of every problem; None where the sweeps of all neurons are for it."""
+    given = examples(problems)
+    if given is None:
+        return None
+    stretches = Stretches(problems.network, problems.rows)
+    keep = plan(given, options.max_iterations, stretches)
+    if keep is None:
+        return None
+    size = _examples_at_once(options, given, keep, stretches)
+    if size >= given.count and bool((given.of.diff() >= 0).all()):
+        return _Chunk(given, starts, keep, stretches).run(options)
+    order, ends = given.of.argsort(stable=True), torch.bincount(given.of, minlength=given.count).cumsum(0)
+    parts = []
+    for start in range(0, given.count, size):
+        stop = min(start + size, given.count)
+        index = order[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
+        of = given.of[index] - start
+        first = torch.searchsorted(of, torch.arange(stop - start, device=of.device))
+        part = Examples(problems.select(index), first, of)
+        parts.append(_Chunk(part, [s.select(index) for s in starts], keep, stretches).run(options))
+    back = order.argsort()
+    duals, primals, iterations = zip(*parts, strict=True)
+    alpha = {name: torch.cat([d.alpha[name] for d in duals])[back] for name in problems.hulls}
+    tau = {name: torch.cat([p.tau[name] for p in primals])[back] for name in problems.hulls}
+    return DualPoint(alpha, {}), PrimalPoint(torch.cat([p.x for p in primals])[back], tau), torch.cat(iterations)[back]
+
+
+def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretches: Stretches) -> int:
+    """Examples whose matrices, and what their rows are pulled through, fit the memory."""
+    problems, network = given.problems, given.problems.network
+    masks = [kept_neurons(h.select(given.first), keep) for h in problems.hulls.values()]
+    kept = [int(flatten_from(mask, 1).sum(1).max()) for mask in masks]
+    inputs, each, every = problems.lower[0].numel(), int(given.of.bincount().max()), sum(kept)
+    ops = problems.wanted if problems.hulls.keys() - stretches.dense else problems.hulls
+    widest = max(math.prod(network.shape_of(name)) for name in ops)
+    copies = 2 if inputs % _LANES else 1
+    # Of the first activation the rows are the network's own; those of one are pulled back at a time.
+    entries: float = max(kept[1:], default=0) * 2 * widest + every * every
+    if keep == "crossing":
+        entries += copies * sum(kept[1:]) * inputs
+    entries += each * ((3 + copies) * inputs + 8 * every + 2 * widest)
+    most = (options.max_bytes or _room(given)) / (entries * problems.rows.element_size())
+    return max(1, int(min(most, given.count)))
+
+
+class _Chunk:
+    """The matrices of some examples and their problems, as the kernel reads them."""
+
+    def __init__(self, given: Examples, starts: list[DualPoint], keep: Keep, stretches: Stretches) -> None:
+        problems, network, self.of = given.problems, given.problems.network, given.of
+        self.problems, self.starts, self.stretches = problems, starts, stretches
+        single = problems.select(given.first)
+        self.composition = composition = Composition(single, keep, stretches)
+        self.counts = torch.bincount(given.of, minlength=given.count)
+        E, K = given.count, composition.width
+        self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
+        values, reached = composition.values(single.center)
+        self.rows = self.of.new_zeros(E, K)
+        """Where each neuron's row of M lies."""
+        self.kept_alive: list[Tensor] = []
+        self.N, self.m = problems.rows.new_zeros(E, K, K), problems.rows.new_zeros(E, K)
+        self.lines = [problems.rows.new_zeros(E, K) for _ in range(4)]
+        for place in composition.places:
+            if place.first == place.last:
+                continue
+            at, h = place.span, single.hulls[place.name]
+            self.m[:, at] = place.gather(values[place.name])
+            flat, steep, slope, intercept = (place.gather(t) for t in (h.below0[0], h.below1[0], *h.above0))
+            for to, found in zip(self.lines, (flat, steep - flat, slope, intercept), strict=True):
+                to[:, at] = found
+            if set(stretches.sources[place.name]) == {network.input}:  # the network's own matrix, for all examples
+                M, index = _padded(flatten_from(stretches.matrices(place.name)[network.input], 1)), place.index
+            else:
+                on_input, self.N[:, at] = composition.neurons(place)
+                if not self.reads(place, network.input):
+                    on_input = on_input[:1, :1]  # zeros
+                M = _padded(on_input)
+                index = torch.arange(M.shape[:-1].numel(), device=M.device).reshape(M.shape[:-1])
+                index = index.expand(E, place.last - place.first)
+            self.kept_alive.append(M)
+            self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
+        # Objectives, as many an example as its problems at most.
+        before = self.counts.cumsum(0) - self.counts
+        slot = (self.of, torch.arange(problems.count, device=self.of.device) - before[self.of])
+        rows = problems.rows.new_zeros(E, int(self.counts.max()), *problems.rows.shape[1:])
+        rows[slot] = problems.rows
+        c_v, c_y = composition.pull(problems.target, rows)
+        self.c_v, self.c_y = _padded(c_v[slot]), c_y[slot].contiguous()
+        self.offset = torch.linalg.vecdot(flatten_from(problems.rows, 1), flatten_from(reached[self.of], 1))
+
+    def reads(self, place: Place, source: str) -> bool:
+        """Whether a place may read another's values, or the input, with nothing kept between them."""
+        network = self.problems.network
+        if self.composition.keep == "crossing":
+            return source == network.input or source in network.ancestors(network[place.name].inputs[0])
+        return source in self.stretches.sources[place.name]
+
+    def _reach(self) -> tuple[list[int], list[int], int]:
+        """First place that each one reads, last one that reads it, itself for none; and how many may read the input."""
+        places = self.composition.places
+        reads = [[s for s in range(t) if self.reads(place, places[s].name)] for t, place in enumerate(places)]
+        back = [min(of, default=t) for t, of in enumerate(reads)]
+        ahead = [max((s for s, of in enumerate(reads) if t in of), default=t) for t in range(len(places))]
+        direct = [t for t, place in enumerate(places) if self.reads(place, self.problems.network.input)]
+        return back, ahead, direct[-1] + 1
+
+    def run(self, options: DualAscent) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        """Every problem to its end."""
+        places, like = self.composition.places, self.c_v
+        R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
+        first = self.of.new_tensor([place.first for place in places])
+        back, ahead, direct = self._reach()
+        real = torch.stack([place.real.sum(1) for place in places], 1).contiguous()
+        begin = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
+        start = torch.cat([self._kept(s) for s in self.starts])
+        w, taken, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
+        iterations = self.of.new_empty(R)
+        threads = torch.get_num_threads()
+        k = -(-K // _LANES) * _LANES
+        size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
+        room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
+        steps = like.new_tensor(schedule(options)).mT.contiguous()
+        kernels().call(
+            *("ascend", like.dtype, E, R, K, d, len(places), first, real),
+            *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
+            *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
+            *(len(self.starts), start, options.max_iterations, options.check_every, steps),
+            *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
+            *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, taken, v, iterations),
+        )
+        return self._points(w, taken, v, iterations)
+
+    def _kept(self, start: DualPoint) -> Tensor:
+        """Weights of the kept neurons, [R, K]."""
+        parts = [
+            flatten_from(start.alpha[place.name], 1).gather(1, place.index[self.of])
+            for place in self.composition.places
+        ]
+        return torch.cat(parts, 1)
+
+    def _points(self, w: Tensor, taken: Tensor, v: Tensor, iterations: Tensor) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        alpha, tau = {}, {}
+        for place in self.composition.places:
+            index, real = place.index[self.of], place.real[self.of]
+            given = flatten_from(self.starts[0].alpha[place.name], 1)
+            # Padding names neurons that do not cross: they stay as they were.
+            mine = torch.where(real, w[:, place.span], given.gather(1, index))
+            shape = self.problems.hulls[place.name].free.shape
+            alpha[place.name] = given.scatter(1, index, mine).reshape(shape)
+            share = torch.where(real, 1 - taken[:, place.span], 0)
+            tau[place.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
+        x = self.center[self.of] + v[:, : self.center.shape[1]]
+        return DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Contiguous, with zeros behind the last dimension up to a whole number of vectors."""
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _LANES)).contiguous()

@@ -1,0 +1,417 @@
+"""Dual ascent on the dense matrices of a chain of layers: what `DualAscent` runs on fully connected networks.
+
+An iteration is two products a layer; all else is one pass a layer and direction, compiled (`ascent.c`) or eager with
+the same results. The averaged pre-activations of the first layer are kept beside the averaged inputs, so that the
+primal point is checked without a product with the input.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optrelax.kernels import native
+from optrelax.layers.composition import Composition
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.networks.ops import Affine, Linear, flatten_from
+
+if TYPE_CHECKING:
+    from optrelax.layers.ascent.dual_ascent import DualAscent
+
+FIRST, SECOND = 0.7, 0.9
+"""Adam's memories: short, since the active lines change within a few iterations (docs/lp-layers.md compares)."""
+MARGIN = 0.95  # of the tolerance: both points are evaluated once more by the network's own sweeps
+
+
+class Lines(NamedTuple):
+    """Of one layer of each example, [E, n]: lower slope at weight 0, what weight 1 adds, upper slope and intercept."""
+
+    flat: Tensor
+    spread: Tensor
+    slope: Tensor
+    intercept: Tensor
+
+
+class Rates(NamedTuple):
+    """Of one iteration: the share of the averages, Adam's correction of the second moment, and its step."""
+
+    average: float
+    correction: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A network's layers up to the target as matrices, each reading the one before, and R objectives on the last."""
+
+    problems: Problems
+    names: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    """[n_t, n_(t-1)], n_(-1) the entries of an input."""
+    constants: tuple[Tensor, ...]
+    """[n_t]."""
+    c: Tensor
+    """[R, n_T]."""
+    offset: Tensor
+    """[R]."""
+
+
+def chain(problems: Problems) -> Chain | None:
+    """The problems as a chain; None for other graphs, convolutions, and hulls that are not one of a ReLU's kind."""
+    hulls = problems.hulls
+    wanted = [node for node in problems.network.nodes if node.name in problems.wanted]
+    ops = [node.op for node in wanted if isinstance(node.op, Affine)]
+    if not hulls or problems.count == 0 or any(len(node.inputs) > 1 for node in wanted):
+        return None
+    if not all(isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops):
+        return None
+    if not all(h.origin and h.above1 is None for h in hulls.values()):
+        return None
+    composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
+    weights, constants = [], []
+    values, reached = composition.values(torch.zeros_like(composition.problems.lower))
+    for t, place in enumerate(composition.places):
+        on_input, on_values = composition.neurons(place)
+        weights.append((on_input if t == 0 else on_values[..., composition.places[t - 1].span])[0].contiguous())
+        constants.append(values[place.name].flatten())
+    _, c = composition.pull(problems.target, problems.rows[None])
+    offset = flatten_from(problems.rows, 1) @ reached.flatten()
+    names = tuple(place.name for place in composition.places)
+    last = composition.places[-1].span
+    return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset)
+
+
+# --- passes -------------------------------------------------------------------------------------------------------
+
+
+class EagerPasses:
+    """The passes over vectors in PyTorch's operations, on any device."""
+
+    def __init__(self, example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor) -> None:
+        self.lines = [Lines(*(t[example] for t in of)) for of in lines]
+        self.center, self.radius = center[example], radius[example]
+
+    def backward(self, t: int, A: Tensor, w: Tensor, m: Tensor, nu: Tensor, before: Tensor, value: Tensor) -> None:
+        """Coefficients A of a layer's values become those of its pre-activations, nu; value gains the intercepts."""
+        flat, spread, slope, intercept = self.lines[t]
+        up = A.relu()
+        down = A - up
+        torch.addcmul(up * torch.addcmul(flat, spread, w), down, slope, out=nu)
+        torch.add(before, torch.linalg.vecdot(down, intercept) + nu @ m, out=value)
+
+    def corner(self, a: Tensor, rate: float, v: Tensor, mean: Tensor, value: Tensor, best: Tensor) -> Tensor:
+        """The corner v of the box with the least a.v, its average, and where the value is the best so far."""
+        torch.sub(self.center, torch.copysign(self.radius, a), out=v)
+        mean.lerp_(v, rate)
+        value += torch.linalg.vecdot(a, v)
+        better = value > best
+        best.copy_(torch.where(better, value, best))
+        return better
+
+    def forward(
+        self,
+        t: int,
+        p: Tensor,
+        m: Tensor,
+        A: Tensor,
+        state: Layer,
+        y: Tensor,
+        mean: Tensor | None,
+        better: Tensor,
+        rates: Rates,
+    ) -> None:
+        """Values y of a layer on the lines its coefficients took; averages; the step of Adam on its weights."""
+        flat, spread, slope, intercept = self.lines[t]
+        index = better.nonzero()[:, 0]
+        state.best[index] = state.w[index]
+        if mean is not None:
+            mean.lerp_(p, rates.average)
+        z = p + m
+        up = A.relu()
+        lower = up.sign()
+        low = torch.addcmul(flat, spread, state.w) * z
+        torch.lerp(torch.addcmul(intercept, slope, z), low, lower, out=y)
+        state.taken.lerp_(lower, rates.average)
+        g = up * spread * z
+        state.moment.lerp_(g, 1 - FIRST)
+        state.square.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
+        size = (state.square * rates.correction).sqrt_().add_(tiny(g.dtype))
+        state.w.addcdiv_(state.moment, size, value=rates.step).clamp_(0, 1)
+
+    def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
+        """Feasible values y: from the hull's floor up by the share of iterations that took the upper line."""
+        flat, spread, slope, intercept = self.lines[t]
+        z = p + m
+        low = torch.maximum(flat * z, (flat + spread) * z)
+        torch.addcmul(low, 1 - taken, torch.addcmul(intercept, slope, z) - low, out=y)
+
+
+class NativePasses:
+    """The same, compiled: each reads and writes its vectors once."""
+
+    def __init__(
+        self, kernels: native.Build, example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor
+    ) -> None:
+        self.kernels, self.example = kernels, example.contiguous()
+        self.lines = lines
+        self.center, self.radius = center, radius
+        self.dtype = center.dtype
+
+    def backward(self, t: int, A: Tensor, w: Tensor, m: Tensor, nu: Tensor, before: Tensor, value: Tensor) -> None:
+        """As `EagerPasses.backward`."""
+        of = self.lines[t]
+        self.kernels.call("backward", self.dtype, *A.shape, self.example, A, w, *of, m, nu, before, value)
+
+    def corner(self, a: Tensor, rate: float, v: Tensor, mean: Tensor, value: Tensor, best: Tensor) -> Tensor:
+        """As `EagerPasses.corner`."""
+        better = torch.empty(len(a), dtype=torch.bool, device=a.device)
+        box = (self.center, self.radius)
+        self.kernels.call("corner", self.dtype, *a.shape, self.example, a, *box, rate, v, mean, value, best, better)
+        return better
+
+    def forward(
+        self,
+        t: int,
+        p: Tensor,
+        m: Tensor,
+        A: Tensor,
+        state: Layer,
+        y: Tensor,
+        mean: Tensor | None,
+        better: Tensor,
+        rates: Rates,
+    ) -> None:
+        """As `EagerPasses.forward`."""
+        given = (*p.shape, self.example, p, m, A, state.w, *self.lines[t], y, state.taken, mean, rates.average)
+        adam = (state.moment, state.square, better, state.best, FIRST, SECOND, rates.correction, rates.step)
+        self.kernels.call("forward", self.dtype, *given, *adam, tiny(self.dtype))
+
+    def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
+        """As `EagerPasses.primal`."""
+        self.kernels.call("primal", self.dtype, *p.shape, self.example, p, m, *self.lines[t], taken, y)
+
+
+Passes = EagerPasses | NativePasses
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled passes, or why there are none."""
+    return native.build(Path(__file__).with_name("ascent.c"))
+
+
+def passes(example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor) -> Passes:
+    """Compiled passes where they work, eager ones elsewhere."""
+    found = kernels()
+    if found.supports(center):
+        return NativePasses(found, example, lines, center, radius)
+    return EagerPasses(example, lines, center, radius)
+
+
+def tiny(dtype: torch.dtype) -> float:
+    """What keeps Adam's quotient finite."""
+    return float(torch.finfo(dtype).tiny ** 0.5)
+
+
+def schedule(options: DualAscent) -> list[Rates]:
+    """Of every iteration: averages of weight (step + 1)^4 forget the start, steps decay to their least share."""
+    found, total = [], 0.0
+    for step in range(options.max_iterations + 1):
+        weight = float(step + 1) ** 4
+        total += weight
+        size = options.step * max(options.decay**step, options.floor)
+        found.append(Rates(weight / total, 1 / (1 - SECOND ** (step + 1)), size / (1 - FIRST ** (step + 1))))
+    return found
+
+
+# --- the ascent ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Layer:
+    """What an ascent knows about the weights of one layer, [R, n] each."""
+
+    w: Tensor
+    best: Tensor
+    taken: Tensor
+    best_taken: Tensor
+    moment: Tensor
+    square: Tensor
+
+    @staticmethod
+    def at(w: Tensor) -> Layer:
+        """At the start."""
+        return Layer(w.clone(), w.clone(), *(torch.zeros_like(w) for _ in range(4)))
+
+    def select(self, index: Tensor) -> Layer:
+        """Some of the problems."""
+        return Layer(*(getattr(self, name)[index] for name in Layer.__slots__))
+
+
+class DenseAscent:
+    """Problems on their way; what is finished leaves."""
+
+    def __init__(self, options: DualAscent, given: Chain, starts: list[DualPoint]) -> None:
+        self.options, self.chain = options, given
+        problems = given.problems
+        device, count = problems.rows.device, problems.count
+        first, self.example = by_example(problems)
+        self.lines = [_lines(problems, name, first) for name in given.names]
+        lower, upper = (flatten_from(t[first], 1) for t in (problems.lower, problems.upper))
+        self.center, self.radius = (lower + upper) * 0.5, (upper - lower) * 0.5
+        self.live = torch.arange(count, device=device)
+        new = given.c.new_zeros
+        d = self.center.shape[1]
+        self.v, self.best_v = new(count, d), new(count, d)
+        self.p = new(count, len(given.constants[0]))
+        self.best, self.objective = new(count).fill_(-torch.inf), new(count).fill_(torch.inf)
+        self.c, self.offset = given.c, given.offset
+        self.rates = schedule(options)
+        self._prepare()
+        self.layers = [Layer.at(w) for w in self._best_start(starts)]
+        # Results of all problems; live ones are written back when they leave.
+        self.found = [Layer.at(layer.w) for layer in self.layers]
+        self.found_v = new(count, d)
+        self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def run(self) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        """Dual and primal points and the iterations of every problem."""
+        options = self.options
+        for step in range(options.max_iterations + 1):
+            self._sweep(step)
+            last = step == options.max_iterations
+            if last or step % options.check_every == 0:
+                done = self._check(step)
+                if last or bool(done.all()):
+                    break
+                self._compact(done)
+        self._store()
+        return self._points()
+
+    def _prepare(self) -> None:
+        """Passes and buffers for the problems that are left."""
+        count = len(self.live)
+        self.passes = passes(self.example[self.live], self.lines, self.center, self.radius)
+        sizes = [len(m) for m in self.chain.constants]
+        new = self.center.new_empty
+        # Of the last layer the coefficients are the objectives.
+        self.A = [*(new(count, n) for n in sizes[:-1]), self.c]
+        self.nu, self.y, self.before = ([new(count, n) for n in sizes] for _ in range(3))
+        self.a, self.corner = (new(count, self.center.shape[1]) for _ in range(2))
+        self.value = new(count)
+
+    def _sweep(self, step: int) -> None:
+        """Evaluate the weights, keep the best, take the minimiser into the averages, and step."""
+        net = self.chain
+        self._pull([layer.w for layer in self.layers])
+        rates = self.rates[step]
+        better = self.passes.corner(self.a, rates.average, self.corner, self.v, self.value, self.best)
+        values = self.corner
+        for t, layer in enumerate(self.layers):
+            p = torch.mm(values, net.weights[t].mT, out=self.before[t])
+            mean = self.p if t == 0 else None
+            self.passes.forward(t, p, net.constants[t], self.A[t], layer, self.y[t], mean, better, rates)
+            values = self.y[t]
+
+    def _pull(self, weights: Sequence[Tensor]) -> None:
+        """Objectives pulled back to the input: coefficients into the buffers, constants into `value`."""
+        net, before = self.chain, self.offset
+        for t in range(len(weights) - 1, -1, -1):
+            self.passes.backward(t, self.A[t], weights[t], net.constants[t], self.nu[t], before, self.value)
+            torch.mm(self.nu[t], net.weights[t], out=self.A[t - 1] if t else self.a)
+            before = self.value
+
+    def _check(self, step: int) -> Tensor:
+        """Evaluate the averaged primal point; which problems are finished."""
+        net, values = self.chain, self.v
+        for t, layer in enumerate(self.layers):
+            p = self.p if t == 0 else torch.mm(values, net.weights[t].mT, out=self.before[t])
+            self.passes.primal(t, p, net.constants[t], layer.taken, self.y[t])
+            values = self.y[t]
+        objective = self.offset + torch.linalg.vecdot(self.c, values)
+        better = (objective < self.objective).nonzero()[:, 0]
+        self.objective[better] = objective[better]
+        self.best_v[better] = self.v[better]
+        for layer in self.layers:
+            layer.best_taken[better] = layer.taken[better]
+        self.iterations[self.live] = step
+        done = self.objective - self.best <= MARGIN * self.options.tol * self.best.abs().clamp_min(1)
+        if self.options.threshold is not None:
+            done |= (self.best > self.options.threshold) | (self.objective <= self.options.threshold)
+        return done
+
+    def _compact(self, done: Tensor) -> None:
+        """Let finished problems leave once they are a fifth of the batch."""
+        if 5 * int(done.sum()) < len(done):
+            return
+        self._store()
+        keep = (~done).nonzero()[:, 0]
+        self.live, self.layers = self.live[keep], [layer.select(keep) for layer in self.layers]
+        for name in ("v", "best_v", "p", "best", "objective", "c", "offset"):
+            setattr(self, name, getattr(self, name)[keep])
+        self._prepare()
+
+    def _store(self) -> None:
+        """Write the live problems' results back."""
+        for found, layer in zip(self.found, self.layers, strict=True):
+            found.best[self.live] = layer.best
+            found.best_taken[self.live] = layer.best_taken
+        self.found_v[self.live] = self.best_v
+
+    def _best_start(self, starts: list[DualPoint]) -> list[Tensor]:
+        """Problem by problem the weights of the start with the greatest bound, layer by layer."""
+        best, value = self._weights(starts[0]), self._bound(self._weights(starts[0]))
+        for other in starts[1:]:
+            weights = self._weights(other)
+            found = self._bound(weights)
+            better = (found > value).to(value)[:, None]
+            best = [w.lerp(o, better) for w, o in zip(best, weights, strict=True)]
+            value = torch.maximum(value, found)
+        return best
+
+    def _weights(self, start: DualPoint) -> list[Tensor]:
+        return [flatten_from(start.alpha[name], 1).contiguous() for name in self.chain.names]
+
+    def _bound(self, weights: Sequence[Tensor]) -> Tensor:
+        """The bound at these weights, [R]."""
+        self._pull(weights)
+        best = torch.full_like(self.value, -torch.inf)
+        self.passes.corner(self.a, 0.0, self.corner, self.v, self.value, best)
+        return best
+
+    def _points(self) -> tuple[DualPoint, PrimalPoint, Tensor]:
+        problems = self.chain.problems
+        shapes = {name: problems.hulls[name].free.shape for name in self.chain.names}
+        layers = dict(zip(self.chain.names, self.found, strict=True))
+        alpha = {name: layers[name].best.reshape(shape) for name, shape in shapes.items()}
+        tau = {name: (1 - layers[name].best_taken).reshape(shape) for name, shape in shapes.items()}
+        return DualPoint(alpha, {}), PrimalPoint(self.found_v.reshape(problems.lower.shape), tau), self.iterations
+
+
+def by_example(problems: Problems) -> tuple[Tensor, Tensor]:
+    """One problem of each example [E], and the example of each problem [R]."""
+    every = torch.arange(problems.count, device=problems.rows.device)
+    if problems.example is None:
+        return every, every
+    _, example = problems.example.unique(return_inverse=True)
+    first = every.new_zeros(int(example.max()) + 1).index_copy_(0, example, every)
+    return first, example
+
+
+def _lines(problems: Problems, name: str, first: Tensor) -> Lines:
+    h = problems.hulls[name]
+    flat, steep, slope, intercept = (
+        flatten_from(t[first], 1).contiguous() for t in (h.below0[0], h.below1[0], *h.above0)
+    )
+    return Lines(flat, steep - flat, slope, intercept)
+
+
+def part(given: Chain, index: Tensor) -> Chain:
+    """Some of the problems."""
+    return replace(given, problems=given.problems.select(index), c=given.c[index], offset=given.offset[index])

@@ -1,0 +1,1 @@
+"""General convex programs as layers, and their solvers."""

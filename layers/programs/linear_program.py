@@ -1,0 +1,240 @@
+"""The general batched linear-program layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from optrelax.layers.programs import lp_data
+from optrelax.layers.programs.lp_data import Answer, LPData, LPSolver
+from optrelax.layers.programs.lp_gradients import EnvelopeGradient, SaddlePoint, ValueGradient, attach_value
+from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
+from optrelax.layers.solutions import LPSolution, Status, require_optimal
+from optrelax.rounding import Rounding, check_rounding, down
+
+
+@runtime_checkable
+class PrimalGradient(Protocol):
+    """A rule that makes `LPSolution.primal` differentiable."""
+
+    def primal(
+        self, data: LPData, start: Float[Tensor, "B n"], solvable: Tensor
+    ) -> tuple[Float[Tensor, "B n"], Tensor]:
+        """(point with a gradient in data, which problems have one)."""
+
+
+class LinearProgram(nn.Module):
+    """min c.x subject to A x <= b, E x = d, lower <= x <= upper, for any leading batch shape.
+
+    Sound: `LPSolution.lower` is computed from the multipliers alone (Neumaier & Shcherbina 2004; see `safe_bounds`),
+        so it never exceeds the optimal value, whatever the solver did. With rounding="outward" floating point is
+        included, with "nearest" the bound is evaluated in float64 and rounded to the nearest float.
+        It needs finite bounds on the variables, or rows that imply them, or reduced costs of the right sign; it is
+        -inf where it has none of these, and always for an infeasible problem.
+    Exact: as the solver; `gap` (absolute) says how far. A point counts as feasible, and `gap` is finite, if it lies in
+        the variables' bounds and A x - b <= feasibility * max(1, |b|), |E x - d| <= feasibility * max(1, |d|), row by
+        row; what it violates is charged at its multiplier. OPTIMAL: gap <= solver.tol * max(1, |lower|).
+    Gradient: of `lower` by `value_gradient`, in all seven arguments; shared arguments get the sum over the batch.
+        It is 0, never NaN, where the problem is INFEASIBLE or UNBOUNDED, the bound is -inf, or the solver failed.
+        `primal` is detached unless `primal_gradient` is given: an LP's argmin sits at a vertex, so its derivative is 0
+        or does not exist. With `primal_gradient=Regularised(strength)` it is that of a regularised problem.
+        Under create_graph=True the backward pass raises RuntimeError.
+
+    Shapes: c [*batch, n], A [*batch, m, n], b [*batch, m], E [*batch, p, n], d [*batch, p], lower and upper
+    [*batch, n]; leading shapes broadcast. A and b, E and d, lower, upper may be None.
+    Raises TypeError for other dtypes than float32 and float64; ValueError for shapes, dtypes, devices that do not fit
+    and for NaN; RuntimeError under autocast; UnsolvedError with throw=True unless all are OPTIMAL.
+    """
+
+    def __init__(
+        self,
+        solver: LPSolver | None = None,
+        *,
+        rounding: Rounding = "nearest",
+        value_gradient: ValueGradient | None = None,
+        primal_gradient: PrimalGradient | None = None,
+        feasibility: float | None = None,
+        throw: bool = False,
+    ) -> None:
+        """`solver` defaults to Highs(); `feasibility` to solver.tol, in the units of max(1, |b|)."""
+        super().__init__()
+        check_rounding("LinearProgram", rounding)
+        if solver is None:
+            from optrelax.layers.programs.highs import Highs
+
+            solver = Highs()
+        if isinstance(solver, type) or not hasattr(solver, "solve"):
+            raise TypeError(f"LinearProgram: solver must be a solver object such as Highs() or PDHG(), got {solver!r}")
+        if feasibility is not None and not feasibility > 0:
+            raise ValueError(f"LinearProgram: feasibility must be > 0, got {feasibility}")
+        self.solver: LPSolver = solver
+        self.rounding = rounding
+        self.value_gradient: ValueGradient = value_gradient or EnvelopeGradient()
+        self.primal_gradient = primal_gradient
+        self.feasibility = solver.tol if feasibility is None else feasibility
+        self.throw = throw
+
+    def extra_repr(self) -> str:
+        """The options, for the module's repr."""
+        return f"{self.solver!r}, rounding={self.rounding!r}, feasibility={self.feasibility:g}"
+
+    def forward(
+        self,
+        c: Float[Tensor, "*#batch n"],
+        A: Float[Tensor, "*#batch m n"] | None = None,
+        b: Float[Tensor, "*#batch m"] | None = None,
+        E: Float[Tensor, "*#batch p n"] | None = None,
+        d: Float[Tensor, "*#batch p"] | None = None,
+        lower: Float[Tensor, "*#batch n"] | None = None,
+        upper: Float[Tensor, "*#batch n"] | None = None,
+        *,
+        start: LPSolution | None = None,
+    ) -> LPSolution:
+        """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
+        given = lp_data.gather(c, A, b, E, d, lower, upper)
+        if torch.is_autocast_enabled(c.device.type):
+            raise RuntimeError("LinearProgram: autocast is not supported; leave the autocast region for this call")
+        batch = lp_data.batch_shape(given)
+        graph = lp_data.flatten(given, batch)
+        data = graph.detach()
+        crossed = data.lower > data.upper
+        answer = self._answer(graph if self.solver.differentiates else data, crossed, start)
+        certificate = _certify(data, answer, self.rounding, self.feasibility)
+        status = _judge(answer.status, certificate, self.solver.tol)
+        solution = self._solution(list(given.values()), graph, answer, certificate, status, batch)
+        if self.throw:
+            require_optimal("LinearProgram", solution.status)
+        return solution
+
+    def _answer(self, data: LPData, crossed: Tensor, start: LPSolution | None) -> Answer:
+        size = data.size[0]
+        if size == 0:
+            return _empty_answer(data)
+        warm = None if start is None else _warm(start, data)
+        # Contradictory bounds are settled here; the solver gets a box it can work with.
+        middle = torch.where(crossed, data.lower / 2 + data.upper / 2, 0.0).detach()
+        boxed = replace(
+            data,
+            lower=torch.where(crossed, middle, data.lower),
+            upper=torch.where(crossed, middle, data.upper),
+        )
+        answer = self.solver.solve(boxed if bool(crossed.any()) else data, warm)
+        infeasible = torch.full_like(answer.status, Status.INFEASIBLE)
+        x, y, v = (part.nan_to_num(0.0, 0.0, 0.0) for part in (answer.primal, answer.inequality, answer.equality))
+        return replace(
+            answer,
+            primal=x if self.solver.differentiates else x.clamp(boxed.lower, boxed.upper),
+            inequality=y,
+            equality=v,
+            status=torch.where(crossed.any(-1), infeasible, answer.status),
+        )
+
+    def _solution(
+        self,
+        given: Sequence[Tensor],
+        graph: LPData,
+        answer: Answer,
+        certificate: Certificate,
+        status: Tensor,
+        batch: torch.Size,
+    ) -> LPSolution:
+        dtype = graph.c.dtype
+        lower = _to_dtype(certificate.lower, dtype, self.rounding)
+        lower = torch.where(_no_value(status), -torch.inf, lower)
+        live = lower.isfinite() & (answer.status != Status.NUMERICAL)
+
+        def sane(part: Tensor) -> Tensor:
+            return _shaped(torch.where(live.unsqueeze(-1), part, 0.0).to(dtype), batch)
+
+        saddle = SaddlePoint(
+            primal=sane(answer.primal),
+            inequality=sane(certificate.inequality),
+            equality=sane(certificate.equality),
+            reduced=sane(certificate.reduced),
+            lower=_shaped(graph.lower.detach(), batch),
+            upper=_shaped(graph.upper.detach(), batch),
+            live=_shaped(live, batch),
+        )
+        value = _shaped(lower, batch)
+        if answer.objective is None:
+            value = attach_value(value, self.value_gradient, saddle, given)
+        else:
+            value = _carry(value, _shaped(torch.where(live, answer.objective, 0.0), batch))
+        primal = answer.primal if answer.objective is not None else answer.primal.detach()
+        if self.primal_gradient is not None:
+            primal, _ = self.primal_gradient.primal(graph, primal.detach(), status != Status.INFEASIBLE)
+        gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
+        return LPSolution(
+            lower=value,
+            primal=_shaped(primal.to(dtype), batch),
+            inequality=_shaped(certificate.inequality.to(dtype), batch),
+            equality=_shaped(certificate.equality.to(dtype), batch),
+            gap=_shaped(gap, batch),
+            status=_shaped(status, batch),
+            iterations=_shaped(answer.iterations, batch),
+        )
+
+
+def _certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
+    # A solver that differentiates itself may leave the variables' bounds by its tolerance.
+    primal = answer.primal.detach().clamp(data.lower, data.upper)
+    return certify_duals(data, primal, answer.inequality, answer.equality, rounding, feasibility)
+
+
+def _judge(claimed: Tensor, certificate: Certificate, tol: float) -> Tensor:
+    """Final statuses: OPTIMAL exactly where the certificate says so, [B]."""
+    proved = certificate.lower.isfinite() & (certificate.gap <= tol * certificate.lower.abs().clamp(min=1))
+    # A claim of optimality that the certificate does not bear out is a numerical failure.
+    unproved = torch.where(claimed == Status.OPTIMAL, torch.full_like(claimed, Status.NUMERICAL), claimed)
+    return torch.where(proved & (claimed != Status.INFEASIBLE), torch.full_like(claimed, Status.OPTIMAL), unproved)
+
+
+def _no_value(status: Tensor) -> Tensor:
+    return (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+
+
+def _to_dtype(value: Tensor, dtype: torch.dtype, rounding: Rounding) -> Tensor:
+    """float64 to `dtype`; rounded down under "outward"."""
+    near = value.to(dtype)
+    if rounding == "outward" and dtype != torch.float64:
+        near = torch.where(near.double() > value, down(near), near)
+    # A finite float64 may round up to inf in float32.
+    return torch.where(near == torch.inf, torch.full_like(near, torch.finfo(dtype).max), near)
+
+
+def _carry(value: Tensor, objective: Tensor) -> Tensor:
+    """`value` with the gradient of `objective`."""
+    zero = objective - objective.detach()
+    return torch.where(value.isfinite(), value + zero, value)
+
+
+def _shaped(tensor: Tensor, batch: torch.Size) -> Tensor:
+    return tensor.reshape(batch + tensor.shape[1:])
+
+
+def _empty_answer(data: LPData) -> Answer:
+    empty = torch.zeros(0, dtype=torch.int8, device=data.c.device)
+    primal = data.c.detach().clone()
+    return Answer(primal, data.b.detach().clone(), data.d.detach().clone(), empty, empty.long())
+
+
+def _warm(start: LPSolution, data: LPData) -> Answer:
+    """A former solution as a starting point; ValueError where its shapes are another problem's."""
+    size, n, m, p = data.size
+
+    def flat(name: str, width: int) -> Tensor:
+        tensor: Tensor = getattr(start, name).detach()
+        if tensor.numel() != size * width or tensor.shape[-1] != width:
+            raise ValueError(
+                f"LinearProgram: start.{name} has shape {tuple(tensor.shape)}, "
+                f"the batch has {size} problem(s) with {width}"
+            )
+        return tensor.reshape(size, width).to(data.c)
+
+    points = flat("primal", n), flat("inequality", m), flat("equality", p)
+    return Answer(*points, start.status.reshape(size), start.iterations.reshape(size))

@@ -1,0 +1,260 @@
+"""Lower bounds on a linear program's value that hold for any multipliers, whatever solver produced them.
+
+For y >= 0, any v, and every feasible x (Lagrange, then the minimum over the box of the variables alone):
+
+    c.x >= c.x + y.(A x - b) + v.(E x - d) = r.x - y.b - v.d >= sum_j min(r_j l_j, r_j u_j) - y.b - v.d
+
+with the reduced costs r = c + A^T y + E^T v. Source: Neumaier & Shcherbina 2004, "Safe bounds in linear and
+mixed-integer linear programming".
+
+Rounding "nearest" evaluates this in float64 and stops there. "outward" proves the evaluation. Let K = m + p.
+
+1. Each r_j is a sum of K products and c_j, in any order, so the computed one is off by at most
+   rho_j = gamma(K + 2) S_j + K underflows, S_j = |c_j| + sum_i |a_ij| y_i + sum_i |e_ij| |v_i| (Higham 2002, section
+   3.1). With K = 0 the reduced costs are c itself and rho = 0.
+2. The true r_j lies in [r_j - rho_j, r_j + rho_j], ends rounded outward. A product is bilinear, so its minimum over
+   that interval and [l_j, u_j] is the least of the four corners; each corner has one rounding.
+3. The n + m + p terms are summed in any order: off by at most gamma(n + m + p + 2) times the sum of their magnitudes.
+4. The total less this allowance is rounded down once more, and rounded down again where it goes back to float32.
+
+The data are float32 or float64, exact in float64; float32 data never meet TF32. Only flushing subnormal *inputs* to
+zero (torch.set_flush_denormal) is outside the proof.
+
+Infinite bounds. A term with r_j < 0 and u_j = inf (or r_j > 0 and l_j = -inf) makes the bound -inf. Three things are
+done before that is accepted. Bounds that the constraints imply stand in for infinite ones. Multipliers whose reduced
+costs have the wrong sign are scaled down until they fit, where c itself has the right sign. Under "nearest", a reduced
+cost whose rounding interval holds 0 counts as 0; under "outward" it does not. A free variable that no row bounds has
+no finite bound under "outward" unless K = 0: give it finite bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
+from optrelax.rounding import SLACK, Rounding, down, gamma, require_exact_products, underflow, up
+
+_CHUNK = 2**24  # entries of one [problems, rows, n] block when bounds are implied
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certificate:
+    """A safe lower bound, the multipliers that prove it, and the gap to a feasible point; all float64."""
+
+    lower: Float[Tensor, " B"]
+    gap: Float[Tensor, " B"]
+    inequality: Float[Tensor, "B m"]
+    equality: Float[Tensor, "B p"]
+    reduced: Float[Tensor, "B n"]
+
+
+def certify_duals(
+    data: LPData,
+    primal: Float[Tensor, "B n"],
+    inequality: Float[Tensor, "B m"],
+    equality: Float[Tensor, "B p"],
+    rounding: Rounding,
+    feasibility: float,
+) -> Certificate:
+    """The safe bound of any multipliers, and the certified gap of any point inside the variables' bounds.
+
+    Sound: yes, `lower` as the module states it; negative multipliers of A x <= b are set to 0, NaN counts as 0.
+    A point is feasible if A x - b <= feasibility * max(1, |b|) row by row, and |E x - d| alike. What it violates within
+    that tolerance is charged at its multiplier, so the gap does not fall below 0 for being slightly infeasible.
+    """
+    data = data.double()
+    box = implied_box(data)
+    y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (inequality, equality))
+    y = y.clamp(min=0)
+    lower, reduced = dual_bound(data, y, v, box, rounding)
+    lost = lower == -torch.inf
+    if bool(lost.any()):
+        scale = torch.where(lost, _repair(data, y, v, box), 1.0).unsqueeze(-1)
+        y, v = y * scale, v * scale
+        lower, reduced = dual_bound(data, y, v, box, rounding)
+    gap = _primal_value(data, primal.double(), y, v, feasibility) - lower
+    return Certificate(lower, gap.nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
+
+
+def dual_bound(
+    data: LPData,
+    y: Float[Tensor, "B m"],
+    v: Float[Tensor, "B p"],
+    box: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
+    rounding: Rounding,
+    lenient: bool | None = None,
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n"]]:
+    """(bound, reduced costs) for multipliers y >= 0 and v; see the module.  Not finite in between: the bound is -inf.
+
+    `lenient` counts reduced costs that rounding cannot tell from 0 as 0 at infinite bounds; default: "nearest" does.
+    """
+    reduced = data.c + transposed_times(data.A, y) + transposed_times(data.E, v)
+    infinite = bool((box[0].isinf() | box[1].isinf()).any())
+    error = _reduced_error(data, y, v) if rounding == "outward" or infinite else None
+    constants = torch.cat([-y * data.b, -v * data.d], -1)
+    return box_bound(reduced, error, box, constants, rounding, lenient), reduced
+
+
+def box_bound(
+    reduced: Float[Tensor, "B n"],
+    error: Float[Tensor, "B n"] | None,
+    box: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
+    constants: Float[Tensor, "B q"],
+    rounding: Rounding,
+    lenient: bool | None = None,
+) -> Float[Tensor, " B"]:
+    """sum_j min over [l_j, u_j] of r_j x_j, plus the constants: steps 2 to 4 of the module, float64.
+
+    `error` is rho of step 1 (None: 0); each constant is one product.
+    """
+    outward = rounding == "outward"
+    lenient = not outward if lenient is None else lenient
+    if outward:
+        require_exact_products(reduced)
+    inexact = outward and error is not None and bool((error > 0).any())
+    ends = (down(reduced - error), up(reduced + error)) if inexact else (reduced,)  # type: ignore[operator]
+    terms = torch.stack([_product(r, x) for r in ends for x in box]).amin(0)
+    terms = down(terms) if outward else terms
+    if lenient and error is not None:
+        unclear = (box[0].isinf() | box[1].isinf()) & (reduced.abs() <= error)
+        terms = torch.where(unclear, _finite_part(reduced, *box), terms)
+    total = terms.sum(-1) + constants.sum(-1)
+    if outward:
+        count = reduced.shape[-1] + constants.shape[-1] + 2
+        magnitude = terms.abs().sum(-1) + constants.abs().sum(-1)
+        allowance = SLACK * gamma(count, torch.float64) * magnitude + underflow(count, torch.float64)
+        total = down(total - allowance)
+    sure = total.isfinite() & reduced.isfinite().all(-1)
+    return torch.where(sure, total, -torch.inf)
+
+
+def _product(r: Tensor, x: Tensor) -> Tensor:
+    """r x, with 0 times infinity 0: x stands for every real number up to its infinite bound."""
+    return torch.where((r == 0) | (x == 0), 0.0, r * x)
+
+
+def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The product at the finite bound if there is one, else 0."""
+    at_lower = torch.where(lower.isinf(), 0.0, _product(r, lower))
+    at_upper = torch.where(upper.isinf(), 0.0, _product(r, upper))
+    return torch.where(lower.isinf(), at_upper, at_lower)
+
+
+def _reduced_error(data: LPData, y: Tensor, v: Tensor) -> Tensor:
+    """rho of the module's docstring, [B, n]."""
+    terms = data.A.shape[-2] + data.E.shape[-2]
+    if terms == 0:
+        return torch.zeros_like(data.c)
+    size = data.c.abs() + transposed_times(data.A.abs(), y) + transposed_times(data.E.abs(), v.abs())
+    return 2 * SLACK * (gamma(terms + 2, torch.float64) * size + underflow(terms + 2, torch.float64))
+
+
+def _repair(data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
+    """The factor by which to shrink multipliers so that reduced costs fit infinite bounds, [B]; 1 where none can."""
+    lower, upper = box
+    push = transposed_times(data.A, y) + transposed_times(data.E, v)
+    reduced = data.c + push
+    wrong = (reduced < 0) & (upper == torch.inf) | (reduced > 0) & (lower == -torch.inf)
+    # Reduced costs at a factor t are c + t push; they have c's sign below t = -c / push.
+    ratio = torch.where(wrong, -data.c / torch.where(wrong, push, 1.0), 1.0)
+    # Slightly below, so that the costs at infinite bounds leave 0 by more than their rounding.
+    return ratio.amin(-1).clamp(0, 1) * (1 - 2.0**-30)
+
+
+def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: float) -> Tensor:
+    """c.x with violations charged at their multipliers; inf where x is not feasible, [B]."""
+    excess, miss = violations(data, x)
+    feasible = (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
+    feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
+    feasible &= ((x >= data.lower) & (x <= data.upper)).all(-1)
+    value = (data.c * x).sum(-1) + (y * excess).sum(-1) + (v.abs() * miss).sum(-1)
+    return torch.where(feasible & value.isfinite(), value, torch.inf)
+
+
+def violations(data: LPData, x: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B p"]]:
+    """(max(A x - b, 0), |E x - d|)."""
+    return (times(data.A, x) - data.b).clamp(min=0), (times(data.E, x) - data.d).abs()
+
+
+def proves_infeasible(
+    data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"], tolerance: float
+) -> Bool[Tensor, " B"]:
+    """Whether the ray (y, v) shows that no point satisfies the constraints (Farkas).
+
+    With finite bounds (given, or implied by the rows) this is a proof, rounding included: with zero costs the safe
+    bound of the ray is positive. Where the bounds are infinite, reduced costs of at most `tolerance` times the ray's
+    size count as 0 and the bound has to exceed `tolerance`.
+    """
+    data = data.double()
+    y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (y, v))
+    y = y.clamp(min=0)
+    if y.shape[-1] + v.shape[-1] == 0:
+        return torch.zeros(data.size[0], dtype=torch.bool, device=data.c.device)
+    size = torch.cat([y, v.abs()], -1).amax(-1, keepdim=True)
+    y, v = (part / torch.where(size > 0, size, 1.0) for part in (y, v))
+    zero = LPData(torch.zeros_like(data.c), data.A, data.b, data.E, data.d, data.lower, data.upper)
+    box = implied_box(zero)
+    proved, reduced = dual_bound(zero, y, v, box, "outward", lenient=True)
+    open_side = (reduced < 0) & box[1].isinf() | (reduced > 0) & box[0].isinf()
+    forgiven = open_side & (reduced.abs() <= tolerance)
+    terms = torch.minimum(_product(reduced, box[0]), _product(reduced, box[1]))
+    terms = torch.where(forgiven, _finite_part(reduced, *box), terms)
+    shown = terms.sum(-1) - (y * data.b).sum(-1) - (v * data.d).sum(-1)
+    return (proved > 0) | (forgiven.any(-1) & (shown > tolerance))
+
+
+def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"], tolerance: float) -> Bool[Tensor, " B"]:
+    """Whether `ray` leads from any feasible point to ever lower objectives, to `tolerance` at unit size."""
+    data, ray = data.double(), ray.double().nan_to_num(0.0, 0.0, 0.0)
+    ray = ray / torch.where((ray == 0).all(-1), 1.0, ray.abs().amax(-1)).unsqueeze(-1)
+    scale = tolerance * data.c.abs().amax(-1).clamp(min=torch.finfo(torch.float64).tiny)
+    inside = ((ray >= -tolerance) | (data.lower == -torch.inf)) & ((ray <= tolerance) | (data.upper == torch.inf))
+    rows = (times(data.A, ray) <= tolerance).all(-1) & (times(data.E, ray).abs() <= tolerance).all(-1)
+    return inside.all(-1) & rows & ((data.c * ray).sum(-1) < -scale)
+
+
+def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
+    """The variables' bounds, infinite ones replaced by what the rows imply (given bounds stay as they are)."""
+    lower, upper = data.lower, data.upper
+    if not bool((lower.isinf() | upper.isinf()).any()) or data.size[2] + data.size[3] == 0:
+        return lower, upper
+    per_problem = data.c.shape[1] * max(1, data.size[2] + 2 * data.size[3])
+    step = max(1, _CHUNK // per_problem)
+    parts = [_implied(data.select(slice(i, i + step))) for i in range(0, data.size[0], step)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _implied(data: LPData) -> tuple[Tensor, Tensor]:
+    """Bounds from row activities, three rounds: x_j <= (b_i - least activity of the rest) / a_ij, rounded outward."""
+    rows = stack_rows(data.A, data.E, -data.E)
+    sides = torch.cat([data.b, data.d, -data.d], -1)
+    lower, upper = data.lower, data.upper
+    for _ in range(3):
+        low, high = _one_round(rows, sides, lower, upper)
+        new_lower = torch.where(lower.isinf(), low, lower)
+        new_upper = torch.where(upper.isinf(), high, upper)
+        if bool((new_lower == lower).all()) and bool((new_upper == upper).all()):
+            break
+        lower, upper = new_lower, new_upper
+    return lower, upper
+
+
+def _one_round(rows: Tensor, sides: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """(lower, upper) that the rows a.x <= side imply from the present bounds, [B, n] each."""
+    terms = torch.minimum(_product(rows, lower.unsqueeze(-2)), _product(rows, upper.unsqueeze(-2)))
+    open_end = ~terms.isfinite()
+    finite = torch.where(open_end, 0.0, terms)
+    rest_open = open_end.sum(-1, keepdim=True) - open_end.int()
+    n = rows.shape[-1]
+    size = finite.abs().sum(-1, keepdim=True) + sides.abs().unsqueeze(-1)
+    error = SLACK * gamma(n + 4, torch.float64) * size + underflow(n + 4, torch.float64)
+    room = up(sides.unsqueeze(-1) - (finite.sum(-1, keepdim=True) - finite) + error)
+    quotient = room / torch.where(rows == 0, 1.0, rows)
+    known = (rest_open == 0) & quotient.isfinite()
+    high = torch.where(known & (rows > 0), up(quotient), torch.inf).amin(-2)
+    low = torch.where(known & (rows < 0), down(quotient), -torch.inf).amax(-2)
+    return low, high

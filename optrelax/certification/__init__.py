@@ -1,0 +1,1 @@
+"""Certification: what each relaxation proves, image by image, and what an attack refutes."""

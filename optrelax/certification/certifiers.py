@@ -1,0 +1,325 @@
+"""One configuration of a certification: what it does with a batch of examples."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from optrelax.analysis import Net
+from optrelax.certification.attacks import PGD
+from optrelax.certification.journals import tensor_digest, weights_digest
+from optrelax.certification.verdicts import Example, Verdict
+from optrelax.data.samples import Samples
+from optrelax.errors import UnsupportedOpError
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
+from optrelax.regions import InputBox, LinfBall
+from optrelax.relaxations import Intersect, name_of, resolve, with_rounding
+from optrelax.rounding import Rounding, check_rounding, down, up
+from optrelax.specifications import margins
+from optrelax.training.runs import record
+
+if TYPE_CHECKING:
+    from optrelax.layers.milp import Milp
+
+__all__ = ["Certifier", "default_batch_size", "device_of"]
+
+# What a bound, an attack or a solver can raise for one example and not for another; a typing slip in the library
+# is among them on purpose: it must spoil its own example only, and it is reported there.
+_FAILURES = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+_Question = tuple[InputBox, Tensor, Tensor]  # region of one example, its rows, each row's best bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certifier:
+    """One configuration over one data set; batches are positions in the samples."""
+
+    network: Network
+    samples: Samples
+    eps: float
+    clip: tuple[float, float] | None
+    relaxations: Mapping[str, Any]
+    """By the name that the user gave."""
+    rounding: Rounding
+    dtype: torch.dtype
+    attack: PGD | None = None
+    exact: Milp | None = None
+
+    @classmethod
+    def prepared(
+        cls,
+        net: Net,
+        samples: Samples,
+        eps: float,
+        clip: tuple[float, float] | None,
+        relaxation: Any,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        max_bytes: int | None,
+        owner: str = "certify",
+    ) -> Certifier:
+        """Check everything that does not depend on an example; errors begin with the name of the `owner`."""
+        check_rounding(owner, rounding)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
+        if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+            raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+        named = _named(relaxation, owner)
+        network = capture(net, tuple(samples.x.shape[1:]))
+        network.require_eval()
+        _require_exact_weights(network, dtype, owner)
+        margins(samples.labels, network.outputs)  # raises for labels out of range
+        samples.require_range(clip, owner)
+        limit = max_bytes or (2**25 if device_of(network).type == "cpu" else 2**30)
+        every = max_bytes is not None
+        return cls(
+            network=network,
+            samples=samples,
+            eps=float(eps),
+            clip=None if clip is None else (float(clip[0]), float(clip[1])),
+            # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
+            relaxations={
+                name: _limited(r, limit) if every or not hasattr(r, "solver") else r
+                for name, r in ((name, with_rounding(r, rounding)) for name, r in named.items())
+            },
+            rounding=rounding,
+            dtype=dtype,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the report and the journal say about the run, JSON-ready."""
+        return {
+            "eps": self.eps,
+            "clip": None if self.clip is None else list(self.clip),
+            "relaxations": list(self.relaxations),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rounding": self.rounding,
+            "attack": record(self.attack),
+            "exact": record(self.exact),
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for examples to be taken over from another run."""
+        # Memory limits change no result; everything else in a relaxation may.
+        plain = [repr(_limited(r, None, force=True)) for r in self.relaxations.values()]
+        data = tensor_digest(self.samples.x, self.samples.labels, self.samples.index)
+        return {**self.settings(), "relaxations": plain, "weights": weights_digest(self.network), "data": data}
+
+    def isolated(self, positions: Tensor) -> Iterator[Example]:
+        """The examples of a batch; one that raises is found by halving the batch, so that it spoils only itself."""
+        try:
+            judged = self._batch(positions)
+        except UnsupportedOpError:
+            raise
+        except _FAILURES as error:
+            self._require_working(error)
+            if len(positions) == 1:
+                yield self._failed(int(positions), error)
+                return
+            half = len(positions) // 2
+            yield from self.isolated(positions[:half])
+            yield from self.isolated(positions[half:])
+        else:
+            for position, (example, question) in zip(positions.tolist(), judged, strict=True):
+                if question is None:
+                    yield example
+                    continue
+                try:
+                    yield self._decided(example, *question)
+                except _FAILURES as error:
+                    yield self._failed(position, error)
+
+    def _require_working(self, error: BaseException) -> None:
+        """Raise `error` if a box of no width fails in the same way: then the settings are at fault, not an example."""
+        x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
+        rows = margins(torch.zeros(1, dtype=torch.int64), self.network.outputs).to(x)
+        for relaxation in self.relaxations.values():
+            try:
+                relaxation.lower_bounds(self.network, InputBox(x, x), self._shaped(rows))
+            except _FAILURES as again:
+                if type(again) is type(error):
+                    raise error from again
+
+    def _failed(self, position: int, error: BaseException) -> Example:
+        index, label = (int(t[position]) for t in (self.samples.index, self.samples.labels))
+        message = f"{type(error).__name__}: {error}"
+        return Example(index=index, label=label, verdict=Verdict.ERROR, message=message)
+
+    def _shaped(self, rows: Tensor) -> Tensor:
+        return rows.reshape(*rows.shape[:2], *self.network.output_shape)
+
+    def _batch(self, positions: Tensor) -> list[tuple[Example, _Question | None]]:
+        """Input, attack, bounds, verdicts, and what is left for the MILP solver to settle."""
+        begin = time.perf_counter()
+        x = self.samples.x[positions].to(device_of(self.network), torch.float64)
+        labels = self.samples.labels[positions]
+        rows = margins(labels, self.network.outputs).to(x)
+        ball = LinfBall(x, self.eps, self.clip)
+        logits = self.network(x).reshape(len(x), -1)
+        natural = (rows @ logits[..., None])[..., 0].amin(1)
+        attacked = self._attacked(ball, rows, natural, positions) if self.attack is not None else None
+        lower, spent = self._bounds(ball, rows)
+        seconds = (time.perf_counter() - begin) / len(positions)
+        judged: list[tuple[Example, _Question | None]] = []
+        for i, position in enumerate(positions.tolist()):
+            nan = bool(logits[i].isnan().any())
+            example = Example(
+                index=int(self.samples.index[position]),
+                label=int(labels[i]),
+                prediction=None if nan else int(logits[i].argmax()),
+                verdict=Verdict.UNDECIDED,
+                natural_margin=float(natural[i]),
+                attack_margin=None if attacked is None else float(attacked[i]),
+                lower=tuple(float(bound[i].amin()) for bound in lower),
+                bound_seconds=tuple(spent),
+                seconds=seconds,
+            )
+            example = self._judged(example)
+            question = None
+            if example.verdict == Verdict.UNDECIDED and self.exact is not None:
+                best = torch.stack([bound[i] for bound in lower]).amax(0)
+                question = ball.select(slice(i, i + 1)), rows[i : i + 1], best
+            judged.append((example, question))
+        return judged
+
+    def _attacked(self, ball: LinfBall, rows: Tensor, natural: Tensor, positions: Tensor) -> Tensor:
+        """Smallest margin found, the input's among them, replayed in float64 at points of the region: [batch]."""
+        assert self.attack is not None
+        box = InputBox(ball.lower.to(self.dtype), ball.upper.to(self.dtype))
+        keys = self.samples.index[positions].tolist()
+        found = self.attack.search(self.network, box, self._shaped(rows.to(self.dtype)), keys)
+        points = found.points.double().clamp(ball.lower, ball.upper)
+        if not bool(ball.contains(points).all()):
+            raise RuntimeError("the attack left the region")
+        replayed = (rows @ self.network(points).reshape(len(points), -1)[..., None])[..., 0].amin(1)
+        return torch.minimum(natural, replayed)  # a NaN stays one
+
+    def _bounds(self, ball: LinfBall, rows: Tensor) -> tuple[list[Tensor], list[float]]:
+        """Lower bounds [batch, k] of each relaxation and its seconds an example."""
+        region = self.rounded(ball)
+        lower, spent = [], []
+        for relaxation in self.relaxations.values():
+            begin = time.perf_counter()
+            bound = relaxation.lower_bounds(self.network, region, self._shaped(rows.to(self.dtype)))
+            if bound.is_cuda:
+                torch.cuda.synchronize(bound.device)
+            spent.append((time.perf_counter() - begin) / max(1, rows.shape[0]))
+            lower.append(bound.detach().double())
+        return lower, spent
+
+    def rounded(self, ball: LinfBall) -> InputBox:
+        """The region in `dtype`, with outward rounding wide enough for the rounding of its own ends."""
+        box: InputBox = ball.outward() if self.rounding == "outward" else ball
+        l, u = box.lower.to(self.dtype), box.upper.to(self.dtype)
+        if self.rounding == "outward":
+            l, u = torch.where(l > box.lower, down(l), l), torch.where(u < box.upper, up(u), u)
+        return InputBox(l, u)
+
+    def _judged(self, example: Example) -> Example:
+        """The verdict that input, attack and bounds allow."""
+        lower = [bound for bound in example.lower if bound is not None]
+        assert example.natural_margin is not None
+        if example.prediction is None or math.isnan(example.natural_margin):
+            return replace(example, verdict=Verdict.ERROR, message="the network gives NaN at the input")
+        if example.attack_margin is not None and math.isnan(example.attack_margin):
+            return replace(example, verdict=Verdict.ERROR, message="the network gives NaN within the region")
+        wrong = [name for name, b in zip(self.relaxations, lower, strict=True) if math.isnan(b) or b == math.inf]
+        if wrong:
+            message = f"the bound of {', '.join(wrong)} is not a number; the network may overflow on this region"
+            return replace(example, verdict=Verdict.ERROR, message=message)
+        worst = example.natural_margin
+        if example.attack_margin is not None:
+            worst = min(worst, example.attack_margin)
+        proofs = [f"{name} ({b:.9g})" for name, b in zip(self.relaxations, lower, strict=True) if b > 0]
+        if worst <= 0 and proofs:
+            message = (
+                f"contradiction: certified by {', '.join(proofs)}, but a point of the region has margin {worst:.9g}"
+            )
+            warnings.warn(
+                f"certify: example {example.index}: {message}; this is a fault of a relaxation, please report it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return replace(example, verdict=Verdict.ERROR, message=message)
+        if worst <= 0:
+            return replace(example, verdict=Verdict.ATTACKED)
+        return replace(example, verdict=Verdict.CERTIFIED if proofs else Verdict.UNDECIDED)
+
+    def _decided(self, example: Example, ball: InputBox, rows: Tensor, lower: Tensor) -> Example:
+        """What the MILP solver says about one undecided example; lower [k]: each margin's best sound bound."""
+        assert self.exact is not None
+        begin = time.perf_counter()
+        order = [row for row in lower.argsort().tolist() if not lower[row] > 0]
+        answer = self.exact.decide(self.network, ball, self._shaped(rows), order)
+        worst = float(torch.maximum(answer.lower, lower.cpu()).amin())
+        verdict = example.verdict
+        if float(answer.upper.amin()) <= 0:
+            verdict = Verdict.ATTACKED
+        elif worst > 0:
+            verdict = Verdict.CERTIFIED_MILP
+        return replace(
+            example,
+            verdict=verdict,
+            milp_lower=worst,
+            seconds=example.seconds + time.perf_counter() - begin,
+            message=answer.message,
+        )
+
+
+def _named(relaxation: Any, owner: str) -> dict[str, Any]:
+    """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
+    several = [relaxation] if isinstance(relaxation, str) or hasattr(relaxation, "lower_bounds") else list(relaxation)
+    own = relaxation if isinstance(relaxation, Mapping) else {}
+    named: dict[str, Any] = {}
+    for given in several:
+        found = resolve(own.get(given, given))
+        name = given.strip() if isinstance(given, str) else name_of(with_rounding(found, "nearest"))
+        if not found.sound:
+            raise ValueError(f"{owner}: {name} is an estimate, not a bound, and certifies nothing; choose another")
+        if name in named:
+            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
+        named[name] = found
+    if not named:
+        raise ValueError(f"{owner}: give at least one relaxation")
+    return named
+
+
+def _require_exact_weights(network: Network, dtype: torch.dtype, owner: str) -> None:
+    """ValueError where `dtype` would round the weights: the bounds would be those of another network."""
+    for name, value in network.module.state_dict().items():
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and dtype != torch.float64:
+            raise ValueError(f"{owner}: {name} is float64, which dtype={dtype} would round; use torch.float64")
+
+
+def _limited(relaxation: Any, max_bytes: float | None, force: bool = False) -> Any:
+    """The relaxation with a memory limit where it has none of its own (`force`: in place of its own)."""
+    if isinstance(relaxation, Intersect):
+        parts = [_limited(part, max_bytes, force) for part in relaxation.parts]
+        own = max_bytes if force else relaxation.max_bytes
+        return Intersect(*parts, rounding=relaxation.rounding, max_bytes=own)
+    if not any(f.name == "max_bytes" for f in fields(relaxation)):
+        return relaxation
+    if not force and relaxation.max_bytes is not None:
+        return relaxation
+    return replace(relaxation, max_bytes=max_bytes)
+
+
+def device_of(network: Network) -> torch.device:
+    """Where the network's parameters live."""
+    parameter = next(network.module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def default_batch_size(network: Network) -> int:
+    """Examples whose node values, their bounds and their lines take some 128 MiB; at most 100 (1000 on a GPU)."""
+    values = sum(math.prod(network.shape_of(name)) for name in (network.input, *(node.name for node in network)))
+    most = 1000 if device_of(network).type == "cuda" else 100
+    return max(1, min(most, 2**27 // (8 * 16 * values)))

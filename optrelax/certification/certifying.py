@@ -1,0 +1,124 @@
+"""Certification: every example of a data set is certified, attacked, undecided or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optrelax.analysis import Net
+from optrelax.certification.attacks import PGD
+from optrelax.certification.certifiers import Certifier, default_batch_size
+from optrelax.certification.journals import Journal
+from optrelax.certification.verdicts import CertificationReport, Example, Verdict
+from optrelax.data.samples import gather
+from optrelax.relaxations import Relaxation
+from optrelax.rounding import Rounding
+
+if TYPE_CHECKING:
+    from optrelax.layers.milp import Milp
+
+__all__ = ["CertificationReport", "Progress", "Verdict", "certify"]
+
+_PGD = PGD()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    done: int
+    total: int
+    counts: Mapping[Verdict, int]
+    """Examples of each verdict so far."""
+
+
+def certify(
+    net: Net,
+    data: Any,
+    eps: float,
+    clip: tuple[float, float] | None = (0.0, 1.0),
+    relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
+    *,
+    attack: PGD | None = _PGD,
+    exact: Milp | bool = False,
+    rounding: Rounding = "outward",
+    dtype: torch.dtype = torch.float64,
+    subset: int | None = None,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> CertificationReport:
+    """Certify every example of `data` against all inputs within eps of it in the maximum norm.
+
+    Sound: yes. Certified means that every margin's lower bound by one of the relaxations is > 0 (0 is not), attacked
+    that a point of the region, the input among them, was replayed in float64 and has a margin <= 0. An example with
+    a NaN bound or an exception is an error and never certified; the others of its batch are not touched by it.
+
+    net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
+    `dtype` on its device, over the region rounded outward.
+    data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
+    eps, clip: in the units of x.  relaxation: one or several, as a mapping under names of your own; unsound ones are
+    refused.
+    attack: None for none: only inputs that are misclassified then count as attacked.
+    exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
+    subset: that many evenly spaced examples.  batch_size: default by the size of the network, at most 100 on a CPU.
+    max_bytes: memory for the coefficients of a relaxation that sets none itself; default 32 MiB on a CPU (what its
+    caches like: three times as fast as without a limit), 1 GiB elsewhere.
+    resume: a journal (JSON lines): made if it is not there, else continued. Ctrl-C leaves it whole.
+    progress: called after every batch.
+
+    Raises ValueError for bad input, an unsound relaxation, or a journal of another configuration;
+    UnsupportedOpError for a network that cannot be bounded.
+    """
+    run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes)
+    run = replace(run, attack=attack, exact=_milp(exact))
+    size = batch_size if batch_size is not None else default_batch_size(run.network)
+    if size < 1:
+        raise ValueError(f"certify: batch_size must be at least 1, got {batch_size}")
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if resume is not None:
+            journal = stack.enter_context(Journal(resume, run.fingerprint(), len(run.samples)))
+        stack.enter_context(torch.no_grad())
+        examples = _collect(run, size, journal, progress)
+    return CertificationReport.of(examples, run.settings())
+
+
+def _collect(
+    run: Certifier, size: int, journal: Journal | None, progress: Callable[[Progress], None] | None
+) -> list[Example]:
+    """Everything in order, what the journal holds first."""
+    index = run.samples.index.tolist()
+    found = {} if journal is None else {i: journal.done[i] for i in index if i in journal.done}
+    counts = dict.fromkeys(Verdict, 0)
+    for example in found.values():
+        counts[example.verdict] += 1
+
+    def tell() -> None:
+        if progress is not None:
+            progress(Progress(len(found), len(index), dict(counts)))
+
+    tell()
+    todo = torch.tensor([position for position, i in enumerate(index) if i not in found], dtype=torch.int64)
+    for chunk in todo.split(size) if len(todo) else ():
+        for example in run.isolated(chunk):
+            found[example.index] = example
+            counts[example.verdict] += 1
+            if journal is not None:
+                journal.append([example])
+        tell()
+    return list(found.values())
+
+
+def _milp(exact: Milp | bool) -> Milp | None:
+    if exact is False:
+        return None
+    from optrelax.layers.milp import Milp
+
+    return Milp() if exact is True else exact

@@ -1,0 +1,185 @@
+"""Journals of a certification: JSON lines, one an example, from which an interrupted run goes on.
+
+The first line holds the fingerprint of everything that decides the result; a journal with another one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from optrelax.certification.verdicts import Example, Verdict
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import Affine, MaxPool2d
+
+__all__ = ["Journal", "tensor_digest", "weights_digest"]
+
+_FORMAT = "optrelax certification journal 1"
+
+
+class Journal:
+    """Examples finished so far, on disk as soon as `append` returns; a context manager that closes the file."""
+
+    def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], total: int) -> None:
+        """Open or make the journal at `path`.
+
+        fingerprint: JSON-ready.  total: number of examples of the whole run.
+        Raises ValueError for a file that is no journal, is damaged, or is of another configuration.
+        """
+        self.path = Path(path)
+        header = {"format": _FORMAT, "fingerprint": dict(fingerprint), "examples": total}
+        self.done: dict[int, Example] = {}
+        """Finished examples by index; errors are left out, so that they are tried again."""
+        if self.path.exists() and self.path.stat().st_size:
+            self._read(header)
+            self._file = self.path.open("r+", encoding="utf-8", newline="\n")
+            self._file.seek(0, os.SEEK_END)
+        else:
+            self._file = self.path.open("w", encoding="utf-8", newline="\n")
+            self._write([header])
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def file(self) -> IO[str]:
+        """The open file."""
+        return self._file
+
+    def append(self, examples: Iterable[Example]) -> None:
+        """Add finished examples; whoever kills the process now loses none of them."""
+        self._write([_encoded(asdict(example)) for example in examples])
+
+    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self._file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+        self._file.flush()
+
+    def _read(self, header: Mapping[str, Any]) -> None:
+        lines = read_lines(self.path)
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != _FORMAT:
+            raise ValueError(f"resume: {self.path} is not a certification journal; name a new file")
+        self._compare(lines[0], json.loads(json.dumps(header)))
+        for number, record in enumerate(lines[1:], 2):
+            try:
+                example = _example(record)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise ValueError(f"resume: {self.path}, line {number} is not an example: {error}") from error
+            if example.verdict != Verdict.ERROR:
+                self.done[example.index] = example
+
+    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        was, now = found.get("fingerprint", {}), wanted["fingerprint"]
+        changed = [
+            f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted({*was, *now})
+            if was.get(key) != now.get(key)
+        ]
+        if found.get("examples") != wanted["examples"] and not changed:
+            changed = [f"examples was {found.get('examples')}, is {wanted['examples']}"]
+        if changed:
+            raise ValueError(
+                f"resume: {self.path} is the journal of another run ({'; '.join(changed)}); name a new file, or "
+                "repeat that run's settings"
+            )
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The records of a file of JSON lines; a last line that was cut short is removed from the file.
+
+    Raises ValueError for a damaged line elsewhere.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        # The process was killed in the middle of a write: what follows the last line end is not a record.
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    records = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"resume: {path}, line {number} is damaged: {error}") from error
+    return records
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the journal at `path` holds every example of its run; False where it cannot be read as one."""
+    try:
+        header, *records = read_lines(path)
+        return len({record["index"] for record in records}) >= header["examples"]
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _encoded(value: Any) -> Any:
+    """Floats that JSON cannot hold as strings, which `float` reads back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    return value
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _example(record: dict[str, Any]) -> Example:
+    numbers = ("natural_margin", "attack_margin", "milp_lower")
+    rest = {
+        "verdict": Verdict(record["verdict"]),
+        "lower": tuple(_number(value) for value in record["lower"]),
+        "bound_seconds": tuple(float(value) for value in record["bound_seconds"]),
+        **{name: _number(record[name]) for name in numbers},
+    }
+    return Example(**(record | rest))
+
+
+def weights_digest(network: Network) -> str:
+    """Hash of everything that makes the network the function it is: graph, settings, parameters, buffers."""
+    digest = hashlib.sha256()
+
+    def add(*parts: object) -> None:
+        digest.update(repr(parts).encode())
+
+    add(network.input_shape, network.output)
+    for node in network:
+        add(node.name, node.inputs, node.shape, type(node.op).__name__)
+        if isinstance(node.op, Activation):
+            add(node.op.name, node.op.kinks, node.op.slopes, node.op.intercepts)
+        elif isinstance(node.op, (Affine, MaxPool2d)):
+            try:
+                add(node.op.describe())
+            except NotImplementedError:
+                add(node.path)  # a user's op that no checkpoint can hold: told apart by its place and tensors
+        for name, source in node.op.tensors().items() if isinstance(node.op, Affine) else ():
+            add(name, tensor_digest(source()))
+    for name, value in network.module.state_dict().items():
+        add(name, tensor_digest(value) if isinstance(value, Tensor) else value)
+    return digest.hexdigest()[:16]
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """Hash of shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,216 @@
+"""What a certification says: one record an example, one report a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["CertificationReport", "Example", "Verdict"]
+
+
+class Verdict(StrEnum):
+    """How the question of one example was settled."""
+
+    CERTIFIED = "certified"
+    """Every margin's lower bound by one sound relaxation is > 0."""
+    CERTIFIED_MILP = "certified (MILP)"
+    """A MILP solver says that every margin is > 0: its word, not a certificate."""
+    ATTACKED = "attacked"
+    """A point of the region (the input itself included) was replayed and has a margin <= 0."""
+    UNDECIDED = "undecided"
+    """Neither."""
+    ERROR = "error"
+    """A bound is NaN, something raised, or a bound and an attack contradict each other; never certified."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of the table; margins in logits, times in seconds."""
+
+    index: int
+    """Position in the data set, before any subset was taken."""
+    label: int
+    prediction: int | None = None
+    """Greatest logit at the input; None where the network gives NaN."""
+    verdict: Verdict
+    natural_margin: float | None = None
+    """Smallest margin at the input."""
+    attack_margin: float | None = None
+    """Smallest margin found by the attack, the input included; None with the attack off."""
+    lower: tuple[float | None, ...] = ()
+    """Worst margin's lower bound, one a relaxation; None after an error."""
+    milp_lower: float | None = None
+    """Worst margin's lower bound as the MILP solver claims it; None where it was not asked."""
+    bound_seconds: tuple[float, ...] = ()
+    """Time of the bounds, one a relaxation: a batch's time divided by its size."""
+    seconds: float = 0.0
+    """Time of everything."""
+    message: str = ""
+    """Reason of an error, or what the MILP solver left open."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CertificationReport:
+    """Result of `ox.certify`: a table of examples and the fractions it comes to, all of the same number of examples.
+
+    `certified + certified_milp + attacked + undecided + errors` is 1.
+    """
+
+    examples: pl.DataFrame
+    """index, label, prediction, verdict, natural_margin, attack_margin, `lower:NAME` and `seconds:NAME` for each
+    relaxation, milp_lower, seconds, message: see `Example`."""
+    settings: Mapping[str, Any]
+    """JSON-ready: eps, clip, relaxations, dtype, rounding, attack, exact."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], settings: Mapping[str, Any]) -> CertificationReport:
+        """Report of examples in the order of their index."""
+        names = list(settings["relaxations"])
+        return cls(_frame(sorted(examples, key=lambda example: example.index), names), dict(settings))
+
+    @property
+    def relaxations(self) -> tuple[str, ...]:
+        """Names of the relaxations, in the order given."""
+        return tuple(self.settings["relaxations"])
+
+    @property
+    def accuracy(self) -> float:
+        """Natural accuracy: examples whose greatest logit is the label's."""
+        return self._fraction(self.examples["prediction"] == self.examples["label"])
+
+    @property
+    def certified(self) -> float:
+        """Examples that a sound relaxation certifies; those of the MILP solver are not among them."""
+        return self._share(Verdict.CERTIFIED)
+
+    @property
+    def certified_milp(self) -> float:
+        """Further examples that are robust by the word of the MILP solver; 0 without `exact`."""
+        return self._share(Verdict.CERTIFIED_MILP)
+
+    @property
+    def attacked(self) -> float:
+        """Examples with a counterexample, misclassified ones among them."""
+        return self._share(Verdict.ATTACKED)
+
+    @property
+    def undecided(self) -> float:
+        """Examples neither certified nor attacked."""
+        return self._share(Verdict.UNDECIDED)
+
+    @property
+    def errors(self) -> float:
+        """Examples that failed; `message` says why."""
+        return self._share(Verdict.ERROR)
+
+    @property
+    def pgd_accuracy(self) -> float | None:
+        """Examples whose input and every attacked point have margins > 0; None with the attack off."""
+        if self.settings["attack"] is None:
+            return None
+        return self._fraction(self.examples["attack_margin"] > 0)
+
+    @property
+    def certified_by(self) -> dict[str, float]:
+        """Certified fraction of each relaxation alone."""
+        good = self.examples["verdict"] != str(Verdict.ERROR)
+        return {name: self._fraction((self.examples[f"lower:{name}"] > 0) & good) for name in self.relaxations}
+
+    @property
+    def seconds(self) -> float:
+        """Time of all examples, in seconds; of a resumed run both parts."""
+        return float(self.examples["seconds"].sum())
+
+    def table(self) -> pl.DataFrame:
+        """One row a relaxation, in percent of all examples: what it certifies, and how tight and fast it is.
+
+        `error at most %` is 100 - certified: the bound on the adversarial error that papers print.
+        """
+        import polars as pl
+
+        rows = []
+        for name, share in self.certified_by.items():
+            bounds = [v for v in self.examples[f"lower:{name}"].to_list() if v is not None and math.isfinite(v)]
+            rows.append(
+                {
+                    "relaxation": name,
+                    "certified %": 100 * share,
+                    "error at most %": 100 * (1 - share),
+                    "mean bound": sum(bounds) / len(bounds) if bounds else None,
+                    "worst bound": min(bounds, default=None),
+                    "ms an example": 1e3 * float(self.examples[f"seconds:{name}"].mean() or 0.0),  # type: ignore[arg-type]
+                }
+            )
+        return pl.DataFrame(rows, schema=_TABLE)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the examples, JSON-ready; fractions of 1."""
+        names = ("accuracy", "pgd_accuracy", "certified", "certified_milp", "attacked", "undecided", "errors")
+        fractions = {name: getattr(self, name) for name in names}
+        return {
+            **self.settings,
+            "examples": self.examples.height,
+            **fractions,
+            "certified_by": self.certified_by,
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        shares = [f"{v} {100 * self._share(v):.2f} %" for v in Verdict if self._share(v) or v != "certified (MILP)"]
+        return (
+            f"{self.examples.height} examples, eps {self.settings['eps']:g}: accuracy {100 * self.accuracy:.2f} %, "
+            f"{', '.join(shares)} ({', '.join(self.relaxations)}; {self.seconds:.1f} s)"
+        )
+
+    def _share(self, verdict: Verdict) -> float:
+        return self._fraction(self.examples["verdict"] == str(verdict))
+
+    def _fraction(self, mask: pl.Series) -> float:
+        """Share of true entries; a missing value is not true."""
+        return float(mask.fill_null(False).sum()) / self.examples.height if self.examples.height else 0.0
+
+
+_TABLE = ("relaxation", "certified %", "error at most %", "mean bound", "worst bound", "ms an example")
+
+
+def _frame(examples: Sequence[Example], names: Sequence[str]) -> pl.DataFrame:
+    import polars as pl
+
+    columns: dict[str, pl.Series] = {}
+
+    def add(name: str, kind: type[pl.DataType], values: list[Any]) -> None:
+        columns[name] = pl.Series(name, values, dtype=kind)
+
+    for name, kind in _kinds().items():
+        if name == "milp_lower":  # the columns of the relaxations stand before it
+            for i, relaxation in enumerate(names):
+                add(f"lower:{relaxation}", pl.Float64, [e.lower[i] if e.lower else None for e in examples])
+            for i, relaxation in enumerate(names):
+                spent = [e.bound_seconds[i] if e.bound_seconds else 0.0 for e in examples]
+                add(f"seconds:{relaxation}", pl.Float64, spent)
+        values = [getattr(e, name) for e in examples]
+        add(name, kind, [str(v) for v in values] if kind is pl.String else values)
+    return pl.DataFrame(columns)
+
+
+def _kinds() -> dict[str, type[pl.DataType]]:
+    import polars as pl
+
+    integer, number, text = pl.Int64, pl.Float64, pl.String
+    return {
+        "index": integer,
+        "label": integer,
+        "prediction": integer,
+        "verdict": text,
+        "natural_margin": number,
+        "attack_margin": number,
+        "milp_lower": number,
+        "seconds": number,
+        "message": text,
+    }

@@ -1,0 +1,1 @@
+"""Data sets and the files they are read from."""

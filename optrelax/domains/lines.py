@@ -1,0 +1,204 @@
+"""Every named relaxation of one activation, stated once: as a line below and a line above.
+
+Each function takes an activation and its pre-activation bounds and returns `Lines`; the LP layers use the hull of
+the activation itself, which implies every line here. Written for any activation with kinks; for a ReLU they
+are the table of Jovanovic et al. (2021), arXiv 2102.06700.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optrelax.kernels import relu_lines
+from optrelax.networks.activations import Activation, Hull, Line, least_width
+from optrelax.rounding import unit_roundoff
+
+LowerSlope = Literal["adaptive", "soft", 0, 1]
+BandSlope = Literal["chord", "box", "diag", "switch", "soft", "slanted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """lower_slope * x + lower_intercept <= f(x) <= upper_slope * x + upper_intercept; each [*batch, *shape]."""
+
+    lower_slope: Tensor
+    lower_intercept: Tensor
+    upper_slope: Tensor
+    upper_intercept: Tensor
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both lines share one slope tensor, so that rows need no choice by sign."""
+        return self.lower_slope is self.upper_slope
+
+
+def crown_lines(
+    activation: Activation,
+    l: Tensor,
+    u: Tensor,
+    *,
+    lower: LowerSlope = "adaptive",
+    tria: bool = False,
+    continuous: bool = False,
+    gamma: float = 1.0,
+) -> Lines:
+    """Lines of the CROWN family: one line of the hull below, the chord (or a triangle's other side) above.
+
+    Sound: yes.  Gradient: through slopes and intercepts; jumps in the weights where the choice of the line does.
+    """
+    if lower != "soft" and not tria and not continuous and relu_lines.compiles(activation, l, u):
+        slope, chord, intercept = relu_lines.relu_lines(l, u, lower)
+        return Lines(slope, torch.zeros_like(slope), chord, intercept)
+    hull = activation.hull(l, u)
+    if lower == "adaptive":
+        below = _steeper_middle(hull.below, l, u, sign=1.0)
+        above = _steeper_middle(hull.above, l, u, sign=-1.0)
+        return Lines(*below, *above)
+    if lower == "soft":
+        weight = soft_weight(activation, l, u, gamma)
+        (s0, i0), (s1, i1) = hull.below
+        above = _steeper_middle(hull.above, l, u, sign=-1.0)
+        return Lines(s0 + weight * (s1 - s0), i0 + weight * (i1 - i0), *above)
+    below, above = hull.below[lower], hull.above[1 - lower]
+    if continuous:
+        below = _continuous_below(activation, lower, l, u)
+    if tria:
+        above = _triangle_side(activation, hull, lower, l, u, continuous)
+    return Lines(*below, *above)
+
+
+def _steeper_middle(pair: tuple[Line, Line], l: Tensor, u: Tensor, sign: float) -> Line:
+    """Of two valid lines the one closer to the function at the middle of [l, u]: the smaller area.
+
+    A tie takes the right line below (slope 1 for a ReLU with |l| = |u|) and the left one above.
+    """
+    (s0, i0), (s1, i1) = pair
+    if s0 is s1:
+        return s0, i0
+    with torch.no_grad():
+        # Twice the values at the midpoint; l + u is exact where it decides a ReLU's tie.
+        second = sign * ((s1 - s0) * (l + u) + 2 * (i1 - i0))
+        choose = second >= 0 if sign > 0 else second > 0
+    return torch.where(choose, s1, s0), torch.where(choose, i1, i0)
+
+
+def _continuous_below(activation: Activation, lower: int, l: Tensor, u: Tensor) -> Line:
+    """A lower line of the outermost slope everywhere, stable neurons too: continuous in l and u."""
+    slope = torch.full_like(l, min(activation.slopes) if lower == 0 else max(activation.slopes))
+    return slope, activation.band(slope, l, u, whole=lower == 1)[0]
+
+
+def _triangle_side(activation: Activation, hull: Hull, lower: int, l: Tensor, u: Tensor, continuous: bool) -> Line:
+    """The side of the triangle that is parallel to the lower line's counterpart: steep for lower 0, flat for 1."""
+    slope = torch.full_like(l, max(activation.slopes) if lower == 0 else min(activation.slopes))
+    intercept = activation.band(slope, l, u)[1]
+    if continuous:
+        return slope, intercept
+    crossing = activation.crossing(l, u)
+    exact_slope, exact_intercept = hull.above[0]
+    return torch.where(crossing, slope, exact_slope), torch.where(crossing, intercept, exact_intercept)
+
+
+def band_lines(
+    activation: Activation,
+    l: Tensor,
+    u: Tensor,
+    *,
+    slope: BandSlope = "chord",
+    continuous: bool = False,
+    gamma: float = 1.0,
+    kappa: float = 0.9,
+) -> Lines:
+    """Two parallel lines around the function: DeepZ (slope of the chord), Box (0), Diag (1) and the rest.
+
+    As a zonotope step: lam = the slope, centre shift and new error from the band's middle and half width.
+    Sound: yes.  Gradient: through slope and band.
+    """
+    if continuous:  # Diag-C: slope 1 for dead neurons too, every kink counted, so the band meets itself at u = 0
+        steep = torch.full_like(l, max(activation.slopes))
+        low, high = activation.band(steep, l, u, whole=True)
+        return Lines(steep, low, steep, high)
+    if slope == "chord" and relu_lines.compiles(activation, l, u):
+        lam, _, high = relu_lines.relu_lines(l, u, "chord")
+        return Lines(lam, torch.zeros_like(high), lam, high)
+    crossing, a, b = activation.ends(l, u)
+    exact_slope, exact_intercept = activation.piece(l)
+    lam = _band_slope(activation, a, b, slope, gamma, kappa)
+    low, high = activation.band(lam, a, b)
+    lam = torch.where(crossing, lam, exact_slope)
+    return Lines(lam, torch.where(crossing, low, exact_intercept), lam, torch.where(crossing, high, exact_intercept))
+
+
+def _band_slope(activation: Activation, l: Tensor, u: Tensor, slope: BandSlope, gamma: float, kappa: float) -> Tensor:
+    """The common slope over a crossing [l, u]."""
+    if slope in ("chord", "slanted"):
+        chord = activation.chord_slope(l, u)
+        return chord if slope == "chord" else kappa * chord
+    flat, steep = torch.zeros_like(l), torch.full_like(l, max(activation.slopes))
+    if slope == "box":
+        return flat
+    if slope == "diag":
+        return steep
+    if slope == "soft":
+        return flat + soft_weight(activation, l, u, gamma) * (steep - flat)
+    wide, narrow = (_width(activation, s, l, u).detach() for s in (flat, steep))
+    return torch.where(narrow <= wide, steep, flat)  # a tie takes Diag, as -l <= u does
+
+
+def soft_weight(activation: Activation, l: Tensor, u: Tensor, gamma: float) -> Tensor:
+    """sigmoid(gamma (w0 / w1 - w1 / w0)), w0 and w1 the widths of the flat and the steep band over [l, u].
+
+    For a ReLU w0 = u, w1 = -l: sigmoid(gamma (l / u - u / l)), the smooth version of the adaptive choice.
+    Written as 2 sinh of the log ratio, capped where the sigmoid is 0 or 1 in every precision: no overflow, no NaN
+    in the gradient for tiny ends. 1/2 where the function is affine.
+    """
+    _, a, b = activation.ends(l, u)
+    steep = torch.full_like(l, max(activation.slopes))
+    flat = torch.full_like(l, min(activation.slopes))
+    least = least_width(l.dtype)
+    w0, w1 = (_width(activation, s, a, b).clamp_min(least) for s in (flat, steep))
+    cap = math.asinh(400.0 / gamma)
+    return torch.sigmoid(2 * gamma * torch.sinh((w0.log() - w1.log()).clamp(-cap, cap)))
+
+
+def _width(activation: Activation, slope: Tensor, l: Tensor, u: Tensor) -> Tensor:
+    low, high = activation.band(slope, l, u)
+    return high - low
+
+
+def outward_lines(lines: Lines, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+    """The same slopes with intercepts that hold in real arithmetic over [l, u].
+
+    A slope is any float; an intercept is sound iff it lies beyond f(v) - slope * v at every end and kink v. Each such
+    value is rounded by the product, the function and the difference: at most 4 units of the magnitudes, none for
+    the exact products and pieces of a ReLU.
+    """
+    lower_intercept = torch.minimum(
+        lines.lower_intercept, _outward_band(activation, lines.lower_slope, l, u, sign=-1.0)
+    )
+    upper_intercept = torch.maximum(lines.upper_intercept, _outward_band(activation, lines.upper_slope, l, u, sign=1.0))
+    return Lines(lines.lower_slope, lower_intercept, lines.upper_slope, upper_intercept)
+
+
+def _outward_band(activation: Activation, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:
+    """A float at or beyond the extreme of f(v) - slope * v over [l, u]; sign 1 for the greatest, -1 for the least."""
+    unit = 4 * unit_roundoff(l.dtype)
+    tiny = torch.finfo(l.dtype).tiny
+    trivial = (slope == 0) | (slope.abs() == 1)
+    points = [l, u] + [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in activation.kinks]
+    ends = []
+    for v in points:
+        product, value = slope * v, activation(v)
+        difference = value - product
+        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (v != 0))
+        if not activation.exact:
+            error = error + unit * value.abs() + tiny
+        # The difference of two floats rounds by at most half an ulp of itself; it is exact where either is 0.
+        error = error + torch.where((product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs())
+        ends.append(difference + sign * error)
+    return torch.stack(ends).amax(0) if sign > 0 else torch.stack(ends).amin(0)

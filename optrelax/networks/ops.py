@@ -1,0 +1,434 @@
+"""Affine ops: y = M_1 x_1 + ... + M_p x_p + b, each with its image, its absolute image and its transpose.
+
+Every op works on tensors with any leading dimensions in front of its input or output shape. Parameters are read
+from their module at each call, never copied, so bounds follow the weights and their gradient reaches them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optrelax.kernels.convolutions import ConvGeometry, pull_rows
+
+Shape = tuple[int, ...]
+Source = Callable[[], Tensor]  # reads a parameter, a buffer or a constant of the module
+
+
+def _flat(x: Tensor, shape: Shape) -> Tensor:
+    """[*lead, *shape] -> [n, *shape]."""
+    return x.reshape(-1, *shape)
+
+
+def flatten_from(x: Tensor, lead: int) -> Tensor:
+    """[*lead, *shape] -> [*lead, n]; unlike reshape(..., -1) also where a dimension is empty or the shape is ()."""
+    return x.reshape(*x.shape[:lead], math.prod(x.shape[lead:]))
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float64 where the device has it, so that a constant computed from others is good for either type."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def _lead(x: Tensor, shape: Shape) -> torch.Size:
+    return x.shape[: x.dim() - len(shape)]
+
+
+class Affine(ABC):
+    """An affine op between fixed shapes; `diagonal` where each output reads at most one input."""
+
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+    diagonal: bool = False
+    fan_in: int = 1
+    """Most products summed into one output (for rounding allowances); `fan_out` into one entry of the transpose."""
+    fan_out: int = 1
+    roundings: int = 2
+    """Roundings of a product besides those of the sum: adding the bias, a divisor, a computed coefficient."""
+
+    @abstractmethod
+    def linear(self, *xs: Tensor) -> Tensor:
+        """M x without the bias: [*lead, *input_shape] each -> [*lead, *shape]."""
+
+    @abstractmethod
+    def absolute(self, *rs: Tensor) -> Tensor:
+        """|M| r without the bias: [*lead, *input_shape] each -> [*lead, *shape]."""
+
+    @abstractmethod
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Rows pulled back, M^T a: [*lead, *shape] -> one [*lead, *input_shape] an input."""
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """b, broadcastable to [*shape], in the dtype of `like`; None where there is none."""
+        return None
+
+    def bias_size(self, like: Tensor) -> Tensor | None:
+        """Sum of the absolute terms that b is computed from (for rounding allowances): |b| unless b is a sum."""
+        b = self.bias(like)
+        return None if b is None else b.abs()
+
+    def apply(self, *xs: Tensor) -> Tensor:
+        """M x + b."""
+        y = self.linear(*xs)
+        b = self.bias(y)
+        return y if b is None else y + b
+
+    def describe(self) -> dict[str, object]:
+        """JSON-ready settings, for checkpoints; tensors are stored apart."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be stored in a checkpoint")
+
+    def tensors(self) -> dict[str, Source]:
+        """The op's parameters by name, for checkpoints."""
+        return {}
+
+    def cost(self) -> int:
+        """Multiply-adds of one image or transpose."""
+        return math.prod(self.shape) * self.fan_in
+
+
+class _Magnitude(torch.autograd.Function):
+    """|w| with the gradient sign(w), 0 at 0, made in one buffer: torch's own takes two of the weight's size."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        return w.abs()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (w,) = ctx.saved_tensors
+        return w.sign() * grad if torch.is_grad_enabled() else w.sign().mul_(grad)
+
+
+def magnitude(w: Tensor) -> Tensor:
+    """|w| elementwise; differentiable."""
+    found: Tensor = _Magnitude.apply(w)
+    return found
+
+
+class Linear(Affine):
+    """Matrix product on the last dimension: weight [out, in], bias [out]."""
+
+    def __init__(self, input_shape: Shape, weight: Source, bias: Source | None) -> None:
+        out, fan_in = weight().shape
+        if not input_shape or input_shape[-1] != fan_in:
+            raise ValueError(f"Linear: takes {fan_in} features, got input of shape {input_shape}")
+        self.input_shapes = (input_shape,)
+        self.shape = (*input_shape[:-1], out)
+        self.fan_in, self.fan_out = fan_in, out
+        self._weight, self._bias = weight, bias
+
+    def weight(self, like: Tensor) -> Tensor:
+        """[out, in] in the dtype of `like`."""
+        return self._weight().to(like)
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        return xs[0] @ self.weight(xs[0]).mT
+
+    def apply(self, *xs: Tensor) -> Tensor:
+        return F.linear(xs[0], self.weight(xs[0]), self.bias(xs[0]))
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return rs[0] @ magnitude(self.weight(rs[0])).mT
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        return (a @ self.weight(a),)
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        return None if self._bias is None else self._bias().to(like.dtype)
+
+    def describe(self) -> dict[str, object]:
+        return {"op": "linear"}
+
+    def tensors(self) -> dict[str, Source]:
+        return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
+
+
+class Conv2d(Affine):
+    """Zero-padded convolution: weight [out, in / groups, kh, kw], bias [out]."""
+
+    def __init__(
+        self, input_shape: Shape, weight: Source, bias: Source | None, geometry: ConvGeometry | None = None
+    ) -> None:
+        w = weight()
+        geometry = geometry or ConvGeometry()
+        if len(input_shape) != 3 or input_shape[0] != w.shape[1] * geometry.groups:
+            raise ValueError(
+                f"Conv2d: takes {w.shape[1] * geometry.groups} channels [c, h, w], got input of shape {input_shape}"
+            )
+        self.geometry = geometry
+        self.kernel = kernel = (int(w.shape[2]), int(w.shape[3]))
+        spatial = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                input_shape[1:], kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
+            )
+        )
+        if min(spatial) < 1:
+            raise ValueError(f"Conv2d: kernel {kernel} does not fit input of shape {input_shape}")
+        self.input_shapes = (input_shape,)
+        self.shape = (int(w.shape[0]), *spatial)
+        self.fan_in = int(w.shape[1]) * kernel[0] * kernel[1]
+        self.fan_out = int(w.shape[0]) // geometry.groups * kernel[0] * kernel[1]
+        self._weight, self._bias = weight, bias
+
+    def weight(self, like: Tensor) -> Tensor:
+        """[out, in / groups, kh, kw] in the dtype of `like`."""
+        return self._weight().to(like)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        g = self.geometry
+        y = F.conv2d(_flat(x, self.input_shapes[0]), weight, bias, g.stride, g.padding, g.dilation, g.groups)
+        return y.reshape(*_lead(x, self.input_shapes[0]), *self.shape)
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        return self._convolve(xs[0], self.weight(xs[0]))
+
+    def apply(self, *xs: Tensor) -> Tensor:
+        bias = None if self._bias is None else self._bias().to(xs[0].dtype)
+        return self._convolve(xs[0], self.weight(xs[0]), bias)
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return self._convolve(rs[0], magnitude(self.weight(rs[0])))
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        _, high, wide = self.input_shapes[0]
+        x = pull_rows(_flat(a, self.shape), self.weight(a), self.geometry, (high, wide))
+        return (x.reshape(*_lead(a, self.shape), *self.input_shapes[0]),)
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        return None if self._bias is None else self._bias().to(like.dtype)[:, None, None]
+
+    def describe(self) -> dict[str, object]:
+        g = self.geometry
+        return {
+            "op": "conv2d",
+            "stride": g.stride,
+            "padding": g.padding,
+            "dilation": g.dilation,
+            "groups": g.groups,
+        }
+
+    def tensors(self) -> dict[str, Source]:
+        return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
+
+
+class Scale(Affine):
+    """Elementwise scale * x + shift, both broadcastable to the shape: normalisation, batch norm, constants."""
+
+    diagonal = True
+
+    def __init__(self, shape: Shape, scale: Source | None, shift: Source | None) -> None:
+        for source in (scale, shift):
+            if source is not None and torch.broadcast_shapes(source().shape, shape) != torch.Size(shape):
+                raise ValueError(f"constant of shape {tuple(source().shape)} does not broadcast to {shape}")
+        self.input_shapes = (shape,)
+        self.shape = shape
+        self._scale, self._shift = scale, shift
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        return xs[0] if self._scale is None else xs[0] * self._scale().to(xs[0])
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return rs[0] if self._scale is None else rs[0] * self._scale().to(rs[0]).abs()
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        return (self.linear(a),)
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        return None if self._shift is None else self._shift().to(like).expand(self.shape)
+
+    def describe(self) -> dict[str, object]:
+        return {"op": "scale"}
+
+    def tensors(self) -> dict[str, Source]:
+        named = {"scale": self._scale, "shift": self._shift}
+        return {name: source for name, source in named.items() if source is not None}
+
+
+class BatchNorm(Scale):
+    """Batch norm with running statistics: x * scale + bias - mean * scale, scale = weight / sqrt(variance + eps).
+
+    The statistics are read at each use; [channels] each, weight and bias may be missing.
+    """
+
+    # variance + eps, its root, the quotient, mean * scale and the sum; doubled for those of the cast.
+    roundings = 12
+
+    def __init__(
+        self,
+        shape: Shape,
+        eps: float,
+        mean: Source,
+        variance: Source,
+        weight: Source | None = None,
+        bias: Source | None = None,
+    ) -> None:
+        view = (-1, *[1] * (len(shape) - 1))
+        self._terms = mean, bias
+
+        def scale() -> Tensor:
+            root = (wide(variance()) + eps).sqrt()
+            return ((1 if weight is None else wide(weight())) / root).reshape(view)
+
+        def shift() -> Tensor:
+            moved = -wide(mean()).reshape(view) * scale()
+            return moved if bias is None else moved + wide(bias()).reshape(view)
+
+        super().__init__(shape, scale, shift)
+
+    def bias_size(self, like: Tensor) -> Tensor | None:
+        mean, bias = self._terms
+        assert self._scale is not None
+        scale = self._scale()
+        size = (wide(mean()).reshape(scale.shape) * scale).abs()
+        if bias is not None:
+            size = size + wide(bias()).reshape(scale.shape).abs()
+        return size.to(like).expand(self.shape)
+
+
+class AveragePool2d(Affine):
+    """Mean over windows, zero padding counted or not: a grouped convolution with constant weights, then a scale."""
+
+    def __init__(
+        self,
+        input_shape: Shape,
+        kernel: tuple[int, int],
+        geometry: ConvGeometry,
+        divisor: float | None = None,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise ValueError(f"AvgPool2d: takes [c, h, w], got input of shape {input_shape}")
+        channels = input_shape[0]
+        self.kernel, self.divisor = kernel, divisor
+        self.geometry = ConvGeometry(geometry.stride, geometry.padding, (1, 1), channels)
+        ones = torch.ones(channels, 1, *kernel)
+        self._conv = Conv2d(input_shape, lambda: ones, None, self.geometry)
+        self.input_shapes, self.shape = (input_shape,), self._conv.shape
+        self.fan_in, self.fan_out = math.prod(kernel), math.prod(kernel)
+        # Where padding is not counted the divisor is the number of pixels that the window covers.
+        count = self._conv.linear(torch.ones(1, *input_shape))[0] if divisor is None else torch.tensor(divisor)
+        self._count = count
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x / self._count.to(x)
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        return self._scaled(self._conv.linear(xs[0]))
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return self.linear(*rs)
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        return self._conv.transpose(self._scaled(a))
+
+    def describe(self) -> dict[str, object]:
+        g = self.geometry
+        return {
+            "op": "avg_pool2d",
+            "kernel": self.kernel,
+            "stride": g.stride,
+            "padding": g.padding,
+            "divisor": self.divisor,
+        }
+
+
+class Reshape(Affine):
+    """The same numbers in another shape: flatten, view, reshape."""
+
+    diagonal = True
+
+    def __init__(self, input_shape: Shape, shape: Shape) -> None:
+        if math.prod(input_shape) != math.prod(shape):
+            raise ValueError(f"cannot reshape {input_shape} to {shape} without mixing the batch")
+        self.input_shapes, self.shape = (input_shape,), shape
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        return xs[0].reshape(*_lead(xs[0], self.input_shapes[0]), *self.shape)
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return self.linear(*rs)
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        return (a.reshape(*_lead(a, self.shape), *self.input_shapes[0]),)
+
+    def describe(self) -> dict[str, object]:
+        return {"op": "reshape", "shape": self.shape}
+
+    def cost(self) -> int:
+        return 0
+
+
+class Add(Affine):
+    """Signed sum of branches of one shape: residual connections."""
+
+    def __init__(self, shape: Shape, signs: tuple[float, ...]) -> None:
+        self.input_shapes = (shape,) * len(signs)
+        self.shape, self.signs = shape, signs
+        self.fan_in = len(signs)
+
+    def linear(self, *xs: Tensor) -> Tensor:
+        total = xs[0] if self.signs[0] == 1 else -xs[0]
+        for sign, x in zip(self.signs[1:], xs[1:], strict=True):
+            total = total + x if sign == 1 else total - x
+        return total
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        total = rs[0]
+        for r in rs[1:]:
+            total = total + r
+        return total
+
+    def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
+        return tuple(a if sign == 1 else -a for sign in self.signs)
+
+    def describe(self) -> dict[str, object]:
+        return {"op": "add", "signs": self.signs}
+
+
+class MaxPool2d:
+    """Greatest value of each window; not affine, not elementwise: a structure class of its own."""
+
+    def __init__(self, input_shape: Shape, kernel: tuple[int, int], geometry: ConvGeometry) -> None:
+        if len(input_shape) != 3:
+            raise ValueError(f"MaxPool2d: takes [c, h, w], got input of shape {input_shape}")
+        self.input_shapes = (input_shape,)
+        self.kernel, self.geometry = kernel, geometry
+        probe = F.max_pool2d(torch.zeros(1, *input_shape), kernel, geometry.stride, geometry.padding, geometry.dilation)
+        self.shape: Shape = tuple(probe.shape[1:])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[*lead, c, h, w] -> [*lead, c, h', w']."""
+        g = self.geometry
+        y = F.max_pool2d(_flat(x, self.input_shapes[0]), self.kernel, g.stride, g.padding, g.dilation)
+        return y.reshape(*_lead(x, self.input_shapes[0]), *self.shape)
+
+    def windows(self, device: torch.device) -> Tensor:
+        """Flat input index of every entry of every window, -1 for padding: [*shape, kh * kw]."""
+        c, h, w = self.input_shapes[0]
+        g = self.geometry
+        index = torch.arange(1, c * h * w + 1, device=device, dtype=torch.float64).reshape(1, c, h, w)
+        padded = F.pad(index, (g.padding[1], g.padding[1], g.padding[0], g.padding[0]))
+        rows = torch.arange(self.shape[1], device=device)[:, None] * g.stride[0]
+        rows = rows + torch.arange(self.kernel[0], device=device) * g.dilation[0]
+        cols = torch.arange(self.shape[2], device=device)[:, None] * g.stride[1]
+        cols = cols + torch.arange(self.kernel[1], device=device) * g.dilation[1]
+        picked = padded[0][:, rows[:, None, :, None], cols[None, :, None, :]]
+        return picked.reshape(*self.shape, -1).long() - 1
+
+    def describe(self) -> dict[str, object]:
+        """JSON-ready settings, for checkpoints."""
+        g = self.geometry
+        return {
+            "op": "max_pool2d",
+            "kernel": self.kernel,
+            "stride": g.stride,
+            "padding": g.padding,
+            "dilation": g.dilation,
+        }

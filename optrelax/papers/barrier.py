@@ -1,0 +1,219 @@
+"""The barrier table: LP-ALL on the networks of Salman et al. (2019), all MNIST test images, on one machine.
+
+Published figures: "A Convex Relaxation Barrier to Tight Robustness Verification of Neural Networks" (NeurIPS 2019),
+percent of the 10,000 test images that are not certified (errors included), box clipped to [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optrelax.certification.journals import weights_digest
+from optrelax.data.datasets import evenly_spaced, load_dataset
+from optrelax.networks.checkpoint_files import read_npz
+from optrelax.networks.tracing import capture
+from optrelax.papers.layerwise_verdicts import Cascade, Stage
+from optrelax.regions import InputBox, LinfBall
+from optrelax.specifications import margins
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["ROWS", "BarrierRow", "barrier_frame", "run_barrier"]
+
+_FORMAT = "optrelax barrier journal 1"
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierRow:
+    """One row of the published table; figures in percent of 10,000 images."""
+
+    network: str
+    eps: float
+    lp_all: float
+    lp_greedy: float
+
+    @property
+    def key(self) -> str:
+        """Name of the row in files."""
+        return f"{self.network}@{self.eps:g}"
+
+
+ROWS = (
+    BarrierRow("adv-mlp-b-0.05", 0.05, 23.29, 33.09),
+    BarrierRow("adv-mlp-b-0.1", 0.1, 61.59, 71.34),
+    BarrierRow("nor-mlp-b", 0.02, 26.41, 35.11),
+    BarrierRow("nor-mlp-b", 0.03, 65.70, 75.85),
+    BarrierRow("nor-mlp-b", 0.05, 97.95, 99.39),
+    BarrierRow("lpd-mlp-b-0.1", 0.1, 17.24, 18.32),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images of one row and the stage that decided each."""
+
+    row: str
+    images: tuple[int, ...]
+    stages: tuple[int, ...]
+    seconds: float
+    """Of one core."""
+
+
+def run_barrier(
+    weights: Path,
+    data_dir: Path | None,
+    *,
+    rows: tuple[BarrierRow, ...] = ROWS,
+    subset: int | None = None,
+    batch_size: int = 100,
+    workers: int = 1,
+    journal: Path | None = None,
+    progress: Callable[[Batch, int, int], None] | None = None,
+) -> list[Batch]:
+    """Decide every image of every row, in processes of one thread; batches already in the journal are not done again.
+
+    progress(batch, images done, images in all) is called in this process.
+    Raises ValueError for a journal of other weights or batches, OSError where a file is missing.
+    """
+    data = load_dataset("mnist", data_dir, "test")
+    size = len(data)
+    images = evenly_spaced(size, subset) if subset is not None and subset < size else torch.arange(size)
+    wanted = [
+        (row, tuple(int(i) for i in chunk)) for row in rows for chunk in torch.as_tensor(images).split(batch_size)
+    ]
+    done = _read_journal(journal, weights, rows)
+    left = [(row, chunk) for row, chunk in wanted if (row.key, chunk) not in done]
+    batches = [done[row.key, chunk] for row, chunk in wanted if (row.key, chunk) in done]
+    total = sum(len(chunk) for _, chunk in wanted)
+    finished = sum(len(batch.images) for batch in batches)
+    for batch in _decided(left, weights, data_dir, workers):
+        batches.append(batch)
+        finished += len(batch.images)
+        _append(journal, batch)
+        if progress is not None:
+            progress(batch, finished, total)
+    return batches
+
+
+def _decided(
+    left: list[tuple[BarrierRow, tuple[int, ...]]], weights: Path, data_dir: Path | None, workers: int
+) -> Iterator[Batch]:
+    """Batches as they are finished."""
+    if workers == 1:
+        for row, chunk in left:
+            yield _decide(row, chunk, weights, data_dir)
+        return
+    # spawn: a forked child would inherit torch's thread pool without its threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        waiting: set[Future[Batch]] = {pool.submit(_decide, row, chunk, weights, data_dir) for row, chunk in left}
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def _cascade(path: Path) -> Cascade:
+    return Cascade(capture(read_npz(path), (1, 28, 28)))
+
+
+@cache
+def _data(data_dir: Path | None) -> Any:
+    return load_dataset("mnist", data_dir, "test")
+
+
+def _decide(row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Path | None) -> Batch:
+    begin = time.perf_counter()
+    data = _data(data_dir)
+    index = torch.tensor(chunk)
+    x, labels = data.images[index].double(), data.labels[index]
+    ball = LinfBall(x, row.eps, clip=(0.0, 1.0))
+    rows = margins(labels, data.classes).double()
+    stages = _cascade(weights / f"{row.network}.npz").decide(x, InputBox(ball.lower, ball.upper), rows)
+    return Batch(row.key, chunk, tuple(stages.tolist()), time.perf_counter() - begin)
+
+
+def _fingerprint(weights: Path, rows: tuple[BarrierRow, ...]) -> dict[str, str]:
+    names = sorted({row.network for row in rows})
+    return {name: weights_digest(capture(read_npz(weights / f"{name}.npz"), (1, 28, 28))) for name in names}
+
+
+def _read_journal(
+    journal: Path | None, weights: Path, rows: tuple[BarrierRow, ...]
+) -> dict[tuple[str, tuple[int, ...]], Batch]:
+    if journal is None:
+        return {}
+    digests = _fingerprint(weights, rows)
+    if not journal.exists():
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_text(json.dumps({"format": _FORMAT, "weights": digests}) + "\n")
+        return {}
+    lines = journal.read_text().split("\n")
+    try:
+        header = json.loads(lines[0])
+    except json.JSONDecodeError:
+        header = {}
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"{journal}: is no journal of the barrier table; choose another --out")
+    if any(header["weights"].get(name) != digest for name, digest in digests.items()):
+        raise ValueError(f"{journal}: was written for other weights; choose another --out")
+    found: dict[tuple[str, tuple[int, ...]], Batch] = {}
+    for line in lines[1:-1]:  # what follows the last newline was cut off
+        entry = json.loads(line)
+        batch = Batch(entry["row"], tuple(entry["images"]), tuple(entry["stages"]), entry["seconds"])
+        found[batch.row, batch.images] = batch
+    whole = "\n".join(lines[:-1]) + "\n"
+    journal.write_text(whole)
+    return found
+
+
+def _append(journal: Path | None, batch: Batch) -> None:
+    if journal is None:
+        return
+    entry = {"row": batch.row, "images": batch.images, "stages": batch.stages, "seconds": round(batch.seconds, 3)}
+    with journal.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def barrier_frame(batches: list[Batch], rows: tuple[BarrierRow, ...] = ROWS) -> pl.DataFrame:
+    """One line a row: published and measured figures in percent, how many images each stage decided, and time."""
+    import polars as pl
+
+    lines = []
+    for row in rows:
+        mine = [batch for batch in batches if batch.row == row.key]
+        counts = Counter(stage for batch in mine for stage in batch.stages)
+        images = sum(counts.values())
+        if not images:
+            continue
+        certified = sum(count for stage, count in counts.items() if Stage(stage).certified)
+        line: dict[str, Any] = {
+            "network": row.network,
+            "eps": row.eps,
+            "images": images,
+            "LP-ALL published": row.lp_all,
+            "LP-ALL": 100 * (1 - certified / images),
+            "undecided": counts[Stage.UNDECIDED],
+        }
+        line |= {stage.name.lower().replace("_", "-"): counts[stage] for stage in Stage if stage != Stage.UNDECIDED}
+        line["core-ms an image"] = 1e3 * sum(batch.seconds for batch in mine) / images
+        lines.append(line)
+    return pl.DataFrame(lines)

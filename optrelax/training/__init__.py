@@ -1,0 +1,20 @@
+"""Certified training: losses, schedules, recipes and the loop.
+
+Names load on first use, so that importing one part pulls in no other.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optrelax.training.trainer import EpochMetrics, Progress, Training, TrainingError, TrainingResult, train
+
+_HOME = "optrelax.training.trainer"
+
+__all__ = ["EpochMetrics", "Progress", "Training", "TrainingError", "TrainingResult", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'optrelax.training' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME), name)

@@ -1,0 +1,313 @@
+"""Training losses: small frozen objects, called with a network, a region and labels in anyone's loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optrelax.analysis import bounds, lower_bounds
+from optrelax.networks.graph import Network
+from optrelax.networks.ops import Affine
+from optrelax.networks.tracing import capture
+from optrelax.regions import InputBox, LinfBall
+from optrelax.relaxations import Cauchy, Relaxation, resolve
+from optrelax.specifications import margins
+
+__all__ = [
+    "AdversarialLoss",
+    "CertifiedLoss",
+    "Loss",
+    "LossTerms",
+    "NaturalLoss",
+    "certified_cross_entropy",
+    "l1_norm",
+]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def certified_cross_entropy(m: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Cross-entropy of the worst logits: log(1 + sum exp(-m)) over the last dimension.
+
+    m: lower bounds of the margins, [*batch, classes - 1] -> [] ("mean", "sum") or [*batch] ("none").
+    An upper bound of the cross-entropy over the region where every m is a bound.  Gradient: exact, and finite for
+    every finite m.  A margin of -inf (nothing is known) gives a loss of inf.
+    Source: Wong and Kolter 2018, theorem 2.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"certified_cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if m.dim() == 0:
+        raise ValueError("certified_cross_entropy: wants margins [*batch, classes - 1], got a scalar")
+    # The label's own logit is 0, the others -m. Not logsumexp: its gradient exp(x - logsumexp(x)) loses the share of
+    # each where the logits are so large that log 2 is lost in them.
+    each = -torch.log_softmax(F.pad(-m, (1, 0)), dim=-1)[..., 0]
+    each = torch.where((m == -math.inf).any(-1), math.inf, each)
+    if reduction == "none":
+        return each
+    return each.mean() if reduction == "mean" else each.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """A loss and what it is made of: total = kappa * natural + (1 - kappa) * robust + l1 * penalty.
+
+    `.total.backward()` is the training step; the rest is for reports. Where kappa is 1 nothing robust is computed:
+    `robust` and `margins` are None.
+    """
+
+    total: Tensor  # []
+    natural: Tensor  # []
+    robust: Tensor | None  # []
+    penalty: Tensor  # [], the sum of |weights|; 0 where l1 is 0
+    logits: Tensor  # [batch, classes] at the images themselves
+    margins: Tensor | None  # [batch, classes - 1], lower bounds, or those of an attacked point
+    solved: Solved | None = None  # where the margins come from linear programs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """How the linear programs of one batch ended, those of hidden neurons included; no part of any graph."""
+
+    gaps: Tensor
+    """Certified gap of each, relative to max(1, |lower|); inf without a feasible point: [problems]."""
+    unfinished: Tensor
+    """Where the gap is above the solver's tolerance, so that the fallback took over: [problems] of bool."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a robust part is computed from."""
+
+    network: Network
+    region: InputBox
+    labels: Tensor  # [batch]
+    rows: Tensor  # margins' rows in the region's type, [batch, classes - 1, classes]
+    generator: torch.Generator | None
+    memory: Any = None  # dual points of earlier steps, see `optrelax.training.lp_losses`
+    index: Tensor | None = None  # the examples' places in the data set, [batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Robust:
+    """The robust part of a loss, and the margins that it is reported by."""
+
+    loss: Tensor  # []
+    margins: Tensor  # [batch, classes - 1]
+    solved: Solved | None = None
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What every loss is: a frozen dataclass whose call gives the terms for one batch.
+
+    region [batch, *input_shape], labels [batch] of integers; x [batch, *input_shape], the images, by default those
+    of a LinfBall, the centres of another region; generator: the source of all randomness, None for torch's own.
+    """
+
+    def __call__(
+        self,
+        net: nn.Module | Network,
+        region: InputBox,
+        labels: Tensor,
+        x: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """The terms of the loss for one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedLoss:
+    """kappa * natural + (1 - kappa) * robust + l1 * sum |weights|; subclasses give the robust part."""
+
+    kappa: float = 0.0
+    l1: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_share(self, kappa=self.kappa)
+        if not 0 <= self.l1 < math.inf:
+            raise ValueError(f"{type(self).__name__}: l1 must be >= 0 and finite, got {self.l1}")
+
+    def _robust(self, batch: Batch) -> Robust:
+        """The robust part: by default the cross-entropy of `_margins`."""
+        found = self._margins(batch)
+        return Robust(certified_cross_entropy(found), found)
+
+    def _margins(self, batch: Batch) -> Tensor:
+        """Margins of the robust part, one a row of the batch's rows: [batch, classes - 1]."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        net: nn.Module | Network,
+        region: InputBox,
+        labels: Tensor,
+        x: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """The terms of the loss for one batch.  ValueError where labels do not fit."""
+        return self._terms(net, region, labels, x, generator)
+
+    def _terms(
+        self,
+        net: nn.Module | Network,
+        region: InputBox,
+        labels: Tensor,
+        x: Tensor | None,
+        generator: torch.Generator | None,
+        memory: Any = None,
+        index: Tensor | None = None,
+    ) -> LossTerms:
+        network = net if isinstance(net, Network) else capture(net, region.shape[1:])
+        if x is None:
+            x = region.x if isinstance(region, LinfBall) else region.center
+        if labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"{type(self).__name__}: labels must be [{x.shape[0]}], one an image, got {tuple(labels.shape)}"
+            )
+        rows = margins(labels, network.outputs).to(region.lower)  # checks the labels too
+        # A part without weight is reported, where it is cheap, and never in the graph.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.kappa > 0):
+            logits = network(x).flatten(1)
+            natural = F.cross_entropy(logits, labels)
+        total, robust = self.kappa * natural, None
+        if self.kappa < 1:
+            robust = self._robust(Batch(network, region, labels, rows, generator, memory, index))
+            total = total + (1 - self.kappa) * robust.loss
+        penalty = l1_norm(network) if self.l1 > 0 else torch.zeros_like(natural)
+        total = total + self.l1 * penalty
+        if robust is None:
+            return LossTerms(total, natural, None, penalty, logits, None)
+        return LossTerms(total, natural, robust.loss, penalty, logits, robust.margins, robust.solved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalLoss(WeightedLoss):
+    """Cross-entropy of the images themselves: no robust part."""
+
+    kappa: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kappa != 1:
+            raise ValueError(f"NaturalLoss: has no robust part, kappa must stay 1, got {self.kappa}")
+
+
+@dataclass(frozen=True)
+class CertifiedLoss(WeightedLoss):
+    """Cross-entropy of the worst margins that a relaxation allows, mixed with the natural loss.
+
+    relaxation: a name or an object.  beta: weight of its margins, the rest is that of `other`'s (CROWN-IBP mixes
+    "crown-ibp" with "box"); the mix is of the margins, before the loss.  elision: whether the margins' rows are
+    folded into the last affine layer before bounding; else margins come from the intervals of the logits.
+    Gradient: as the relaxations say.  Source: Gowal et al. 2018; Zhang et al. 2020; arXiv 2102.06700, section 3.
+    """
+
+    relaxation: Relaxation | str
+    _: KW_ONLY
+    beta: float = 1.0
+    other: Relaxation | str = "box"
+    elision: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share(self, beta=self.beta)
+        object.__setattr__(self, "relaxation", resolve(self.relaxation))
+        object.__setattr__(self, "other", resolve(self.other))
+
+    def _margins(self, batch: Batch) -> Tensor:
+        parts = [(self.beta, resolve(self.relaxation)), (1 - self.beta, resolve(self.other))]
+        found = [
+            weight * self._worst(batch.network, batch.region, batch.rows, redrawn(relaxation, batch.generator))
+            for weight, relaxation in parts
+            if weight > 0
+        ]
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+    def _worst(self, network: Network, region: InputBox, rows: Tensor, relaxation: Relaxation) -> Tensor:
+        if self.elision:
+            return lower_bounds(network, region, rows, relaxation)
+        ends = bounds(network, region, relaxation)
+        lower, upper = ends.lower.flatten(1), ends.upper.flatten(1)
+        return (rows.clamp_min(0) @ lower[..., None] + rows.clamp_max(0) @ upper[..., None]).squeeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialLoss(WeightedLoss):
+    """Cross-entropy at points found by projected sign-gradient ascent on it: PGD training, no certificate.
+
+    steps: gradients a batch.  step: their length in radii of the region.  The start is uniform in the region.
+    Gradient: at the points found, held fixed.  Source: Madry et al. 2018.
+
+    The attack of certification asks whether any counterexample exists and stops at the first; this one goes on.
+    """
+
+    steps: int = 10
+    step: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 0:
+            raise ValueError(f"AdversarialLoss: steps must be at least 0, got {self.steps}")
+        if not 0 < self.step < math.inf:
+            raise ValueError(f"AdversarialLoss: step must be positive, in radii of the region, got {self.step}")
+
+    def _margins(self, batch: Batch) -> Tensor:
+        points = self.points(batch.network, batch.region, batch.labels, batch.generator)
+        return margins_at(batch, points)
+
+    def points(
+        self, network: Network, region: InputBox, labels: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Points of the region with a high loss, [batch, *input_shape], without a gradient."""
+        lower, upper, radius = region.lower.detach(), region.upper.detach(), region.radius.detach()
+        # Drawn on the generator's device: the same numbers wherever the network is.
+        device = torch.device("cpu") if generator is None else generator.device
+        uniform = torch.rand(lower.shape, generator=generator, dtype=lower.dtype, device=device).to(lower.device)
+        points = torch.minimum(torch.maximum(lower + uniform * (upper - lower), lower), upper)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                points.requires_grad_(True)
+                # A sum, so that no example's gradient underflows by the size of the batch.
+                loss = F.cross_entropy(network(points).flatten(1), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, points)
+            moved = points.detach() + self.step * radius * gradient.sign()
+            points = torch.minimum(torch.maximum(moved, lower), upper)
+        return points
+
+
+def margins_at(batch: Batch, points: Tensor) -> Tensor:
+    """Values of every row at one point an example: [batch, classes - 1]."""
+    return (batch.rows @ batch.network(points).flatten(1)[..., None]).squeeze(-1)
+
+
+def redrawn(relaxation: Relaxation, generator: torch.Generator | None) -> Relaxation:
+    """An estimate with fresh random projections: with one draw for all steps training would fit its errors."""
+    if generator is None or not isinstance(relaxation, Cauchy):
+        return relaxation
+    return replace(relaxation, seed=int(torch.randint(2**31, (), generator=generator)))
+
+
+def l1_norm(network: Network) -> Tensor:
+    """Sum of |w| over the weight tensors of the affine layers, biases left out; a shared tensor counts once: []."""
+    found: dict[int, Tensor] = {}
+    for node in network:
+        source = node.op.tensors().get("weight") if isinstance(node.op, Affine) else None
+        if source is not None:
+            weight = source()
+            found[id(weight)] = weight
+    if not found:
+        raise ValueError("l1_norm: the network has no weight tensors")
+    return torch.stack([weight.abs().sum() for weight in found.values()]).sum()
+
+
+def require_share(owner: object, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{type(owner).__name__}: {name} must lie in [0, 1], got {value}")

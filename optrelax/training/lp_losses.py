@@ -1,0 +1,271 @@
+"""Linear programs in the training loop: the loss on LP margins, and the dual points it keeps from epoch to epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.layers.ascent.dual_ascent import Answer
+from optrelax.layers.exported import network_solver
+from optrelax.layers.layerwise import Layerwise
+from optrelax.layers.network_gradients import FixedSlopes
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, backward_sweep
+from optrelax.layers.solutions import Status
+from optrelax.layers.triangle import NetworkLayer
+from optrelax.networks.graph import Network
+from optrelax.regions import InputBox
+from optrelax.relaxations import Relaxation, resolve
+from optrelax.training.losses import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
+
+__all__ = ["DualMemory", "LPLoss"]
+
+Plan = dict[str, tuple[int, int]]  # target of the LPs -> (problems an example, weights a problem)
+_UNIT = 255  # weights in [0, 1] are kept in eight bits
+
+
+class DualMemory:
+    """Dual points of a data set's linear programs, from which the next solve of the same example starts.
+
+    Every weight in [0, 1] gives a bound, so eight bits of it are enough: they cost tightness at the start, never
+    soundness. An example takes one byte a problem and hidden neuron before it: LP-LAST on a network of 100-100-10
+    takes 10 x 200 bytes an example, 120 MB for 60,000. Where the limit is lower, the first examples of the data set
+    are kept, and the others start afresh each time.
+    """
+
+    def __init__(self, examples: int) -> None:
+        if examples < 1:
+            raise ValueError(f"DualMemory: examples must be at least 1, got {examples}")
+        self.examples = examples
+        self._weights: dict[str, Tensor] = {}  # uint8 [capacity, slots, width]
+        self._seen: dict[str, Tensor] = {}  # bool [capacity, slots]
+
+    @property
+    def capacity(self) -> int:
+        """Examples that are kept; 0 before the first use."""
+        return min((len(seen) for seen in self._seen.values()), default=0)
+
+    @property
+    def bytes(self) -> int:
+        """Memory in use."""
+        return sum(t.numel() for t in (*self._weights.values(), *self._seen.values()))
+
+    def reserve(self, plan: Plan, max_bytes: int) -> None:
+        """Make room for the LPs of a network; what was kept stays where it is of the same shape."""
+        each = sum(slots * (width + 1) for slots, width in plan.values())
+        capacity = min(self.examples, max_bytes // each) if each else 0
+        wanted = {target: (capacity, *shape) for target, shape in plan.items()}
+        if wanted != {target: tuple(t.shape) for target, t in self._weights.items()}:
+            self._weights = {target: torch.zeros(shape, dtype=torch.uint8) for target, shape in wanted.items()}
+            self._seen = {target: torch.zeros(shape[:2], dtype=torch.bool) for target, shape in wanted.items()}
+
+    def read(self, target: str, index: Tensor, slots: Tensor, like: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """Which problems are known [R], and weights by activation: `like`'s where nothing is known."""
+        index, slots = index.cpu(), slots.cpu()
+        table, seen = self._weights[target], self._seen[target]
+        held = index < len(seen)
+        known = torch.zeros(len(index), dtype=torch.bool)
+        known[held] = seen[index[held], slots[held]]
+        some = next(iter(like.values()))
+        flat = torch.zeros(len(index), table.shape[2], dtype=torch.uint8)
+        flat[known] = table[index[known], slots[known]]
+        weights, start, mask = {}, 0, known.to(some.device)
+        for name in sorted(like):
+            each = like[name].expand(len(index), *like[name].shape[1:])
+            size = math.prod(each.shape[1:])
+            part = flat[:, start : start + size].to(device=some.device, dtype=each.dtype).div_(_UNIT)
+            weights[name] = torch.where(mask.reshape(-1, *[1] * (each.dim() - 1)), part.reshape(each.shape), each)
+            start += size
+        return known, weights
+
+    def write(self, target: str, index: Tensor, slots: Tensor, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights [R, *shape] of problems."""
+        index, slots = index.cpu(), slots.cpu()
+        flat = torch.cat([weights[name].flatten(1) for name in sorted(weights)], 1)
+        eight = (flat * _UNIT).round_().to(torch.uint8).cpu()
+        held = index < len(self._seen[target])
+        self._weights[target][index[held], slots[held]] = eight[held]
+        self._seen[target][index[held], slots[held]] = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything kept, by name."""
+        tensors = {f"weights.{target}": t for target, t in self._weights.items()}
+        return tensors | {f"seen.{target}": t for target, t in self._seen.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `state_dict` gave.  ValueError for one of more examples."""
+        kept: dict[str, dict[str, Tensor]] = {"weights": {}, "seen": {}}
+        for key, value in tensors.items():
+            kind, _, target = key.partition(".")
+            if kind not in kept or len(value) > self.examples:
+                raise ValueError(f"DualMemory: {key} [{len(value)}, ...] is not of {self.examples} examples")
+            kept[kind][target] = value.clone()
+        self._weights, self._seen = kept["weights"], kept["seen"]
+
+
+@dataclass(frozen=True)
+class LPLoss(WeightedLoss):
+    """Cross-entropy of margins that an LP layer bounds: training with LP-LAST (`Triangle`) or LP-ALL (`Layerwise`).
+
+    layer: the layer or its name; its solver has the iteration budget and the gap target (`tol`) of a step.
+    fallback: what becomes of a problem that missed the target, hidden neurons' included: its bound by
+    back-substitution, with the slopes that the solver reached ("slopes") or with CROWN's ("crown"), differentiated
+    with these slopes held fixed. A closed form, whose gradient belongs to its value; the LP's does only at an optimum.
+    memory_bytes: most memory for dual points of earlier epochs, see `DualMemory`; 0 starts every solve afresh.
+    Sound: yes, every margin is a bound.  Gradient: of the optimal value by the layer's rule where the target was met.
+    """
+
+    layer: Relaxation | str = "triangle"
+    fallback: Literal["slopes", "crown"] = "slopes"
+    memory_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layer = resolve(self.layer)
+        if not isinstance(layer, NetworkLayer):
+            raise ValueError(f"LPLoss: layer must be an LP layer, 'triangle' or 'layerwise', got {self.layer!r}")
+        if isinstance(layer.preactivation, Mapping):
+            raise ValueError("LPLoss: the layer's pre-activation bounds must be a relaxation; numbers fit one batch")
+        if self.fallback not in ("slopes", "crown"):
+            raise ValueError(f"LPLoss: fallback must be 'slopes' or 'crown', got {self.fallback!r}")
+        if self.memory_bytes < 0:
+            raise ValueError(f"LPLoss: memory_bytes must be >= 0, got {self.memory_bytes}")
+        object.__setattr__(self, "layer", layer)
+
+    def memory(self, examples: int) -> DualMemory | None:
+        """An empty memory for a data set of so many examples; None where the loss keeps nothing."""
+        return DualMemory(examples) if self.memory_bytes > 0 else None
+
+    def __call__(
+        self,
+        net: nn.Module | Network,
+        region: InputBox,
+        labels: Tensor,
+        x: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        memory: DualMemory | None = None,
+        index: Tensor | None = None,
+    ) -> LossTerms:
+        """The terms of the loss for one batch.
+
+        memory, index: dual points of earlier steps, and the examples' places in the data set [batch]: both or none.
+        """
+        if (memory is None) != (index is None):
+            raise ValueError("LPLoss: memory and index go together: the memory is kept by the examples' places")
+        return self._terms(net, region, labels, x, generator, memory, index)
+
+    def _robust(self, batch: Batch) -> Robust:
+        layer: Any = resolve(self.layer)
+        if batch.memory is not None:
+            batch.memory.reserve(_plan(batch.network, layer), self.memory_bytes)
+        watch = _Watch(network_solver(layer.solver, layer.implied), self.fallback, batch.memory, batch.index)
+        watched = replace(layer, solver=watch, gradient=_Safeguard(layer.gradient))
+        found = watched.solve(batch.network, batch.region, batch.rows).lower
+        return Robust(certified_cross_entropy(found), found, watch.solved())
+
+
+def _plan(network: Network, layer: NetworkLayer) -> Plan:
+    """The LPs of one example: as many slots as the target has entries, twice that for both ends of hidden neurons."""
+    targets = {network.output: 1}
+    if isinstance(layer, Layerwise):
+        targets |= {n.inputs[0]: 2 for n in network.activations if n.inputs[0] not in network.exact_intervals}
+    plan: Plan = {}
+    for target, ends in targets.items():
+        before = network.ancestors(target)
+        width = sum(math.prod(node.shape) for node in network.activations if node.name in before)
+        plan[target] = (ends * math.prod(network.shape_of(target)), width)
+    return plan
+
+
+def _slots(problems: Problems) -> Tensor:
+    """Which of its example's problems each one is, [R].
+
+    A margin is known by its other class, the one entry of -1; a hidden neuron's LP by its entry and that entry's sign.
+    """
+    rows = problems.rows.flatten(1)
+    if problems.target == problems.network.output:
+        return rows.argmin(1)
+    place = rows.abs().argmax(1)
+    negative = rows.gather(1, place[:, None])[:, 0] < 0
+    return place + negative * rows.shape[1]
+
+
+class _Watch:
+    """A layer's solver during one step: starts it from the memory, keeps what it found, counts how it ended."""
+
+    def __init__(self, solver: Any, fallback: str, memory: DualMemory | None, index: Tensor | None) -> None:
+        self._solver, self._fallback, self._memory, self._index = solver, fallback, memory, index
+        self._gaps: list[Tensor] = []
+        self._unfinished: list[Tensor] = []
+
+    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
+        """The solver's answer, the fallback in place of what it did not finish."""
+        crown = starts[0]
+        if self._memory is None or problems.example is None:
+            answer = self._solver.solve_network(problems, starts)
+        else:
+            assert self._index is not None
+            where = (problems.target, self._index[problems.example.to(self._index.device)], _slots(problems))
+            known, weights = self._memory.read(*where, crown.alpha)
+            warm = DualPoint(weights, crown.beta)
+            # CROWN's start stays: no bound may be below the closed form's.
+            answer = self._solver.solve_network(problems, [crown, warm] if bool(known.all()) else [*starts, warm])
+            self._memory.write(*where, answer.dual.alpha)
+        unfinished = answer.status != Status.OPTIMAL
+        self._gaps.append(((answer.objective - answer.lower) / answer.lower.abs().clamp_min(1)).clamp_min(0))
+        self._unfinished.append(unfinished)
+        if self._fallback == "crown" and bool(unfinished.any()):
+            answer = _with_dual(problems, answer, crown, unfinished)
+        return answer
+
+    def solved(self) -> Solved:
+        """How every problem of the step ended."""
+        none = torch.zeros(0)
+        return Solved(torch.cat(self._gaps or [none]), torch.cat(self._unfinished or [none > 0]))
+
+
+def _with_dual(problems: Problems, answer: Answer, dual: DualPoint, where: Tensor) -> Answer:
+    """The answer with another dual point at some problems."""
+
+    def pick(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: torch.where(where.reshape(-1, *[1] * (t.dim() - 1)), new[n], t) for n, t in old.items()}
+
+    chosen = DualPoint(pick(dual.alpha, answer.dual.alpha), pick(dual.beta, answer.dual.beta))
+    with torch.no_grad():
+        lower = torch.where(where, backward_sweep(problems, chosen).value, answer.lower)
+    return replace(answer, dual=chosen, lower=lower)
+
+
+@dataclass(frozen=True, slots=True)
+class _Safeguard:
+    """A layer's gradient rule where the solve met its target, back-substitution at fixed slopes elsewhere."""
+
+    rule: Any
+
+    def value(self, problems: Problems, answer: Answer) -> Tensor:
+        """A function a problem whose gradient is wanted: [R]."""
+        unfinished = answer.status != Status.OPTIMAL
+        if not bool(unfinished.any()):
+            found: Tensor = self.rule.value(problems, answer)
+            return found
+        if bool(unfinished.all()):
+            return FixedSlopes().value(problems, answer)
+        parts = [
+            (index, _select(answer, index)) for index in (mask.nonzero()[:, 0] for mask in (~unfinished, unfinished))
+        ]
+        (met, first), (missed, second) = parts
+        total = answer.lower.new_zeros(problems.count)
+        total = total.index_put((met,), self.rule.value(problems.select(met), first))
+        return total.index_put((missed,), FixedSlopes().value(problems.select(missed), second))
+
+
+def _select(answer: Answer, index: Tensor) -> Answer:
+    """The answers of some of the problems."""
+    primal = PrimalPoint(answer.primal.x[index], {n: t[index] for n, t in answer.primal.tau.items()})
+    rest = (answer.lower, answer.objective, answer.status, answer.iterations)
+    return Answer(answer.dual.select(index), primal, *(t[index] for t in rest))

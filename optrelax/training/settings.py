@@ -1,0 +1,88 @@
+"""How to train: the loss, its schedules, and the optimiser's settings, as one frozen object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from optrelax.training.losses import Loss
+from optrelax.training.schedules import Constant, Schedule, Stages
+
+__all__ = ["Training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train: the loss, how its settings change by epoch, and the optimiser (Adam).
+
+    loss: one loss, or `Stages` of losses by epoch (Box, then CROWN-IBP, then the triangle LP).
+    eps: radius of the region around each image, in the units of the images, which lie in `clip`.
+    kappa, beta, sigma: the loss's fields of these names (or those of the loss inside it) where they change; None
+    leaves the loss as it is.
+    lr: learning rate.  batch: images a step; the last step of an epoch takes what is left.
+    pieces: every batch is worked on in so many pieces, one at a time, whose gradients add up to the batch's: less
+    memory; several processes share the pieces.
+    seed: of the order of the images and of the losses' random numbers; the initial weights are the network's own.
+    """
+
+    loss: Loss | Stages
+    epochs: int
+    eps: Schedule = field(default_factory=lambda: Constant(0.0))
+    kappa: Schedule | None = None
+    beta: Schedule | None = None
+    sigma: Schedule | None = None
+    lr: Schedule = field(default_factory=lambda: Constant(5e-4))
+    batch: int = 100
+    pieces: int = 1
+    clip: tuple[float, float] | None = (0.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "pieces"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
+        if self.pieces > self.batch:
+            raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")
+        if self.seed < 0:
+            raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
+        for name in self._moving():
+            for loss in self.losses:
+                if not _has(loss, name):
+                    raise ValueError(f"Training: {name} has a schedule, but {type(loss).__name__} has no {name}")
+
+    @property
+    def losses(self) -> tuple[Any, ...]:
+        """The loss, or those of every stage."""
+        return self.loss.values if isinstance(self.loss, Stages) else (self.loss,)
+
+    def _moving(self) -> dict[str, Schedule]:
+        moving = {name: getattr(self, name) for name in ("kappa", "beta", "sigma")}
+        return {name: schedule for name, schedule in moving.items() if schedule is not None}
+
+    def loss_at(self, epoch: float) -> Any:
+        """The loss with its settings at a position in epochs."""
+        loss = self.loss(epoch) if isinstance(self.loss, Stages) else self.loss
+        return _with(loss, {name: schedule(epoch) for name, schedule in self._moving().items()})
+
+
+def _fields(loss: object) -> set[str]:
+    return {f.name for f in fields(loss)} if is_dataclass(loss) else set()
+
+
+def _has(loss: object, name: str) -> bool:
+    """Whether a loss, or the loss inside it, has a field."""
+    known = _fields(loss)
+    return name in known or ("loss" in known and _has(loss.loss, name))  # type: ignore[attr-defined]
+
+
+def _with(loss: Any, values: Mapping[str, float]) -> Any:
+    """The loss with other values of its fields, or of those of the loss inside it."""
+    if not values:
+        return loss
+    known = _fields(loss)
+    mine: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    rest = {name: value for name, value in values.items() if name not in known}
+    if rest:
+        mine["loss"] = _with(loss.loss, rest)
+    return replace(loss, **mine)

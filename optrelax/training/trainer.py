@@ -1,0 +1,333 @@
+"""Training by any loss, reproducible from a seed: to the bit on one machine's CPU with as many threads, through
+interruptions too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optrelax.certification.journals import tensor_digest
+from optrelax.data.samples import gather
+from optrelax.errors import UnsupportedOpError
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
+from optrelax.regions import LinfBall
+from optrelax.relaxations import name_of
+from optrelax.training.event_files import event_file, require_tensorboard
+from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
+from optrelax.training.losses import LossTerms
+from optrelax.training.meters import EpochMetrics, Meter, Progress
+from optrelax.training.processes import Processes
+from optrelax.training.runs import RunFolder, State, record
+from optrelax.training.settings import Training
+
+__all__ = ["EpochMetrics", "Progress", "Training", "TrainingError", "TrainingResult", "train"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """The trained network (the one given, in place) and the metrics of every epoch, resumed ones included."""
+
+    network: Network
+    history: tuple[EpochMetrics, ...]
+
+
+class TrainingError(RuntimeError):
+    """A loss or gradient that is not finite, or a loss that raised (the cause): where, and where the batch is kept."""
+
+    def __init__(self, message: str, epoch: int, step: int) -> None:
+        super().__init__(message)
+        self.epoch, self.step = epoch, step
+
+
+def train(
+    net: nn.Module | Network,
+    data: Any,
+    training: Training,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 5.0,
+    keep_every: int | None = None,
+    tensorboard: bool = False,
+    watch: Callable[[Progress], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a network in place.
+
+    data: a pair (images [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader (read once, into memory;
+    let it not shuffle, the order of each epoch is drawn here).
+    folder: where the run is kept, see `optrelax.training.runs`; None keeps nothing.  resume: continue the run in
+    `folder` after the last step that it stored (from the start where there is none), on a CPU with as many threads to the same
+    weights bit for bit.
+    checkpoint_every: minutes after which the state is stored within an epoch too; 0 after every step, inf never.
+    keep_every: epochs after each of which the network is kept too, as `folder`/epoch-0005.safetensors; no part of what
+    decides the weights, so a run may resume with another one.
+    tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
+    watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
+    Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
+    Raises TrainingError where a loss raises or it or a gradient is NaN or infinite (the batch and the weights are
+    stored in `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError
+    for a network that cannot be bounded.
+    """
+    if resume and folder is None:
+        raise ValueError("train: resume needs the folder of the run")
+    if tensorboard and folder is None:
+        raise ValueError("train: tensorboard needs the folder of the run")
+    if keep_every is not None and folder is None:
+        raise ValueError("train: keep_every needs the folder of the run")
+    if keep_every is not None and keep_every < 1:
+        raise ValueError(f"train: keep_every must be at least 1 epoch, got {keep_every}")
+    if not checkpoint_every >= 0:
+        raise ValueError(f"train: checkpoint_every must be >= 0 minutes, got {checkpoint_every}")
+    if tensorboard:
+        require_tensorboard()
+    samples = gather(data)
+    images, labels = samples.x, samples.labels
+    network = net if isinstance(net, Network) else capture(net, images.shape[1:])
+    network.require_eval()
+    kept = None if folder is None else RunFolder(Path(folder))
+    run = _Run(network, images, labels, training, kept, checkpoint_every, keep_every)
+    facts, state = dict(facts or {}), State()
+    if kept is not None:
+        seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
+        if run.processes.rank == 0:
+            kept.open({"training": record(training), **seen, **facts}, resume)
+        run.processes.wait()
+        state = run.restore(facts) if resume else state
+    run.processes.agree([*network.module.parameters(), *network.module.buffers()])
+    history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(state.epochs)]
+    with contextlib.ExitStack() as stack:
+        note = None
+        if tensorboard and kept is not None and run.processes.rank == 0:
+            note = stack.enter_context(event_file(kept.events, history))
+        for metrics in run.epochs(state, facts, watch):
+            history.append(metrics)
+            if note is not None:
+                note(metrics)
+    return TrainingResult(network, tuple(history))
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator that depends on the key alone: any step can be drawn again without the steps before it."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class _Run:
+    """The loop: one network, its optimiser, the data, the settings, and where it is kept."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: Tensor,
+        labels: Tensor,
+        training: Training,
+        kept: RunFolder | None,
+        checkpoint_every: float,
+        keep_every: int | None = None,
+    ) -> None:
+        self.network, self.images, self.labels, self.training = network, images, labels, training
+        self.kept, self.interval, self.stored = kept, 60 * checkpoint_every, time.monotonic()
+        self.keep_every = keep_every
+        self.parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError("train: the network has no trainable parameters")
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr(0.0))
+        self.steps = math.ceil(len(images) / training.batch)
+        self.processes = Processes.current()
+        if training.pieces % self.processes.count:
+            raise ValueError(
+                f"train: pieces must be a multiple of the {self.processes.count} processes, which share them, got "
+                f"{training.pieces}"
+            )
+        self.memory: Any = None
+
+    def restore(self, facts: Mapping[str, Any]) -> State:
+        """Take up the stored state."""
+        assert self.kept is not None
+        first = self.processes.rank == 0
+        state = self.kept.restore(self.network.module, self.optimizer, repair=first)
+        if state.memory:
+            for loss in self.training.losses:
+                self._remember(loss)
+            if self.memory is not None:
+                self.memory.load_state_dict(state.memory)
+        if state.epochs and not state.steps and first and self.kept.stored_epochs() != state.epochs:
+            # Interrupted between the state and the network.
+            self.kept.save_network(self.network, state.epochs, facts)
+        self.processes.wait()
+        return state
+
+    def store(self, epochs: int, steps: int = 0, seconds: float = 0.0, sums: Tensor | None = None) -> None:
+        """Store the state after so many finished epochs and steps of the next."""
+        assert self.kept is not None
+        memory = {} if self.memory is None else self.memory.state_dict()
+        state = State(epochs, steps, seconds, sums, memory)
+        self.kept.save_state(self.network.module, self.optimizer, state)
+        self.stored = time.monotonic()
+
+    def _total(self, meter: Meter) -> Tensor:
+        """The sums of a meter over all processes."""
+        if self.processes.count == 1:
+            return meter.tensor()
+        total = meter.tensor().to(next(iter(self.parameters.values())).device)
+        self.processes.add_up([total])
+        return total.cpu()
+
+    def _remember(self, loss: Any) -> bool:
+        """Whether a loss keeps a memory, which is then there.
+
+        Examples change places between processes: several keep none.
+        """
+        make = getattr(loss, "memory", None)
+        made = None if make is None or self.processes.count > 1 else make(len(self.images))
+        if made is None:
+            return False
+        self.memory = made if self.memory is None else self.memory
+        return True
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """The images of each step, by their places in the data set, in this epoch's order."""
+        order = torch.randperm(len(self.images), generator=_generator(self.training.seed, 0, epoch))
+        return iter(order.split(self.training.batch))
+
+    def epochs(
+        self, state: State, facts: Mapping[str, Any], watch: Callable[[Progress], None] | None
+    ) -> Iterator[EpochMetrics]:
+        """The epochs from a state on, each stored before its metrics come out."""
+        for epoch in range(state.epochs, self.training.epochs):
+            metrics = self.epoch(epoch, state if epoch == state.epochs else State(epoch), watch)
+            _log.info("epoch %d of %d: %s", epoch + 1, self.training.epochs, metrics)
+            if self.kept is not None and self.processes.rank == 0:
+                # Before the state: a run killed in between takes the epoch, and writes the same file, again.
+                if self.keep_every is not None and (epoch + 1) % self.keep_every == 0:
+                    self.kept.keep_network(self.network, epoch + 1, facts)
+                self.kept.append(asdict(metrics))
+                self.store(epoch + 1)
+                self.kept.save_network(self.network, epoch + 1, facts)
+            self.processes.wait()
+            yield metrics
+
+    def epoch(self, epoch: int, state: State, watch: Callable[[Progress], None] | None) -> EpochMetrics:
+        """The epoch's steps, those that `state` has behind it left out."""
+        meter, training = Meter(), self.training
+        eps = lr = 0.0
+        if state.sums is not None and self.processes.rank == 0:
+            meter.load(state.sums, state.seconds)
+        for step, index in enumerate(self.batches(epoch)):
+            if step < state.steps:
+                continue
+            position = epoch + step / self.steps
+            eps, lr = training.eps(position), training.lr(position)
+            self.optimizer.zero_grad(set_to_none=True)
+            due = self._gradients(index, eps, epoch, step, meter)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            # What the epoch's last step leaves is stored with its metrics.
+            if due and step + 1 < self.steps:
+                total = self._total(meter)
+                if self.processes.rank == 0:
+                    self.store(epoch, step + 1, meter.seconds, total)
+            if watch is not None:
+                watch(meter.progress(epoch, training.epochs, step, self.steps, eps))
+        if self.processes.count > 1:
+            meter.load(self._total(meter))
+        return meter.metrics(epoch, eps, lr)
+
+    def _gradients(self, index: Tensor, eps: float, epoch: int, step: int, meter: Meter) -> bool:
+        """Leave the batch's gradient in the parameters: piece by piece, over all processes.
+
+        Returns whether the state is to be stored after this step: the first process says so, and all hear it.
+        Raises TrainingError where the loss raises or the gradient is not finite, on every process.
+        """
+        kept, due = self.kept, self.kept is not None and time.monotonic() - self.stored >= self.interval
+        like = next(iter(self.parameters.values()))
+        fault: str | None = None
+        broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device), index[:1])
+        for place, piece in self.processes.mine(index.tensor_split(self.training.pieces)):
+            if not len(piece):
+                continue
+            x, labels = self.images[piece].to(like), self.labels[piece].to(like.device)
+            region = LinfBall(x, eps, self.training.clip)
+            try:
+                terms = self.terms(region, x, labels, epoch, step, place, piece)
+                (terms.total * (len(piece) / len(index))).backward()
+            except UnsupportedOpError:
+                raise
+            except Exception as error:
+                if self.processes.count > 1:
+                    # The others wait for this step's sum.
+                    self._add_up(False, True)
+                fault = f"the loss raised {type(error).__name__}: {error}"
+                raise self._failure(fault, epoch, step, eps, (x, labels, piece), kept, bounded=False) from error
+            if fault is None:
+                broken, fault = (x, labels, piece), loss_fault(terms)
+                fault = fault or gradient_fault(self.parameters)
+            meter.add(terms, labels)
+        if self.processes.count > 1:
+            due, broke = self._add_up(due and self.processes.rank == 0, fault is not None)
+            if broke and fault is None:
+                # Its batch is with the process that saw it break.
+                fault, kept = "the loss of another process raised, or it or its gradient is not finite", None
+        if fault is not None:
+            raise self._failure(fault, epoch, step, eps, broken, kept)
+        return due
+
+    def _add_up(self, *flags: bool) -> list[bool]:
+        """Sum the gradients over the processes; whether each of the flags is up on any of them."""
+        for p in self.parameters.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        sums = gradients[0].new_tensor([float(flag) for flag in flags])
+        self.processes.add_up([*gradients, sums])
+        return [bool(value > 0) for value in sums]
+
+    def terms(
+        self, region: LinfBall, x: Tensor, labels: Tensor, epoch: int, step: int, place: int, index: Tensor
+    ) -> LossTerms:
+        """The loss of one piece at its place in training."""
+        loss = self.training.loss_at(epoch + step / self.steps)
+        draws = _generator(self.training.seed, 1, epoch, step, *((place,) if place else ()))
+        known = {"memory": self.memory, "index": index} if self._remember(loss) else {}
+        terms: LossTerms = loss(self.network, region, labels, x, generator=draws, **known)
+        return terms
+
+    def _failure(
+        self,
+        fault: str,
+        epoch: int,
+        step: int,
+        eps: float,
+        batch: tuple[Tensor, ...],
+        kept: RunFolder | None,
+        bounded: bool = True,
+    ) -> TrainingError:
+        """The error, the batch stored; bounded: look for what broke first in the bounds too, which may raise again."""
+        x, labels, index = batch
+        loss = self.training.loss_at(epoch + step / self.steps)
+        first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss if bounded else None)
+        relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
+        facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": record(loss), "fault": fault, "first": first}
+        where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"
+        stored = "pass a folder to keep the batch"
+        if kept is not None:
+            held = {"images": x, "labels": labels, "index": index}
+            stored = f"the batch is in {kept.save_failure(self.network, held, facts)}"
+        return TrainingError(f"train: {fault}{', ' + first if first else ''} at {where}; {stored}", epoch + 1, step + 1)
