@@ -72,8 +72,8 @@ def train(
     data: a pair (images [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader (read once, into memory;
     let it not shuffle, the order of each epoch is drawn here).
     folder: where the run is kept, see `optrelax.training.runs`; None keeps nothing.  resume: continue the run in
-    `folder` after the last step that it stored (from the start where there is none), on a CPU with as many threads to the same
-    weights bit for bit.
+    `folder` after the last step that it stored (from the start where there is none), on a CPU with as many threads to
+    the same weights bit for bit.
     checkpoint_every: minutes after which the state is stored within an epoch too; 0 after every step, inf never.
     keep_every: epochs after each of which the network is kept too, as `folder`/epoch-0005.safetensors; no part of what
     decides the weights, so a run may resume with another one.
