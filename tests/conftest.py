@@ -11,13 +11,16 @@ from jaxtyping import install_import_hook
 
 
 def checked_modules() -> list[str]:
-    """Modules of the library but the networks, whose `forward` must also take the proxies of a tracer."""
-    spec = find_spec("optrelax")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    paths = [path for place in spec.submodule_search_locations for path in Path(place).iterdir()]
-    stems = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    return [f"optrelax.{stem}" for stem in sorted(stems - {"__init__", "models"} | {"layers"})]
+    """Modules of the library but the networks, whose `forward` must also take what a tracer passes."""
+    found = []
+    for package in ("optrelax", "optrelax.layers"):
+        spec = find_spec(package)
+        assert spec is not None
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for path in folder.rglob("*.py"):
+                parts = [part for part in path.relative_to(folder).with_suffix("").parts if part != "__init__"]
+                found.append(".".join([package, *parts]))
+    return sorted(set(found) - {"optrelax", "optrelax.networks", "optrelax.networks.models"})
 
 
 # Every annotated function checks its arguments and results: in the tests only, so `import optrelax` stays light.
