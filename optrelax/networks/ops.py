@@ -41,11 +41,12 @@ def _lead(x: Tensor, shape: Shape) -> torch.Size:
 
 
 class Affine(ABC):
-    """An affine op between fixed shapes; `diagonal` where each output reads at most one input."""
+    """An affine op between fixed shapes."""
 
     input_shapes: tuple[Shape, ...]
     shape: Shape
     diagonal: bool = False
+    """Whether each output reads at most one input entry and no entry is read twice."""
     fan_in: int = 1
     """Most products summed into one output (for rounding allowances); `fan_out` into one entry of the transpose."""
     fan_out: int = 1
@@ -323,7 +324,7 @@ class AveragePool2d(Affine):
         return self._scaled(self._conv.linear(xs[0]))
 
     def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
+        return self._conv.linear(rs[0]) / self._count.to(rs[0]).abs()
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return self._conv.transpose(self._scaled(a))
