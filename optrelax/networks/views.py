@@ -149,7 +149,9 @@ class Expand(Affine):
             raise ValueError(f"cannot expand {tuple(input_shape)} to {tuple(shape)}")
         self._new = len(shape) - len(input_shape)
         wide = (*[1] * self._new, *input_shape)
-        self._repeated = [d - len(shape) for d, (n, m) in enumerate(zip(wide, shape, strict=True)) if n != m or d < self._new]
+        self._repeated = [
+            d - len(shape) for d, (n, m) in enumerate(zip(wide, shape, strict=True)) if n != m or d < self._new
+        ]
         self.diagonal = math.prod(self.shape) == math.prod(self.input_shapes[0])
         self.fan_out = math.prod(self.shape[d] for d in self._repeated)
 
@@ -179,7 +181,7 @@ class Gather(Affine):
         self.input_shapes, self.shape = (tuple(input_shape),), tuple(index.shape)
         n = math.prod(input_shape)
         flat = index.reshape(-1).long().cpu()
-        if flat.numel() and not (-1 <= int(flat.min()) and int(flat.max()) < n):
+        if flat.numel() and not (int(flat.min()) >= -1 and int(flat.max()) < n):
             raise ValueError(f"Gather: index outside of -1 .. {n - 1} for an input of shape {tuple(input_shape)}")
         self.index = flat
         readers = torch.bincount(flat[flat >= 0], minlength=n)
