@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from optrelax.certification.verdicts import Example, Verdict
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine, MaxPool2d
 
 __all__ = ["Journal", "tensor_digest", "weights_digest"]
 
@@ -161,14 +159,11 @@ def weights_digest(network: Network) -> str:
     add(network.input_shape, network.output)
     for node in network:
         add(node.name, node.inputs, node.shape, type(node.op).__name__)
-        if isinstance(node.op, Activation):
-            add(node.op.name, node.op.kinks, node.op.slopes, node.op.intercepts)
-        elif isinstance(node.op, (Affine, MaxPool2d)):
-            try:
-                add(node.op.describe())
-            except NotImplementedError:
-                add(node.path)  # a user's op that no checkpoint can hold: told apart by its place and tensors
-        for name, source in node.op.tensors().items() if isinstance(node.op, Affine) else ():
+        try:
+            add(node.op.describe())
+        except NotImplementedError:
+            add(node.path)  # a user's op that no checkpoint can hold: told apart by its place and tensors
+        for name, source in node.op.tensors().items():
             add(name, tensor_digest(source()))
     for name, value in network.module.state_dict().items():
         add(name, tensor_digest(value) if isinstance(value, Tensor) else value)

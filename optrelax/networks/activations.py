@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from optrelax.networks.storage import Settings, Shape, Storable, Tensors, stored
 
 Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
 
@@ -27,8 +29,9 @@ class Hull:
     above: tuple[Line, Line]
 
 
+@stored("activation")
 @dataclass(frozen=True)
-class Activation:
+class Activation(Storable):
     """A continuous elementwise function, affine between its kinks, whose hull has at most two lines a side.
 
     `kinks` ascend; piece i is slopes[i] * x + intercepts[i], one piece more than kinks. At a kink the right piece
@@ -51,7 +54,7 @@ class Activation:
         for i, kink in enumerate(self.kinks):
             left = self.slopes[i] * kink + self.intercepts[i]
             right = self.slopes[i + 1] * kink + self.intercepts[i + 1]
-            if abs(left - right) > 1e-9 * max(1.0, abs(left)):
+            if not abs(left - right) <= 1e-9 * max(1.0, abs(left)):  # so that NaN, of an overflow, is no meeting
                 raise ValueError(f"{self.name}: pieces {i} and {i + 1} do not meet at {kink}: {left} and {right}")
         if list(self.kinks) != sorted(self.kinks):
             raise ValueError(f"{self.name}: kinks must ascend, got {self.kinks}")
@@ -64,6 +67,19 @@ class Activation:
     def __call__(self, x: Tensor) -> Tensor:
         """The function itself, elementwise."""
         return self.function(x)
+
+    def describe(self) -> dict[str, object]:
+        return {"name": self.name, "kinks": self.kinks, "slopes": self.slopes, "intercepts": self.intercepts}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Activation:
+        """torch's own function where name and pieces are those of a known one, else the pieces themselves."""
+        name = settings.word("name")
+        pieces = tuple(settings.numbers(part) for part in ("kinks", "slopes", "intercepts"))
+        known = _known(name, *pieces)
+        same = known is not None and (known.kinks, known.slopes, known.intercepts) == pieces
+        function = known.function if same and known is not None else Pieces(*pieces)
+        return cls(name, function, *pieces)
 
     @property
     def exact(self) -> bool:
@@ -202,3 +218,37 @@ def clamp(low: float, high: float, name: str = "hardtanh") -> Activation:
         return x.clamp(low, high)
 
     return Activation(name, function, (low, high), (0.0, 1.0, 0.0), (low, 0.0, high))
+
+
+def _known(
+    name: str, kinks: Sequence[float], slopes: Sequence[float], intercepts: Sequence[float]
+) -> Activation | None:
+    """The activation of this module that such a name and such pieces may be of; None where there is none."""
+    if name == "relu":
+        return relu()
+    if name == "leaky_relu" and slopes:
+        return leaky_relu(slopes[0])
+    if name in ("hardtanh", "relu6", "clamp") and len(kinks) == 2 and kinks[0] < kinks[1]:
+        return clamp(kinks[0], kinks[1], name)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A piecewise-linear function by its pieces; at a kink the right one."""
+
+    kinks: tuple[float, ...]
+    slopes: tuple[float, ...]
+    intercepts: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        value = _line(self.slopes[0], self.intercepts[0], x)
+        for kink, slope, intercept in zip(self.kinks, self.slopes[1:], self.intercepts[1:], strict=True):
+            value = torch.where(x >= kink, _line(slope, intercept, x), value)
+        return value
+
+
+def _line(slope: float, intercept: float, x: Tensor) -> Tensor:
+    """slope * x + intercept; flat also at an infinite x, which times 0 is NaN."""
+    return slope * x + intercept if slope else torch.full_like(x, intercept)

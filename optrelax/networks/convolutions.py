@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.networks.ops import Affine, Shape, Source, magnitude
+from optrelax.networks.storage import Settings, Tensors, stored
 from optrelax.networks.views import lead_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -28,8 +29,6 @@ class Geometry:
 
 class _Convolving(Affine):
     """Shared by a convolution and its transpose: parameters, bias, and leading dimensions made one."""
-
-    name: str
 
     def __init__(self, weight: Source, bias: Source | None, geometry: Geometry) -> None:
         self._weight, self._bias, self.geometry = weight, bias, geometry
@@ -71,22 +70,28 @@ class _Convolving(Affine):
 
     def describe(self) -> dict[str, object]:
         g = self.geometry
-        return {
-            "op": self.name,
-            "stride": g.stride,
-            "padding": g.padding,
-            "dilation": g.dilation,
-            "groups": g.groups,
-        }
+        return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.groups}
 
     def tensors(self) -> dict[str, Source]:
         return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
 
 
+def _restored(settings: Settings, tensors: Tensors, shape: Shape) -> tuple[Source, Geometry]:
+    """Weight and geometry from a file, for inputs of this shape."""
+    weight, groups = tensors.source("weight", dims=len(shape) + 1), settings.integer("groups", least=1)
+    sizes = tuple(weight().shape)
+    if 0 in sizes or sizes[0] % groups:
+        raise ValueError(f"weight: wants no empty dimension and {groups} groups, got shape {sizes}")
+    rank = len(shape) - 1
+    stride, dilation = (settings.integers(name, rank, least=1) for name in ("stride", "dilation"))
+    padding = settings.integers("padding", rank)
+    settings.require_size("padding", (n + 2 * p for n, p in zip(shape, (0, *padding), strict=True)))
+    return weight, Geometry(stride, padding, dilation, groups)
+
+
+@stored("convolution")
 class Convolution(_Convolving):
     """Zero-padded convolution: weight [out, in / groups, *kernel], bias [out]; input [in, *spatial]."""
-
-    name = "convolution"
 
     def __init__(self, input_shape: Shape, weight: Source, bias: Source | None, geometry: Geometry) -> None:
         super().__init__(weight, bias, geometry)
@@ -115,11 +120,15 @@ class Convolution(_Convolving):
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (self._up(a, self.weight(a), self.input_shapes[0], self.shape, self._leftover),)
 
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Convolution:
+        weight, geometry = _restored(settings, tensors, shapes[0])
+        return cls(shapes[0], weight, tensors.optional("bias", shape=weight().shape[:1]), geometry)
 
+
+@stored("transposed_convolution")
 class TransposedConvolution(_Convolving):
     """Transpose of a convolution: weight [in, out / groups, *kernel], bias [out]; `extra` rows at the far edges."""
-
-    name = "transposed_convolution"
 
     def __init__(
         self, input_shape: Shape, weight: Source, bias: Source | None, geometry: Geometry, extra: Sequence[int]
@@ -150,3 +159,9 @@ class TransposedConvolution(_Convolving):
 
     def describe(self) -> dict[str, object]:
         return super().describe() | {"extra": self.extra}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> TransposedConvolution:
+        weight, geometry = _restored(settings, tensors, shapes[0])
+        bias = tensors.optional("bias", shape=(weight().shape[1] * geometry.groups,))
+        return cls(shapes[0], weight, bias, geometry, settings.integers("extra", len(geometry.stride)))

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from optrelax.networks.ops import Affine, Shape, Source, magnitude
+from optrelax.networks.storage import Settings, Tensors, stored
 from optrelax.networks.views import lead_of, normal_dim
 
 
+@stored("sum")
 class Sum(Affine):
     """Sum over dimensions, which remain with size 1 (keepdim) or go; divided by `divisor`, a mean."""
 
@@ -37,9 +39,17 @@ class Sum(Affine):
         return (a.reshape(*lead, *self._wide).expand(*lead, *self.input_shapes[0]),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "sum", "dims": self.dims, "keepdim": self.keepdim, "divisor": self.divisor}
+        return {"dims": self.dims, "keepdim": self.keepdim, "divisor": self.divisor}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Sum:
+        divisor = settings.number("divisor")
+        if divisor == 0:
+            raise ValueError("divisor: wants a number other than 0")
+        return cls(shapes[0], settings.integers("dims"), settings.flag("keepdim"), divisor)
 
 
+@stored("product")
 class Product(Affine):
     """Products with a constant tensor, summed over the letters that the output does not show.
 
@@ -80,12 +90,20 @@ class Product(Affine):
         return (torch.einsum(f"...{self.out},{self.constant}->...{self.value}", a, self.weight(a)),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "product", "value": self.value, "constant": self.constant, "out": self.out}
+        return {"value": self.value, "constant": self.constant, "out": self.out}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Product:
+        value, constant, out = (settings.word(name) for name in ("value", "constant", "out"))
+        if not all(letter.isascii() and letter.isalpha() for letter in value + constant + out):
+            raise ValueError(f"subscripts: wants letters, got {value[:9]!r}, {constant[:9]!r} -> {out[:9]!r}")
+        return cls(shapes[0], tensors.source("weight"), value, constant, out)
 
     def tensors(self) -> dict[str, Source]:
         return {"weight": self._weight}
 
 
+@stored("separable")
 class Separable(Affine):
     """One fixed matrix [out, in] on each of some dimensions: pooling means, interpolation.
 
@@ -127,7 +145,14 @@ class Separable(Affine):
         return (self._through(a, lambda m: m.mT),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "separable", "dims": tuple(self.matrices)}
+        return {"dims": tuple(self.matrices)}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Separable:
+        matrices = {
+            d: tensors.source(f"matrix{d}", dims=2, dtypes=(torch.float64,))() for d in settings.integers("dims")
+        }
+        return cls(shapes[0], matrices)
 
     def tensors(self) -> dict[str, Source]:
         return {f"matrix{d}": (lambda m=matrix: m) for d, matrix in self.matrices.items()}  # type: ignore[misc]

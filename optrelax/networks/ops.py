@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.kernels.convolutions import ConvGeometry, pull_rows
-
-Shape = tuple[int, ...]
-Source = Callable[[], Tensor]  # reads a parameter, a buffer or a constant of the module
+from optrelax.networks.storage import NUMBERS, Settings, Storable, Tensors, stored
+from optrelax.networks.storage import Shape as Shape
+from optrelax.networks.storage import Source as Source
 
 
 def _flat(x: Tensor, shape: Shape) -> Tensor:
@@ -40,7 +39,7 @@ def _lead(x: Tensor, shape: Shape) -> torch.Size:
     return x.shape[: x.dim() - len(shape)]
 
 
-class Affine(ABC):
+class Affine(Storable, ABC):
     """An affine op between fixed shapes."""
 
     input_shapes: tuple[Shape, ...]
@@ -80,14 +79,6 @@ class Affine(ABC):
         b = self.bias(y)
         return y if b is None else y + b
 
-    def describe(self) -> dict[str, object]:
-        """JSON-ready settings, for checkpoints; tensors are stored apart."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be stored in a checkpoint")
-
-    def tensors(self) -> dict[str, Source]:
-        """The op's parameters by name, for checkpoints."""
-        return {}
-
     def cost(self) -> int:
         """Multiply-adds of one image or transpose."""
         return math.prod(self.shape) * self.fan_in
@@ -113,6 +104,7 @@ def magnitude(w: Tensor) -> Tensor:
     return found
 
 
+@stored("linear")
 class Linear(Affine):
     """Matrix product on the last dimension: weight [out, in], bias [out]."""
 
@@ -145,12 +137,39 @@ class Linear(Affine):
         return None if self._bias is None else self._bias().to(like.dtype)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "linear"}
+        return {}
 
     def tensors(self) -> dict[str, Source]:
         return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
 
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Linear:
+        weight = tensors.source("weight", dims=2)
+        return cls(shapes[0], weight, tensors.optional("bias", shape=weight().shape[:1]))
 
+
+def _describe(geometry: ConvGeometry) -> dict[str, object]:
+    return {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
+
+
+def _geometry(settings: Settings, shape: Shape, groups: int = 1) -> ConvGeometry:
+    """A stored geometry for images of this shape; a padded one may be no larger than a file may ask for."""
+    stride, padding = settings.pair("stride", least=1), settings.pair("padding")
+    # Average pooling was stored without.
+    dilation = (1, 1) if settings.absent("dilation") else settings.pair("dilation", least=1)
+    settings.require_size("padding", (n + 2 * p for n, p in zip(shape, (0, *padding), strict=False)))
+    return ConvGeometry(stride, padding, dilation, groups)
+
+
+def _pool_settings(settings: Settings, shape: Shape) -> tuple[tuple[int, int], ConvGeometry]:
+    kernel, geometry = settings.pair("kernel", least=1), _geometry(settings, shape)
+    settings.require_size("kernel", (*shape[:1], *kernel))
+    if any(2 * p > k for p, k in zip(geometry.padding, kernel, strict=True)):
+        raise ValueError(f"padding: wants at most half of the kernel {kernel}, got {geometry.padding}")
+    return kernel, geometry
+
+
+@stored("conv2d")
 class Conv2d(Affine):
     """Zero-padded convolution: weight [out, in / groups, kh, kw], bias [out]."""
 
@@ -207,19 +226,22 @@ class Conv2d(Affine):
         return None if self._bias is None else self._bias().to(like.dtype)[:, None, None]
 
     def describe(self) -> dict[str, object]:
-        g = self.geometry
-        return {
-            "op": "conv2d",
-            "stride": g.stride,
-            "padding": g.padding,
-            "dilation": g.dilation,
-            "groups": g.groups,
-        }
+        return {**_describe(self.geometry), "groups": self.geometry.groups}
 
     def tensors(self) -> dict[str, Source]:
         return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
 
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Conv2d:
+        weight, groups = tensors.source("weight", dims=4), settings.integer("groups", least=1)
+        out = weight().shape[0]
+        if weight().numel() == 0 or out % groups:
+            raise ValueError(f"weight: wants no empty dimension, and {groups} groups, got {tuple(weight().shape)}")
+        geometry = _geometry(settings, shapes[0], groups)
+        return cls(shapes[0], weight, tensors.optional("bias", shape=(out,)), geometry)
 
+
+@stored("scale")
 class Scale(Affine):
     """Elementwise scale * x + shift, both broadcastable to the shape: normalisation, batch norm, constants."""
 
@@ -246,13 +268,35 @@ class Scale(Affine):
         return None if self._shift is None else self._shift().to(like).expand(self.shape)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "scale"}
+        return {}
 
     def tensors(self) -> dict[str, Source]:
         named = {"scale": self._scale, "shift": self._shift}
         return {name: source for name, source in named.items() if source is not None}
 
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Scale:
+        scale, shift = (tensors.optional(name, dtypes=NUMBERS) for name in ("scale", "shift"))
+        return cls(shapes[0], scale, shift)
 
+
+@stored("divide")
+class Divide(Scale):
+    """x / divisor, as the product with its reciprocal in float64; the divisor is read at each use."""
+
+    def __init__(self, shape: Shape, divisor: Source) -> None:
+        super().__init__(shape, lambda: 1.0 / wide(divisor()), None)
+        self._divisor = divisor
+
+    def tensors(self) -> dict[str, Source]:
+        return {"divisor": self._divisor}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Divide:
+        return cls(shapes[0], tensors.source("divisor", dtypes=NUMBERS))
+
+
+@stored("batch_norm")
 class BatchNorm(Scale):
     """Batch norm with running statistics: x * scale + bias - mean * scale, scale = weight / sqrt(variance + eps).
 
@@ -272,7 +316,10 @@ class BatchNorm(Scale):
         bias: Source | None = None,
     ) -> None:
         view = (-1, *[1] * (len(shape) - 1))
+        self.eps = eps
         self._terms = mean, bias
+        named = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias}
+        self._primary = {name: source for name, source in named.items() if source is not None}
 
         def scale() -> Tensor:
             root = (wide(variance()) + eps).sqrt()
@@ -293,7 +340,21 @@ class BatchNorm(Scale):
             size = size + wide(bias()).reshape(scale.shape).abs()
         return size.to(like).expand(self.shape)
 
+    def describe(self) -> dict[str, object]:
+        return {"eps": self.eps}
 
+    def tensors(self) -> dict[str, Source]:
+        return dict(self._primary)
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> BatchNorm:
+        channels = shapes[0][:1]
+        mean, variance = (tensors.source(name, shape=channels) for name in ("running_mean", "running_var"))
+        weight, bias = (tensors.optional(name, shape=channels) for name in ("weight", "bias"))
+        return cls(shapes[0], settings.number("eps"), mean, variance, weight, bias)
+
+
+@stored("avg_pool2d")
 class AveragePool2d(Affine):
     """Mean over windows, zero padding counted or not: a grouped convolution with constant weights, then a scale."""
 
@@ -309,13 +370,22 @@ class AveragePool2d(Affine):
         channels = input_shape[0]
         self.kernel, self.divisor = kernel, divisor
         self.geometry = ConvGeometry(geometry.stride, geometry.padding, (1, 1), channels)
-        ones = torch.ones(channels, 1, *kernel)
+        ones = torch.ones(()).expand(channels, 1, *kernel)  # one number in memory: a file may ask for any kernel
         self._conv = Conv2d(input_shape, lambda: ones, None, self.geometry)
         self.input_shapes, self.shape = (input_shape,), self._conv.shape
         self.fan_in, self.fan_out = math.prod(kernel), math.prod(kernel)
-        # Where padding is not counted the divisor is the number of pixels that the window covers.
-        count = self._conv.linear(torch.ones(1, *input_shape))[0] if divisor is None else torch.tensor(divisor)
-        self._count = count
+        self._count = self._covered() if divisor is None else torch.tensor(divisor)
+
+    def _covered(self) -> Tensor:
+        """Pixels that each window covers, padding not counted: [high, wide]."""
+        g = self.geometry
+        counts = []
+        for n, k, s, p, out in zip(
+            self.input_shapes[0][1:], self.kernel, g.stride, g.padding, self.shape[1:], strict=True
+        ):
+            first = torch.arange(out) * s - p
+            counts.append(((first + k).clamp(max=n) - first.clamp(min=0)).double())
+        return counts[0][:, None] * counts[1]
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x / self._count.to(x)
@@ -330,16 +400,15 @@ class AveragePool2d(Affine):
         return self._conv.transpose(self._scaled(a))
 
     def describe(self) -> dict[str, object]:
-        g = self.geometry
-        return {
-            "op": "avg_pool2d",
-            "kernel": self.kernel,
-            "stride": g.stride,
-            "padding": g.padding,
-            "divisor": self.divisor,
-        }
+        return {"kernel": self.kernel, **_describe(self.geometry), "divisor": self.divisor}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> AveragePool2d:
+        kernel, geometry = _pool_settings(settings, shapes[0])
+        return cls(shapes[0], kernel, geometry, None if settings.absent("divisor") else settings.number("divisor"))
 
 
+@stored("reshape")
 class Reshape(Affine):
     """The same numbers in another shape: flatten, view, reshape."""
 
@@ -360,12 +429,17 @@ class Reshape(Affine):
         return (a.reshape(*_lead(a, self.shape), *self.input_shapes[0]),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "reshape", "shape": self.shape}
+        return {"shape": self.shape}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Reshape:
+        return cls(shapes[0], settings.integers("shape"))
 
     def cost(self) -> int:
         return 0
 
 
+@stored("add")
 class Add(Affine):
     """Signed sum of branches of one shape: residual connections."""
 
@@ -390,10 +464,18 @@ class Add(Affine):
         return tuple(a if sign == 1 else -a for sign in self.signs)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "add", "signs": self.signs}
+        return {"signs": self.signs}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Add:
+        signs = settings.numbers("signs", len(shapes))
+        if set(signs) - {1.0, -1.0}:
+            raise ValueError(f"signs: wants 1 or -1, got {signs}")
+        return cls(shapes[0], signs)
 
 
-class MaxPool2d:
+@stored("max_pool2d")
+class MaxPool2d(Storable):
     """Greatest value of each window; not affine, not elementwise: a structure class of its own."""
 
     def __init__(self, input_shape: Shape, kernel: tuple[int, int], geometry: ConvGeometry) -> None:
@@ -401,7 +483,8 @@ class MaxPool2d:
             raise ValueError(f"MaxPool2d: takes [c, h, w], got input of shape {input_shape}")
         self.input_shapes = (input_shape,)
         self.kernel, self.geometry = kernel, geometry
-        probe = F.max_pool2d(torch.zeros(1, *input_shape), kernel, geometry.stride, geometry.padding, geometry.dilation)
+        probe = torch.empty(1, *input_shape, device="meta")  # its shape is all that is asked
+        probe = F.max_pool2d(probe, kernel, geometry.stride, geometry.padding, geometry.dilation)
         self.shape: Shape = tuple(probe.shape[1:])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -424,12 +507,8 @@ class MaxPool2d:
         return picked.reshape(*self.shape, -1).long() - 1
 
     def describe(self) -> dict[str, object]:
-        """JSON-ready settings, for checkpoints."""
-        g = self.geometry
-        return {
-            "op": "max_pool2d",
-            "kernel": self.kernel,
-            "stride": g.stride,
-            "padding": g.padding,
-            "dilation": g.dilation,
-        }
+        return {"kernel": self.kernel, **_describe(self.geometry)}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> MaxPool2d:
+        return cls(shapes[0], *_pool_settings(settings, shapes[0]))

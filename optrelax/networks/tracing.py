@@ -28,13 +28,13 @@ from optrelax.networks.ops import (
     AveragePool2d,
     BatchNorm,
     Conv2d,
+    Divide,
     Linear,
     MaxPool2d,
     Reshape,
     Scale,
     Shape,
     Source,
-    wide,
 )
 
 Target = type[nn.Module] | Callable[..., Any] | str
@@ -795,8 +795,7 @@ def _div(site: Site) -> Op:
         raise _Refused("rounding_mode has no rule")
     shape = tuple(site.result.shape[1:])
     _unbroadcast(site, shape)
-    divisor = _per_example(site, 1)
-    return Scale(shape, lambda: 1.0 / wide(divisor()), None)
+    return Divide(shape, _per_example(site, 1))
 
 
 @register_op(operator.neg, torch.neg, "neg")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.networks.ops import Affine, Shape, Source, flatten_from
+from optrelax.networks.storage import Settings, Tensors, stored
 
 
 def lead_of(x: Tensor, shape: Shape) -> torch.Size:
@@ -29,6 +30,7 @@ def normal_dim(dim: int, rank: int) -> int:
     return dim % rank
 
 
+@stored("permute")
 class Permute(Affine):
     """Dimensions in another order: dims[i] is the input's dimension that output dimension i shows."""
 
@@ -55,12 +57,17 @@ class Permute(Affine):
         return (self._moved(a, [self.dims.index(d) for d in range(len(self.dims))]),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "permute", "dims": self.dims}
+        return {"dims": self.dims}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Permute:
+        return cls(shapes[0], settings.integers("dims"))
 
     def cost(self) -> int:
         return 0
 
 
+@stored("pad")
 class Pad(Affine):
     """Zeros around a value, or a slice of it: amounts[i] = (before, after) of dimension i; negative ones cut off."""
 
@@ -100,12 +107,18 @@ class Pad(Affine):
         return (self._padded(a, -1),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "pad", "amounts": self.amounts}
+        return {"before": [before for before, _ in self.amounts], "after": [after for _, after in self.amounts]}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Pad:
+        before, after = (settings.integers(name, len(shapes[0]), least=-settings.most) for name in ("before", "after"))
+        return cls(shapes[0], list(zip(before, after, strict=True)))
 
     def cost(self) -> int:
         return 0
 
 
+@stored("concatenate")
 class Concatenate(Affine):
     """Values behind one another along a dimension."""
 
@@ -134,12 +147,17 @@ class Concatenate(Affine):
         return a.split(self.sizes, self.dim - len(self.shape))
 
     def describe(self) -> dict[str, object]:
-        return {"op": "concatenate", "dim": self.dim}
+        return {"dim": self.dim}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Concatenate:
+        return cls(shapes, settings.integer("dim"))
 
     def cost(self) -> int:
         return 0
 
 
+@stored("expand")
 class Expand(Affine):
     """A value repeated along dimensions of size 1, or along new ones in front: broadcasting."""
 
@@ -168,12 +186,17 @@ class Expand(Affine):
         return (total.reshape((*lead_of(a, self.shape), *self.input_shapes[0])),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "expand", "shape": self.shape}
+        return {"shape": self.shape}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Expand:
+        return cls(shapes[0], settings.integers("shape"))
 
     def cost(self) -> int:
         return 0 if self.diagonal else math.prod(self.shape)
 
 
+@stored("gather")
 class Gather(Affine):
     """Output entry i is the input's entry index[i], counted in the order of memory, or 0 where index[i] is -1."""
 
@@ -217,7 +240,12 @@ class Gather(Affine):
         return (found[..., :n].reshape((*lead, *self.input_shapes[0])),)
 
     def describe(self) -> dict[str, object]:
-        return {"op": "gather", "shape": self.shape}
+        return {"shape": self.shape}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Gather:
+        index = tensors.source("index", dims=1, dtypes=(torch.int64,))
+        return cls(shapes[0], index().reshape(settings.integers("shape")))
 
     def tensors(self) -> dict[str, Source]:
         return {"index": lambda: self.index}
