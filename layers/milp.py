@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import resolve, with_rounding
@@ -131,8 +132,7 @@ class _Search:
         """Claimed lower bound of a row; improving points go to `upper` and `point` on the way."""
         import highspy
 
-        solver = highspy.Highs()
-        solver.setOptionValue("output_flag", False)
+        solver = new_highs()
         solver.setOptionValue("threads", threads)
         solver.setOptionValue("time_limit", seconds)
         # The default drops entries below 1e-9, which is another problem.

@@ -20,6 +20,7 @@ from torch import Tensor
 from optrelax.domains.backsubstitution import pull
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import MaxPool2d, flatten_from
@@ -68,8 +69,7 @@ class NetworkLP:
         c, offset = self.objective(rows)
         if len(c) != 1:
             raise ValueError(f"write_mps: one row makes one problem, got {len(c)}")
-        solver = highspy.Highs()
-        solver.setOptionValue("output_flag", False)
+        solver = new_highs()
         solver.passModel(self.highs_model(c[0], float(offset[0])))
         if solver.writeModel(str(path)) == highspy.HighsStatus.kError:
             raise OSError(f"write_mps: HiGHS could not write {path}; use a name that ends in .mps")

@@ -10,17 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import Answer, LPData
-from optrelax.layers.programs.safe_bounds import proves_infeasible, proves_unbounded
+from optrelax.layers.programs.lp_data import Answer, LPData, without_open_rows
+from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
-_RAY_TOLERANCE = 1e-6
 _Mask = tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cvxpy:
-    """cvxpylayers with SCS or Clarabel: conic solves on the CPU, differentiable through their KKT systems.
+    """cvxpylayers with Clarabel or SCS: conic solves on the CPU, differentiable through their KKT systems.
 
     Sound: yes, through the layer.  Exact: to about `eps`, the solver's own tolerance. INFEASIBLE and UNBOUNDED are
     checked by the solver's rays.  Iterations are not reported (-1).
@@ -33,8 +32,8 @@ class Cvxpy:
     core.
     """
 
-    solver: Literal["SCS", "CLARABEL"] = "SCS"
-    eps: float = 1e-4
+    solver: Literal["SCS", "CLARABEL"] = "CLARABEL"
+    eps: float = 1e-9
     layer: bool = False
     tol: float = 0.0
     workers: int | None = None
@@ -58,7 +57,7 @@ class Cvxpy:
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems; the conic solvers start afresh."""
-        host = data.map(lambda tensor: tensor.double().cpu())
+        host = without_open_rows(data.map(lambda tensor: tensor.double().cpu()))
         finite = torch.cat([host.lower.isfinite(), host.upper.isfinite()], -1)
         # A parametrised problem has fixed constraints: one layer for each set of finite bounds in the batch.
         patterns, which = finite.unique(dim=0, return_inverse=True)
@@ -131,8 +130,8 @@ def _claims(data: LPData, primal: Tensor, y: Tensor, v: Tensor) -> Tensor:
     """Statuses, which cvxpylayers does not tell: solvers return rays or NaN in place of a solution, [B]."""
     status = torch.full((len(primal),), Status.OPTIMAL, dtype=torch.int8)
     status[~torch.cat([primal, y, v], -1).isfinite().all(-1)] = Status.NUMERICAL
-    status[proves_unbounded(data, primal, _RAY_TOLERANCE)] = Status.UNBOUNDED
-    status[proves_infeasible(data, y, v, _RAY_TOLERANCE)] = Status.INFEASIBLE
+    status[proves_unbounded(data, primal)] = Status.UNBOUNDED
+    status[proves_infeasible(data, y, v)] = Status.INFEASIBLE
     return status
 
 

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from optrelax.layers.programs.highs_model import Array, Model, Run
 from optrelax.layers.programs.lp_data import Answer, LPData, stack_rows
-from optrelax.layers.programs.safe_bounds import proves_infeasible, proves_unbounded
+from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-_RAY_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,10 +180,10 @@ def _checked(data: LPData, primal: Tensor, duals: Tensor, status: Tensor) -> Ten
         some = data.select(index)
         if claim == Status.INFEASIBLE:
             ray = duals[index]
-            proved = proves_infeasible(some, ray[:, :m], ray[:, m:], _RAY_TOLERANCE)
+            proved = proves_infeasible(some, ray[:, :m], ray[:, m:])
             duals[index] = 0
         else:
-            proved = proves_unbounded(some, primal[index], _RAY_TOLERANCE)
+            proved = proves_unbounded(some, primal[index])
             primal[index] = 0
         status = status.clone()
         status[index[~proved]] = Status.NUMERICAL

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +33,47 @@ class Run:
     seconds: float
 
 
+_stdout = threading.Lock()
+
+
+def new_highs() -> Any:
+    """A silent HiGHS instance.
+
+    Some versions print a banner on standard output while the instance is made, before any option can be set
+    (HiGHS issue 2734), which would spoil what a program prints for another to read.
+    """
+    import highspy
+
+    with _silenced():
+        highs = highspy.Highs()
+    highs.setOptionValue("output_flag", False)
+    return highs
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """The process's standard output, C's buffer included, goes to the null device."""
+    with _stdout:
+        try:
+            kept = os.dup(1)
+        except OSError:  # closed: nothing can be printed
+            yield
+            return
+        library = ctypes.CDLL(None) if os.name == "posix" else None
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            if library is not None:
+                library.fflush(None)
+            os.dup2(null, 1)
+            yield
+        finally:
+            if library is not None:
+                library.fflush(None)
+            os.dup2(kept, 1)
+            os.close(null)
+            os.close(kept)
+
+
 class Model:
     """One HiGHS instance, reused for problems with one matrix."""
 
@@ -36,8 +82,7 @@ class Model:
 
         self.api = highspy
         self.limit = time_limit
-        self.highs = highspy.Highs()
-        self.highs.setOptionValue("output_flag", False)
+        self.highs = new_highs()
         self.highs.setOptionValue("threads", threads)
         # Choose the serial simplex outright: left to choose, HiGHS consults a scheduler shared by all threads.
         self.highs.setOptionValue("solver", "simplex")
@@ -80,8 +125,8 @@ class Model:
         columns = np.arange(self.shape[1], dtype=np.int32)
         if self.ok and self.highs.changeColsCost(len(columns), columns, cost) != self.api.HighsStatus.kError:
             status, iterations = self._run()
-            if status == Status.NUMERICAL:
-                # A stale basis or presolve can be at fault: once more from scratch, without presolve.
+            if status == Status.NUMERICAL or not self._shown(status):
+                # A stale basis or presolve can be at fault, and presolve knows no ray: once more from scratch.
                 self.highs.clearSolver()
                 self.highs.setOptionValue("presolve", "off")
                 status, again = self._run()
@@ -105,6 +150,12 @@ class Model:
         self.highs.run()
         info = self.highs.getInfo()
         return self._status(self.highs.getModelStatus()), max(0, int(info.simplex_iteration_count))
+
+    def _shown(self, status: Status) -> bool:
+        """Whether HiGHS has the ray that a claim wants."""
+        if status == Status.INFEASIBLE:
+            return bool(self.highs.getDualRay()[1])
+        return status != Status.UNBOUNDED or bool(self.highs.getPrimalRay()[1])
 
     def _status(self, claimed: Any) -> Status:
         kind = self.api.HighsModelStatus

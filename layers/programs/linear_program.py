@@ -16,6 +16,7 @@ from optrelax.layers.programs.lp_gradients import EnvelopeGradient, SaddlePoint,
 from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
 from optrelax.rounding import Rounding, check_rounding, down
+from optrelax.uncompiled import uncompiled
 
 
 @runtime_checkable
@@ -83,6 +84,7 @@ class LinearProgram(nn.Module):
         """The options, for the module's repr."""
         return f"{self.solver!r}, rounding={self.rounding!r}, feasibility={self.feasibility:g}"
 
+    @uncompiled
     def forward(
         self,
         c: Float[Tensor, "*#batch n"],
@@ -116,14 +118,19 @@ class LinearProgram(nn.Module):
         if size == 0:
             return _empty_answer(data)
         warm = None if start is None else _warm(start, data)
-        # Contradictory bounds are settled here; the solver gets a box it can work with.
+        # Contradictory bounds and rows of zeros are settled here; the solver gets what it can work with.
+        false_b = (data.A == 0).all(-1) & (data.b < 0)
+        false_d = (data.E == 0).all(-1) & (data.d != 0)
         middle = torch.where(crossed, data.lower / 2 + data.upper / 2, 0.0).detach()
         boxed = replace(
             data,
             lower=torch.where(crossed, middle, data.lower),
             upper=torch.where(crossed, middle, data.upper),
+            b=torch.where(false_b, 0.0, data.b),
+            d=torch.where(false_d, 0.0, data.d),
         )
-        answer = self.solver.solve(boxed if bool(crossed.any()) else data, warm)
+        contradicts = (crossed.any(-1) | false_b.any(-1)) | false_d.any(-1)
+        answer = self.solver.solve(boxed if bool(contradicts.any()) else data, warm)
         infeasible = torch.full_like(answer.status, Status.INFEASIBLE)
         x, y, v = (part.nan_to_num(0.0, 0.0, 0.0) for part in (answer.primal, answer.inequality, answer.equality))
         return replace(
@@ -131,7 +138,7 @@ class LinearProgram(nn.Module):
             primal=x if self.solver.differentiates else x.clamp(boxed.lower, boxed.upper),
             inequality=y,
             equality=v,
-            status=torch.where(crossed.any(-1), infeasible, answer.status),
+            status=torch.where(contradicts, infeasible, answer.status),
         )
 
     def _solution(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -116,6 +116,18 @@ class LPSolver(Protocol):
         """Solve B >= 1 problems."""
 
 
+def without_open_rows(data: LPData) -> LPData:
+    """The same problems; rows A x <= inf become 0 x <= 1, for solvers that take no infinite side."""
+    open_ = data.b == torch.inf
+    if not bool(open_.any()):
+        return data
+    if data.A.dim() == 2 and bool((open_ == open_[:1]).all()):
+        A = torch.where(open_[0].unsqueeze(-1), 0.0, data.A)
+    else:
+        A = torch.where(open_.unsqueeze(-1), 0.0, data.A.expand(len(open_), -1, -1))
+    return replace(data, A=A, b=torch.where(open_, 1.0, data.b))
+
+
 def gather(
     c: Tensor,
     A: Tensor | None,
@@ -128,8 +140,9 @@ def gather(
     """The seven tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
 
     TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
-    NaN, infinite entries outside the bounds, only one of A and b (or E and d).
+    NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).
     """
+    A, E = (_dense(name, matrix) for name, matrix in (("A", A), ("E", E)))
     given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
     for matrix, vector in (("A", "b"), ("E", "d")):
         if (given[matrix] is None) != (given[vector] is None):
@@ -146,6 +159,15 @@ def gather(
     _check_shapes(data)
     _check_values(data)
     return data
+
+
+def _dense(name: str, matrix: Tensor | None) -> Tensor | None:
+    """A sparse matrix written out; its gradient is sparse again."""
+    if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
+        return matrix
+    if matrix.layout not in (torch.sparse_coo, torch.sparse_csr):
+        raise TypeError(f"LinearProgram: {name} must be dense, COO or CSR, got {matrix.layout}")
+    return matrix.to_dense()
 
 
 def _check_kinds(given: dict[str, Tensor | None]) -> None:
@@ -193,6 +215,8 @@ def _check_values(data: dict[str, Tensor]) -> None:
             wrong = entries == (torch.inf if name == "lower" else -torch.inf)
             allowed = "-inf" if name == "lower" else "inf"
             wanted = f"must be finite or {allowed}"
+        elif name == "b":
+            wrong, wanted = entries == -torch.inf, "must be finite, or inf for no limit"
         else:
             wrong, wanted = entries.isinf(), "must be finite"
         if bool(wrong.any()):

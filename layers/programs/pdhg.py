@@ -21,10 +21,9 @@ from torch import Tensor
 
 from optrelax.layers.programs.lp_data import Answer, LPData, transposed_times
 from optrelax.layers.programs.pdhg_steps import Best, Iterate, Scaled, take
-from optrelax.layers.programs.safe_bounds import proves_infeasible, proves_unbounded
+from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
-_RAY_TOLERANCE = 1e-6
 _RUNNING = -1
 
 
@@ -153,7 +152,7 @@ class _Run:
             index = ((value > 0) & (status == _RUNNING)).nonzero().squeeze(-1)
             if len(index):
                 some, s = self.data.select(self.alive[index]), (ray * scaled.rows)[index]
-                proved = proves_infeasible(some, s[:, : scaled.m], s[:, scaled.m :], _RAY_TOLERANCE)
+                proved = proves_infeasible(some, s[:, : scaled.m], s[:, scaled.m :])
                 status[index[proved]] = Status.INFEASIBLE
         falls = ((state.step_x - state.anchor_x) * scaled.c).sum(-1) < 0
         open_ended = (scaled.implied_l.isinf() | scaled.implied_u.isinf()).any(-1)
@@ -161,5 +160,5 @@ class _Run:
         index = candidate.nonzero().squeeze(-1)
         if len(index):
             ray = ((state.step_x - state.anchor_x) * scaled.columns)[index]
-            proved = proves_unbounded(self.data.select(self.alive[index]), ray, _RAY_TOLERANCE)
+            proved = proves_unbounded(self.data.select(self.alive[index]), ray)
             status[index[proved]] = Status.UNBOUNDED

@@ -16,6 +16,7 @@ _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-poin
 # some problems: once x sits at its vertex, a larger weight makes it move even less.
 _SMOOTHING = 0.5
 _RUIZ_ROUNDS = 10
+_NO_LIMIT = 1e20  # a side that other solvers, too, take for infinite
 _POWER_ROUNDS = 40
 
 Record = TypeVar("Record", "Scaled", "Iterate", "Best")
@@ -56,7 +57,7 @@ class Scaled:
         rows, columns = _equilibration(K)
         K = K * rows.unsqueeze(-1) * columns.unsqueeze(-2)
         rows, columns = rows.expand(size, -1), columns.expand(size, -1)
-        q = torch.cat([data.b, data.d], -1)
+        q = torch.cat([_binding(data), data.d], -1)
         low, high = (end.to(data.c) for end in implied_box(data.double()))
         return cls(
             K=K,
@@ -86,7 +87,8 @@ class Scaled:
             return s, push
         r = self.c + push
         wrong = (r < 0) & open_above | (r > 0) & open_below
-        ratio = torch.where(wrong, -self.c / torch.where(wrong, push, 1.0), 1.0)
+        # Without a push (0 or -0) no factor changes a reduced cost.
+        ratio = torch.where(wrong & (push != 0), -self.c / torch.where(push != 0, push, 1.0), 1.0)
         factor = ratio.amin(-1, keepdim=True)
         # Where c itself has the wrong sign no factor helps; then the multipliers stay.
         factor = torch.where(factor > 0, factor, 1.0)
@@ -97,7 +99,7 @@ class Scaled:
         r = c + push
         end = torch.where(r > 0, self.implied_l, self.implied_u)
         loose = end.isinf()
-        value = torch.where(loose | (r == 0), 0.0, r * end).sum(-1) - (s * self.q).sum(-1)
+        value = torch.where(loose | (r == 0), 0.0, r * end).sum(-1) - torch.where(s == 0, 0.0, s * self.q).sum(-1)
         wrong = torch.where(loose, r.abs() / self.columns, 0.0).amax(-1)
         return value, wrong
 
@@ -105,6 +107,21 @@ class Scaled:
         """What K x - q exceeds, in the scaled units, [B, rows]."""
         excess = Kx - self.q
         return torch.cat([excess[:, : self.m].clamp(min=0), excess[:, self.m :].abs()], -1)
+
+
+def _binding(data: LPData) -> Tensor:
+    """b, with infinite sides for rows that the box keeps far from their sides: no limit, however it is written."""
+    A = data.A.double()
+    low, high = data.lower.double().unsqueeze(-2), data.upper.double().unsqueeze(-2)
+    terms = torch.where(A > 0, A * high, torch.where(A < 0, A * low, 0.0))
+    return torch.where((data.b > 2 * terms.abs().sum(-1) + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
+
+
+def _sizes(q: Tensor) -> Tensor:
+    """Norms of the sides that are not far beyond the others, [B, 1]: only those can be limits that bind."""
+    size = torch.where(q.isfinite(), q.abs(), 0.0)
+    usual = 1e4 * size.median(-1, keepdim=True).values.clamp(min=1)
+    return torch.where(size <= usual, size, 0.0).norm(dim=-1, keepdim=True)
 
 
 def _equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +181,7 @@ class Iterate:
         x, s = x.clamp(scaled.l, scaled.u), scaled.cone(s)
         Kx = times(scaled.K, x)
         eta = 0.998 / _norm(scaled.K, len(x))
-        costs, sides = scaled.c.norm(dim=-1, keepdim=True), scaled.q.norm(dim=-1, keepdim=True)
+        costs, sides = scaled.c.norm(dim=-1, keepdim=True), _sizes(scaled.q)
         known = (costs > 0) & (sides > 0)
         weight = torch.where(known, costs / torch.where(known, sides, 1.0), 1.0)
         error, zero = torch.full_like(x[:, 0], torch.inf), torch.zeros_like(weight)
@@ -267,9 +284,13 @@ class Best:
         better = (wrong < self.wrong) | (wrong == self.wrong) & (bound > self.bound)
         excess = scaled.violation(state.step_Kx)
         # In the original units a row's excess is excess / rows.
-        violation = (excess / scaled.rows / scaled.side).amax(-1) if excess.shape[-1] else torch.zeros_like(bound)
+        violation = (
+            torch.where(excess > 0, excess / scaled.rows / scaled.side, 0.0).amax(-1)
+            if excess.shape[-1]
+            else torch.zeros_like(bound)
+        )
         violation = violation.clamp(min=tol)
-        value = (scaled.c * x).sum(-1) + (s.abs() * excess).sum(-1)
+        value = (scaled.c * x).sum(-1) + torch.where(s == 0, 0.0, s.abs() * excess).sum(-1)
         closer = (violation < self.violation) | (violation == self.violation) & (value < self.value)
         row, point = better.unsqueeze(-1), closer.unsqueeze(-1)
         return Best(

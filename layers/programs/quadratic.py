@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import LPData, stack_rows, times
+from optrelax.layers.programs.lp_data import LPData, stack_rows, times, without_open_rows
 
 _ASKED = 1e-11  # tolerance asked of Clarabel
 _ACCEPTED = 1e-7  # violation accepted of the result, relative to the data
@@ -35,7 +35,7 @@ def project(data: LPData, target: Float[Tensor, "B n"]) -> Projection:
     A constraint is active where its multiplier exceeds its slack. The projection on the active constraints is taken
     where it is feasible and near Clarabel's point: it is exact to rounding.
     """
-    host, goal = data.map(Tensor.cpu), target.cpu()
+    host, goal = without_open_rows(data.map(Tensor.cpu)), target.cpu()
     rows = [_one(host.select(slice(i, i + 1)), goal[i]) for i in range(data.size[0])]
     x, at_rows, at_lower, at_upper, solved = (torch.stack(parts) for parts in zip(*rows, strict=True))
     x = _finish(host, goal, x, at_rows, at_lower, at_upper)

@@ -20,11 +20,11 @@ Rounding "nearest" evaluates this in float64 and stops there. "outward" proves t
 The data are float32 or float64, exact in float64; float32 data never meet TF32. Only flushing subnormal *inputs* to
 zero (torch.set_flush_denormal) is outside the proof.
 
-Infinite bounds. A term with r_j < 0 and u_j = inf (or r_j > 0 and l_j = -inf) makes the bound -inf. Three things are
+Infinite bounds. A term with r_j < 0 and u_j = inf (or r_j > 0 and l_j = -inf) makes the bound -inf. Four things are
 done before that is accepted. Bounds that the constraints imply stand in for infinite ones. Multipliers whose reduced
-costs have the wrong sign are scaled down until they fit, where c itself has the right sign. Under "nearest", a reduced
-cost whose rounding interval holds 0 counts as 0; under "outward" it does not. A free variable that no row bounds has
-no finite bound under "outward" unless K = 0: give it finite bounds.
+costs have the wrong sign are scaled down until they fit, where c itself has the right sign. Multipliers whose reduced
+costs should vanish are moved until they do, with a proof that exact ones lie nearby (`rays.balance`). Under "nearest",
+a reduced cost whose rounding interval holds 0 counts as 0; under "outward" it does not.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
+from optrelax.layers.programs.rays import Rows, balance
 from optrelax.rounding import SLACK, Rounding, down, gamma, require_exact_products, underflow, up
 
 _CHUNK = 2**24  # entries of one [problems, rows, n] block when bounds are implied
@@ -69,13 +70,17 @@ def certify_duals(
     data = data.double()
     box = implied_box(data)
     y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (inequality, equality))
-    y = y.clamp(min=0)
+    y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
     lower, reduced = dual_bound(data, y, v, box, rounding)
     lost = lower == -torch.inf
     if bool(lost.any()):
         scale = torch.where(lost, _repair(data, y, v, box), 1.0).unsqueeze(-1)
         y, v = y * scale, v * scale
         lower, reduced = dual_bound(data, y, v, box, rounding)
+    lost = lower == -torch.inf
+    if bool(lost.any()):
+        y, v, lower = _balanced(data, y, v, box, lower, rounding)
+        reduced = data.c + transposed_times(data.A, y) + transposed_times(data.E, v)
     gap = _primal_value(data, primal.double(), y, v, feasibility) - lower
     return Certificate(lower, gap.nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
 
@@ -95,7 +100,7 @@ def dual_bound(
     reduced = data.c + transposed_times(data.A, y) + transposed_times(data.E, v)
     infinite = bool((box[0].isinf() | box[1].isinf()).any())
     error = _reduced_error(data, y, v) if rounding == "outward" or infinite else None
-    constants = torch.cat([-y * data.b, -v * data.d], -1)
+    constants = torch.cat([-_product(y, data.b), -v * data.d], -1)
     return box_bound(reduced, error, box, constants, rounding, lenient), reduced
 
 
@@ -165,56 +170,34 @@ def _repair(data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor]) -> T
     return ratio.amin(-1).clamp(0, 1) * (1 - 2.0**-30)
 
 
+def _balanced(
+    data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor], lower: Tensor, rounding: Rounding
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multipliers without a bound moved until reduced costs vanish where they must; (y, v, bounds)."""
+    y, v, lower = y.clone(), v.clone(), lower.clone()
+    m = data.size[2]
+    for i in (lower == -torch.inf).nonzero().squeeze(-1).tolist():
+        found = balance(Rows.of(data, i, box), data.c[i], torch.cat([y[i], v[i]]))
+        if found is None:
+            continue
+        y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:]
+        lower[i] = found.bound if rounding == "outward" else max(found.bound, found.near)
+    return y, v, lower
+
+
 def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: float) -> Tensor:
     """c.x with violations charged at their multipliers; inf where x is not feasible, [B]."""
     excess, miss = violations(data, x)
     feasible = (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
     feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
     feasible &= ((x >= data.lower) & (x <= data.upper)).all(-1)
-    value = (data.c * x).sum(-1) + (y * excess).sum(-1) + (v.abs() * miss).sum(-1)
+    value = (data.c * x).sum(-1) + _product(y, excess).sum(-1) + (v.abs() * miss).sum(-1)
     return torch.where(feasible & value.isfinite(), value, torch.inf)
 
 
 def violations(data: LPData, x: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B p"]]:
     """(max(A x - b, 0), |E x - d|)."""
     return (times(data.A, x) - data.b).clamp(min=0), (times(data.E, x) - data.d).abs()
-
-
-def proves_infeasible(
-    data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"], tolerance: float
-) -> Bool[Tensor, " B"]:
-    """Whether the ray (y, v) shows that no point satisfies the constraints (Farkas).
-
-    With finite bounds (given, or implied by the rows) this is a proof, rounding included: with zero costs the safe
-    bound of the ray is positive. Where the bounds are infinite, reduced costs of at most `tolerance` times the ray's
-    size count as 0 and the bound has to exceed `tolerance`.
-    """
-    data = data.double()
-    y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (y, v))
-    y = y.clamp(min=0)
-    if y.shape[-1] + v.shape[-1] == 0:
-        return torch.zeros(data.size[0], dtype=torch.bool, device=data.c.device)
-    size = torch.cat([y, v.abs()], -1).amax(-1, keepdim=True)
-    y, v = (part / torch.where(size > 0, size, 1.0) for part in (y, v))
-    zero = LPData(torch.zeros_like(data.c), data.A, data.b, data.E, data.d, data.lower, data.upper)
-    box = implied_box(zero)
-    proved, reduced = dual_bound(zero, y, v, box, "outward", lenient=True)
-    open_side = (reduced < 0) & box[1].isinf() | (reduced > 0) & box[0].isinf()
-    forgiven = open_side & (reduced.abs() <= tolerance)
-    terms = torch.minimum(_product(reduced, box[0]), _product(reduced, box[1]))
-    terms = torch.where(forgiven, _finite_part(reduced, *box), terms)
-    shown = terms.sum(-1) - (y * data.b).sum(-1) - (v * data.d).sum(-1)
-    return (proved > 0) | (forgiven.any(-1) & (shown > tolerance))
-
-
-def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"], tolerance: float) -> Bool[Tensor, " B"]:
-    """Whether `ray` leads from any feasible point to ever lower objectives, to `tolerance` at unit size."""
-    data, ray = data.double(), ray.double().nan_to_num(0.0, 0.0, 0.0)
-    ray = ray / torch.where((ray == 0).all(-1), 1.0, ray.abs().amax(-1)).unsqueeze(-1)
-    scale = tolerance * data.c.abs().amax(-1).clamp(min=torch.finfo(torch.float64).tiny)
-    inside = ((ray >= -tolerance) | (data.lower == -torch.inf)) & ((ray <= tolerance) | (data.upper == torch.inf))
-    rows = (times(data.A, ray) <= tolerance).all(-1) & (times(data.E, ray).abs() <= tolerance).all(-1)
-    return inside.all(-1) & rows & ((data.c * ray).sum(-1) < -scale)
 
 
 def implied_box(data: LPData) -> tuple[Tensor, Tensor]:

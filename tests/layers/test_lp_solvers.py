@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from optrelax.layers import PDHG, Cvxpy, Highs, LinearProgram, Status
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.pdhg_steps import Scaled
 from optrelax.layers.programs.quadratic import project
+from optrelax.layers.programs.rays import proves_infeasible
 from optrelax.layers.programs.sparse_bounds import sparse_bounds
 
 SOLVERS = {
@@ -180,16 +182,144 @@ def test_small_problems_match_rational_arithmetic(name: str) -> None:
         assert float(exact) == pytest.approx(found.lower[i].item(), rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("solver", [Highs(), Cvxpy("CLARABEL", eps=1e-10, tol=1e-6)])
-def test_free_variables_under_nearest(solver: Highs | Cvxpy) -> None:
+@pytest.mark.parametrize("rounding", ["nearest", "outward"])
+def test_free_variables_have_bounds_under_either_rounding(name: str, rounding: str) -> None:
     data = free(3, 6, 3)
     wanted = values(data)
-    found = LinearProgram(solver)(*data)
-    exact = found.lower.isfinite()
-    # HiGHS's reduced costs at free variables are 0 up to rounding; an interior-point method's are not, so it says so.
-    assert bool(exact.all()) == isinstance(solver, Highs)
-    torch.testing.assert_close(found.lower[exact], wanted[exact], rtol=1e-8, atol=1e-8)
-    assert bool((found.status[~exact] == Status.NUMERICAL).all())
+    found = LinearProgram(SOLVERS[name], rounding=rounding)(*data)
+    assert bool((found.status == Status.OPTIMAL).all())
+    assert bool((found.lower <= wanted + 1e-8).all())
+    assert bool((wanted - found.lower <= 1e-5).all())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_cost_along_free_variables(name: str, batch: int) -> None:
+    c, A = torch.ones(batch, 2, dtype=torch.float64), -torch.ones(1, 2, dtype=torch.float64)
+    found = LinearProgram(SOLVERS[name])(c, A, torch.full((2, 1), 3.0, dtype=torch.float64)[:batch])
+    assert found.status.tolist() == [Status.OPTIMAL] * batch
+    torch.testing.assert_close(found.lower, torch.full((batch,), -3.0).double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.primal.sum(-1), torch.full((batch,), -3.0).double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-8])
+def test_rays_of_small_rows_condemn_no_feasible_problem(name: str, scale: float) -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    # The first problem is 1e6 away from where a first-order method begins: it may run out of iterations.
+    layer = LinearProgram(PDHG(tol=1e-7, max_iterations=1000) if name == "pdhg" else SOLVERS[name])
+    equal = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    first = layer(torch.ones(2).double(), -scale * torch.ones(1, 2).double(), -one[0], equal, torch.zeros(1).double())
+    second = layer(one[0], -scale * one, -one[0])
+    for found in (first, second):
+        assert int(found.status) not in (Status.INFEASIBLE, Status.UNBOUNDED)
+        assert found.lower.item() <= (1 + 1e-9) / scale
+    # The same rows the other way round: nothing lies between.
+    sides = torch.tensor([-1.0, 0.5], dtype=torch.float64)
+    assert layer(one[0], torch.cat([-scale * one, scale * one]), sides).status == Status.INFEASIBLE
+    assert layer(-one[0], -scale * one, -one[0]).status == Status.UNBOUNDED
+
+
+def test_infeasible_problems_of_free_variables_are_shown_by_exact_rays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(4, 7, 5, generator=generator, dtype=torch.float64)
+    y = torch.rand(4, 7, generator=generator, dtype=torch.float64)
+    # The last row cancels the others' combination: 0 <= -1 in sum, to rounding.
+    A[:, -1] = -(y[:, :-1].unsqueeze(-1) * A[:, :-1]).sum(-2)
+    b = torch.rand(4, 7, generator=generator, dtype=torch.float64)
+    b[:, -1] = -(y[:, :-1] * b[:, :-1]).sum(-1) - 1
+    c = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    found = LinearProgram(Highs(workers=1))(c, A, b)
+    assert bool(((found.status == Status.INFEASIBLE) | (found.status == Status.NUMERICAL)).all())
+    # Rows in general position: six of them always have an exact combination.
+    ray = torch.cat([y[:, :-1], torch.ones(4, 1, dtype=torch.float64)], -1)
+    flat = lp_data.flatten(lp_data.gather(c, A, b, None, None, None, None), torch.Size([4]))
+    assert bool(proves_infeasible(flat, ray, ray[:, :0]).all())
+    assert not bool(proves_infeasible(flat.map(lambda t: -t), ray, ray[:, :0]).any())
+
+
+@pytest.mark.parametrize(("matrix", "side"), [("A", -1.0), ("E", 1.0)])
+def test_a_row_of_zeros_that_cannot_hold(name: str, matrix: str, side: float) -> None:
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    rows = {matrix: zero, "b" if matrix == "A" else "d": side * one}
+    found = LinearProgram(SOLVERS[name])(one, **rows, lower=-one, upper=one)
+    assert found.status == Status.INFEASIBLE
+    assert found.lower == -torch.inf
+    harmless = LinearProgram(SOLVERS[name])(one, **{k: v * 0 for k, v in rows.items()}, lower=-one, upper=one)
+    assert harmless.status == Status.OPTIMAL
+    assert harmless.lower.item() == pytest.approx(-1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1e8, 1e20, 1e30, torch.inf])
+def test_sides_that_mean_no_limit(name: str, limit: float) -> None:
+    data = boxed(3, 6, 5, 1)
+    assert data.A is not None
+    assert data.b is not None
+    b = data.b.clone()
+    b[0, 2], b[1, :4] = limit, limit
+    # Without a limit: the row of zeros.
+    A = torch.where((b > 1e7).unsqueeze(-1), 0.0, data.A)
+    wanted = values(data._replace(A=A, b=b.clamp(max=1.0).where(b > 1e7, b)))
+    leaf = b.clone().requires_grad_()
+    found = LinearProgram(SOLVERS[name])(*data._replace(b=leaf))
+    assert found.status.tolist() == [Status.OPTIMAL] * 3
+    torch.testing.assert_close(found.lower, wanted, rtol=1e-6, atol=1e-6)
+    found.lower.sum().backward()
+    assert leaf.grad is not None
+    assert bool((leaf.grad[b > 1e7].abs() < 1e-6).all())
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_matrices_are_the_dense_ones_with_gradients_on_their_values(name: str, layout: str) -> None:
+    data = boxed(2, 4, 5, 1)
+    assert data.A is not None
+    dense = data.A[0] * (data.A[0].abs() > 0.3)
+    wide = torch.full((5,), 5.0, dtype=torch.float64)
+    data = data._replace(A=dense, lower=-wide, upper=wide)
+    leaf = dense.clone().requires_grad_()
+    sparse_ = {"coo": dense.to_sparse(), "csr": dense.to_sparse_csr()}[layout]
+    sparse_.requires_grad_()
+    found, wanted = (LinearProgram(SOLVERS[name])(*data._replace(A=A)) for A in (sparse_, leaf))
+    torch.testing.assert_close(found.lower, wanted.lower)
+    found.lower.sum().backward()
+    wanted.lower.sum().backward()
+    assert sparse_.grad is not None
+    assert leaf.grad is not None
+    torch.testing.assert_close(sparse_.grad.to_dense() * (dense != 0), leaf.grad * (dense != 0))
+
+
+def test_a_compiled_step_breaks_its_graph_at_the_layer() -> None:
+    data = boxed(2, 4, 5, 1)
+
+    def step(c: torch.Tensor) -> torch.Tensor:
+        lower: torch.Tensor = LinearProgram(Highs())(2 * c, *data[1:]).lower
+        return lower.sum()
+
+    grads = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for function in (step, torch.compile(step, backend="eager")):
+            c = data.c.clone().requires_grad_()
+            function(c).backward()
+            grads.append(c.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_highs_prints_nothing_while_it_is_made(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in versions whose constructor prints: here one that does."""
+    import highspy
+
+    class Loud(highspy.Highs):
+        def __init__(self) -> None:
+            import os
+
+            os.write(1, b"Running HiGHS\n")
+            super().__init__()
+
+    monkeypatch.setattr(highspy, "Highs", Loud)
+    LinearProgram(Highs())(*boxed(3, 4, 5, 1))
+    print("mine")  # noqa: T201
+    assert capfd.readouterr().out == "mine\n"
 
 
 @pytest.mark.parametrize("place", [0, 2])

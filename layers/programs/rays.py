@@ -1,0 +1,258 @@
+"""Exact multipliers near computed ones, and the proofs that rest on them.
+
+At an infinite bound a reduced cost has to vanish or to have the right sign, exactly: 1e-9 times infinity is infinity.
+A computed s leaves a residual r = c_J + M_J^T s on the columns J that have to vanish. Where M_J^T has full row rank,
+the least correction delta, M_J^T delta = -r, is shown to exist and bounded without being computed exactly (Rump 1999,
+"INTLAB"; the approximate inverse R of a Gram matrix G proves G regular where |I - R G| < 1). Exact multipliers
+s + delta then exist, and the Lagrange bound is evaluated for all of them at once. Nothing is forgiven. Where columns of
+J depend on each other, only an exact residual of 0, in rationals, will do.
+
+The same proof shows rays: of infeasibility (Farkas: costs 0 and a positive bound) and of unboundedness (a direction d
+with E d = 0, A d <= 0, c.d < 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from optrelax.layers.programs.lp_data import LPData
+from optrelax.rounding import SLACK, down, gamma, underflow, up
+
+_F64 = torch.float64
+_SMALL = 1e-5  # a residual above this part of its terms is no rounding: nothing exact lies nearby
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The constraints of one problem: M x <= sides for the first m rows, M x = sides for the rest, in a box."""
+
+    M: Float[Tensor, "rows n"]
+    sides: Float[Tensor, " rows"]
+    m: int
+    low: Float[Tensor, " n"]
+    high: Float[Tensor, " n"]
+
+    @classmethod
+    def of(cls, data: LPData, i: int, box: tuple[Tensor, Tensor]) -> Rows:
+        """Problem i of float64 data, with this box for its variables."""
+        A, E = ((matrix if matrix.dim() == 2 else matrix[i]).cpu() for matrix in (data.A, data.E))
+        M, sides = torch.cat([A, E]), torch.cat([data.b[i], data.d[i]]).cpu()
+        # A row without a side says nothing.
+        open_ = sides == torch.inf
+        M, sides = torch.where(open_[:, None], 0.0, M), torch.where(open_, 0.0, sides)
+        return cls(M, sides, data.b.shape[1], box[0][i].cpu(), box[1][i].cpu())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balanced:
+    """Multipliers, the proved bound of exact ones beside them, and the bound as evaluated to nearest."""
+
+    multipliers: Float[Tensor, " rows"]
+    bound: float
+    near: float
+
+
+def balance(rows: Rows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) -> Balanced | None:
+    """Multipliers near s whose reduced costs fit the infinite bounds exactly; None where none are found."""
+    c, s = c.cpu(), s.cpu().clone()
+    s[: rows.m] = s[: rows.m].clamp(min=0)
+    vanishing = _vanishing(rows, c, s)
+    if vanishing is None:
+        return None
+    M = rows.M[:, vanishing].mT.contiguous()
+    slack = torch.zeros_like(s)
+    if len(M):
+        for _ in range(3):
+            s = _moved(M, c[vanishing] + M @ s, s, rows.m)
+        if not bool(exactly_zero(M, s, c[vanishing]).all()):
+            residual, error = _products(M, s, c[vanishing])
+            found = _correction(M, residual.abs() + error, _scales(s, rows.m))
+            if found is None or bool((found > s)[: rows.m].any()):
+                return None
+            slack = found
+    return _bounded(rows, c, s, slack, vanishing)
+
+
+def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"]) -> Bool[Tensor, " B"]:
+    """Whether (y, v) shows that no point satisfies the constraints (Farkas): a proof, rounding included.
+
+    With costs 0, the bound of exact multipliers near the ray is positive. NaN and negative y count as 0.
+    """
+    from optrelax.layers.programs.safe_bounds import dual_bound, implied_box
+
+    data = data.double()
+    y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (y, v))
+    y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
+    if y.shape[-1] + v.shape[-1] == 0:
+        return torch.zeros(data.size[0], dtype=torch.bool, device=data.c.device)
+    size = torch.cat([y, v.abs()], -1).amax(-1, keepdim=True)
+    y, v = (part / torch.where(size > 0, size, 1.0) for part in (y, v))
+    # What is 1e-14 of the largest multiplier is the solver's rounding.
+    y, v = (torch.where(part.abs() > 1e-14, part, 0.0) for part in (y, v))
+    zero = LPData(torch.zeros_like(data.c), data.A, data.b, data.E, data.d, data.lower, data.upper)
+    box = implied_box(zero)
+    proved = dual_bound(zero, y, v, box, "outward")[0] > 0
+    for i in (~proved).nonzero().squeeze(-1).tolist():
+        if size[i] > 0 and bool((box[0][i].isinf() | box[1][i].isinf()).any()):
+            found = balance(Rows.of(zero, i, box), zero.c[i], torch.cat([y[i], v[i]]))
+            proved[i] = found is not None and found.bound > 0
+    return proved
+
+
+def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"]) -> Bool[Tensor, " B"]:
+    """Whether an exact ray near `ray` leads from any feasible point to ever lower objectives: proved, with rounding.
+
+    That there is a feasible point is not part of it.
+    """
+    data, ray = data.double(), ray.double().nan_to_num(0.0, 0.0, 0.0)
+    size = ray.abs().amax(-1, keepdim=True)
+    ray = ray / torch.where(size > 0, size, 1.0)
+    ray = torch.where(ray.abs() > 1e-14, ray, 0.0)
+    wrong = torch.maximum(
+        torch.where(data.lower.isfinite(), -ray, 0.0), torch.where(data.upper.isfinite(), ray, 0.0)
+    ).amax(-1)
+    likely = (size.squeeze(-1) > 0) & (wrong <= _SMALL) & ((data.c * ray).sum(-1) < 0)
+    for i in likely.nonzero().squeeze(-1).tolist():
+        box = data.lower, data.upper
+        likely[i] = _falls(Rows.of(data, i, box), data.c[i], ray[i])
+    return likely
+
+
+def exactly_zero(
+    M: Float[Tensor, "q k"], s: Float[Tensor, " k"], c: Float[Tensor, " q"] | None = None
+) -> Bool[Tensor, " q"]:
+    """Which entries of c + M s vanish in rationals."""
+    value, error = _products(M, s, c)
+    zero = value.abs() <= error
+    held = s.nonzero().squeeze(-1)
+    exact = [Fraction(x) for x in s[held].tolist()]
+    for i in zero.nonzero().squeeze(-1).tolist():
+        start = Fraction(0) if c is None else Fraction(float(c[i]))
+        pairs = zip(M[i, held].tolist(), exact, strict=True)
+        zero[i] = sum((Fraction(a) * x for a, x in pairs if a), start) == 0
+    return zero
+
+
+def _products(M: Tensor, s: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(c + M s, a bound on its rounding error)."""
+    start = torch.zeros_like(M[:, 0]) if c is None else c
+    terms = M.shape[1] + 2
+    size = start.abs() + M.abs() @ s.abs()
+    return start + M @ s, 2 * SLACK * (gamma(terms, _F64) * size + underflow(terms, _F64))
+
+
+def _vanishing(rows: Rows, c: Tensor, s: Tensor) -> Tensor | None:
+    """The columns whose reduced costs have to vanish; None where one is too large for that."""
+    value, error = _products(rows.M.mT, s, c)
+    size = c.abs() + rows.M.mT.abs() @ s.abs()
+    needs_up, needs_down = rows.high == torch.inf, rows.low == -torch.inf
+    unfit = needs_up & (value - error < 0) | needs_down & (value + error > 0)
+    # Beside what is unfit, what the correction could make unfit.
+    near = (needs_up | needs_down) & (value.abs() <= 1e-9 * size)
+    if bool((unfit & (value.abs() > _SMALL * size)).any()):
+        return None
+    return (unfit | near).nonzero().squeeze(-1)
+
+
+def _scales(s: Tensor, m: int) -> Tensor:
+    """Powers of two that say how far each multiplier may move: its size; more for those of either sign."""
+    size = s.abs()
+    largest = size.amax().clamp(min=1e-300)
+    size[m:] = largest
+    return torch.where(size > 0, torch.exp2(torch.log2(size.clamp(min=1e-300)).round()), 0.0)
+
+
+def _scaled(M: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """(M with columns and rows scaled, exactly, the row scales)."""
+    N = M * scales
+    size = N.abs().amax(1)
+    powers = torch.where(size > 0, torch.exp2(-torch.log2(size.clamp(min=1e-300)).round()), 1.0)
+    return N * powers[:, None], powers
+
+
+def _moved(M: Tensor, residual: Tensor, s: Tensor, m: int) -> Tensor:
+    """s moved by the least correction, as computed."""
+    scales = _scales(s, m)
+    N, powers = _scaled(M, scales)
+    step = scales * torch.linalg.lstsq(N, (-powers * residual)[:, None], driver="gelsd").solution[:, 0]
+    moved = s + step
+    moved[:m] = moved[:m].clamp(min=0)
+    return moved if bool(moved.isfinite().all()) else s
+
+
+def _correction(M: Tensor, residual: Tensor, scales: Tensor) -> Tensor | None:
+    """|delta| <= result for some delta with M delta = r, for every |r| <= residual; None where not shown."""
+    N, powers = _scaled(M, scales)
+    # Equal rows ask for the same thing twice.
+    N, which = N.unique(dim=0, return_inverse=True)
+    wanted = torch.zeros_like(N[:, 0]).scatter_reduce(0, which, powers * residual, "amax")
+    q, k = N.shape
+    if q > k:
+        return None
+    gram = N @ N.mT
+    inverse, info = torch.linalg.inv_ex(gram)
+    if int(info) or not bool(inverse.isfinite().all()):
+        return None
+    eye = torch.eye(q, dtype=_F64, device=N.device)
+    size = N.abs() @ N.abs().mT
+    defect = (eye - inverse @ gram).abs() + gamma(q + 2, _F64) * (inverse.abs() @ gram.abs() + eye)
+    defect = defect + inverse.abs() @ (gamma(k + 1, _F64) * size + underflow(k + 1, _F64))
+    contraction = float(SLACK * defect.sum(1).amax())
+    if not contraction < 0.5:
+        return None
+    weight = SLACK * float((inverse.abs() @ wanted).amax()) / (1 - contraction)
+    found = scales * (N.abs().sum(0) * weight) * SLACK**2
+    return torch.where(scales > 0, found + underflow(q, _F64), 0.0)
+
+
+def _bounded(rows: Rows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Tensor) -> Balanced:
+    """The bound of every multiplier within `slack` of s whose reduced costs vanish where they must."""
+    from optrelax.layers.programs.safe_bounds import box_bound
+
+    value, error = _products(rows.M.mT, s, c)
+    error = up(error + SLACK * (rows.M.mT.abs() @ slack))
+    low, high = rows.low.clone(), rows.high.clone()
+    value, error = value.clone(), error.clone()
+    value[vanishing] = error[vanishing] = low[vanishing] = high[vanishing] = 0
+    held = -torch.cat([s * rows.sides, up(SLACK * slack * rows.sides.abs())])
+    bounds = [
+        float(box_bound(value[None], error[None], (low[None], high[None]), held[None], mode, lenient=False))
+        for mode in ("outward", "nearest")
+    ]
+    return Balanced(s, bounds[0], bounds[1])
+
+
+def _falls(rows: Rows, c: Tensor, ray: Tensor) -> bool:
+    """Whether an exact ray near this one keeps every constraint of one problem and lowers the objective."""
+    c, ray = c.cpu(), ray.cpu()
+    ray = torch.where(rows.low.isfinite(), ray.clamp(min=0), ray)
+    ray = torch.where(rows.high.isfinite(), ray.clamp(max=0), ray)
+    value, error = _products(rows.M, ray)
+    size = rows.M.abs() @ ray.abs()
+    equal = torch.arange(len(value), device=value.device) >= rows.m
+    vanishing = equal | (value + error > 0) | (value.abs() <= 1e-9 * size) & (size > 0)
+    if bool((vanishing & (value.abs() > _SMALL * size)).any()):
+        return False
+    index = vanishing.nonzero().squeeze(-1)
+    M, slack = rows.M[index], torch.zeros_like(ray)
+    bounded = rows.low.isfinite() | rows.high.isfinite()
+    order = torch.cat([bounded.nonzero().squeeze(-1), (~bounded).nonzero().squeeze(-1)])
+    count = int(bounded.sum())
+    if len(M) and not bool(exactly_zero(M, ray).all()):
+        scales = torch.zeros_like(ray)
+        scales[order] = _scales(ray[order], count)
+        found = _correction(M, value[index].abs() + error[index], scales)
+        if found is None or bool((found > ray.abs())[bounded].any()):
+            return False
+        slack = found
+    spread = SLACK * (rows.M.abs() @ slack) + error
+    if bool((~vanishing & (up(value + spread) > 0)).any()):
+        return False
+    descent, rounding = _products(c[None], ray)
+    worst = down(descent + rounding + SLACK * (c.abs() @ slack))
+    return bool(up(up(worst)) < 0)
