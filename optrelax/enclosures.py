@@ -12,7 +12,8 @@ from torch import Tensor
 class Bounds:
     """Elementwise lower and upper bounds: lower <= value <= upper.
 
-    Shapes [*batch, *shape], both alike.  Raises ValueError where the shapes or dtypes differ or lower exceeds upper.
+    Shapes [*batch, *shape], both alike.  Never NaN: what overflowed is no bound, -inf below and +inf above.
+    Raises ValueError where the shapes or dtypes differ or lower exceeds upper.
     """
 
     lower: Tensor
@@ -23,7 +24,9 @@ class Bounds:
             raise ValueError(f"Bounds: lower has shape {tuple(self.lower.shape)}, upper has {tuple(self.upper.shape)}")
         if self.lower.dtype != self.upper.dtype:
             raise ValueError(f"Bounds: lower is {self.lower.dtype}, upper is {self.upper.dtype}")
-        check_order("Bounds", self.lower, self.upper)
+        if not check_order("Bounds", self.lower, self.upper):
+            object.__setattr__(self, "lower", from_below(self.lower))
+            object.__setattr__(self, "upper", from_above(self.upper))
 
     @classmethod
     def known(cls, lower: Tensor, upper: Tensor) -> Bounds:
@@ -50,19 +53,41 @@ class Bounds:
 
 
 def ordered(lower: Tensor, upper: Tensor) -> Bounds:
-    """Bounds whose ends may have crossed by rounding: swapped there, which only widens."""
+    """Bounds from computed ends: where they crossed by rounding, swapped, which only widens; what overflowed is none.
+
+    Every pre-activation and output bound is made here, so that lines and hulls never meet a NaN.
+    """
+    if _in_order(lower, upper):
+        return Bounds.known(lower, upper)
+    lower, upper = from_below(lower), from_above(upper)
     swap = lower.detach() > upper.detach()
-    return Bounds(torch.where(swap, upper, lower), torch.where(swap, lower, upper))
+    return Bounds.known(torch.where(swap, upper, lower), torch.where(swap, lower, upper))
 
 
-def check_order(name: str, lower: Tensor, upper: Tensor) -> None:
-    """Raise ValueError where lower > upper, saying how often and where first."""
+def from_below(bound: Tensor) -> Tensor:
+    """Lower bounds of which what overflowed, NaN or +inf, is none: -inf, without gradient."""
+    return bound.masked_fill(~(bound.detach() < torch.inf), -torch.inf)
+
+
+def from_above(bound: Tensor) -> Tensor:
+    """Upper bounds of which what overflowed, NaN or -inf, is none: +inf, without gradient."""
+    return bound.masked_fill(~(bound.detach() > -torch.inf), torch.inf)
+
+
+def _in_order(lower: Tensor, upper: Tensor) -> bool:
+    """Whether lower <= upper everywhere, none of them NaN, and no end infinite on the wrong side: one pass."""
     width = upper.detach() - lower.detach()
-    if width.numel() == 0 or bool(width.amin() >= 0):
-        return
+    return width.numel() == 0 or bool(width.amin() >= 0)
+
+
+def check_order(name: str, lower: Tensor, upper: Tensor) -> bool:
+    """Whether all is in order; False where an end overflowed. ValueError where lower > upper, how often and where."""
+    if _in_order(lower, upper):
+        return True
     wrong = lower.detach() > upper.detach()
     if bool(wrong.any()):
         first = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"{name}: lower exceeds upper in {int(wrong.sum())} of {wrong.numel()} entries (first at {first})"
         )
+    return False

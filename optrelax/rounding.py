@@ -4,11 +4,24 @@ A sum of n products computed in any order, with or without fused multiply-add, d
 gamma(n) * sum |a_i b_i| plus n underflows (Higham 2002, section 3.1). Every allowance below is such a bound. Allowances
 are themselves computed in floating point from positive terms, so their relative error is at most gamma(N) < 1 %;
 `SLACK` covers it. The proof needs standard sums of products: no TF32, no bfloat16 reduction, no Winograd or FFT
-convolution; `require_exact_products` refuses the settings that break this.
+convolution; `optrelax.kernels.product_probe` tests the machine's products and refuses what breaks this.
+
+Constants. An op's coefficient c may be computed (a batch norm's scale) or rounded (a Python number): what multiplies is
+c' with |c' - c| <= rho |c| + eta. rho is gamma(`Affine.roundings`); eta, what is lost below the normal range, is
+at most `tiny`, the least normal number, wherever a chain of roundings loses it. So an output that reads n values, none
+above `peak`, is off by another n * eta * peak whatever the coefficients are: an absolute error that no size of the
+products shows, as the lost coefficients are missing there too. `Affine` allowances hold it for every op:
+
+    |fl(M' x + b') - (M x + b)| <= SLACK (gamma(n + roundings) (|M'| |x| + |b'|) + tiny (2 n + 1 + n peak(|x|)))
+
+and rows pulled back, sum_i a_i M_ij by at most m products, err on values z by at most
+
+    SLACK (sum_i |a_i| (gamma(m + roundings) (|M'| |z|)_i + n tiny (1 + peak(|z|))) + m tiny sum_j |z_j|).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,6 +37,11 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def tiny(dtype: torch.dtype) -> float:
+    """The least normal number; what lies below has fewer digits, and may be flushed to zero."""
+    return torch.finfo(dtype).tiny
+
+
 def gamma(terms: int, dtype: torch.dtype) -> float:
     """Relative error bound of a sum of `terms` products; ValueError where it proves nothing useful (over 1 %)."""
     product = terms * unit_roundoff(dtype)
@@ -35,8 +53,15 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 
 
 def underflow(terms: int, dtype: torch.dtype) -> float:
-    """Absolute error bound of `terms` products that may underflow (flushed to zero or not)."""
-    return terms * torch.finfo(dtype).tiny
+    """Absolute error bound of `terms` products or coefficients that may underflow (flushed to zero or not)."""
+    return terms * tiny(dtype)
+
+
+def peak(x: Tensor) -> Tensor:
+    """Greatest entry of each example, shaped to multiply others of its rank: [batch, *shape] -> [batch, 1...]."""
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    greatest = flat.amax(1) if flat.shape[1] else flat.new_zeros(flat.shape[0])
+    return greatest.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def down(x: Tensor) -> Tensor:

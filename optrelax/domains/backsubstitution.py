@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optrelax.domains.interval import Ball
+from optrelax.domains.interval import Ball, absolute_terms
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.enclosures import Bounds
+from optrelax.enclosures import Bounds, from_above, from_below
 from optrelax.kernels.band_step import band_step, range_over_box
 from optrelax.kernels.relax_step import least_over_box, relax_step
 from optrelax.kernels.sign_products import bytes_taken, ends_through, pays
@@ -24,7 +24,7 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
 from optrelax.regions import InputBox
-from optrelax.rounding import SLACK, gamma, underflow, unit_roundoff
+from optrelax.rounding import SLACK, gamma, peak, tiny, underflow, unit_roundoff
 
 
 @dataclass
@@ -60,11 +60,15 @@ class Rows:
         """Add to the rounding allowance, [batch, k]."""
         self.allowance = amount if self.allowance is None else self.allowance + amount
 
-    def reach(self, name: str) -> Tensor:
-        """Sum of a node's magnitudes, each example's own: one that overflows must not spoil the others, [batch, k]."""
+    def allow_underflow(self, name: str, terms: int) -> None:
+        """Allow for coefficients at a node's value that lost up to `terms` products each below the normal range."""
         assert self.magnitude is not None
-        each = flatten_from(self.magnitude[name].detach(), 1)
-        return each.sum(1, keepdim=True).expand(self.constant.shape)
+        # Each example's own: one that overflows must not spoil the others. The greatest value n times, not their sum:
+        # that may overflow where none of them does.
+        size = self.magnitude[name].detach()
+        n = math.prod(size.shape[1:])
+        greatest = peak(size).reshape(-1, 1).expand(self.constant.shape)
+        self.allow(underflow(terms * n, size.dtype) * (1 + greatest))
 
     def add_constant(
         self, amount: Tensor, magnitude: Tensor | None = None, terms: int = 0, upper: Tensor | None = None
@@ -127,12 +131,7 @@ def substitute_both(
         low, high = range_over_box(a, region.lower, region.upper)
         walk.add_constant(low, upper=high)
     assert walk.upper is not None
-    return no_overflow(walk.constant, torch.inf), no_overflow(walk.upper, -torch.inf)
-
-
-def no_overflow(bound: Tensor, wrong: float) -> Tensor:
-    """A sum that overflowed to the `wrong` side is no bound; to the other it is a useless one."""
-    return bound.masked_fill(bound.detach() == wrong, torch.nan)
+    return from_below(walk.constant), from_above(walk.upper)
 
 
 def pull(
@@ -176,16 +175,16 @@ def concretise(walk: Rows, region: InputBox) -> Tensor:
         if walk.magnitude is None:
             walk.add_constant(least_over_box(a, region.lower, region.upper))
         else:
-            # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms.
-            size = dot(a.abs(), region.center.abs() + region.radius)
+            # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms; below
+            # the normal range an ulp is that of `tiny`.
+            size = dot(a.abs(), region.center.abs() + region.radius + tiny(a.dtype))
             walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
-    walk.constant = no_overflow(walk.constant, torch.inf)
     if walk.allowance is None:
-        return walk.constant
+        return from_below(walk.constant)
     total = walk.allowance
     if walk.terms is not None:
         total = total + gamma(4 * len(walk.network.nodes) + 8, total.dtype) * walk.terms
-    return walk.constant - SLACK * total
+    return from_below(walk.constant - SLACK * total)
 
 
 @rule(Affine, domain=Rows)
@@ -197,12 +196,11 @@ def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
         magnitude = None if size is None else dot(a.abs(), size.expand(node.shape))
         walk.add_constant(dot(a, b), magnitude, b.numel() + op.roundings)
     if walk.magnitude is not None and op.cost() > 0:
-        # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|).
-        size = op.absolute(*(walk.magnitude[name] for name in node.inputs))
-        dtype = a.dtype
-        walk.allow(gamma(op.fan_out + op.roundings, dtype) * dot(a.abs(), size))
+        # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|), and the constants' part: see `optrelax.rounding`.
+        size, lost = absolute_terms(op, [walk.magnitude[name] for name in node.inputs])
+        walk.allow(dot(a.abs(), gamma(op.fan_out + op.roundings, a.dtype) * size + lost))
         for name in node.inputs:
-            walk.allow(underflow(2 * op.fan_out, dtype) * walk.reach(name))
+            walk.allow_underflow(name, 2 * op.fan_out)
     if walk.region is not None and walk.network.entrance[-1:] == (node,) and _end(a, walk, walk.region):
         return
     for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
@@ -257,10 +255,10 @@ def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
     pulled, constant = relax_step(a, lines)
     if walk.magnitude is not None:
         reach = torch.maximum(lines.lower_intercept.abs(), lines.upper_intercept.abs())
-        walk.add_constant(constant, dot(a.abs(), reach), reach[0].numel() + 8)
+        walk.add_constant(constant, dot(a.abs(), reach + tiny(a.dtype)), math.prod(node.shape) + 8)
         unit = unit_roundoff(a.dtype)
         walk.allow(2 * unit * dot(pulled.abs(), walk.magnitude[node.inputs[0]]))
-        walk.allow(underflow(1, a.dtype) * walk.reach(node.inputs[0]))
+        walk.allow_underflow(node.inputs[0], 1)
     else:
         walk.add_constant(constant)
     walk.add(node.inputs[0], pulled)
@@ -272,8 +270,8 @@ def _constant(bounds: Bounds, a: Tensor, walk: Rows) -> None:
     constant = least_over_box(a, l, u)
     size = None
     if walk.magnitude is not None:
-        size = dot(a.abs(), torch.maximum(l.abs(), u.abs())) * 2
-    walk.add_constant(constant, size, 2 * l[0].numel() + 4)
+        size = dot(a.abs(), torch.maximum(l.abs(), u.abs()) + tiny(a.dtype)) * 2
+    walk.add_constant(constant, size, 2 * math.prod(l.shape[1:]) + 4)
 
 
 @rule(MaxPool2d, domain=Rows)
@@ -300,7 +298,7 @@ def _max_pool(op: MaxPool2d, node: Node, a: Tensor, walk: Rows) -> None:
         # Overlapping windows add coefficients of one input: at most one rounding a window entry.
         reach = dot(pulled.abs(), walk.magnitude[node.inputs[0]].flatten(1))
         walk.allow(gamma(windows.shape[-1] + 2, a.dtype) * reach)
-    walk.add_constant(dot(upper_part, roof), size, roof[0].numel())
+    walk.add_constant(dot(upper_part, roof), size, math.prod(node.shape))
     walk.add(node.inputs[0], pulled.reshape(batch, k, *op.input_shapes[0]))
 
 

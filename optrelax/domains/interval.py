@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.enclosures import Bounds
+from optrelax.enclosures import Bounds, ordered
 from optrelax.kernels import ball_products, native
 from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, Linear, MaxPool2d
 from optrelax.regions import InputBox
-from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
+from optrelax.rounding import SLACK, Rounding, down, gamma, peak, underflow, up
 
 Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,9 +35,9 @@ class Ball:
 
     @property
     def bounds(self) -> Bounds:
-        """[center - radius, center + radius]."""
+        """[center - radius, center + radius]; a center or radius that overflowed bounds nothing."""
         l, u = self.center - self.radius, self.center + self.radius
-        return Bounds(down(l), up(u)) if self.outward else Bounds.known(l, u)
+        return ordered(down(l), up(u)) if self.outward else ordered(l, u)
 
     @property
     def magnitude(self) -> Tensor:
@@ -162,10 +162,8 @@ def _through_chain(ops: list[Linear], x: Ball) -> Ball:
 
 
 def _through(op: Linear, x: Ball) -> Ball:
-    given = (op.weight(x.center), op.bias(x.center))
-    if x.center.dim() == 2:
-        return Ball(*LinearBall.apply(x.center, x.radius, *given))
-    found = LinearBall.apply(x.center.flatten(0, -2), x.radius.flatten(0, -2), *given)
+    flat = (x.center.flatten(0, -2), x.radius.flatten(0, -2), op.weight(x.center))
+    found = LinearBall.apply(*native.laid_out(*flat), op.bias(x.center))
     return Ball(*(t.reshape(*x.center.shape[:-1], t.shape[-1]) for t in found))
 
 
@@ -256,32 +254,44 @@ def _affine(op: Affine, *xs: Ball) -> Ball:
     center, radius = op.apply(*(x.center for x in xs)), op.absolute(*(x.radius for x in xs))
     if not xs[0].outward:
         return Ball(center, radius)
-    return Ball(center, radius + affine_error(op, center, [x.magnitude for x in xs]), outward=True)
+    return Ball(center, radius + affine_error(op, [x.magnitude for x in xs]), outward=True)
 
 
-def affine_error(op: Affine, value: Tensor, magnitudes: list[Tensor]) -> Tensor:
+def affine_error(op: Affine, magnitudes: list[Tensor]) -> Tensor:
     """Allowance for an affine op on values of these magnitudes, image and |image| both: [batch, *shape].
 
     Each of the two products errs by at most gamma(fan_in + roundings) times the sum of absolute terms, which is
-    |W| magnitude + |b|; their common sum is at most twice that. A product and a sum each may underflow.
+    |W| magnitude + |b|; their common sum is at most twice that. Products, sums and constants may underflow: see
+    `optrelax.rounding`.
     """
-    terms = op.fan_in * len(magnitudes) + op.roundings
+    total, lost = absolute_terms(op, magnitudes)
+    if op.cost() == 0:  # the same numbers in another shape
+        return torch.zeros_like(total)
+    return SLACK * (2 * gamma(_products(op), total.dtype) * total + lost)
+
+
+def absolute_terms(op: Affine, magnitudes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """|W| magnitude + |b|, and what may be lost below the normal range: [batch, *shape], [batch, 1...]."""
     total = op.absolute(*magnitudes)
     size = op.bias_size(total)
-    if size is None and op.cost() == 0:  # the same numbers in another shape
-        return torch.zeros_like(value)
-    if size is not None:
-        total = total + size
-    return SLACK * (2 * gamma(terms, value.dtype) * total + underflow(4 * terms, value.dtype))
+    greatest = torch.stack([peak(m).reshape(-1, *[1] * len(op.shape)) for m in magnitudes]).amax(0)
+    return total if size is None else total + size, underflow(4 * _products(op), total.dtype) * (1 + greatest)
+
+
+def _products(op: Affine) -> int:
+    """Roundings of one output, those of its constants included."""
+    return op.fan_in * len(op.input_shapes) + op.roundings
 
 
 @rule(Activation, domain=Ball)
 def _activation(op: Activation, x: Ball) -> Ball:
     # The walk hands over the ends themselves here, so that no rounding is spent on the way.
-    low, high = op.image(x.center, x.radius)
+    l, u = x.center, x.radius
+    low, high = op.image(l, u)
     if x.outward and not op.exact:
-        error, least = 4 * unit_roundoff(low.dtype), underflow(1, low.dtype)
-        low, high = down(low - error * low.abs() - least), up(high + error * high.abs() + least)
+        kinks = [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in op.kinks]
+        error = torch.stack([op.error(v) for v in (l, u, *kinks)]).amax(0)
+        low, high = down(low - error), up(high + error)
     return ball(low, high, x.outward)
 
 

@@ -175,8 +175,8 @@ def outward_lines(lines: Lines, activation: Activation, l: Tensor, u: Tensor) ->
     """The same slopes with intercepts that hold in real arithmetic over [l, u].
 
     A slope is any float; an intercept is sound iff it lies beyond f(v) - slope * v at every end and kink v. Each such
-    value is rounded by the product, the function and the difference: at most 4 units of the magnitudes, none for
-    the exact products and pieces of a ReLU.
+    value is rounded by the product, the function (`Activation.error`), the kink and the difference: at most 4 units of
+    the magnitudes, none for the exact products and pieces of a ReLU; a product that underflows loses `tiny`.
     """
     lower_intercept = torch.minimum(
         lines.lower_intercept, _outward_band(activation, lines.lower_slope, l, u, sign=-1.0)
@@ -189,15 +189,15 @@ def _outward_band(activation: Activation, slope: Tensor, l: Tensor, u: Tensor, s
     """A float at or beyond the extreme of f(v) - slope * v over [l, u]; sign 1 for the greatest, -1 for the least."""
     unit = 4 * unit_roundoff(l.dtype)
     tiny = torch.finfo(l.dtype).tiny
-    trivial = (slope == 0) | (slope.abs() == 1)
+    # At a kink that was rounded also such a product is off.
+    trivial = ((slope == 0) | (slope.abs() == 1)) & activation.exact
     points = [l, u] + [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in activation.kinks]
     ends = []
     for v in points:
         product, value = slope * v, activation(v)
         difference = value - product
-        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (v != 0))
-        if not activation.exact:
-            error = error + unit * value.abs() + tiny
+        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (1 + slope.abs()) * (v != 0))
+        error = error + activation.error(v)
         # The difference of two floats rounds by at most half an ulp of itself; it is exact where either is 0.
         error = error + torch.where((product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs())
         ends.append(difference + sign * error)

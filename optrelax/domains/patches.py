@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import no_overflow
 from optrelax.domains.lines import Lines
 from optrelax.kernels.band_step import band_step, range_over_box
 from optrelax.kernels.relax_step import least_over_box, relax_step
@@ -116,10 +115,10 @@ def ends(found: Patches, region: InputBox, lines: Lines, one_row: bool) -> tuple
     if not one_row:
         low, high = low[:, : rows.shape[1]], -low[:, rows.shape[1] :]
     own = found.outer.bias(center)
-    shape = (region.shape[0], -1, rows.shape[1])
-    both = [t.reshape(shape).mT.reshape(-1, *found.outer.shape) for t in (low, high)]
+    batch, shape = region.shape[0], (region.shape[0], found.sizes[0], rows.shape[1])
+    both = [t.reshape(shape).mT.reshape(batch, *found.outer.shape) for t in (low, high)]
     low, high = both if own is None else (t + own for t in both)
-    return no_overflow(low, torch.inf), no_overflow(high, -torch.inf)
+    return low, high
 
 
 def _through(a: Tensor, weight: Tensor, center: Tensor, radius: Tensor, both: bool) -> tuple[Tensor, Tensor]:
@@ -144,4 +143,6 @@ def _unrolled(found: Patches, like: Tensor) -> Tensor:
 
 def _windows(t: Tensor, size: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
     """[batch, c, h, w] -> [batch * positions, c * size], zeros beyond the edges."""
+    if t.shape[0] == 0:
+        return t.new_empty(0, t.shape[1] * math.prod(size))
     return F.unfold(t, tuple(size), padding=tuple(padding), stride=tuple(stride)).mT.flatten(0, 1)

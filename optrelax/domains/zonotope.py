@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.backsubstitution import choose_entries, dot, pull
-from optrelax.domains.interval import affine_error
+from optrelax.domains.interval import absolute_terms, affine_error
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.enclosures import Bounds
+from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
@@ -79,14 +79,16 @@ class Zonotope:
             terms += block.generators.shape[1] + 1
         if self.projected is not None:
             total = total + _median(self.projected.abs())
-        return total * (1 + SLACK * gamma(terms, total.dtype)) if self.outward else total
+        if not self.outward:
+            return total
+        return total * (1 + SLACK * gamma(terms, total.dtype)) + underflow(terms, total.dtype)
 
     @property
     def bounds(self) -> Bounds:
         """The interval hull."""
         radius = self.radius
         l, u = self.center - radius, self.center + radius
-        return Bounds(down(l), up(u)) if self.outward else Bounds(l, u)
+        return ordered(down(l), up(u)) if self.outward else ordered(l, u)
 
 
 def _median(x: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
     if zs[0].projected is not None:
         projected = op.linear(*(z.projected for z in zs if z.projected is not None))
     if walk.outward:
-        error = affine_error(op, center, [z.center.abs() + z.radius for z in zs])
+        error = affine_error(op, [z.center.abs() + z.radius for z in zs])
         if op.cost() > 0:
             lost = underflow(4 * op.fan_in * len(zs), center.dtype)
             error = error + SLACK * lost * sum(z.reach.reshape(-1, *[1] * len(op.shape)) for z in zs)
@@ -295,9 +297,8 @@ def project(network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outw
         magnitude = {name: (z.center.abs() + z.radius) * SLACK for name, z in zonotopes.items()}
         for node in network:
             if node.name not in magnitude and isinstance(node.op, Affine) and all(i in magnitude for i in node.inputs):
-                size = node.op.absolute(*(magnitude[i] for i in node.inputs))
-                b = node.op.bias_size(size)
-                magnitude[node.name] = SLACK * (size if b is None else size + b)
+                size, lost = absolute_terms(node.op, [magnitude[i] for i in node.inputs])
+                magnitude[node.name] = SLACK * (size + lost)
     walk = pull(network, network.output, rows, batch, {}, magnitude, stop=frozenset(zonotopes))
     if network.input in walk.pending:
         walk.stops[network.input] = walk.pending.pop(network.input)
@@ -325,7 +326,9 @@ def project(network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outw
     if projected is not None:
         radius = radius + _median(projected.abs())
     if outward:
-        terms = sum(a[0, 0].numel() for a in walk.stops.values()) + sum(s.shape[1] for _, s in noise.values()) + 16
+        terms = (
+            sum(math.prod(a.shape[2:]) for a in walk.stops.values()) + sum(s.shape[1] for _, s in noise.values()) + 16
+        )
         reach = 1 + sum((scale.sum(1, keepdim=True) for _, scale in noise.values()), torch.zeros_like(size[:, :1]))
         error = 4 * gamma(terms, size.dtype) * (size + walk.constant.abs()) + underflow(4 * terms, size.dtype) * reach
         if walk.allowance is not None:

@@ -31,7 +31,7 @@ def band_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor, Tensor]:
     """
     shape = lines.lower_slope.shape
     flat = [flatten_from(t, 1) for t in (lines.lower_slope, lines.lower_intercept, lines.upper_intercept)]
-    pulled, low, high = _Band.apply(flatten_from(a, 2), *flat)
+    pulled, low, high = _Band.apply(*native.laid_out(flatten_from(a, 2), *flat))
     return pulled.reshape(*pulled.shape[:2], *shape[1:]), low, high
 
 
@@ -40,7 +40,9 @@ def range_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Ten
 
     Gradient: exact, to any order; in a coefficient of 0 the middle of the box.
     """
-    found: tuple[Tensor, Tensor] = _Range.apply(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
+    found: tuple[Tensor, Tensor] = _Range.apply(
+        *native.laid_out(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
+    )
     return found
 
 

@@ -40,7 +40,7 @@ def pull_rows(a: Tensor, weight: Tensor, geometry: ConvGeometry, image: Pair) ->
     Gradient: exact, to any order.
     """
     if weight.shape[1] <= _FEW and kernels().supports(a, weight):
-        found: Tensor = _Pull.apply(a, weight, geometry, image)
+        found: Tensor = _Pull.apply(*native.laid_out(a, weight), geometry, image)
         return found
     return _transposed(a, weight, geometry, image)
 

@@ -1,5 +1,6 @@
 /* A ball through a ReLU (interval.py) and its gradient, every entry read once. */
 
+#include <math.h>
 #include <stdint.h>
 
 #define FEW 65536 /* entries below which threads cost more than they save */
@@ -11,10 +12,12 @@
     void rectify_##NAME(int64_t n, const T *center, const T *radius, T *c, T *r, int8_t *active, int64_t threads) {    \
         _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
             const T low = center[j] - radius[j], high = center[j] + radius[j];                                         \
-            const T a = low < 0 ? 0 : low, b = high < 0 ? 0 : high;                                                    \
+            /* What overflowed bounds nothing: a lower end that is NaN or inf is -inf, such an upper end inf. */       \
+            const T a = low > 0 && low * 0 == 0 ? low : 0;                                                             \
+            const T b = high * 0 == 0 ? (high < 0 ? 0 : high) : (T)INFINITY;                                           \
             c[j] = (a + b) * (T)0.5;                                                                                   \
             r[j] = (b - a) * (T)0.5;                                                                                   \
-            active[j] = (low <= 0 ? 0 : 1) | (high <= 0 ? 0 : 2);                                                      \
+            active[j] = (a > 0 ? 1 : 0) | (high > 0 && high * 0 == 0 ? 2 : 0);                                         \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \

@@ -90,6 +90,15 @@ def require_fit(name: str, tensor: Tensor, dtype: torch.dtype, device: str) -> N
         )
 
 
+def laid_out(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors contiguous, as kernels read them.
+
+    To be called before an autograd Function, not in it: what a Function keeps of its inputs must be these inputs, or a
+    second derivative takes it for a constant.
+    """
+    return tuple(t.contiguous() for t in tensors)
+
+
 @functools.cache
 def build(source: Path) -> Build:
     """Compile a C file, or load what an earlier process compiled.

@@ -29,7 +29,7 @@ def relax_step(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     flat = [
         flatten_from(t, 1) for t in (lines.lower_slope, lines.lower_intercept, lines.upper_slope, lines.upper_intercept)
     ]
-    pulled, constant = _RelaxStep.apply(flatten_from(a, 2), *flat, lines.parallel)
+    pulled, constant = _RelaxStep.apply(*native.laid_out(flatten_from(a, 2), *flat), lines.parallel)
     return pulled.reshape(*pulled.shape[:2], *shape[1:]), constant
 
 
@@ -38,7 +38,7 @@ def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
     Gradient: exact, to any order; in a coefficient of 0 the middle of the box.
     """
-    found: Tensor = _Least.apply(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
+    found: Tensor = _Least.apply(*native.laid_out(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1)))
     return found
 
 

@@ -10,7 +10,9 @@
     void lines_##NAME(int64_t n, int64_t below, const T *l, const T *u, T *lower, T *upper, T *intercept, int64_t threads) {\
         _Pragma("omp parallel for simd num_threads(threads) if (parallel : n > FEW)") for (int64_t j = 0; j < n; j++) {\
             const int crosses = l[j] < 0 && u[j] > 0;                                                                  \
-            const T run = crosses ? u[j] - l[j] : 1, exact = l[j] >= 0 ? 1 : 0;                                        \
+            const T run = crosses ? u[j] - l[j] : 1;                                                                   \
+            /* An end that is NaN makes a line that is. */                                                             \
+            const T exact = l[j] >= 0 ? 1 : (u[j] <= 0 ? 0 : l[j] + u[j]);                                             \
             /* A width that overflows is taken at half its size. */                                                    \
             const T slope = run * 0 == 0 ? u[j] / run : u[j] * (T)0.5 / (u[j] * (T)0.5 - l[j] * (T)0.5);               \
             const T flat = below == 0 ? 0 : (below == 1 ? 1 : (l[j] + u[j] >= 0 ? 1 : 0));                             \

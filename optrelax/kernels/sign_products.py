@@ -62,7 +62,7 @@ def ends_through(a: Tensor, weight: Tensor, center: Tensor, radius: Tensor) -> t
     a [batch, k, m], weight W [m, n], center and radius [batch, n].
     Gradient: in rows and weight, exact, to any order; where an entry of a W is 0, the middle of the box.
     """
-    found: tuple[Tensor, Tensor] = _Ends.apply(a, weight, center, radius)
+    found: tuple[Tensor, Tensor] = _Ends.apply(*native.laid_out(a, weight, center, radius))
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optrelax.networks.storage import Settings, Shape, Storable, Tensors, stored
+from optrelax.rounding import underflow, unit_roundoff
 
 Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
 
@@ -85,6 +86,23 @@ class Activation(Storable):
     def exact(self) -> bool:
         """Whether the pieces are evaluated without rounding (slopes 0 or +-1, no intercepts)."""
         return all(abs(s) in (0.0, 1.0) for s in self.slopes) and not any(self.intercepts)
+
+    def error(self, x: Tensor) -> Tensor:
+        """Greatest error of the computed value at x, like x; 0 where the pieces are evaluated without rounding.
+
+        A slope, an intercept, a kink, the product and the sum round, each by a unit of the two terms; what lies below
+        the normal range may be lost, of a slope times |x|.
+        """
+        if self.exact:
+            return torch.zeros_like(x)
+        size = self._terms(*self.piece(x), x)
+        for i, kink in enumerate(self.kinks):  # which rounds: a float next to it may belong to either piece
+            size = torch.where(x == kink, torch.maximum(size, self._terms(*self._constant(i, x), x)), size)
+        return 4 * unit_roundoff(x.dtype) * size + underflow(1, x.dtype) * (1 + x.abs())
+
+    @staticmethod
+    def _terms(slope: Tensor, intercept: Tensor, x: Tensor) -> Tensor:
+        return torch.where(slope == 0, 0.0, (slope * x).abs()) + intercept.abs()
 
     @property
     def is_relu(self) -> bool:

@@ -18,6 +18,7 @@ from optrelax.kernels.convolutions import ConvGeometry, pull_rows
 from optrelax.networks.storage import NUMBERS, Settings, Storable, Tensors, stored
 from optrelax.networks.storage import Shape as Shape
 from optrelax.networks.storage import Source as Source
+from optrelax.rounding import tiny
 
 
 def _flat(x: Tensor, shape: Shape) -> Tensor:
@@ -335,7 +336,8 @@ class BatchNorm(Scale):
         mean, bias = self._terms
         assert self._scale is not None
         scale = self._scale()
-        size = (wide(mean()).reshape(scale.shape) * scale).abs()
+        # Below the normal range the scale's error is a unit of the least normal number, not of its own.
+        size = wide(mean()).reshape(scale.shape).abs() * scale.abs().clamp_min(tiny(scale.dtype))
         if bias is not None:
             size = size + wide(bias()).reshape(scale.shape).abs()
         return size.to(like).expand(self.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.domains import backsubstitution, interval, zonotope
-from optrelax.enclosures import Bounds, ordered
+from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
 from optrelax.kernels.relax_step import least_over_box
 from optrelax.networks.graph import Network
@@ -78,7 +78,7 @@ class Box(Relaxation):
     def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         if self.outward:
             center, radius = self._project(network, region, rows)
-            return center - radius
+            return from_below(center - radius)
         front = zonotope.frontier(network)
         balls = self.intervals(network, region, front).balls
         walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, stop=front)

@@ -14,7 +14,7 @@ from optrelax import memory
 from optrelax.domains import backsubstitution, interval, patches, zonotope
 from optrelax.domains import lines as named
 from optrelax.domains.lines import Lines
-from optrelax.enclosures import Bounds, ordered
+from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
@@ -95,7 +95,7 @@ class ZonotopeFamily(Relaxation):
         _, center, radius = self._forward(network, region, rows)
         assert center is not None
         assert radius is not None
-        return center - radius
+        return from_below(center - radius)
 
     def output_bounds(self, network: Network, region: InputBox) -> Bounds:
         _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.lower))
@@ -323,7 +323,7 @@ class _Hybrid(Substitution):
         )
         for name, a in front.stops.items():
             shared = shared - backsubstitution.dot(a.abs(), betas[name])
-        return shared
+        return from_below(shared)
 
 
 def _exact_sources(network: Network) -> frozenset[str]:
