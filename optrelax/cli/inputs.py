@@ -37,7 +37,8 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         show_default=False,
-        help="A network: safetensors file, run folder, state_dict (.pt, with --model), or npz of weight{i}, bias{i}.",
+        help="A network: safetensors file, run folder, ONNX file, state_dict (.pt, with --model), or npz of weight{i}, "
+        "bias{i}.",
     ),
 ]
 Data = Annotated[

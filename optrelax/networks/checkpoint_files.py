@@ -27,6 +27,7 @@ from optrelax.errors import suggest
 from optrelax.networks import models
 from optrelax.networks.checkpoints import load
 from optrelax.networks.graph import Network
+from optrelax.networks.onnx_files import is_onnx, read_onnx
 from optrelax.output.files import read_tensors
 
 __all__ = ["build_model", "read_network", "read_npz"]
@@ -37,7 +38,10 @@ _BROKEN = (
     *(ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
-_FORMS = "a safetensors file, a run folder, a state_dict (.pt, .pth) with a model, or an npz of weight{i}, bias{i}"
+_FORMS = (
+    "a safetensors file, a run folder, an ONNX file, a state_dict (.pt, .pth) with a model, or an npz of weight{i}, "
+    "bias{i}"
+)
 
 
 def read_network(
@@ -50,10 +54,11 @@ def read_network(
 ) -> nn.Module | Network:
     """The network of a checkpoint, in eval mode on `device`.
 
-    path: a file stored by `ox.save` or a run folder (no model needed); a `state_dict` as .pt or .safetensors, which
-    needs `model`; an npz with weight0, bias0, ... of a fully connected ReLU network.
+    path: a file stored by `ox.save`, a run folder or an ONNX file (no model needed); a `state_dict` as .pt or
+    .safetensors, which needs `model`; an npz with weight0, bias0, ... of a fully connected ReLU network.
     model: a name of `ox.models`, or "module:function", a function (or class) of the user's that takes no arguments
-    and returns the module; looked for from the working folder.  input_shape, classes: for a name of `ox.models`.
+    and returns the module; looked for from the working folder.  input_shape, classes: for a name of `ox.models`;
+    an ONNX network that takes as many numbers in another shape gets them in its own.
     Raises FileNotFoundError, and ValueError that says which file and what was wanted; no pickle is ever run.
     """
     file = Path(path)
@@ -66,6 +71,10 @@ def read_network(
         network.module.eval()
         _require_finite(file, network.module)
         return network
+    if is_onnx(file):
+        if model is not None:
+            raise ValueError(f"{file}: an ONNX file holds its own network; leave --model out")
+        return read_onnx(file, input_shape).to(device)
     if file.suffix == ".npz":
         if model is not None:
             raise ValueError(f"{file}: an npz is read as a fully connected network; leave --model out")

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from optrelax.networks import storage
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node, Op
+from optrelax.networks.onnx_files import is_onnx, read_onnx
 from optrelax.networks.ops import Affine, MaxPool2d, Shape, Source
 from optrelax.networks.storage import Settings, Tensors
 from optrelax.networks.tracing import capture
@@ -92,9 +93,13 @@ def save(
 def load(path: PathLike, device: torch.device | str = "cpu") -> Network:
     """The network that `save` stored: values and bounds as before, its `module.parameters()` ready to train.
 
-    path: a file, or a run folder (its net.safetensors).  Raises FileNotFoundError, and ValueError for a file that
-    is corrupt, edited, foreign (a pickle is never read) or of a later format, saying which.
+    path: a file, a run folder (its net.safetensors), or an ONNX file, see `onnx_files.read_onnx`.  Raises
+    FileNotFoundError, UnsupportedOpError for an ONNX file of ops without a rule, and ValueError for a file that is
+    corrupt, edited, foreign (a pickle is never read) or of a later format, saying which.
     """
+    if is_onnx(path):
+        module = read_onnx(path).to(device)
+        return capture(module, module.input_shape)
     file = _file(path)
     graph, tensors = _read(file)
     try:

@@ -38,7 +38,7 @@ def read_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
     input_shape: without the batch, of as many numbers as the file's input, which it is reshaped to; default the
     file's own. The first dimension of the file's input is the batch, 1 or open, and becomes free.
     Raises FileNotFoundError; UnsupportedOpError that lists every node without a rule; ValueError for a file that is
-    malformed, refers to other files, or cannot have a free batch dimension; ImportError without the onnx package.
+    malformed, refers to other files, or cannot have a free batch dimension; RuntimeError without the onnx package.
     """
     return module_of(read_proto(path), path, input_shape)
 
@@ -85,7 +85,7 @@ def _package() -> Any:
         import onnx
         import onnx.checker
     except ImportError as error:
-        raise ImportError("ONNX files need the onnx package: pip install 'optrelax[onnx]'") from error
+        raise RuntimeError("ONNX files need the onnx package: pip install 'optrelax[onnx]'") from error
     return onnx
 
 

@@ -85,7 +85,9 @@ class GraphBuilder:
         """An initializer."""
         self.values[name] = Value(name, tuple(value.shape), value.dtype, value)
 
-    def add(self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: dict[str, Any]) -> None:
+    def add(
+        self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: dict[str, Any]
+    ) -> None:
         """One node."""
         outputs = tuple(outputs)
         while outputs and not outputs[-1]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.networks.onnx_nodes import Function, OnnxNode, rule
+from optrelax.networks.onnx_nodes import Function, OnnxNode, require_small, rule
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -219,7 +219,7 @@ def matmul(node: OnnxNode) -> Function:
     matrix = 3 if not left else 2
     if len(dynamic.shape) < matrix or (len(constant.shape) == len(dynamic.shape) and constant.shape[0] != 1):
         raise ValueError(
-            f"{a.name} {list(a.shape)} times {b.name} {list(b.shape)} mixes the batch dimension; examples must stay apart"
+            f"{a.name} {list(a.shape)} times {b.name} {list(b.shape)} mixes examples: the batch must stay first"
         )
     return torch.matmul
 
@@ -261,9 +261,13 @@ def conv_transpose(node: OnnxNode) -> Function:
     extra = _each(node, "output_padding", rank, 0)
     groups, function = int(node.get("group", 1)), _TRANSPOSED[rank]
     # Without padding; the specification's pads are cut off afterwards.
-    full = [s * (n - 1) + d * (k - 1) + 1 + e for n, s, d, k, e in zip(spatial, stride, dilation, kernel, extra, strict=True)]
+    full = [
+        s * (n - 1) + d * (k - 1) + 1 + e
+        for n, s, d, k, e in zip(spatial, stride, dilation, kernel, extra, strict=True)
+    ]
+    require_small(full)
     begin, end = _transposed_pads(node, spatial, stride, full)
-    if begin == end and all(0 <= p for p in begin):
+    if begin == end and all(p >= 0 for p in begin):
         return lambda x, w, b=None: function(x, w, b, stride, begin, extra, groups, dilation)
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)) or min(begin + end) < 0:
         raise ValueError(f"output_padding {extra}, pads {begin} and {end} have no rule together")
@@ -308,7 +312,7 @@ def max_pool(node: OnnxNode) -> Function:
 
 
 def _windows(n: int, k: int, s: int, d: int, begin: int, end: int, ceil: bool) -> int:
-    """Windows of a pooling along one dimension; one that starts behind the input and its left padding does not count."""
+    """Windows of a pooling along one dimension; one that starts in the padding behind does not count."""
     room = n + begin + end - d * (k - 1) - 1
     count = (-(-room // s) if ceil else room // s) + 1
     return count - 1 if ceil and (count - 1) * s >= n + begin else count
@@ -384,9 +388,7 @@ def _require_attribute(node: OnnxNode, name: str, value: list[int]) -> None:
         raise ValueError(f"{name} {got} is not that of the weight, {value}")
 
 
-def _window(
-    node: OnnxNode, kernel: list[int], spatial: list[int]
-) -> tuple[list[int], list[int], list[int], list[int]]:
+def _window(node: OnnxNode, kernel: list[int], spatial: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Stride, dilation and the padding before and behind each dimension."""
     rank = len(spatial)
     if len(kernel) != rank or min(kernel) < 1:
@@ -405,6 +407,7 @@ def _window(
     pads = [int(p) for p in node.get("pads", [0] * 2 * rank)] if auto == "NOTSET" else [0] * 2 * rank
     if len(pads) != 2 * rank or min(pads) < 0:
         raise ValueError(f"pads must be {2 * rank} numbers >= 0, got {pads}")
+    require_small([n + b + e for n, b, e in zip(spatial, pads[:rank], pads[rank:], strict=True)])
     return stride, dilation, pads[:rank], pads[rank:]
 
 

@@ -272,12 +272,14 @@ def resize(node: OnnxNode) -> Function:
     mode = _text(node.get("mode", "nearest"))
     default = "half_pixel" if node.op == "Resize" and node.opset >= 11 else "asymmetric"
     placed = _text(node.get("coordinate_transformation_mode", default))
-    if mode == "linear" and len(old) in (3, 4, 5) and placed in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        # The two kinds of half pixels differ where one pixel is left.
-        if placed == "half_pixel" or min(new[2:]) > 1:
-            named = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(old)]
-            corners = placed == "align_corners"
-            return lambda x, *_: F.interpolate(x, new[2:], mode=named, align_corners=corners)
+    # The two kinds of half pixels differ where one pixel is left.
+    smooth = placed == "half_pixel" or (
+        placed in ("pytorch_half_pixel", "align_corners") and min(new[2:], default=0) > 1
+    )
+    if mode == "linear" and len(old) in (3, 4, 5) and smooth:
+        named = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(old)]
+        corners = placed == "align_corners"
+        return lambda x, *_: F.interpolate(x, new[2:], mode=named, align_corners=corners)
     if mode != "nearest":
         raise ValueError(f"mode {mode!r} with coordinates {placed!r} has no rule; nearest has")
     rounded = _text(node.get("nearest_mode", "round_prefer_floor" if default == "half_pixel" else "floor"))
@@ -355,5 +357,3 @@ def numbers_between(node: OnnxNode) -> Function:
     require_small([max(0, math.ceil((limit - start) / step))])
     dtype = node.value(0).dtype
     return lambda *_: torch.arange(start, limit, step, dtype=dtype)
-
-

@@ -1,12 +1,12 @@
-"""Every rule of an ONNX op against the onnx package's reference evaluator, with a batch where the file has one example."""
+"""Every rule of an ONNX op against the onnx package's reference evaluator, in batches where the file has one example."""
 
 import numpy as np
 import pytest
 import torch
-from tests.onnx_models import model, node, reference, stored
 
 import optrelax as ox
 from optrelax.networks.onnx_files import read_onnx
+from tests.onnx_models import model, node, reference, stored
 
 R = np.random.default_rng(0)
 
@@ -224,7 +224,12 @@ CASES = {
         {"s": i(1, 4)},
         17,
     ),
-    "constant node": ([node("Constant", [], ["c"], value=r(4).astype(np.float32)), node("Add", ["x", "c"])], [1, 4], {}, 17),
+    "constant node": (
+        [node("Constant", [], ["c"], value=r(4).astype(np.float32)), node("Add", ["x", "c"])],
+        [1, 4],
+        {},
+        17,
+    ),
 }
 
 
