@@ -186,7 +186,7 @@ def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], torch.dty
     """Shape without the batch, and type, of the network's input."""
     import onnx
 
-    kinds = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64}
+    kinds: dict[int, torch.dtype] = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64}
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or tensor.elem_type not in kinds:
         raise ValueError(f"input {value.name!r} must be a tensor of FLOAT or DOUBLE")

@@ -21,7 +21,7 @@ _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[OnnxNode], Function]:
+def _elementwise(function: Any) -> Callable[[OnnxNode], Function]:
     return lambda node: function
 
 
@@ -67,7 +67,13 @@ def dropout(node: OnnxNode) -> Function:
 
 @rule("Add", "Sub", "Mul", "Div", "Pow")
 def arithmetic(node: OnnxNode) -> Function:
-    functions = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow}
+    functions: dict[str, Function] = {
+        "Add": torch.add,
+        "Sub": torch.sub,
+        "Mul": torch.mul,
+        "Div": torch.div,
+        "Pow": torch.pow,
+    }
     if node.op == "Div" and node.is_constant and not node.value(0).dtype.is_floating_point:
         return lambda a, b: torch.div(a, b, rounding_mode="trunc")
     if node.op == "Pow" and not node.is_constant:
@@ -302,17 +308,18 @@ def max_pool(node: OnnxNode) -> Function:
         return lambda x: function(x, kernel, stride, begin, dilation, ceil)
     # Padding never is the greatest: the windows of torch's padding (`begin` on both sides, whole windows or all that
     # start inside) are the same, apart from how many there are.
-    sizes = [_windows(*each, ceil) for each in zip(spatial, kernel, stride, dilation, begin, end, strict=True)]
+    sizes = [_windows(each, ceil) for each in zip(spatial, kernel, stride, dilation, begin, end, strict=True)]
     for mode in (False, True):
-        there = [_windows(*each, mode) for each in zip(spatial, kernel, stride, dilation, begin, begin, strict=True)]
+        there = [_windows(each, mode) for each in zip(spatial, kernel, stride, dilation, begin, begin, strict=True)]
         if all(t >= n for t, n in zip(there, sizes, strict=True)):
             index = (slice(None), slice(None), *(slice(0, n) for n in sizes))
             return lambda x: function(x, kernel, stride, begin, dilation, mode)[index]
     raise ValueError(f"pads {begin} before and {end} behind have no rule for kernel {kernel}, stride {stride}")
 
 
-def _windows(n: int, k: int, s: int, d: int, begin: int, end: int, ceil: bool) -> int:
+def _windows(dimension: tuple[int, ...], ceil: bool) -> int:
     """Windows of a pooling along one dimension; one that starts in the padding behind does not count."""
+    n, k, s, d, begin, end = dimension
     room = n + begin + end - d * (k - 1) - 1
     count = (-(-room // s) if ceil else room // s) + 1
     return count - 1 if ceil and (count - 1) * s >= n + begin else count
@@ -359,7 +366,12 @@ def reduction(node: OnnxNode) -> Function:
             return lambda x, *_: x
         axes = list(range(rank))
     dims = tuple(node.axis(a, rank) for a in axes)
-    named = {"ReduceMean": torch.mean, "ReduceSum": torch.sum, "ReduceMax": torch.amax, "ReduceMin": torch.amin}
+    named: dict[str, Any] = {
+        "ReduceMean": torch.mean,
+        "ReduceSum": torch.sum,
+        "ReduceMax": torch.amax,
+        "ReduceMin": torch.amin,
+    }
     function: Callable[..., Tensor] = named[node.op]
     return lambda x, *_: function(x, dim=dims, keepdim=keep)
 

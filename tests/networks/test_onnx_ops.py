@@ -1,4 +1,4 @@
-"""Every rule of an ONNX op against the onnx package's reference evaluator, in batches where the file has one example."""
+"""Every rule of an ONNX op against the onnx package's reference evaluator, a batch where the file has one example."""
 
 import numpy as np
 import pytest
@@ -267,7 +267,7 @@ REFUSED = {
     "batch padded": ([node("Pad", ["x", "s"])], [1, 4], {"s": i(1, 0, 0, 0)}, "batch dimension"),
     "batch of a constant": ([node("Add", ["x", "c"])], [1, 4], {"c": r(3, 4)}, "batch dimension"),
     "products": ([node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "f"], transB=1)], [1, 4], {}, "products"),
-    "matrix times batch": ([node("MatMul", ["w", "x"])], [1, 4], {"w": r(3, 1)}, "mixes the batch"),
+    "matrix times batch": ([node("MatMul", ["w", "x"])], [1, 4], {"w": r(3, 1)}, "mixes examples"),
     "fixed batch": ([node("Relu", ["x"])], [8, 4], {}, "must be the batch"),
     "no batch": ([node("Relu", ["x"])], [4], {}, "must be the batch"),
     "open shape": ([node("Relu", ["x"])], [1, "n"], {}, "must be fixed"),
