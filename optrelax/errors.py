@@ -35,11 +35,19 @@ class UnsupportedOpError(ValueError):
         super().__init__("\n".join(lines))
 
 
+_MANY = 40  # names that a reader still looks through
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """End of an error message: the nearest known name, or all of them."""
+    """End of an error message: the nearest known name; without one all of them, or the three nearest of many."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if len(names) <= _MANY:
+        return f"known: {', '.join(names)}"
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return f"nearest of {len(names)}: {', '.join(nearest)}"
 
 
 def require_number(owner: str, what: str, value: object) -> None:

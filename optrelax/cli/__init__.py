@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from optrelax.cli.application import app, guarded
+from optrelax.cli.application import guarded, run
 
 __all__ = ["main"]
 
@@ -34,4 +34,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with guarded():
         for name in _COMMANDS:
             importlib.import_module(f"optrelax.cli.{name}")
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="optrelax")
+        run(list(sys.argv[1:] if arguments is None else arguments))

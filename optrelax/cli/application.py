@@ -6,24 +6,30 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["WorkError", "app", "command", "fail", "guarded", "print_json", "show_error", "stderr", "stdout"]
+from optrelax.cli.help_pages import command_page, group_page
+
+__all__ = [
+    "Group",
+    "WorkError",
+    "app",
+    "command",
+    "fail",
+    "guarded",
+    "print_json",
+    "run",
+    "show_error",
+    "stderr",
+    "stdout",
+]
 
 EXIT_WORK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-
-app = typer.Typer(
-    name="optrelax",
-    help="Convex relaxations of neural networks: certify, compare, train.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,10 +38,16 @@ class WorkError(RuntimeError):
     """The input was fine and the work was not: exit code 1."""
 
 
-class _Spreading(TyperCommand):
+class _Command(TyperCommand):
     """A command whose list options take several values at once: `--relaxations box crown` is one option twice."""
 
+    examples: Sequence[str] = ()
+    common: Sequence[str] = ()
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "-h" in args:
+            typer.echo(command_page(self, ctx, self.examples, self.common), nl=False)
+            raise typer.Exit
         spread = {
             name
             for parameter in self.params
@@ -44,6 +56,28 @@ class _Spreading(TyperCommand):
             if name.startswith("--") and name.endswith("s")
         }
         return super().parse_args(ctx, _expanded(args, spread))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(command_page(self, ctx, self.examples, None))
+
+
+class Group(TyperGroup):
+    """A group of commands with the help of this application."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--help" if arg == "-h" and i == 0 else arg for i, arg in enumerate(args)])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(group_page(self, ctx))
+
+
+app = typer.Typer(
+    name="optrelax",
+    help="Convex relaxations of neural networks: certify, compare, train.",
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 def _expanded(args: list[str], options: set[str]) -> list[str]:
@@ -65,12 +99,15 @@ def _expanded(args: list[str], options: set[str]) -> list[str]:
     return result
 
 
-def command(name: str, group: typer.Typer = app) -> Callable[[Function], Function]:
+def command(
+    name: str, group: typer.Typer = app, *, common: Sequence[str] = (), examples: Sequence[str] = ()
+) -> Callable[[Function], Function]:
     """Decorator: register a function as the command `name`; options whose name ends in s take several values.
 
-    group: of commands, which has been added to `app`.
+    group: of commands, which has been added to `app`.  common: parameters that the short help (-h) shows beside the
+    required ones.  examples: whole command lines.
     """
-    return group.command(name, cls=_Spreading)
+    return group.command(name, cls=type("Command", (_Command,), {"common": tuple(common), "examples": tuple(examples)}))
 
 
 def _version(wanted: bool) -> bool:
@@ -124,6 +161,26 @@ def fail(message: str) -> typer.Exit:
     """What to raise after work that went wrong: exit code 1, with a message."""
     show_error(message)
     return typer.Exit(EXIT_WORK)
+
+
+# Of typer's public errors the one whose base is that of everything wrong with a command line.
+_UsageError: type[Exception] = typer.BadParameter.__base__
+
+
+def run(arguments: list[str]) -> None:
+    """The application on these arguments; what is wrong with them is one line, without typer's box."""
+    try:
+        code = app(args=arguments, prog_name="optrelax", standalone_mode=False)
+    except _UsageError as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if message.startswith("Usage: "):  # called without arguments: the help
+            typer.echo(message)
+        else:
+            show_error(message)
+        sys.exit(EXIT_INPUT)
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @contextlib.contextmanager

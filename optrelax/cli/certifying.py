@@ -7,19 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from optrelax.cli.application import command, fail, print_json, stderr, stdout
 from optrelax.cli.inputs import (
+    BatchSize,
     Checkpoint,
+    Clip,
     Data,
     DataDir,
     Device,
+    Eps,
+    Format,
     Json,
     Model,
+    NoClip,
+    Precision,
     Relaxations,
     Seed,
+    Split,
     Subset,
+    TimeLimit,
+    option,
     parse_number,
     read_dtype,
     read_inputs,
@@ -33,46 +40,41 @@ __all__ = ["certify"]
 _JOURNAL = "journal.jsonl"
 
 
-@command("certify")
+@command(
+    "certify",
+    common=("data_dir", "relaxation", "subset", "out"),
+    examples=(
+        "optrelax certify runs/demo/box --data digits --eps 0.02",
+        "optrelax certify net.onnx --data mnist --eps 8/255 --relaxations box crown",
+    ),
+)
 def certify(
     checkpoint: Checkpoint,
     data: Data,
-    eps: Annotated[
-        str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")
-    ],
+    eps: Eps,
     data_dir: DataDir = None,
     relaxation: Relaxations = ["crown"],  # noqa: B006, typer reads the default and never changes it
     subset: Subset = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Let a MILP solver (HiGHS) decide what is left open; small networks.")
+        bool, option("--exact", group="Bound", help="HiGHS (MILP) decides what is open; small nets.")
     ] = False,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="S", min=0.001, help="Seconds an example for --exact.")
-    ] = 60.0,
-    attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples by PGD.")] = True,
-    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Starts of the attack an example.")] = 2,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Gradient steps of the attack a start.")] = 20,
-    clip: Annotated[tuple[float, float], typer.Option("--clip", metavar="LOW HIGH", help="Legal range of a pixel.")] = (
-        0.0,
-        1.0,
-    ),
-    no_clip: Annotated[bool, typer.Option("--no-clip", help="Pixels may take any value.")] = False,
-    split: Annotated[str, typer.Option("--split", help="Which part of the data set: test or train.")] = "test",
+    time_limit: TimeLimit = 60.0,
+    attack: Annotated[
+        bool, option("--attack/--no-attack", group="Attack", help="Search for counterexamples by PGD.")
+    ] = True,
+    restarts: Annotated[int, option("--restarts", group="Attack", min=1, help="Starts an example.")] = 2,
+    steps: Annotated[int, option("--steps", group="Attack", min=0, help="Gradient steps a start.")] = 20,
+    clip: Clip = (0.0, 1.0),
+    no_clip: NoClip = False,
+    split: Split = "test",
     model: Model = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of the bounds: float64 or float32.")] = "float64",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, show_default="by the network", help="Examples at a time.")
-    ] = None,
+    precision: Precision = "float64",
+    batch_size: BatchSize = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", show_default=False, help="Folder for examples, summary and journal."),
+        Path | None, option("--out", group="Output", metavar="DIR", help="Keep examples, summary and journal.")
     ] = None,
-    table_format: Annotated[
-        str, typer.Option("--format", help="Of the table of examples in DIR: csv, json or parquet.")
-    ] = "parquet",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run in DIR; the result is the same.")
-    ] = False,
+    table_format: Format = "parquet",
+    resume: Annotated[bool, option("--resume", group="Output", help="Go on with the interrupted run in DIR.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     json: Json = False,
@@ -136,11 +138,8 @@ class _Folder:
     def opened(cls, path: Path | None, ending: str, resume: bool) -> _Folder | None:
         """Check everything about the output before the work starts."""
         from optrelax.certification.journals import is_finished
-        from optrelax.errors import suggest
-        from optrelax.output.tables import FORMATS, require_writable
+        from optrelax.output.tables import require_writable
 
-        if ending not in FORMATS:
-            raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
         if path is None:
             if resume:
                 raise ValueError("--resume needs --out DIR, the folder of the interrupted run")

@@ -6,17 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from optrelax.cli.application import WorkError, command, print_json, stdout
 from optrelax.cli.inputs import (
+    BatchSize,
     Checkpoint,
+    Clip,
     Data,
     DataDir,
     Device,
+    Eps,
+    Format,
     Json,
+    Milp,
     Model,
+    NoClip,
+    Out,
+    Precision,
     Relaxations,
+    Rounding,
+    Split,
+    TimeLimit,
+    option,
     parse_number,
     read_dtype,
     read_inputs,
@@ -30,55 +40,37 @@ __all__ = ["compare", "show_comparison"]
 _EXAMPLES = 100  # a comparison of tightness needs no more; layerwise on whole test sets takes hours
 
 
-@command("compare")
+@command(
+    "compare",
+    common=("data_dir", "relaxations", "subset", "out"),
+    examples=("optrelax compare runs/demo/box --data digits --eps 0.02 --out runs/compared",),
+)
 def compare(
     checkpoint: Checkpoint,
     data: Data,
-    eps: Annotated[
-        str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")
-    ],
+    eps: Eps,
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "crown", "triangle", "layerwise"],  # noqa: B006, typer only reads it
     subset: Annotated[
         int | None,
-        typer.Option("--subset", metavar="N", min=1, show_default="at most 100", help="N evenly spaced examples."),
+        option("--subset", group="Data", metavar="N", min=1, show_default="100", help="N evenly spaced examples."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All examples of the data set.")] = False,
-    milp: Annotated[
-        bool, typer.Option("--milp", help="The exact smallest margins too, by a MILP solver (HiGHS); small networks.")
-    ] = False,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="S", min=0.001, help="Seconds an example for --milp.")
-    ] = 60.0,
-    repeats: Annotated[
-        int, typer.Option("--repeats", min=1, help="Timed runs a relaxation, after one that warms up; their median.")
-    ] = 3,
+    everything: Annotated[bool, option("--all", group="Data", help="All examples of the data set.")] = False,
+    milp: Milp = False,
+    time_limit: TimeLimit = 60.0,
+    repeats: Annotated[int, option("--repeats", group="Run", min=1, help="Timed runs, after one that warms up.")] = 3,
     patience: Annotated[
-        float,
-        typer.Option("--patience", metavar="S", min=0, help="Fewer timed runs where they would take longer, in all."),
+        float, option("--patience", group="Run", metavar="S", min=0, help="Fewer runs where they take longer.")
     ] = 30.0,
-    clip: Annotated[tuple[float, float], typer.Option("--clip", metavar="LOW HIGH", help="Legal range of a pixel.")] = (
-        0.0,
-        1.0,
-    ),
-    no_clip: Annotated[bool, typer.Option("--no-clip", help="Pixels may take any value.")] = False,
-    split: Annotated[str, typer.Option("--split", help="Which part of the data set: test or train.")] = "test",
+    clip: Clip = (0.0, 1.0),
+    no_clip: NoClip = False,
+    split: Split = "test",
     model: Model = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of the bounds: float64 or float32.")] = "float64",
-    rounding: Annotated[
-        str,
-        typer.Option("--rounding", help="outward: bounds hold in real arithmetic; nearest: faster, as in training."),
-    ] = "outward",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, show_default="by the network", help="Examples at a time.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", show_default=False, help="Folder for tables, summary and picture."),
-    ] = None,
-    table_format: Annotated[
-        str, typer.Option("--format", help="Of the tables in DIR: csv, json or parquet.")
-    ] = "parquet",
+    precision: Precision = "float64",
+    rounding: Rounding = "outward",
+    batch_size: BatchSize = None,
+    out: Out = None,
+    table_format: Format = "parquet",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -88,10 +80,11 @@ def compare(
     fast-lin intersected; triangle:preactivation=crown starts from those of crown. --out keeps the table, a table an
     example, and the picture of tightness against time (PNG and SVG).
     """
+    from optrelax.output.tables import require_writable
+
     radius = parse_number("--eps", eps)
-    _require_folder(out, table_format)
-    if rounding not in ("outward", "nearest"):
-        raise ValueError(f"--rounding must be outward or nearest, got {rounding!r}")
+    if out is not None:
+        require_writable(out)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     result = _compared(
         inputs.network,
@@ -153,17 +146,6 @@ def _title(facts: Mapping[str, Any]) -> str:
         f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, accuracy "
         f"{100 * facts['accuracy']:.2f} %, eps {facts['eps']:g}, {within}, {facts['dtype']}"
     )
-
-
-def _require_folder(path: Path | None, ending: str) -> None:
-    """Check everything about the output before the work starts."""
-    from optrelax.errors import suggest
-    from optrelax.output.tables import FORMATS, require_writable
-
-    if ending not in FORMATS:
-        raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
-    if path is not None:
-        require_writable(path)
 
 
 def _write(result: Comparison, facts: Mapping[str, Any], folder: Path, ending: str) -> list[Path]:

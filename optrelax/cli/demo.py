@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.comparing import show_comparison
-from optrelax.cli.inputs import DataDir, Json, Seed, Subset, parse_number
+from optrelax.cli.inputs import DataDir, Json, Seed, Subset, option, parse_number
 from optrelax.cli.progress_bars import certification_bar, comparison_bar, training_bar
 
 if TYPE_CHECKING:
@@ -18,21 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 
-@command("demo")
+@command("demo", common=("data", "data_dir", "out"), examples=("optrelax demo --data mnist --data-dir DATA",))
 def demo(
-    data: Annotated[str, typer.Option("--data", help="Data set with fc-small recipes: digits or mnist.")] = "digits",
+    data: Annotated[
+        Literal["digits", "mnist"], option("--data", group="Data", metavar="NAME", help="digits or mnist.")
+    ] = "digits",
     data_dir: DataDir = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of networks, tables and pictures.")] = Path(
+    out: Annotated[Path, option("--out", group="Output", metavar="DIR", help="Networks, tables and pictures.")] = Path(
         "runs/demo"
     ),
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, show_default="recipes", help="Of each training.")
+        int | None, option("--epochs", group="Recipe", min=1, show_default="recipes", help="Of each training.")
     ] = None,
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps", show_default="recipes", help="Radius to train for, in units of the pixels; 0.1 or 8/255."
-        ),
+        option("--eps", group="Region", metavar="X", show_default="recipes", help="Radius to train for: 8/255."),
     ] = None,
     subset: Subset = None,
     seed: Seed = 0,

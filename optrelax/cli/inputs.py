@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,16 +16,28 @@ if TYPE_CHECKING:
     from optrelax.networks.graph import Network
 
 __all__ = [
+    "BatchSize",
     "Checkpoint",
+    "Clip",
     "Data",
     "DataDir",
     "Device",
+    "Eps",
+    "Format",
     "Inputs",
     "Json",
+    "Milp",
     "Model",
+    "NoClip",
+    "Out",
+    "Precision",
     "Relaxations",
+    "Rounding",
     "Seed",
+    "Split",
     "Subset",
+    "TimeLimit",
+    "option",
     "parse_number",
     "read_data",
     "read_device",
@@ -33,52 +45,78 @@ __all__ = [
     "read_inputs",
 ]
 
+
+def option(*names: str, group: str, **settings: Any) -> Any:
+    """An option in a group of the help."""
+    return typer.Option(*names, rich_help_panel=group, **settings)
+
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        show_default=False,
-        help="A network: safetensors file, run folder, ONNX file, state_dict (.pt, with --model), or npz of weight{i}, "
-        "bias{i}.",
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Data set: digits, mnist, fashion-mnist, cifar10, svhn, or your FILE.npz with x (or images; pixels in "
-        "[0, 1], or bytes, which are divided by 255) and labels.",
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", envvar="OPTRELAX_DATA", show_default=False, help="Folder of the data files."),
-]
-Subset = Annotated[
-    int | None,
-    typer.Option("--subset", metavar="N", min=1, show_default="all", help="N evenly spaced examples only."),
-]
-Relaxations = Annotated[
-    list[str],
-    typer.Option(
-        "--relaxation",
-        "--relaxations",
-        metavar="NAME",
-        help="How to bound, such as crown or box-round:omega=0.5,F=10; repeat it, or list several after "
-        "--relaxations. `optrelax relaxations` shows all.",
+        rich_help_panel="Network",
+        help="Run folder, safetensors, ONNX, state_dict or npz.",
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
+    option("--model", group="Network", metavar="NAME", help="For a state_dict: conv, or module:function."),
+]
+Data = Annotated[
+    str,
+    option("--data", group="Data", metavar="NAME", help="Such as mnist, or FILE.npz of x, labels."),
+]
+DataDir = Annotated[
+    Path | None,
+    option("--data-dir", group="Data", metavar="DIR", envvar="OPTRELAX_DATA", help="Of the files; or OPTRELAX_DATA."),
+]
+Subset = Annotated[
+    int | None,
+    option("--subset", group="Data", metavar="N", min=1, show_default="all", help="N evenly spaced examples."),
+]
+Split = Annotated[Literal["test", "train"], option("--split", group="Data", metavar="PART", help="test or train.")]
+Eps = Annotated[
+    str,
+    option("--eps", group="Region", metavar="X", help="Radius in units of the pixels: 0.1, 8/255."),
+]
+Clip = Annotated[
+    tuple[float, float], option("--clip", group="Region", metavar="LOW HIGH", help="Legal range of a pixel.")
+]
+NoClip = Annotated[bool, option("--no-clip", group="Region", help="Pixels may take any value.")]
+Relaxations = Annotated[
+    list[str],
+    option(
+        "--relaxation",
+        "--relaxations",
+        group="Bound",
         metavar="NAME",
-        show_default=False,
-        help="For a state_dict: a network of optrelax.networks.models (such as conv), or your module:function.",
+        help="`optrelax relaxations` lists them.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of the table.")]
+Precision = Annotated[
+    Literal["float64", "float32"],
+    option("--precision", group="Bound", metavar="TYPE", help="float64 or float32."),
+]
+Rounding = Annotated[
+    Literal["outward", "nearest"],
+    option("--rounding", group="Bound", metavar="WAY", help="outward (real arithmetic) or nearest."),
+]
+BatchSize = Annotated[
+    int | None,
+    option("--batch-size", group="Run", min=1, show_default="by the network", help="Examples at a time."),
+]
+Milp = Annotated[bool, option("--milp", group="Bound", help="Exact values too, by HiGHS; small networks.")]
+TimeLimit = Annotated[
+    float, option("--time-limit", group="Bound", metavar="S", min=0.001, help="Seconds an example of HiGHS.")
+]
+Out = Annotated[Path | None, option("--out", group="Output", metavar="DIR", help="Keep tables, summary, pictures.")]
+Format = Annotated[
+    Literal["csv", "json", "parquet"],
+    option("--format", group="Output", metavar="KIND", help="Of DIR's tables: csv, json, parquet."),
+]
+Json = Annotated[bool, option("--json", group="Output", help="JSON on standard output, nothing else.")]
+Seed = Annotated[int, option("--seed", group="Run", min=0, help="Of everything random.")]
+Device = Annotated[str, option("--device", group="Run", metavar="NAME", help="cpu, cuda or cuda:1.")]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,12 +149,8 @@ def read_data(data: str, data_dir: Path | None, split: str = "test") -> tuple[Te
 
 
 def _named_data(name: str, data_dir: Path | None, split: str) -> tuple[Tensor, Tensor, int]:
-    from typing import get_args
+    from optrelax.data.datasets import load_dataset
 
-    from optrelax.data.datasets import Split, load_dataset
-
-    if split not in get_args(Split):
-        raise ValueError(f"--split must be test or train, got {split!r}")
     found = load_dataset(name, data_dir, split)  # type: ignore[arg-type]
     return found.images, found.labels, found.classes
 
@@ -165,11 +199,9 @@ def read_device(name: str) -> torch.device:
 
 
 def read_dtype(precision: str) -> torch.dtype:
-    """The type of the bounds.  ValueError for any but two."""
+    """The type of the bounds."""
     import torch
 
-    if precision not in ("float64", "float32"):
-        raise ValueError(f"--precision must be float64 or float32, got {precision!r}")
     return torch.float64 if precision == "float64" else torch.float32
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import Json
+from optrelax.cli.inputs import Json, option
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,26 +55,27 @@ _NOTES: dict[str, tuple[str, str]] = {
 }
 
 
-@command("relaxations")
+@command(
+    "relaxations",
+    common=("name", "plot"),
+    examples=("optrelax relaxations crown-soft", "optrelax relaxations --plot relaxations.png"),
+)
 def relaxations(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", rich_help_panel="Bound", help="One of them, with its options.")
+    ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="OUT.png",
-            show_default=False,
-            help="Draw them for one ReLU neuron instead, as PNG and SVG.",
-        ),
+        Path | None, option("--plot", group="Output", metavar="OUT.png", help="Draw them for one ReLU, PNG and SVG.")
     ] = None,
     lower: Annotated[
-        float | None, typer.Option("--lower", show_default="-1", help="Least pre-activation, for --plot.")
+        float | None, option("--lower", group="Output", show_default="-1", help="Least pre-activation drawn.")
     ] = None,
     upper: Annotated[
-        float | None, typer.Option("--upper", show_default="2", help="Greatest pre-activation, for --plot.")
+        float | None, option("--upper", group="Output", show_default="2", help="Greatest pre-activation drawn.")
     ] = None,
     relaxations: Annotated[
         list[str] | None,
-        typer.Option("--relaxations", metavar="NAME", show_default="all made of lines", help="Some, for --plot."),
+        option("--relaxations", group="Output", metavar="NAME", show_default="all made of lines", help="Those drawn."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -80,6 +83,9 @@ def relaxations(
 
     --plot draws what each allows of one neuron, from the lines that bounds are computed with.
     """
+    if name is not None:
+        _show_options(name, json)
+        return
     if plot is not None:
         pictures = _draw(plot, -1.0 if lower is None else lower, 2.0 if upper is None else upper, relaxations)
         if json:
@@ -96,6 +102,34 @@ def relaxations(
     from optrelax.output.tables import rich_table
 
     stdout().print(rich_table(frame))
+
+
+def _show_options(name: str, json: bool) -> None:
+    """One relaxation: what it is, and its options with their defaults."""
+    from optrelax.relaxations import resolve
+
+    found = resolve(name)
+    options = {f.name: _shown(getattr(found, f.name)) for f in fields(found) if f.init}
+    about = inspect.getdoc(type(found)) or ""
+    if json:
+        print_json(
+            {"name": name, "sound": found.sound, "options": {k: str(v) for k, v in options.items()}, "about": about}
+        )
+        return
+    console = stdout()
+    width = max(map(len, options), default=0)
+    lines = [about, "", "Options, as in " + f"{name}:NAME=VALUE,NAME=VALUE, and their defaults:"]
+    lines += [f"  {key:<{width}}  {value}" for key, value in options.items()]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(value: Any) -> Any:
+    """A default as one would write it: relaxations by name, solvers and gradient rules by class."""
+    from optrelax.relaxations import Relaxation, name_of
+
+    if isinstance(value, Relaxation):
+        return name_of(value)
+    return f"{type(value).__name__}()" if is_dataclass(value) else value
 
 
 def _draw(path: Path, lower: float, upper: float, relaxations: list[str] | None) -> list[str]:

@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from optrelax.cli.application import app, command, print_json, stdout
+from optrelax.cli.application import Group, app, command, print_json, stdout
 from optrelax.cli.inputs import (
+    BatchSize,
     Checkpoint,
+    Clip,
     Data,
     DataDir,
     Device,
+    Eps,
+    Format,
     Json,
+    Milp,
     Model,
+    NoClip,
+    Out,
+    Precision,
     Relaxations,
+    Rounding,
     Seed,
+    Split,
+    TimeLimit,
+    option,
     parse_number,
     read_dtype,
     read_inputs,
@@ -29,13 +41,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Clip",
-    "Eps",
+    "Cells",
+    "Examples",
     "Folder",
-    "Format",
-    "NoClip",
-    "Out",
-    "Split",
+    "Least",
+    "LineBudget",
+    "Lines",
     "bar",
     "continuity",
     "landscape",
@@ -45,18 +56,15 @@ __all__ = [
     "tightness",
 ]
 
-measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", no_args_is_help=True)
+measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", cls=Group, no_args_is_help=True)
 app.add_typer(measures, name="measure")
 
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", show_default=False, help="Folder for tables, summary and pictures."),
-]
-Format = Annotated[str, typer.Option("--format", help="Of the tables in DIR: csv, json or parquet.")]
-Clip = Annotated[tuple[float, float], typer.Option("--clip", metavar="LOW HIGH", help="Legal range of a pixel.")]
-NoClip = Annotated[bool, typer.Option("--no-clip", help="Pixels may take any value.")]
-Split = Annotated[str, typer.Option("--split", help="Which part of the data set: test or train.")]
-Precision = Annotated[str, typer.Option("--precision", help="Of the bounds: float64 or float32.")]
+# What lines in weight space are asked by, here and for a series of checkpoints.
+Lines = Annotated[int, option("--lines", group="Lines", min=1, help="Each with examples of its own.")]
+Examples = Annotated[int, option("--examples", group="Measure", min=1, help="Evenly spaced in the data.")]
+Least = Annotated[float, option("--least", group="Lines", help="Least jump counted, times max(1, |value|).")]
+Cells = Annotated[int, option("--cells", group="Lines", min=1, help="Of the grid that begins a search.")]
+LineBudget = Annotated[int, option("--budget", group="Lines", min=1, help="Evaluations a line at most.")]
 
 
 @measures.callback()
@@ -64,50 +72,40 @@ def _measures() -> None:
     """The properties of a relaxation that shape certified training (arXiv 2102.06700), on any network."""
 
 
-@command("tightness", measures)
+@command(
+    "tightness",
+    measures,
+    common=("data_dir", "relaxations", "subset", "out"),
+    examples=("optrelax measure tightness runs/demo/box --data digits --out runs/tightness",),
+)
 def tightness(
     checkpoint: Checkpoint,
     data: Data,
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
-    subset: Annotated[int, typer.Option("--subset", metavar="N", min=1, help="N evenly spaced examples.")] = 100,
+    subset: Annotated[
+        int, option("--subset", group="Data", metavar="N", min=1, help="N evenly spaced examples.")
+    ] = 100,
     limit: Annotated[
         str | None,
-        typer.Option("--limit", show_default="width of --clip", help="Largest eps, in units of the pixels; 8/255."),
+        option("--limit", group="Region", metavar="X", show_default="width of --clip", help="Largest eps."),
     ] = None,
-    resolution: Annotated[
-        float, typer.Option("--resolution", help="Width to which each radius is found, in units of the pixels.")
-    ] = 1e-4,
-    points: Annotated[
-        int, typer.Option("--points", min=1, help="Radii tried an example, where bounds are not monotone in eps.")
-    ] = 64,
+    resolution: Annotated[float, option("--resolution", group="Measure", help="Width of a radius found.")] = 1e-4,
+    points: Annotated[int, option("--points", group="Measure", min=1, help="Radii tried, where not monotone.")] = 64,
     at: Annotated[
         str | None,
-        typer.Option(
-            "--at",
-            metavar="EPS",
-            show_default="median attacked radius",
-            help="Where gap (logits) and propagation tightness (%) are measured.",
-        ),
+        option("--at", group="Measure", metavar="EPS", show_default="median attacked", help="Where gaps are measured."),
     ] = None,
-    milp: Annotated[
-        bool, typer.Option("--milp", help="The exact radii too, by a MILP solver (HiGHS); small networks.")
-    ] = False,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="S", min=0.001, help="Seconds a MILP question.")
-    ] = 60.0,
-    rounding: Annotated[
-        str, typer.Option("--rounding", help="nearest: as in training; outward: bounds hold in real arithmetic.")
-    ] = "nearest",
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval over examples.")] = 0.95,
+    milp: Milp = False,
+    time_limit: TimeLimit = 60.0,
+    rounding: Rounding = "nearest",
+    confidence: Annotated[float, option("--confidence", group="Measure", help="Of the interval over examples.")] = 0.95,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
     model: Model = None,
     precision: Precision = "float64",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, show_default="by the network", help="Examples at a time.")
-    ] = None,
+    batch_size: BatchSize = None,
     out: Out = None,
     table_format: Format = "csv",
     seed: Seed = 0,
@@ -123,8 +121,6 @@ def tightness(
 
     largest = None if limit is None else parse_number("--limit", limit)
     where = None if at is None else parse_number("--at", at)
-    if rounding not in ("outward", "nearest"):
-        raise ValueError(f"--rounding must be outward or nearest, got {rounding!r}")
     folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     with bar("tightness") as progress:
@@ -138,7 +134,7 @@ def tightness(
             points=points,
             at=where,
             milp=_milp(time_limit) if milp else False,
-            rounding=rounding,  # type: ignore[arg-type]
+            rounding=rounding,
             dtype=read_dtype(precision),
             subset=min(subset, len(inputs.labels)),
             batch_size=batch_size,
@@ -160,10 +156,12 @@ def tightness(
     show_measured(facts, shown, decimals, title, notes, pictures, json)
 
 
-Eps = Annotated[str, typer.Option("--eps", help="Radius in the maximum norm, in units of the pixels; 0.1 or 8/255.")]
-
-
-@command("continuity", measures)
+@command(
+    "continuity",
+    measures,
+    common=("data_dir", "relaxations", "out"),
+    examples=("optrelax measure continuity runs/demo/box --data digits --eps 0.02",),
+)
 def continuity(
     checkpoint: Checkpoint,
     data: Data,
@@ -171,27 +169,21 @@ def continuity(
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
     direction: Annotated[
-        str, typer.Option("--direction", help="gradient: down each relaxation's own certified loss; or random.")
+        Literal["gradient", "random"],
+        option("--direction", group="Lines", metavar="WAY", help="gradient (down the loss) or random."),
     ] = "gradient",
     to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="CHECKPOINT", show_default=False, help="One line to this network instead."),
+        Path | None, option("--to", group="Lines", metavar="CHECKPOINT", help="One line to this network.")
     ] = None,
     length: Annotated[
         float | None,
-        typer.Option(
-            "--length",
-            show_default="0.01, or all the way",
-            help="Of a line, in norms of all weights; with --to, the share of the way.",
-        ),
+        option("--length", group="Lines", show_default="0.01, or all the way", help="In norms of the weights."),
     ] = None,
-    lines: Annotated[int, typer.Option("--lines", min=1, help="Each with examples of its own.")] = 4,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="A line, evenly spaced in the data.")] = 4,
-    least: Annotated[
-        float, typer.Option("--least", help="Smallest jump that counts, times max(1, |value|), in logits.")
-    ] = 1e-9,
-    cells: Annotated[int, typer.Option("--cells", min=1, help="Of the grid that begins each search.")] = 32,
-    budget: Annotated[int, typer.Option("--budget", min=1, help="Evaluations a line at most.")] = 20000,
+    lines: Lines = 4,
+    examples: Examples = 4,
+    least: Least = 1e-9,
+    cells: Cells = 32,
+    budget: LineBudget = 20000,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -211,8 +203,6 @@ def continuity(
     from optrelax.networks.checkpoint_files import read_network
 
     radius = parse_number("--eps", eps)
-    if direction not in ("gradient", "random"):
-        raise ValueError(f"--direction must be gradient or random, got {direction!r}")
     folder = Folder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     way: Any = direction
@@ -257,7 +247,12 @@ def continuity(
     show_measured(facts, result.table.select(columns), decimals, title, notes, pictures, json)
 
 
-@command("sensitivity", measures)
+@command(
+    "sensitivity",
+    measures,
+    common=("data_dir", "relaxations", "out"),
+    examples=("optrelax measure sensitivity runs/demo/box --data digits --eps 0.02",),
+)
 def sensitivity(
     checkpoint: Checkpoint,
     data: Data,
@@ -265,11 +260,11 @@ def sensitivity(
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
     steps: Annotated[
-        list[float], typer.Option("--steps", metavar="SIZE", help="Shares of each weight tensor's norm; several.")
+        list[float], option("--steps", group="Measure", metavar="SIZE", help="Shares of each weight's norm.")
     ] = [1e-4, 1e-3, 1e-2],  # noqa: B006, typer only reads it
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Of the random direction.")] = 8,
-    ascent: Annotated[int, typer.Option("--ascent", min=1, help="Sub-steps of the adversarial step.")] = 5,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="Evenly spaced in the data.")] = 16,
+    draws: Annotated[int, option("--draws", group="Measure", min=1, help="Of the random direction.")] = 8,
+    ascent: Annotated[int, option("--ascent", group="Measure", min=1, help="Sub-steps of the adversarial step.")] = 5,
+    examples: Examples = 16,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -321,19 +316,26 @@ def sensitivity(
     show_measured(facts, result.table.select(columns), {}, title, notes, pictures, json)
 
 
-@command("landscape", measures)
+@command(
+    "landscape",
+    measures,
+    common=("data_dir", "relaxations", "out"),
+    examples=("optrelax measure landscape runs/demo/box --data digits --eps 0.02 --out runs/landscape",),
+)
 def landscape(
     checkpoint: Checkpoint,
     data: Data,
     eps: Eps,
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
-    dimensions: Annotated[int, typer.Option("--dimensions", min=1, max=2, help="1: a line; 2: a plane.")] = 2,
+    dimensions: Annotated[
+        int, option("--dimensions", group="Measure", min=1, max=2, help="1: a line; 2: a plane.")
+    ] = 2,
     radius: Annotated[
-        float, typer.Option("--radius", help="Largest step either way; 1 is as large as the weights, filter by filter.")
+        float, option("--radius", group="Measure", help="Largest step; 1: as large as the weights.")
     ] = 0.5,
-    points: Annotated[int, typer.Option("--points", min=3, help="Along each direction, odd.")] = 21,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="Evenly spaced in the data.")] = 16,
+    points: Annotated[int, option("--points", group="Measure", min=3, help="Along each direction, odd.")] = 21,
+    examples: Examples = 16,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -387,11 +389,8 @@ class Folder:
     @classmethod
     def opened(cls, path: Path | None, ending: str) -> Folder:
         """Check everything about the output before the work starts."""
-        from optrelax.errors import suggest
-        from optrelax.output.tables import FORMATS, require_writable
+        from optrelax.output.tables import require_writable
 
-        if ending not in FORMATS:
-            raise ValueError(f"--format: unknown format {ending!r}; {suggest(ending, FORMATS)}")
         return cls(None if path is None else require_writable(path), ending)
 
     def write(

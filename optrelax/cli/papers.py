@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from optrelax.cli.application import app, fail, print_json, stderr, stdout
-from optrelax.cli.inputs import DataDir, Json, Seed, Subset
+from optrelax.cli.application import Group, app, command, fail, print_json, stderr, stdout
+from optrelax.cli.inputs import DataDir, Json, Seed, Subset, option
 from optrelax.cli.progress_bars import report_bar
 
 if TYPE_CHECKING:
     from optrelax.papers.barrier import BarrierRow, Batch
 
-__all__ = ["barrier", "everything", "properties", "table1", "table2", "table3", "table4"]
+__all__ = ["barrier"]
 
-papers = typer.Typer(help="Published tables, measured again beside their figures.", no_args_is_help=True)
+papers = typer.Typer(help="Published tables, measured again beside their figures.", cls=Group, no_args_is_help=True)
 app.add_typer(papers, name="paper")
 
 
@@ -26,24 +26,26 @@ def _papers() -> None:
     """Published tables, measured again beside their figures."""
 
 
-@papers.command("barrier")
+@command(
+    "barrier",
+    papers,
+    common=("data_dir", "subset", "out"),
+    examples=("optrelax paper barrier --weights DIR --data-dir DATA --subset 200 --out runs/barrier",),
+)
 def barrier(
-    weights: Annotated[
-        Path, typer.Option("--weights", metavar="DIR", show_default=False, help="Folder of the networks (npz files).")
-    ],
+    weights: Annotated[Path, option("--weights", group="Network", metavar="DIR", help="Of the networks (npz files).")],
     data_dir: DataDir = None,
     subset: Subset = None,
-    row: Annotated[
+    rows: Annotated[
         list[str] | None,
-        typer.Option("--row", metavar="NETWORK@EPS", show_default="all", help="One row of the table; repeatable."),
+        option(
+            "--row", "--rows", group="Network", metavar="NETWORK@EPS", show_default="all", help="Rows of the table."
+        ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=1, show_default=True, help="Processes of one thread each.")
-    ] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 100,
+    workers: Annotated[int, option("--workers", group="Run", min=1, help="Processes of one thread each.")] = 2,
+    batch_size: Annotated[int, option("--batch-size", group="Run", min=1, help="Images at a time.")] = 100,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", show_default=False, help="Folder of journal and table; resumes there."),
+        Path | None, option("--out", group="Output", metavar="DIR", help="Keep journal and table; resumes there.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -56,15 +58,13 @@ def barrier(
     from optrelax.output.tables import require_writable, rich_table, write_frame
     from optrelax.papers.barrier import ROWS, barrier_frame, run_barrier
 
-    rows: tuple[BarrierRow, ...] = ROWS
-    if row:
-        known = {r.key: r for r in ROWS}
-        for key in row:
-            if key not in known:
-                raise ValueError(f"--row: no row {key!r}; {suggest(key, known)}")
-        rows = tuple(known[key] for key in row)
+    known = {r.key: r for r in ROWS}
+    for key in rows or ():
+        if key not in known:
+            raise ValueError(f"--row: no row {key!r}; {suggest(key, known)}")
+    wanted: tuple[BarrierRow, ...] = tuple(known[key] for key in rows) if rows else ROWS
     if not weights.is_dir():
-        raise ValueError(f"--weights: {weights} is no folder; it must hold {rows[0].network}.npz and the others")
+        raise ValueError(f"--weights: {weights} is no folder; it must hold {wanted[0].network}.npz and the others")
     if out is not None:
         require_writable(out)
     begin = time.perf_counter()
@@ -79,7 +79,7 @@ def barrier(
         batches = run_barrier(
             weights,
             data_dir,
-            rows=rows,
+            rows=wanted,
             subset=subset,
             batch_size=batch_size,
             workers=workers,
@@ -87,7 +87,7 @@ def barrier(
             progress=update,
         )
     seconds = time.perf_counter() - begin
-    frame = barrier_frame(batches, rows)
+    frame = barrier_frame(batches, wanted)
     if out is not None:
         write_frame(frame, out / "barrier.csv")
     if json:
@@ -101,99 +101,43 @@ def barrier(
 # --- the tables of arXiv 2102.06700 -------------------------------------------------------------------------------
 
 Budget = Annotated[
-    str,
-    typer.Option(
-        "--budget",
-        metavar="smoke|cpu|full",
-        help="Seconds on the digits; all tables in under an hour of two cores; the paper's own epochs and grids.",
-    ),
+    Literal["smoke", "cpu", "full"],
+    option("--budget", group="Run", metavar="SIZE", help="smoke (seconds), cpu (an hour in all) or full."),
 ]
-Out = Annotated[
-    Path,
-    typer.Option("--out", metavar="DIR", help="Reports in DIR/TABLE, networks in DIR/runs, rows in DIR/rows."),
-]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Rows at the same time, a process of one thread each.")]
-_OUT = Path("runs/paper")
+Out = Annotated[Path, option("--out", group="Output", metavar="DIR", help="Reports in DIR/TABLE; resumes there.")]
+Workers = Annotated[int, option("--workers", group="Run", min=1, help="Rows at a time, a process each.")]
+_TABLES = {
+    "table1": "Tightness, continuity, sensitivity and certified training of five relaxations.",
+    "table2": "Certified accuracy of training by six methods, for data sets and networks.",
+    "table3": "Every modified relaxation: trained with, and its three properties.",
+    "table4": "Training with loosened Box: omega times F, means over seeds, as a heat map.",
+    "properties": "Tightness, continuity and sensitivity of every relaxation, LPs too.",
+    "all": "All of table1 to table4 and properties, with shared networks and one index.md.",
+}
 
 
-@papers.command("table1")
-def table1(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Tightness, continuity, sensitivity and certified training of five relaxations, beside the published table."""
-    _make("table1", ["table1"], budget, data_dir, out, workers, seed, json)
+def _register(name: str, about: str) -> None:
+    """One command a table."""
+
+    def table(
+        budget: Budget = "smoke",
+        data_dir: DataDir = None,
+        out: Out = Path("runs/paper"),
+        workers: Workers = 2,
+        seed: Seed = 0,
+        json: Json = False,
+    ) -> None:
+        from optrelax.papers.plans import TABLES
+
+        _make(name, list(TABLES) if name == "all" else [name], budget, data_dir, out, workers, seed, json)
+
+    table.__doc__ = about
+    example = f"optrelax paper {name} --budget cpu --data-dir DATA --out runs/paper"
+    command(name, papers, common=("budget", "data_dir", "out"), examples=(example,))(table)
 
 
-@papers.command("table2")
-def table2(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Certified accuracy of training by six methods, for data sets and networks."""
-    _make("table2", ["table2"], budget, data_dir, out, workers, seed, json)
-
-
-@papers.command("table3")
-def table3(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Every modified relaxation: trained with, and its three properties."""
-    _make("table3", ["table3"], budget, data_dir, out, workers, seed, json)
-
-
-@papers.command("table4")
-def table4(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Training with loosened Box: omega times F, means over seeds, as a heat map."""
-    _make("table4", ["table4"], budget, data_dir, out, workers, seed, json)
-
-
-@papers.command("properties")
-def properties(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Tightness, continuity and sensitivity of every relaxation, LPs included, on one network."""
-    _make("properties", ["properties"], budget, data_dir, out, workers, seed, json)
-
-
-@papers.command("all")
-def everything(
-    budget: Budget = "smoke",
-    data_dir: DataDir = None,
-    out: Out = _OUT,
-    workers: Workers = 2,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """All of table1 to table4 and properties, with shared networks and one index.md."""
-    from optrelax.papers.plans import TABLES
-
-    _make("all", list(TABLES), budget, data_dir, out, workers, seed, json)
+for _name, _about in _TABLES.items():
+    _register(_name, _about)
 
 
 def _make(

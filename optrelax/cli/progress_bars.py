@@ -1,14 +1,19 @@
-"""Progress of long work: a bar on stderr, which a pipe or a file does not see."""
+"""Progress of long work on stderr: a bar on a terminal; elsewhere a line an epoch, or a hundred examples."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from rich.table import Column
 
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from optrelax.certification import certifying as certification
     from optrelax.certification import comparison
     from optrelax.measurements import stages
@@ -25,7 +30,7 @@ def certification_bar(title: str) -> Iterator[Callable[[certification.Progress],
     with _bar(title) as draw:
 
         def update(progress: certification.Progress) -> None:
-            shown = ", ".join(f"{count} {verdict}" for verdict, count in progress.counts.items() if count)
+            shown = [f"{count} {verdict}" for verdict, count in progress.counts.items() if count]
             draw(progress.done, progress.total, shown)
 
         yield update
@@ -37,8 +42,8 @@ def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]
     with _bar(title) as draw:
 
         def update(progress: comparison.Progress) -> None:
-            run = f", run {progress.run + 1}" if progress.run else ""
-            draw(progress.done, progress.total, f"{progress.relaxation}{run}")
+            run = [f"run {progress.run + 1}"] if progress.run else []
+            draw(progress.done, progress.total, [progress.relaxation, *run])
 
         yield update
 
@@ -47,16 +52,16 @@ def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]
 def measurement_bar(title: str) -> Iterator[Callable[[stages.Progress], None]]:
     """A callback for the measurements that draws a bar a stage."""
     with _bar(title) as draw:
-        yield lambda progress: draw(progress.done, progress.total, progress.stage)
+        yield lambda progress: draw(progress.done, progress.total, [progress.stage])
 
 
 @contextlib.contextmanager
 def sweep_bar(title: str) -> Iterator[Callable[[sweeps.SweepProgress], None]]:
     """A callback for `run_sweep` that draws a bar with the runs that have ended."""
-    with _bar(title) as draw:
+    with _bar(title, every=1) as draw:
 
         def update(progress: sweeps.SweepProgress) -> None:
-            shown = f"{progress.running} running" + (f", {progress.failed} failed" if progress.failed else "")
+            shown = [f"{progress.running} running", *([f"{progress.failed} failed"] if progress.failed else [])]
             draw(progress.done + progress.failed, progress.total, shown)
 
         yield update
@@ -65,11 +70,11 @@ def sweep_bar(title: str) -> Iterator[Callable[[sweeps.SweepProgress], None]]:
 @contextlib.contextmanager
 def report_bar(title: str) -> Iterator[Callable[[rows.RowProgress], None]]:
     """A callback for `do_rows` that draws a bar with the row that ended last."""
-    with _bar(title) as draw:
+    with _bar(title, every=1) as draw:
 
         def update(progress: rows.RowProgress) -> None:
-            failed = f", {progress.failed} failed" if progress.failed else ""
-            draw(progress.done + progress.failed, progress.total, f"{progress.name}{failed}")
+            failed = [f"{progress.failed} failed"] if progress.failed else []
+            draw(progress.done + progress.failed, progress.total, [progress.name, *failed])
 
         yield update
 
@@ -77,48 +82,89 @@ def report_bar(title: str) -> Iterator[Callable[[rows.RowProgress], None]]:
 @contextlib.contextmanager
 def training_bar(title: str) -> Iterator[Callable[[training.Progress], None]]:
     """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
-    with _bar(title) as draw:
+    with _bar(title, every=None) as draw:
 
         def update(progress: training.Progress) -> None:
-            shown = [
-                f"epoch {progress.epoch}/{progress.epochs}",
-                f"loss {progress.loss:.3f}",
-                f"accuracy {100 * progress.natural_accuracy:.1f} %",
-            ]
+            shown = [f"epoch {progress.epoch}/{progress.epochs}", f"eps {progress.eps:.3g}"]
+            shown += [f"loss {progress.loss:.3f}", f"accuracy {100 * progress.natural_accuracy:.1f} %"]
             if progress.robust_accuracy is not None:
                 shown.append(f"robust {100 * progress.robust_accuracy:.1f} %")
             if progress.unfinished is not None:
                 gap = 0.0 if progress.median_gap is None else progress.median_gap
                 shown.append(f"LPs: {100 * progress.unfinished:.1f} % unfinished, median gap {gap:.0e}")
-            shown.append(f"eps {progress.eps:.3g}")
             done = (progress.epoch - 1) * progress.steps + progress.step
-            draw(done, progress.epochs * progress.steps, ", ".join(shown))
+            draw(done, progress.epochs * progress.steps, shown, progress.step == progress.steps)
 
         yield update
 
 
+class Draw(Protocol):
+    """Shows how far the work is: done, total, fields in the order in which they matter, whether a part has ended."""
+
+    def __call__(self, done: int, total: int, shown: Sequence[str], ended: bool = False, /) -> None: ...
+
+
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar that is drawn by (done, total, text beside it), and gone afterwards."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _bar(title: str, every: int | None = 100) -> Iterator[Draw]:
+    """Progress on stderr.  every: where nothing can be drawn over, a line after so many; None: where a part ended."""
+    console = stderr()
+    if console.is_terminal:
+        with _drawn_bar(title, console) as draw:
+            yield draw
+    else:
+        yield _Lines(title, console, every)
+
+
+class _Lines:
+    """Progress as lines, for files and pipes."""
+
+    def __init__(self, title: str, console: Console, every: int | None) -> None:
+        self.title, self.console, self.every = title, console, every
+        self.begin, self.printed = time.monotonic(), 0
+
+    def __call__(self, done: int, total: int, shown: Sequence[str], ended: bool = False) -> None:
+        if self.every is not None:
+            if done < self.printed:  # the next run of several
+                self.printed = 0
+            ended = done > self.printed and (done // self.every > self.printed // self.every or done == total)
+        if ended:
+            self.printed = done
+            seconds = time.monotonic() - self.begin
+            line = [f"{self.title}: {done}/{total}", *shown, f"{seconds:.0f} s"]
+            self.console.print(", ".join(line), markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _drawn_bar(title: str, console: Console) -> Iterator[Draw]:
+    """A bar that fits the terminal: fields that have no room are left out, the bar and the time left never."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(_BAR),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
     )
-    console = stderr()
-    # Where nothing can be drawn over, a bar that goes would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, shown="")
-        yield lambda done, total, shown: bar.update(task, completed=done, total=total, shown=shown)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, shown="")
+
+        def draw(done: int, total: int, shown: Sequence[str], ended: bool = False) -> None:
+            fixed = _BAR + 2 * len(str(total)) + 1 + _TIME + 4  # a space between columns
+            room = console.width - fixed
+            name = title if len(title) <= room else title[: max(0, room - 1)] + "…"
+            fields = _fitting(shown, room - len(name))
+            bar.update(task, completed=done, total=total, description=name, shown=fields)
+
+        yield draw
+
+
+_BAR, _TIME = 20, 7  # columns of the bar and of the time left
+
+
+def _fitting(fields: Sequence[str], room: int) -> str:
+    """As many of the fields, from the first on, as have room."""
+    for count in range(len(fields), 0, -1):
+        if len(text := ", ".join(fields[:count])) <= room:
+            return text
+    return ""

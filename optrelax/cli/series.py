@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from optrelax.cli.application import command, stderr
 from optrelax.cli.inputs import (
+    Clip,
     Data,
     DataDir,
     Device,
+    Eps,
+    Format,
     Json,
     Model,
+    NoClip,
     Relaxations,
     Seed,
+    Split,
+    option,
     parse_number,
     read_data,
     read_device,
 )
-from optrelax.cli.measuring import Clip, Eps, Folder, Format, NoClip, Split, bar, measures, show_measured
+from optrelax.cli.measuring import Cells, Examples, Folder, Least, LineBudget, Lines, bar, measures, show_measured
 
 __all__ = ["series"]
 
 
-@command("series", measures)
+@command(
+    "series",
+    measures,
+    common=("data_dir", "relaxations", "subset", "out"),
+    examples=("optrelax measure series runs/mnist-box --data mnist --eps 0.1 --out runs/series",),
+)
 def series(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
             metavar="RUN|CHECKPOINT...",
-            show_default=False,
-            help="A run folder with networks kept by `train --keep-every`, or several checkpoints.",
+            rich_help_panel="Network",
+            help="Run of `train --keep-every`, or checkpoints.",
         ),
     ],
     data: Data,
@@ -40,48 +51,33 @@ def series(
     data_dir: DataDir = None,
     relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
     direction: Annotated[
-        str,
-        typer.Option(
-            "--direction",
-            help="Of the lines: random; gradient: down each relaxation's own certified loss; next: one line to the "
-            "next checkpoint.",
-        ),
+        Literal["random", "gradient", "next"],
+        option("--direction", group="Lines", metavar="WAY", help="random, gradient, or next checkpoint."),
     ] = "random",
     length: Annotated[
         float | None,
-        typer.Option(
-            "--length",
-            show_default="0.01, or all the way",
-            help="Of a line, in norms of all weights; to the next checkpoint, the share of the way.",
-        ),
+        option("--length", group="Lines", show_default="0.01, or all the way", help="In norms of the weights."),
     ] = None,
-    lines: Annotated[int, typer.Option("--lines", min=1, help="A checkpoint, each with examples of its own.")] = 4,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="A line, evenly spaced in the data.")] = 4,
-    step: Annotated[float, typer.Option("--step", help="Share of each weight tensor's norm, of the steps.")] = 1e-2,
+    lines: Lines = 4,
+    examples: Examples = 4,
+    step: Annotated[float, option("--step", group="Measure", help="Of steps: share of each weight's norm.")] = 1e-2,
     subset: Annotated[
-        int, typer.Option("--subset", metavar="N", min=1, help="N evenly spaced examples, for all but the lines.")
+        int, option("--subset", group="Data", metavar="N", min=1, help="N examples, for all but the lines.")
     ] = 100,
     tightness: Annotated[
-        bool, typer.Option("--tightness/--no-tightness", help="Whether to measure the area of the curve over eps too.")
+        bool, option("--tightness/--no-tightness", group="Measure", help="The area over eps too.")
     ] = True,
-    resolution: Annotated[
-        float, typer.Option("--resolution", help="Of that: width to which each radius is found, in pixel units.")
-    ] = 1e-3,
-    points: Annotated[int, typer.Option("--points", min=1, help="Of that: radii tried an example.")] = 16,
-    least: Annotated[
-        float, typer.Option("--least", help="Smallest jump that counts, times max(1, |value|), in logits.")
-    ] = 1e-9,
-    cells: Annotated[int, typer.Option("--cells", min=1, help="Of the grid that begins each search for jumps.")] = 32,
-    budget: Annotated[int, typer.Option("--budget", min=1, help="Evaluations a line at most.")] = 20000,
+    resolution: Annotated[float, option("--resolution", group="Measure", help="Width of a radius found.")] = 1e-3,
+    points: Annotated[int, option("--points", group="Measure", min=1, help="Radii tried an example.")] = 16,
+    least: Least = 1e-9,
+    cells: Cells = 32,
+    budget: LineBudget = 20000,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
     model: Model = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", show_default=False, help="Folder of journal, table and pictures; resumes there."
-        ),
+        Path | None, option("--out", group="Output", metavar="DIR", help="Keep journal and pictures; resumes.")
     ] = None,
     table_format: Format = "csv",
     seed: Seed = 0,
@@ -98,8 +94,6 @@ def series(
     from optrelax.measurements.series_files import series_networks, series_paths
 
     radius = parse_number("--eps", eps)
-    if direction not in ("random", "gradient", "next"):
-        raise ValueError(f"--direction must be random, gradient or next, got {direction!r}")
     folder = Folder.opened(out, table_format)
     x, labels, classes = read_data(data, data_dir, split)
     paths = series_paths(checkpoints)

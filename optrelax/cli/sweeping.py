@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from optrelax.cli.application import command, fail, print_json, stdout
-from optrelax.cli.inputs import DataDir, Json
+from optrelax.cli.inputs import DataDir, Json, option
 from optrelax.cli.progress_bars import sweep_bar
 
 __all__ = ["sweep"]
 
 
-@command("sweep")
+@command(
+    "sweep",
+    common=("seeds", "settings", "budget", "data_dir", "out", "workers"),
+    examples=("optrelax sweep digits-fc-small-box digits-fc-small-crown --seeds 0 1 --settings eps=0.02,0.05",),
+)
 def sweep(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", show_default=False, help="`optrelax train --list` shows all.")
+        list[str],
+        typer.Argument(metavar="RECIPE...", rich_help_panel="Recipe", help="`optrelax train --list` shows all."),
     ],
-    seeds: Annotated[list[int], typer.Option("--seeds", help="One run each.")] = [0],  # noqa: B006, typer only reads it
+    seeds: Annotated[list[int], option("--seeds", group="Recipe", help="One run each.")] = [0],  # noqa: B006, typer only reads it
     settings: Annotated[
         list[str],
-        typer.Option("--settings", metavar="NAME=V,V...", help="Values of a recipe's settings, such as eps=0.1,0.3."),
+        option("--settings", group="Recipe", metavar="NAME=V,V", help="Of the recipes, such as eps=0.1,0.3."),
     ] = [],  # noqa: B006
     budget: Annotated[
-        str, typer.Option("--budget", metavar="full|cpu|smoke", help="Of every run, as for `train`.")
+        Literal["full", "cpu", "smoke"], option("--budget", group="Recipe", metavar="SIZE", help="full, cpu or smoke.")
     ] = "full",
     data_dir: DataDir = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder a run, and sweep.csv.")] = Path(
+    out: Annotated[Path, option("--out", group="Output", metavar="DIR", help="A folder a run, and sweep.csv.")] = Path(
         "runs/sweep"
     ),
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Runs at the same time.")] = 2,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Of each run; they decide its last bits.")] = 1,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="local|slurm", help="Where the runs go.")] = "local",
-    partition: Annotated[str | None, typer.Option("--partition", help="Of the SLURM cluster.")] = None,
+    workers: Annotated[int, option("--workers", group="Run", min=1, help="Runs at the same time.")] = 2,
+    threads: Annotated[int, option("--threads", group="Run", min=1, help="Of each; they decide its last bits.")] = 1,
+    cluster: Annotated[
+        Literal["local", "slurm"], option("--cluster", group="Run", metavar="WHERE", help="local or slurm.")
+    ] = "local",
+    partition: Annotated[str | None, option("--partition", group="Run", help="Of the SLURM cluster.")] = None,
     json: Json = False,
 ) -> None:
     """Train every combination of recipes, seeds and settings, several at once; the same call again goes on.

@@ -5,135 +5,114 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from optrelax.cli.application import command, print_json, stderr, stdout
-from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, parse_number, read_device
+from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, option, parse_number, read_data, read_device
 from optrelax.cli.progress_bars import training_bar
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from optrelax.training.recipes import Recipe
     from optrelax.training.trainer import TrainingResult
 
 __all__ = ["train"]
 
 
-@command("train")
+class _Recipe:
+    """Options that change one number of the recipe; the field has the option's name."""
+
+    Epochs = Annotated[int | None, option("--epochs", group="Recipe", min=1, help="Others keep their shares.")]
+    Relaxation = Annotated[str | None, option("--relaxation", group="Recipe", metavar="NAME", help="To train with.")]
+    Eps = Annotated[str | None, option("--eps", group="Recipe", metavar="X", help="Last radius in pixel units: 8/255.")]
+    Warmup = Annotated[float | None, option("--warmup", group="Recipe", min=0, help="Epochs of natural loss only.")]
+    Mixing = Annotated[float | None, option("--mixing", group="Recipe", min=0, help="Epochs in which eps grows.")]
+    Kappa = Annotated[float | None, option("--kappa", group="Recipe", min=0, max=1, help="Natural loss's last weight.")]
+    Beta = Annotated[float | None, option("--beta", group="Recipe", min=0, max=1, help="Relaxation against box.")]
+    L1 = Annotated[float | None, option("--l1", group="Recipe", min=0, help="Times the sum of |weights|.")]
+    Lr = Annotated[float | None, option("--lr", group="Recipe", min=0, help="First learning rate.")]
+    Batch = Annotated[int | None, option("--batch", group="Recipe", min=1, help="Images a step.")]
+
+
+@command(
+    "train",
+    common=("data_dir", "out", "budget", "epochs", "eps", "relaxation", "listed", "config", "resume"),
+    examples=(
+        "optrelax train digits-fc-small-box --out runs/box",
+        "optrelax train mnist-fc-small-triangle --budget cpu --data-dir DATA",
+        "optrelax train --config mine.toml --data FILE.npz --model mynets:build",
+    ),
+)
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", show_default=False, help="Its name; --list shows all.")
+        str | None, typer.Argument(metavar="RECIPE", rich_help_panel="Recipe", help="Its name; --list shows all.")
     ] = None,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Show the recipes, or those with RECIPE in their name.")
-    ] = False,
+    listed: Annotated[bool, option("--list", group="Recipe", help="Show those with RECIPE in their name.")] = False,
+    config: Annotated[
+        Path | None, option("--config", group="Recipe", metavar="FILE", help="TOML of recipe fields; --show prints it.")
+    ] = None,
+    shown: Annotated[bool, option("--show", group="Recipe", help="Print the recipe as such a file.")] = False,
+    model: Annotated[
+        str | None, option("--model", group="Network", metavar="NAME", help="Such as conv, or module:function.")
+    ] = None,
+    data: Annotated[
+        str | None, option("--data", group="Data", metavar="NAME", help="Such as mnist, or FILE.npz of x, labels.")
+    ] = None,
     data_dir: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", show_default="runs/RECIPE", help="Folder of the run.")
+        Path | None, option("--out", group="Output", metavar="DIR", show_default="runs/RECIPE", help="Of the run.")
     ] = None,
     init: Annotated[
-        Path | None,
-        typer.Option(
-            "--init",
-            metavar="RUN",
-            show_default=False,
-            help="Begin at the weights of this run or network; with --warmup 0 --mixing 0 at the full eps.",
-        ),
+        Path | None, option("--init", group="Network", metavar="RUN", help="Begin at these weights.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last stored step of the run in DIR; same result.")
-    ] = False,
+    resume: Annotated[bool, option("--resume", group="Output", help="Go on after the last stored step.")] = False,
     checkpoint_every: Annotated[
-        float,
-        typer.Option(
-            "--checkpoint-every",
-            min=0,
-            metavar="MINUTES",
-            help="Store the state within an epoch too; 0 after every step, inf at its end only.",
-        ),
+        float, option("--checkpoint-every", group="Output", min=0, metavar="MINUTES", help="Of the state; 0, inf.")
     ] = 5.0,
     keep_every: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-every",
-            min=1,
-            metavar="EPOCHS",
-            show_default="none",
-            help="After every so many epochs keep the network, as DIR/epoch-0005.safetensors.",
-        ),
+        int | None, option("--keep-every", group="Output", min=1, metavar="EPOCHS", help="Keep the network so often.")
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write the metrics of every epoch to DIR/tensorboard as well.")
-    ] = False,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs", min=1, show_default="recipe", help="Warm-up, mixing and milestones keep their shares."
-        ),
-    ] = None,
-    relaxation: Annotated[
-        str | None, typer.Option("--relaxation", metavar="NAME", show_default="recipe", help="Train with another one.")
-    ] = None,
-    eps: Annotated[
-        str | None,
-        typer.Option("--eps", show_default="recipe", help="Radius at the end, in units of the pixels; 0.1 or 8/255."),
-    ] = None,
-    warmup: Annotated[
-        float | None, typer.Option("--warmup", min=0, show_default="recipe", help="Epochs of natural loss only.")
-    ] = None,
-    mixing: Annotated[
-        float | None, typer.Option("--mixing", min=0, show_default="recipe", help="Epochs in which eps grows.")
-    ] = None,
-    kappa: Annotated[
-        float | None,
-        typer.Option("--kappa", min=0, max=1, show_default="recipe", help="Weight of the natural loss at the end."),
-    ] = None,
-    beta: Annotated[
-        float | None,
-        typer.Option("--beta", min=0, max=1, show_default="recipe", help="Weight of the relaxation against box."),
-    ] = None,
-    l1: Annotated[
-        float | None, typer.Option("--l1", min=0, show_default="recipe", help="Times the sum of |weights|.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", min=0, show_default="recipe", help="First learning rate.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, show_default="recipe", help="Images a step.")] = None,
+    tensorboard: Annotated[bool, option("--tensorboard", group="Output", help="Metrics to DIR/tensorboard.")] = False,
+    epochs: _Recipe.Epochs = None,
+    relaxation: _Recipe.Relaxation = None,
+    eps: _Recipe.Eps = None,
+    warmup: _Recipe.Warmup = None,
+    mixing: _Recipe.Mixing = None,
+    kappa: _Recipe.Kappa = None,
+    beta: _Recipe.Beta = None,
+    l1: _Recipe.L1 = None,
+    lr: _Recipe.Lr = None,
+    batch: _Recipe.Batch = None,
     budget: Annotated[
-        str,
-        typer.Option(
-            "--budget",
-            metavar="full|cpu|smoke",
-            help="The recipe's own epochs; at most 30 minutes of two cores; under a minute.",
-        ),
+        Literal["full", "cpu", "smoke"],
+        option("--budget", group="Recipe", metavar="SIZE", help="full, cpu (half an hour), smoke."),
     ] = "full",
     pieces: Annotated[
         int | None,
-        typer.Option(
-            "--pieces",
-            min=1,
-            show_default="one a process",
-            help="Work on every batch in so many pieces: less memory. Processes of torchrun share them.",
-        ),
+        option("--pieces", group="Run", min=1, show_default="1 a process", help="Of each batch: less memory."),
     ] = None,
     subset: Subset = None,
     seed: Seed = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Train a network by a recipe, some of its numbers changed.
+    """Train a network by a recipe, some of its numbers changed; or by a file of your own; or your network on your data.
 
     DIR keeps the configuration, a line of metrics an epoch, the state to resume from, and the network.
     Several processes: torchrun --no-python --nproc-per-node N optrelax train RECIPE.
     """
     from optrelax.training.processes import launched
-    from optrelax.training.recipes import recipe as named
+    from optrelax.training.recipe_files import recipe_text
 
     if listed:
         _show_recipes(json, recipe or "", budget)
         return
-    if recipe is None:
-        raise ValueError("train: name a recipe; `optrelax train --list` shows them")
     given = {
+        "model": model,
+        "data": data,
         "epochs": epochs,
         "relaxation": relaxation,
         "eps": None if eps is None else parse_number("--eps", eps),
@@ -146,7 +125,10 @@ def train(
         "batch": batch,
         "subset": subset,
     }
-    row = named(recipe, budget, **{name: value for name, value in given.items() if value is not None})
+    row = _row(recipe, config, budget, {name: value for name, value in given.items() if value is not None})
+    if shown:
+        typer.echo(recipe_text(row), nl=False)
+        return
     folder = Path("runs") / row.name if out is None else out
     with launched(read_device(device)) as processes:
         work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
@@ -155,6 +137,33 @@ def train(
         result = work.run(first=processes.rank == 0, **how)
         if processes.rank == 0:
             _show(row, folder, result, json)
+
+
+def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe that the options describe.  ValueError says what is missing or too much."""
+    from dataclasses import replace
+
+    from optrelax.training.recipe_files import read_recipe
+    from optrelax.training.recipes import Recipe, recipe
+
+    if name is not None and config is not None:
+        raise ValueError(f"train: RECIPE or --config, not both; got {name} and {config}")
+    where = {key: changes.pop(key) for key in ("model", "data") if key in changes}
+    if config is not None:
+        row = read_recipe(config)
+    elif name is not None:
+        row = recipe(name)
+    elif len(where) == 2 and "eps" in changes:
+        row = Recipe(
+            name="own", method="certified", relaxation="crown-ibp", epochs=30, warmup=2, mixing=14, eps=0, **where
+        )
+    else:
+        raise ValueError(
+            "train: name a recipe (--list shows them), or give --config, or --model, --data and --eps"
+        )
+    if where:
+        row = replace(row, name=f"{row.name}-own" if name is not None else row.name, **where)
+    return row.within(budget).override(**changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +180,14 @@ class _Work:
 
     def run(self, first: bool = True, **how: Any) -> TrainingResult:
         """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`."""
-        from optrelax.data.datasets import load_dataset
         from optrelax.output.tables import require_writable
         from optrelax.training.runs import start_from
         from optrelax.training.trainer import train as work
 
         row, where = self.row, read_device(self.device)
-        data = load_dataset(row.data, self.data_dir, "train")
-        if row.subset is not None:
-            data = data.subset(row.subset)
+        data, net = self._inputs()
+        net = net.to(where)
         require_writable(self.folder)
-        net = row.network(data, self.seed).to(where)
         facts = {"recipe": asdict(row), "seed": self.seed}
         facts |= {} if self.init is None else start_from(net, self.init)
         training = row.training(self.seed, self.pieces)
@@ -192,6 +198,27 @@ class _Work:
         except KeyboardInterrupt:
             stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
             raise
+
+    def _inputs(self) -> tuple[Any, nn.Module]:
+        """The training examples and the untrained network; either may be the user's own."""
+        import torch
+
+        from optrelax.data.datasets import evenly_spaced, load_dataset
+        from optrelax.networks.checkpoint_files import build_model
+
+        row = self.row
+        if not row.data.endswith(".npz") and ":" not in row.model:
+            found = load_dataset(row.data, self.data_dir, "train")
+            found = found if row.subset is None else found.subset(row.subset)
+            return found, row.network(found, self.seed)
+        x, labels, classes = read_data(row.data, self.data_dir, "train")
+        if row.subset is not None:
+            index = evenly_spaced(len(x), row.subset)
+            x, labels = x[index], labels[index]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)  # the user's function draws from the global generator
+            net = build_model(row.model, tuple(x.shape[1:]), classes)
+        return (x.to(next(net.parameters()).dtype), labels), net
 
 
 def _show_recipes(json: bool, part: str, budget: str) -> None:

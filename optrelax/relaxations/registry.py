@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from optrelax.errors import suggest
@@ -55,10 +55,15 @@ def names() -> tuple[str, ...]:
     return (*_NAMES, *_FACTORIES)
 
 
-def register_relaxation(name: str, factory: Callable[..., Relaxation]) -> None:
-    """Make `name` (and `name:option=value`) stand for what `factory` returns.  ValueError for a name in use."""
-    if name in _NAMES or name in _FACTORIES:
-        raise ValueError(f"register_relaxation: {name!r} is registered already")
+def register_relaxation(name: str, factory: Callable[..., Relaxation], replace: bool = False) -> None:
+    """Make `name` (and `name:option=value`) stand for what `factory` returns.
+
+    replace: take the place of an earlier registration of yours, as a notebook cell that is run again wants.
+    Raises ValueError for a name in use; the library's own names stay what they are.
+    """
+    if name in _NAMES or (name in _FACTORIES and not replace):
+        cure = "choose another name" if name in _NAMES else "pass replace=True to replace it"
+        raise ValueError(f"register_relaxation: {name!r} is registered already; {cure}")
     if ":" in name or "," in name or not name:
         raise ValueError(f"register_relaxation: a name has no ':' or ',', got {name!r}")
     _FACTORIES[name] = factory
@@ -87,10 +92,21 @@ def resolve(relaxation: Relaxation | str) -> Any:
     else:
         raise ValueError(f"unknown relaxation {name!r}; {suggest(name, names())}")
     options = dict(preset) | _options(relaxation, text)
+    _require_known(relaxation, factory, options)
     try:
         return factory(**options)
     except TypeError as error:
         raise ValueError(f"relaxation {relaxation!r}: {error}") from None
+
+
+def _require_known(whole: str, factory: Any, options: dict[str, Any]) -> None:
+    """ValueError for an option that a relaxation's class lacks, with the nearest it has."""
+    if not is_dataclass(factory):
+        return
+    known = [f.name for f in fields(factory) if f.init]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"relaxation {whole!r}: no option {key!r}; {suggest(key, known)}")
 
 
 def _options(whole: str, text: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_every_command_has_help(run, name):
 def test_help_of_certify_states_units_and_defaults(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run("certify", "--help")
-    for text in ("units of the pixels", "8/255", "[default: crown]", "[default: 60.0]", "Seconds", "Exit code 1"):
+    for text in ("units of the pixels", "8/255", "(crown)", "(60)", "Seconds", "Exit code 1"):
         assert text in out
 
 
@@ -346,13 +346,13 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
         "unsound relaxation": (certify(checkpoint, "--relaxation", "cauchy"), "an estimate, not a bound"),
         "unknown option of one": (certify(checkpoint, "--relaxation", "crown:k=3"), "relaxation 'crown:k=3'"),
         "subset": (certify(checkpoint, "--subset", "1000"), "n must lie in 1 .. 360"),
-        "format": (certify(checkpoint, "--format", "xls"), "--format: unknown format 'xls'"),
+        "format": (certify(checkpoint, "--format", "xls"), "'xls' is not one of 'csv', 'json', 'parquet'"),
         "resume alone": (certify(checkpoint, "--resume"), "--resume needs --out DIR"),
         "output is a file": (certify(checkpoint, "--out", str(tmp / "file")), "output folder cannot be written"),
         "device": (certify(checkpoint, "--device", "tpu0"), "--device must be cpu, cuda or cuda:N, got 'tpu0'"),
         "no such device": (certify(checkpoint, "--device", "cuda:99"), "--device cuda:99: this machine has"),
-        "precision": (certify(checkpoint, "--precision", "half"), "--precision must be float64 or float32"),
-        "split": (certify(checkpoint, "--split", "dev"), "--split must be test or train, got 'dev'"),
+        "precision": (certify(checkpoint, "--precision", "half"), "'half' is not one of 'float64', 'float32'"),
+        "split": (certify(checkpoint, "--split", "dev"), "'dev' is not one of 'test', 'train'"),
         "no eps": (["certify", checkpoint, "--data", "digits"], "Missing option '--eps'"),
         "no such option": (certify(checkpoint, "--relax", "box"), "No such option"),
         "no such command": (["certifi"], "No such command 'certifi'"),
@@ -365,9 +365,9 @@ def test_bad_input_is_one_line_and_exit_code_2(run, checkpoint, tmp_path, monkey
         code, out, err = run(*arguments)
         assert code == 2, (what, err)
         assert out == "", what
-        flat = " ".join(err.replace("│", " ").split())
-        assert message in flat, (what, err)
-        assert "Traceback" not in err, what
+        assert message in err, (what, err)
+        assert err.startswith("error: "), (what, err)
+        assert err.count("\n") == 1, (what, err)
 
 
 def test_an_unwritable_folder_is_found_before_the_work(run, checkpoint, tmp_path, monkeypatch):

@@ -1,0 +1,59 @@
+"""Progress: a bar that keeps itself and the time left at any width; lines where output is no terminal."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from optrelax.cli import progress_bars
+from optrelax.training.meters import Progress
+
+
+def progress(**changes) -> Progress:
+    values = {
+        "epoch": 3, "epochs": 100, "step": 7, "steps": 600, "loss": 1.234567, "natural_accuracy": 0.912,
+        "robust_accuracy": 0.456, "eps": 0.0871, "unfinished": 0.25, "median_gap": 1e-3,
+    }  # fmt: skip
+    return Progress(**(values | changes))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_the_bar_fits_and_keeps_bar_count_and_time(monkeypatch, width):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system="standard", legacy_windows=False)
+    monkeypatch.setattr(progress_bars, "stderr", lambda: console)
+    with progress_bars.training_bar("mnist-fc-small-triangle") as watch:
+        watch(progress())
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    frames = [line for line in plain.replace("\r", "\n").splitlines() if "1207/60000" in line]
+    assert frames
+    for line in frames:
+        assert "━" in line
+        assert "-:--" in line or ":" in line.split("1207/60000")[1]
+        assert len(line.rstrip()) <= width
+    assert ("median gap" in frames[-1]) == (width == 200)
+    assert ("epoch 3/100" in frames[-1]) == (width >= 80)
+
+
+def test_a_pipe_sees_a_line_an_epoch(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    with progress_bars.training_bar("mnist") as watch:
+        for step in range(1, 601):
+            watch(progress(step=step))
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("mnist: 1800/60000, epoch 3/100, eps 0.0871, loss 1.235, accuracy 91.2 %, robust 45.6 %")
+
+
+def test_a_pipe_sees_a_line_a_hundred_examples(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    with progress_bars._bar("certify") as draw:
+        for done in range(1, 251):
+            draw(done, 250, [f"{done} certified"])
+    assert [line.split(",")[0] for line in out.getvalue().splitlines()] == [
+        "certify: 100/250",
+        "certify: 200/250",
+        "certify: 250/250",
+    ]
