@@ -158,9 +158,7 @@ def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, 
             name="own", method="certified", relaxation="crown-ibp", epochs=30, warmup=2, mixing=14, eps=0, **where
         )
     else:
-        raise ValueError(
-            "train: name a recipe (--list shows them), or give --config, or --model, --data and --eps"
-        )
+        raise ValueError("train: name a recipe (--list shows them), or give --config, or --model, --data and --eps")
     if where:
         row = replace(row, name=f"{row.name}-own" if name is not None else row.name, **where)
     return row.within(budget).override(**changes)
