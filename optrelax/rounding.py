@@ -4,7 +4,7 @@ A sum of n products computed in any order, with or without fused multiply-add, d
 gamma(n) * sum |a_i b_i| plus n underflows (Higham 2002, section 3.1). Every allowance below is such a bound. Allowances
 are themselves computed in floating point from positive terms, so their relative error is at most gamma(N) < 1 %;
 `SLACK` covers it. The proof needs standard sums of products: no TF32, no bfloat16 reduction, no Winograd or FFT
-convolution; `optrelax.kernels.product_probe` tests the machine's products and refuses what breaks this.
+convolution; `optrelax.exactness` tests the machine's products and refuses what breaks this.
 
 Constants. An op's coefficient c may be computed (a batch norm's scale) or rounded (a Python number): what multiplies is
 c' with |c' - c| <= rho |c| + eta. rho is gamma(`Affine.roundings`); eta, what is lost below the normal range, is
@@ -78,35 +78,3 @@ def check_rounding(owner: str, rounding: str) -> None:
     """ValueError unless `rounding` is one of the two modes."""
     if rounding not in ("nearest", "outward"):
         raise ValueError(f"{owner}: rounding must be 'nearest' or 'outward', got {rounding!r}")
-
-
-def require_exact_products(x: Tensor) -> None:
-    """ValueError where a setting makes products less exact than the allowances assume."""
-    if torch.is_autocast_enabled(x.device.type):
-        raise ValueError("rounding='outward': autocast breaks the error bound; leave the autocast region")
-    if x.dtype != torch.float32:
-        return
-    if x.is_cuda:
-        # cuDNN may pick Winograd or FFT convolutions in float32, whose error is not bounded by gamma(n).
-        raise ValueError("rounding='outward': on a GPU use float64 (cuDNN's float32 convolutions are not exact sums)")
-    for name, setting, exact in _cpu_precisions():
-        if setting not in exact:
-            raise ValueError(f"rounding='outward': {name} must be {exact[0]!r}, got {setting!r}")
-    mkldnn = torch.backends.mkldnn
-    if torch.backends.nnpack.is_available() and not (mkldnn.is_available() and mkldnn.enabled):
-        # Without oneDNN, NNPACK takes over float32 convolutions and may pick Winograd or FFT ones.
-        raise ValueError("rounding='outward': float32 on this CPU needs torch.backends.mkldnn.enabled; or use float64")
-
-
-def _cpu_precisions() -> list[tuple[str, str, tuple[str, ...]]]:
-    """What this torch lets its CPU library make of float32 products: name, value and exact values of each setting."""
-    found: list[tuple[str, str, tuple[str, ...]]] = []
-    for op in ("matmul", "conv"):
-        owner = getattr(torch.backends.mkldnn, op, None)
-        if owner is not None:  # torch 2.9 and later; the older function fails once these have been used
-            name = f"torch.backends.mkldnn.{op}.fp32_precision"
-            found.append((name, str(owner.fp32_precision), ("ieee", "none")))
-    if not found:
-        name = "torch.set_float32_matmul_precision"
-        found.append((name, torch.get_float32_matmul_precision(), ("highest",)))
-    return found

@@ -35,9 +35,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optrelax.exactness import require_exact_products
 from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
 from optrelax.layers.programs.rays import Rows, balance
-from optrelax.rounding import SLACK, Rounding, down, gamma, require_exact_products, underflow, up
+from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
 
 _CHUNK = 2**24  # entries of one [problems, rows, n] block when bounds are implied
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
+from optrelax.exactness import require_exact_products
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import MaxPool2d
 from optrelax.regions import InputBox
-from optrelax.rounding import Rounding, check_rounding, require_exact_products
+from optrelax.rounding import Rounding, check_rounding
 
 Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [batch, *shape]
 
