@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
     from optrelax.layers.interior_point import InteriorPoint
     from optrelax.layers.layerwise import Layerwise
+    from optrelax.layers.milp import Milp
     from optrelax.layers.network_gradients import Envelope, FixedSlopes
     from optrelax.layers.programs.cvxpy_solver import Cvxpy
     from optrelax.layers.programs.highs import Highs
@@ -36,6 +37,7 @@ _HOMES = {
     "FixedDualGradient": "programs.lp_gradients",
     "Highs": "programs.highs",
     "LPSolution": "solutions",
+    "Milp": "milp",
     "LinearProgram": "programs.linear_program",
     "PDHG": "programs.pdhg",
     "Regularised": "programs.regularised",
@@ -57,6 +59,7 @@ __all__ = [
     "LPSolution",
     "Layerwise",
     "LinearProgram",
+    "Milp",
     "Regularised",
     "Solution",
     "Status",

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from optrelax.analysis import bounds, lower_bounds, preactivation_bounds
+from optrelax.bounded import Bounded
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "certified_cross_entropy": "optrelax.training.losses",
     "CertifiedLoss": "optrelax.training.losses",
+    "PGD": "optrelax.certification.attacks",
     "certify": "optrelax.certification.certifying",
     "CertificationReport": "optrelax.certification.certifying",
     "compare": "optrelax.certification.comparison",
@@ -56,6 +58,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from optrelax import layers
+    from optrelax.certification.attacks import PGD
     from optrelax.certification.certifying import CertificationReport, certify
     from optrelax.certification.comparison import Comparison, compare
     from optrelax.data.datasets import load_dataset
@@ -84,7 +87,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "PGD",
     "Activation",
+    "Bounded",
     "Bounds",
     "Box",
     "Cauchy",

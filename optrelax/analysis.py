@@ -63,7 +63,8 @@ def preactivation_bounds(
 def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
     """The captured network, the region with one batch dimension, and the batch shape it had."""
     if not isinstance(region, InputBox):
-        raise TypeError(f"region: wants an InputBox or LinfBall, got {type(region).__name__}")
+        cure = "; write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)" if isinstance(region, Tensor) else ""
+        raise TypeError(f"region: wants an InputBox or LinfBall, got {type(region).__name__}{cure}")
     if torch.is_autocast_enabled(region.device.type):
         raise ValueError(
             "autocast is on, and half precision gives no sound bounds; leave the autocast region, or put "

@@ -137,6 +137,8 @@ def train(
         result = work.run(first=processes.rank == 0, **how)
         if processes.rank == 0:
             _show(row, folder, result, json)
+            if budget == "smoke" and not json:
+                stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
 
 
 def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, Any]) -> Recipe:

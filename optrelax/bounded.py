@@ -1,0 +1,56 @@
+"""A network with its relaxation as one module: inputs, radius and labels in, certified margins out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from optrelax.analysis import bounds, lower_bounds
+from optrelax.enclosures import Bounds
+from optrelax.regions import LinfBall
+from optrelax.relaxations import Relaxation, resolve
+from optrelax.specifications import margins
+
+__all__ = ["Bounded"]
+
+
+class Bounded(nn.Module):
+    """What is bounded, how, and over which inputs, as the last module of anyone's loop.
+
+    net: a module or Network, whose parameters are this module's.  relaxation: a name or an object, LP layers included.
+    clip: legal range of an input entry, or None.
+    Sound, exact, gradient: as the relaxation says.  Raises as `lower_bounds` does.
+
+    Example: `ox.certified_cross_entropy(ox.Bounded(net, "crown-ibp")(x, 0.1, labels)).backward()`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        relaxation: Relaxation | str = "crown",
+        *,
+        clip: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.net, self.relaxation, self.clip = net, resolve(relaxation), clip
+
+    def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor) -> Tensor:
+        """Lower bounds of every margin within eps of x: [batch, *input_shape], [batch] -> [batch, classes - 1]."""
+        spec = margins(labels, self.outputs(x))
+        return lower_bounds(self.net, self._region(x, eps), spec, self.relaxation)
+
+    def bounds(self, x: Tensor, eps: float | Tensor) -> Bounds:
+        """Bounds of every output within eps of x: lower, upper [batch, *output_shape]."""
+        return bounds(self.net, self._region(x, eps), self.relaxation)
+
+    def outputs(self, x: Tensor) -> int:
+        """How many outputs the network has for inputs such as x."""
+        from optrelax.networks.tracing import capture
+
+        return capture(self.net, tuple(x.shape[1:])).outputs
+
+    def extra_repr(self) -> str:
+        """The relaxation and the range, beside the network."""
+        return f"relaxation={self.relaxation}, clip={self.clip}"
+
+    def _region(self, x: Tensor, eps: float | Tensor) -> LinfBall:
+        return LinfBall(x, eps, clip=self.clip)
