@@ -108,7 +108,7 @@ def test_the_probe_tells_every_way_of_rounding_otherwise(name, dtype, monkeypatc
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "cauchy"])
-def test_a_thread_that_a
+def test_a_thread_that_flushes_is_refused(name):
     """Also where all was well before: flushing is a thread's, and may begin at any time."""
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
     region = ox.LinfBall(torch.zeros(1, 2, dtype=torch.float64), 0.1)
