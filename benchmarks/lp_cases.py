@@ -20,7 +20,7 @@ from optrelax.enclosures import Bounds
 from optrelax.layers import Layerwise, Solution, Triangle
 from optrelax.layers.triangle import solve_rows
 from optrelax.networks.graph import Network
-from optrelax.networks.tracing import capture
+from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 

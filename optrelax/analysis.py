@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optrelax.enclosures import Bounds
 from optrelax.networks.graph import Network
-from optrelax.networks.tracing import capture
+from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding
@@ -72,9 +72,9 @@ def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
         )
     if isinstance(net, Network):
         network, batch = net, _batch(region, net.input_shape)
+        network.require_eval()
     else:
         network, batch = capture(net, region.shape[1:]), region.shape[:1]
-    network.require_eval()
     network.require_weights(region.device, region.dtype)
     return network, region.reshape(-1, *network.input_shape), batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,12 @@ class Problem:
     """What stands there, such as `Softmax` or `torch.sin`."""
     reason: str
     """What is wrong and what to do instead."""
+    source: str = ""
+    """FILE:LINE of the user's code that it comes from, where it is the user's and not torch's."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.op}: {self.reason}"
+        place = f" ({os.path.basename(self.source)})" if self.source else ""
+        return f"{self.where}: {self.op}: {self.reason}{place}"
 
 
 class UnsupportedOpError(ValueError):

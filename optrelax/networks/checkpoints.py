@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from optrelax.networks import storage
 from optrelax.networks.activations import Activation
+from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network, Node, Op
 from optrelax.networks.onnx_files import is_onnx, read_onnx
 from optrelax.networks.ops import Affine, MaxPool2d, Shape, Source
 from optrelax.networks.storage import Settings, Tensors
-from optrelax.networks.tracing import capture
 from optrelax.output.files import read_tensors, write_tensors
 
 __all__ = ["load", "read_extra", "save"]

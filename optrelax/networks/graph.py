@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape
+
+if TYPE_CHECKING:
+    from optrelax.networks.snapshots import Snapshot
 
 Op = Affine | Activation | MaxPool2d
 HALF = (torch.float16, torch.bfloat16)
@@ -33,22 +38,19 @@ class Node:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class Network:
-    """Nodes in topological order; reads the parameters of `module` at every use.
+class Graph:
+    """Nodes in topological order, and what follows from them; immutable, and shared by all who ask for one module.
 
-    Calling it evaluates the network: [batch, *input_shape] -> [batch, *output_shape].
+    Its ops read the tensors of a module that it does not hold: it lives as long as its network, or that module.
     """
 
-    module: nn.Module
-    nodes: tuple[Node, ...]
-    output: str
-    input_shape: Shape
-    input: str = "input"
-    _by_name: Mapping[str, Node] = field(init=False, repr=False, compare=False)
+    input = "input"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
+    def __init__(self, nodes: tuple[Node, ...], output: str, input_shape: Shape) -> None:
+        self.nodes, self.output, self.input_shape = nodes, output, input_shape
+        self.snapshot: Snapshot | None = None
+        """The module as it was at capture, where all of it can be seen."""
+        self._by_name = {node.name: node for node in nodes}
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -131,14 +133,112 @@ class Network:
             values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else node.op(*inputs)
         return values
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.values(x)[self.output]
+
+class Network(nn.Module):
+    """A module as a graph of ops: reads the parameters of `module` at every use, and is a module itself.
+
+    Its parameters and buffers are those of `module`, by reference, under "module."; `to`, `train`, `eval` and
+    `load_state_dict` act on them. `copy.deepcopy`, pickle and torch.save copy the module and capture the copy.
+    Calling it evaluates the network: [batch, *input_shape] -> [batch, *output_shape].
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: Graph | tuple[Node, ...],
+        output: str | None = None,
+        input_shape: Shape | None = None,
+        *,
+        recapture: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(graph, Graph):
+            if output is None or input_shape is None:
+                raise TypeError("Network: nodes need the name of their output and the shape of the input")
+            graph = Graph(graph, output, input_shape)
+        self.module = module
+        self.training = module.training
+        state = self.__dict__
+        state["_graph"], state["_recapture"] = graph, recapture
+
+    @property
+    def graph(self) -> Graph:
+        """The graph as captured; use `current()` where the module may have changed since."""
+        found: Graph = self.__dict__["_graph"]
+        return found
+
+    nodes = property(lambda self: self.graph.nodes, doc="The nodes in topological order.")
+    output = property(lambda self: self.graph.output, doc="Name of the node that is the output.")
+    input = property(lambda self: self.graph.input, doc="Name of the input among the nodes.")
+    input_shape = property(lambda self: self.graph.input_shape, doc="Shape of the input without the batch.")
+    output_shape = property(lambda self: self.graph.output_shape, doc="Shape of the output without the batch.")
+    outputs = property(lambda self: self.graph.outputs, doc="Number of outputs.")
+    activations = property(lambda self: self.graph.activations, doc="The activation nodes in topological order.")
+    readers = property(lambda self: self.graph.readers, doc="The nodes that read each node's value.")
+    exact_intervals = property(lambda self: self.graph.exact_intervals, doc="Nodes whose interval image is exact.")
+    entrance = property(lambda self: self.graph.entrance, doc="See `Graph.entrance`.")
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.graph.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.graph[name]
+
+    def shape_of(self, name: str) -> Shape:
+        """Shape of a node's value without the batch; the input counts as a node."""
+        return self.graph.shape_of(name)
+
+    def ancestors(self, name: str) -> frozenset[str]:
+        """Every node that `name` depends on, itself included."""
+        return self.graph.ancestors(name)
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """The value of every node, the input included."""
+        return self.graph.values(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output: [batch, *input_shape] -> [batch, *output_shape]."""
+        self.require_current()
+        return self.graph.values(x)[self.graph.output]
+
+    def require_current(self) -> None:
+        """Capture the module again where it has changed since; ValueError where that gives other nodes.
+
+        Weights may change as they like. A layer put in another's place, a mode, a type or device, a number that
+        forward reads: what is bounded is always what `module` computes now.
+        """
+        old = self.graph
+        if not self._recapture or old.snapshot is None or old.snapshot.holds(self.module):
+            return
+        from optrelax.networks.capturing import graph_of
+
+        new = graph_of(self.module, old.input_shape)
+        if [_outline(n) for n in new.nodes] != [_outline(n) for n in old.nodes] or new.output != old.output:
+            raise ValueError("the module is another network than when it was captured; capture it again")
+        self.__dict__["_graph"] = new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        found = self._again(copy.deepcopy(self.module, memo))
+        memo[id(self)] = found
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._again(self.module)
+        return _unpickled, (self.module, self.input_shape)
+
+    def _again(self, module: nn.Module) -> Network:
+        if not self._recapture:
+            raise TypeError("a network that was not captured from a module cannot be copied or pickled; use optrelax.save")
+        return _unpickled(module, self.input_shape)
 
     def require_eval(self) -> None:
         """UnsupportedOpError if a captured batch norm or dropout has been put in training mode since."""
+        self.require_current()
+        if self._recapture and self.graph.snapshot is not None:
+            return  # the mode is that of the capture
         problems = [
             Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
-            for path, m in self._modules
+            for path, m in self.module.named_modules()
             if m.training and isinstance(m, MODES)
         ]
         if problems:
@@ -146,26 +246,36 @@ class Network:
 
     def require_weights(self, device: torch.device, dtype: torch.dtype) -> None:
         """ValueError unless every parameter and buffer lives on `device` and is exact in `dtype`, the region's."""
-        for name, tensor in self._tensors():
-            if tensor.device != device:
-                raise ValueError(f"region is on {device}, {name} is on {tensor.device}; move one")
-            if not tensor.is_floating_point() or tensor.dtype == dtype:
+        snapshot = self.graph.snapshot
+        kinds = snapshot.kinds if self._recapture and snapshot is not None else kinds_of(self.module)
+        for (found, place), name in kinds.items():
+            if place != device:
+                raise ValueError(f"region is on {device}, {name} is on {place}; move one")
+            if not found.is_floating_point or found == dtype:
                 continue
-            if tensor.dtype in HALF:
-                raise ValueError(f"{name} is {tensor.dtype}: bounds want float32 or float64; call net.float()")
-            if tensor.dtype == torch.float64:
+            if found in HALF:
+                raise ValueError(f"{name} is {found}: bounds want float32 or float64; call net.float()")
+            if found == torch.float64:
                 raise ValueError(
-                    f"region is {dtype}, {name} is {tensor.dtype}: bounds would be those of a rounded network; "
+                    f"region is {dtype}, {name} is {found}: bounds would be those of a rounded network; "
                     "use a float64 region or net.float()"
                 )
 
-    @cached_property
-    def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
-        """The modules that were captured; walking them anew at each call would cost as much as a small layer."""
-        return tuple(self.module.named_modules())
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for path, module in self._modules:
-            prefix = path + "." if path else ""
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                yield prefix + name, tensor
+def kinds_of(module: nn.Module) -> dict[tuple[torch.dtype, torch.device], str]:
+    """The types and devices of a module's tensors, and the first tensor of each."""
+    found: dict[tuple[torch.dtype, torch.device], str] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        found.setdefault((tensor.dtype, tensor.device), name)
+    return found
+
+
+def _unpickled(module: nn.Module, input_shape: Shape) -> Network:
+    from optrelax.networks.capturing import capture
+
+    return capture(module, input_shape)
+
+
+def _outline(node: Node) -> tuple[Any, ...]:
+    """What others know of a node."""
+    return node.name, node.path, type(node.op), node.inputs, node.shape

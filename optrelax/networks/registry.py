@@ -11,6 +11,7 @@ It refuses a call by ValueError (or `Refused`) with the reason, which becomes a 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def register_op(*targets: Target) -> Callable[[Rule], Rule]:
     def decorate(builder: Rule) -> Rule:
         for target in targets:
             if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+                load_rules()
                 _RULES[target] = builder
             elif isinstance(target, type) and issubclass(target, nn.Module):
                 _MODULES[target] = builder
@@ -81,8 +83,14 @@ def register_activation(*targets: Target, activation: Activation) -> None:
     register_op(*targets)(lambda call: activation)
 
 
+def load_rules() -> None:
+    """Fill the registry with the library's rules: on first use, and before a rule of the user's replaces one."""
+    importlib.import_module("optrelax.networks.rules")
+
+
 def rule_of(target: Any) -> Rule | None:
     """The rule of an ATen op of an exported graph."""
+    load_rules()
     found = _RULES.get(target)
     return found if found is not None else _RULES.get(getattr(target, "overloadpacket", None))
 
@@ -125,6 +133,7 @@ def generation() -> tuple[int, ...]:
 
 def supported() -> str:
     """One line naming every op with a rule."""
+    load_rules()
     ops = sorted({str(target).split(".")[1] for target in _RULES})
     own = sorted({t if isinstance(t, str) else getattr(t, "__name__", str(t)) for t in (*_MODULES, *_FUNCTIONS)})
     line = f"modules, functions and methods made of the ops {', '.join(ops)}"

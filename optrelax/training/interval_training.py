@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from optrelax.domains import interval
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.networks.tracing import capture
+from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox
 from optrelax.training.losses import LossTerms
 

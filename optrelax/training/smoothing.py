@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optrelax.networks.graph import Network
-from optrelax.networks.tracing import capture
+from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox
 from optrelax.training.losses import LossTerms
 

@@ -22,7 +22,7 @@ from optrelax.certification.journals import tensor_digest
 from optrelax.data.samples import gather
 from optrelax.errors import UnsupportedOpError
 from optrelax.networks.graph import Network
-from optrelax.networks.tracing import capture
+from optrelax.networks.capturing import capture
 from optrelax.regions import LinfBall
 from optrelax.relaxations import name_of
 from optrelax.training.event_files import event_file, require_tensorboard

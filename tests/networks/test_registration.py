@@ -8,15 +8,17 @@ from cases import SOUND, corners, inputs, random_points, specification
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.networks import tracing
+from optrelax.networks import registry as ops_registry
+from optrelax.networks.calls import Call
 from optrelax.networks.ops import Affine, Linear
 from optrelax.relaxations import name_of, names, registry, resolve
 
 
 @pytest.fixture(autouse=True)
 def _registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "_MODULES", dict(tracing._MODULES))
-    monkeypatch.setattr(tracing, "_FUNCTIONS", dict(tracing._FUNCTIONS))
+    ops_registry.load_rules()
+    for name in ("_RULES", "_MODULES", "_FUNCTIONS"):
+        monkeypatch.setattr(ops_registry, name, dict(getattr(ops_registry, name)))
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
 
 
@@ -106,10 +108,10 @@ def test_an_op_of_the_user_is_one_class(name):
     assert not ox.check(net, (4,)).ok
 
     @ox.register_op(torch.flip)
-    def _flip(site: tracing.Site) -> Affine:
-        if site.argument(1, "dims") != (-1,):
+    def _flip(call: Call) -> Affine:
+        if call.argument(1, "dims") != (-1,):
             raise ValueError("only the last dimension")
-        return Reverse(site.shape())
+        return Reverse(call.shape())
 
     if name != "cauchy":
         assert_sound(net, (4,), name)
@@ -122,18 +124,20 @@ def test_a_builder_refuses_with_a_reason():
             return torch.flip(x, (0,))
 
     @ox.register_op(torch.flip)
-    def _flip(site: tracing.Site) -> Affine:
+    def _flip(call: Call) -> Affine:
         raise ValueError("only the last dimension")
 
-    assert str(ox.check(Wrong(), (4,))) == "flip: flip: only the last dimension"
+    (problem,) = ox.check(Wrong(), (4,)).problems
+    assert (problem.where, problem.op, problem.reason) == ("flip", "flip", "only the last dimension")
+    assert problem.source.startswith(__file__)
 
 
 def test_constants_of_a_builder_s_op_are_read_at_each_use():
     @ox.register_op(torch.addmm)
-    def _addmm(site: tracing.Site) -> Affine:
-        weight, bias = site.constant(2, "mat2"), site.constant(0, "input")
+    def _addmm(call: Call) -> Affine:
+        weight, bias = call.constant(2, "mat2"), call.constant(0, "input")
         assert weight is not None
-        return Linear(site.shape(1), lambda: weight().mT, bias)
+        return Linear(call.shape(1), lambda: weight().mT, bias)
 
     class Product(nn.Module):
         def __init__(self) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from optrelax.networks.calls import PRODUCT, BATCH, Call, Op, Refused, Value
-from optrelax.networks.ops import Add, Scale, Source, wide
+from optrelax.networks.calls import BATCH, PRODUCT, Call, Op, Refused, Value
+from optrelax.networks.ops import Add, Divide, Scale, Source, wide
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
@@ -87,8 +87,7 @@ def divide(call: Call) -> Op:
     if call.traced != (0,):
         raise Refused("division by a value of the network is not affine")
     unbroadcast(call)
-    divisor = call.elementwise(1)
-    return Scale(call.output, lambda: 1.0 / wide(divisor()), None)
+    return Divide(call.output, call.elementwise(1))
 
 
 @rule(aten.div.Tensor_mode, aten.div.Scalar_mode)

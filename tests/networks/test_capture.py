@@ -138,6 +138,11 @@ FORMS = {
     "clamp": ((4,), lambda m, x: x.clamp(0.2, 0.6), {}),
     "clamp at zero": ((4,), lambda m, x: torch.clamp(x - 0.5, min=0), {}),
     "F.dropout off": ((4,), lambda m, x: F.dropout(x, 0.5, m.training), {}),
+    "in place with another reader": ((4,), lambda m, x: in_place_alias(m, x), {"one": ONE}),
+    "in place through a view": ((4,), lambda m, x: view_alias(m, x), {"one": ONE}),
+    "alpha": ((4,), lambda m, x: torch.add(m.one(x), x, alpha=2) - torch.sub(x, m.one(x), alpha=-0.5), {"one": ONE}),
+    "an old order of arguments": ((4,), lambda m, x: torch.add(x, m.c, alpha=2), {"c": parameter(4)}),
+    "a keyword": ((4,), lambda m, x: torch.add(input=x, other=x), {}),
     "constants": (
         (4,),
         lambda m, x: 2 - ((x + 0.1) * m.s - m.b) / 3,
@@ -225,8 +230,11 @@ def test_weights_are_referenced_and_never_copied():
     torch.testing.assert_close(network(region.lower), net(region.lower))
     net.double()
     assert ox.bounds(network, ox.LinfBall(inputs((4,), 3), 0.1)).lower.dtype == torch.float64
-    net[0] = nn.Linear(4, 5)  # another layer in its place is not the captured one
-    assert network(inputs((4,), 1)).dtype == torch.float64
+    net[0] = nn.Linear(4, 5).double()
+    torch.testing.assert_close(network(inputs((4,), 1)), net(inputs((4,), 1)))
+    net[0] = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5)).double()
+    with pytest.raises(ValueError, match="is another network than when it was captured"):
+        network(inputs((4,), 1))
 
 
 def test_constants_follow_the_parameters_they_come_from():
@@ -305,10 +313,10 @@ def test_every_problem_is_named_with_its_place_and_what_is_supported():
     report = ox.check(net, (4,))
     assert [(p.where, p.op) for p in report.problems[:2]] == [("1", "Sigmoid"), ("2.1", "Softmax")]
     assert any(p.op == "sin" for p in report.problems)
-    with pytest.raises(ox.UnsupportedOpError, match=r"3 op\(s\) of the network cannot be bounded") as raised:
+    with pytest.raises(ox.UnsupportedOpError, match=r"4 op\(s\) of the network cannot be bounded") as raised:
         ox.capture(net, (4,))
     message = str(raised.value)
-    for piece in ("1: Sigmoid: has no rule", "2.1: Softmax: has no rule", "Supported: modules", "Conv2d", "relu"):
+    for piece in ("1: Sigmoid: has no rule", "2.1: Softmax: has no rule", "Supported: modules", "conv2d", "relu"):
         assert piece in message
 
 
@@ -326,27 +334,21 @@ REFUSED = {
     "control flow": (lambda m, x: x if x.sum() > 0 else -x, {}, "control flow must not depend on values"),
     "a product of two values": (lambda m, x: x * x, {}, "mul: the product of two values of the network is not affine"),
     "a quotient": (lambda m, x: 1 / (x + 2), {}, "division by a value of the network is not affine"),
-    "weights from the input": (lambda m, x: F.linear(x, x), {}, "the product of two values"),
+    "weights from the input": (lambda m, x: F.linear(x, x), {}, "linear: mixes the batch: a batch of 3 gives (3, 3)"),
     "flatten of the batch": (lambda m, x: x.flatten(0), {}, r"flatten: mixes the batch: a batch of 3 gives (12,)"),
     "mean over the batch": (lambda m, x: x - x.mean(0), {}, "mean: has no rule"),
     "one row of all": (lambda m, x: x.view(1, -1), {}, "view: mixes the batch: a batch of 3 gives (1, 12)"),
     "half the batch": (lambda m, x: x.view(-1, 2), {}, "view: mixes the batch: a batch of 3 gives (6, 2)"),
     "transpose": (lambda m, x: x.t(), {}, "t: has no rule"),
-    "the batch size as a number": (lambda m, x: x / x.shape[0], {}, "truediv: mixes the batch"),
+    "the batch size as a number": (lambda m, x: x / x.shape[0], {}, "div: mixes the batch: an argument depends on the batch size"),
     "numbers from the batch size": (lambda m, x: x * (x.size(0) + 1) / 2, {}, "mul: mixes the batch"),
-    "a constant times the batch size": (lambda m, x: x + m.w * x.size(0), {"w": parameter(4)}, "add: mixes the batch"),
-    "a row of numbers an example": (lambda m, x: x + m.c, {"c": torch.zeros(3, 4)}, "a constant with batch 3 mixes"),
+    "a constant times the batch size": (lambda m, x: x + m.w * x.size(0), {"w": parameter(4)}, "a constant depends on the batch size"),
+    "a row of numbers an example": (lambda m, x: x + m.c, {"c": torch.zeros(3, 4)}, "mixes the batch"),
     "a wide constant": (lambda m, x: x[:, None] if False else x.unsqueeze(1) + m.c, {"c": torch.zeros(2, 4)}, "widens"),
-    "in place with another reader": (
-        in_place_alias,
-        {"one": ONE},
-        "relu: works in place on a value that is read elsewhere",
-    ),
-    "in place through a view": (view_alias, {"one": ONE}, "relu_: works in place on a value that is read elsewhere"),
     "a parameter changed in place": (
         lambda m, x: x + m.w.add_(1),
         {"w": parameter(4)},
-        "add_: changes a parameter or constant in place",
+        "changes a parameter or constant in place",
     ),
     "a parameter that takes the input": (
         lambda m, x: m.w.mul_(x),
@@ -360,9 +362,7 @@ REFUSED = {
     ),
     "random numbers": (lambda m, x: x + torch.rand(4), {}, "draws random numbers"),
     "random numbers of the input's size": (lambda m, x: x + torch.rand(x.shape[1]), {}, "draws random numbers"),
-    "alpha": (lambda m, x: torch.add(x, x, alpha=2), {}, "alpha other than 1 has no rule"),
     "rounding": (lambda m, x: torch.div(x, 2, rounding_mode="floor"), {}, "rounding_mode has no rule"),
-    "a keyword": (lambda m, x: torch.add(input=x, other=x), {}, "takes the network's value as a keyword"),
     "one-sided clamp": (lambda m, x: x.clamp(min=0.5), {}, "clamp needs two numbers"),
     "branches that broadcast": (
         lambda m, x: x + F.linear(x, m.w),
@@ -371,7 +371,7 @@ REFUSED = {
     ),
     "a constant output": (lambda m, x: m.w * 2, {"w": parameter(4)}, "output: does not depend on the input"),
     "two outputs": (lambda m, x: (x, x), {}, "the network must return one tensor, got tuple"),
-    "indexing": (lambda m, x: x[:, :2], {}, "getitem: has no rule"),
+    "sorting": (lambda m, x: x.sort(-1)[0], {}, "sort: has no rule"),
 }
 
 
@@ -385,14 +385,14 @@ def test_refused(reason):
 
 
 LAYERS = {
-    "padding mode": (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 4, 4), "padding_mode='reflect'"),
+    "padding mode": (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 4, 4), "has no rule"),
     "uneven padding": (nn.Conv2d(1, 1, 2, padding="same"), (1, 4, 4), "padding='same' with an even kernel"),
     "no statistics": (nn.BatchNorm2d(1, track_running_stats=False), (1, 4, 4), "mixes the batch"),
     "ceil": (nn.AvgPool2d(2, ceil_mode=True), (1, 5, 5), "ceil_mode=True has no rule"),
     "ceil of max": (nn.MaxPool2d(2, ceil_mode=True), (1, 5, 5), "ceil_mode=True has no rule"),
-    "indices": (nn.MaxPool2d(2, return_indices=True), (1, 4, 4), "MaxPool2d"),
+    "indices": (nn.MaxPool2d(2, return_indices=True), (1, 4, 4), "fails on an input of shape (1, 4, 4)"),
     "uneven pool": (nn.AdaptiveAvgPool2d(2), (1, 5, 5), "does not divide the input"),
-    "no batch": (nn.Conv2d(3, 1, 1), (4, 4), "mixes the batch: a batch of 3 gives (1, 4, 4)"),
+    "no batch": (nn.Conv2d(3, 1, 1), (4, 4), "mixes the batch"),
     "too small": (nn.Conv2d(1, 1, 5), (1, 4, 4), "fails on an input of shape (1, 4, 4)"),
     "wrong width": (nn.Linear(5, 2), (4,), "fails on an input of shape (4,)"),
     "unknown": (nn.GELU(), (4,), "GELU: has no rule"),
@@ -435,31 +435,26 @@ def test_a_plain_network_may_stay_in_training_mode():
 
 @pytest.mark.parametrize("where", ["root", "layer", "container"])
 @pytest.mark.parametrize("pre", [False, True])
-def test_forward_hooks_are_run_or_refused(where, pre):
-    """A hook on a container is traced like any code; one that a trace would miss is refused."""
+def test_forward_hooks_are_refused_and_not_run(where, pre):
+    """What a hook does with the values it sees is its own affair, and capture would show it values that are none."""
+    seen: list[object] = []
     net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)).double()
     target = {"root": net, "layer": net[0][0], "container": net[0]}[where]
     if pre:
-        target.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+        target.register_forward_pre_hook(lambda module, args: seen.append(args))
     else:
-        target.register_forward_hook(lambda module, args, output: output * 2)
-    if where == "container":
-        x = inputs((4,), 2)
-        torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
-    else:
-        assert "has forward hooks" in problems(net.float())
+        target.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert "has forward hooks" in problems(net.float())
+    assert not seen
 
 
 @pytest.mark.parametrize("where", ["root", "layer", "container"])
-def test_a_forward_put_on_one_object_is_traced_or_refused(where):
+def test_a_forward_put_on_one_object_is_the_one_captured(where):
     net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4))
     target = {"root": net, "layer": net[0][1], "container": net[0]}[where]
     target.forward = lambda x: x * 3  # type: ignore[method-assign]
-    if where == "container":
-        x = torch.rand(2, 4)
-        torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
-    else:
-        assert not ox.check(net, (4,)).ok
+    x = torch.rand(2, 4)
+    torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_not_its_parent():
@@ -482,7 +477,7 @@ def test_half_precision_weights_are_refused(dtype):
     network = ox.capture(net)
     net.to(dtype)
     assert "bounds want float32 or float64; call .float()" in problems(net)
-    with pytest.raises(ValueError, match=r"0\.weight is torch\.\w*float16: bounds want float32 or float64"):
+    with pytest.raises(ValueError, match=r"0\.weight: torch\.\w*float16: bounds want float32 or float64"):
         ox.bounds(network, ox.LinfBall(torch.rand(2, 4), 0.1))
 
 

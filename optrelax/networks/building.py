@@ -1,0 +1,348 @@
+"""From an exported graph to the nodes of a network: every call by its rule, every problem collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from optrelax.errors import Problem
+from optrelax.networks.activations import Activation
+from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
+from optrelax.networks.exporting import Exported, Leaf, arguments_of, line_of, module_of, op_name
+from optrelax.networks.graph import Node
+from optrelax.networks.ops import Shape, Source
+from optrelax.networks.registry import rule_of
+
+aten = torch.ops.aten
+# Read a value's shape, type and device alone.
+_SHAPES_ONLY = {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+}
+_SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
+_RANDOM = "draws random numbers, so that it is no fixed function; draw them outside of forward"
+_DROPOUT = "is random in training mode, its default; pass training=self.training and call .eval()"
+_FAILURES = (ValueError, NotImplementedError, RuntimeError, TypeError, IndexError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A parameter, buffer or constant of the module, read at each use."""
+
+    source: Source
+    shape: Shape
+    dtype: torch.dtype
+
+    def __call__(self) -> Tensor:
+        return self.source()
+
+
+class LiveConstant:
+    """A tensor computed from parameters, buffers and constants, anew at each use; of one example where it has a batch."""
+
+    def __init__(self, read: Callable[[int], Any], shape: Shape, dtype: torch.dtype, batched: bool) -> None:
+        self._read, self.shape, self.dtype, self.batched = read, shape, dtype, batched
+
+    def __call__(self) -> Tensor:
+        found: Tensor = self._read(1)
+        return found[0] if self.batched else found
+
+    def depends_on_batch(self) -> bool:
+        """Whether another size of the batch gives an example another constant."""
+        with torch.no_grad():
+            wanted = self()
+            return not all(
+                torch.equal(row, wanted)
+                for size in (2, 5)
+                for row in (self._read(size) if self.batched else [self._read(size)])
+            )
+
+
+class Building:
+    """Walks an exported graph once; `nodes`, `output` and `problems` are what it finds."""
+
+    def __init__(self, exported: Exported) -> None:
+        self.exported = exported
+        self.given = exported.input
+        example = self.given.meta["val"]
+        self.batch, self.dtype = example.shape[0], example.dtype
+        self.input_shape: Shape = tuple(int(n) for n in example.shape[1:])
+        self.nodes: list[Node] = []
+        self.output: str | None = None
+        self.problems = list(exported.problems)
+        self._values: dict[fx.Node, Any] = {}  # what stands for a node among the arguments of a call
+        self._paths: dict[str, int] = {}
+        self._read: tuple[Value, ...] = ()  # by the call whose rule is asked
+        self._device = example.device
+        self._calls: dict[fx.Node, str] = {}  # names of the calls that belong to no module of torch's
+        self._called: dict[str, int] = {}
+
+    def run(self) -> Building:
+        """Build every node that the output needs."""
+        if self.problems:
+            return self
+        needed = self._needed()
+        for node in self.exported.graph.nodes:
+            if node in needed:
+                self._visit(node)
+        self._finish()
+        for node in self.exported.graph.nodes:
+            node.meta.clear()  # constants keep the graph, and need no example tensors
+        return self
+
+    def _needed(self) -> set[fx.Node]:
+        found: set[fx.Node] = set()
+        stack = [n for n in self.exported.graph.nodes if n.name == self.exported.output or _is_random(n)]
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(node.all_input_nodes)
+        return found
+
+    def _problem(self, node: fx.Node, reason: str) -> None:
+        path, kind = module_of(node)
+        own = kind.startswith("torch.nn.modules.")
+        name = self._name(node)
+        self.problems.append(Problem(self._where(node), kind.rpartition(".")[2] if own and path else name, reason, line_of(node)))
+
+    def _name(self, node: fx.Node) -> str:
+        key = self._key(node)
+        return op_name(node.target) if key is None else self.exported.leaves[key].name
+
+    def _where(self, node: fx.Node) -> str:
+        """The path of a module that is one of torch's or registered, else the call's own name, numbered."""
+        path, kind = module_of(node)
+        key = self._key(node)
+        if key is not None and self.exported.leaves[key].module is not None:
+            return path or "(root)"
+        if kind.startswith("torch.nn.") and path:
+            return path
+        if node not in self._calls:
+            count = self._called.get(name := self._name(node), 0)
+            self._called[name] = count + 1
+            self._calls[node] = f"{name}_{count}" if count else name
+        return self._calls[node]
+
+    def _key(self, node: fx.Node) -> int | None:
+        if str(node.target) == "optrelax.leaf.default":
+            return int(node.args[1])  # type: ignore[arg-type]
+        return None
+
+    # --- what a node is -------------------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> None:
+        if node is self.given:
+            self._values[node] = Value("input", self.input_shape)
+        elif node.op == "placeholder":
+            value = node.meta.get("val")
+            source = self.exported.sources[node]
+            if isinstance(value, Tensor):
+                self._values[node] = LiveTensor(source, tuple(value.shape), value.dtype)
+            else:
+                self._values[node] = value
+        elif node.op == "call_function":
+            self._call(node)
+
+    def _call(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        name = str(getattr(node.target, "__name__", node.target))
+        if name == "getitem" and isinstance(self._values.get(node.args[0]), tuple):  # type: ignore[arg-type]
+            found = self._values[node.args[0]][node.args[1]]  # type: ignore[index]
+            if found is None:
+                self._problem(node, "this output has no rule")
+                found = Value("", self._shape(value) or ())
+            self._values[node] = found
+        elif _is_random(node):
+            self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
+            self._values[node] = self._broken(value)
+        elif isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and not self._reads_value(node):
+            self._values[node] = BATCH
+        elif not self._reads_value(node):
+            self._constant(node, value)
+        else:
+            self._apply(node, value)
+
+    def _broken(self, value: Any) -> Value:
+        return Value("", (self._shape(value) if isinstance(value, Tensor) else None) or ())
+
+    def _reads_value(self, node: fx.Node) -> bool:
+        if node.target in _SHAPES_ONLY or node.target in _SIZES:
+            return False
+        return any(isinstance(self._values.get(n), (Value, tuple)) for n in node.all_input_nodes)
+
+    def _shape(self, value: Tensor) -> Shape | None:
+        """Shape without the batch; None where the batch is not in front, alone."""
+        if value.dim() == 0 or not _same(value.shape[0], self.batch):
+            return None
+        return tuple(int(n) for n in value.shape[1:]) if not any(map(_symbolic, value.shape[1:])) else None
+
+    def _constant(self, node: fx.Node, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            self._values[node] = None if isinstance(value, (list, tuple)) else value
+            return
+        batched = any(map(_symbolic, value.shape))
+        shape = self._shape(value) if batched else tuple(value.shape)
+        if shape is None:
+            self._problem(node, f"mixes the batch: {self._sizes(value)}")
+            self._values[node] = LiveTensor(lambda: torch.zeros(()), (), value.dtype)
+            return
+        found = LiveConstant(lambda size, node=node: self._evaluate(node, size, {}), shape, value.dtype, batched)
+        self._values[node] = found
+        if self._reads_batch(node) and found.depends_on_batch():
+            self._problem(node, "mixes the batch: a constant depends on the batch size")
+
+    def _reads_batch(self, node: fx.Node) -> bool:
+        stack, seen = [node], set()
+        while stack:
+            top = stack.pop()
+            if top in seen:
+                continue
+            seen.add(top)
+            if self._values.get(top) is BATCH or top.target in _SHAPES_ONLY:
+                return True
+            stack.extend(top.all_input_nodes)
+        return False
+
+    def _evaluate(self, node: fx.Node, size: int, memo: dict[fx.Node, Any]) -> Any:
+        """A node that does not depend on the input, for a batch of that size."""
+        if node in memo:
+            return memo[node]
+        if node in self.exported.sources:
+            return self.exported.sources[node]()
+        if node is self.given or isinstance(self._values.get(node), Value):
+            value = self._values[node]
+            found: Any = torch.zeros(size, *value.shape, dtype=self.dtype, device=self._device)
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._evaluate(n, size, memo))
+            found = node.target(*args, **kwargs)  # type: ignore[operator]
+        memo[node] = found
+        return found
+
+    def _sizes(self, value: Tensor) -> str:
+        sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
+        return f"a batch of 3 gives {sizes}"
+
+    # --- calls by rule --------------------------------------------------------------------------------------------
+
+    def _apply(self, node: fx.Node, value: Any) -> None:
+        outputs = list(value) if isinstance(value, (list, tuple)) else [value]
+        key = self._key(node)
+        leaf = None if key is None else self.exported.leaves[key]
+        rule = rule_of(node.target) if leaf is None else leaf.rule
+        shapes = [self._shape(v) if isinstance(v, Tensor) else () for v in outputs]
+        single = not isinstance(value, (list, tuple))
+        broken = [Value("", s or ()) for s in shapes]
+        self._values[node] = broken[0] if single else tuple(broken)
+        if rule is None:
+            self._problem(node, "has no rule")
+            return
+        if None in shapes:
+            bad = outputs[shapes.index(None)]
+            self._problem(node, f"mixes the batch: {self._sizes(bad)}")
+            return
+        if any(isinstance(v, Tensor) and v.dtype != self.dtype for v in outputs[:1]):
+            self._problem(node, f"changes the type from {self.dtype} to {outputs[0].dtype}; bounds are of one type")
+            return
+        try:
+            found = rule(self._make_call(node, leaf, tuple(s or () for s in shapes)))
+            result = tuple(self._accept(node, r, s) for r, s in zip(_several(found, len(outputs)), shapes, strict=True))
+        except _FAILURES as error:
+            self._problem(node, str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return
+        self._values[node] = result[0] if single else result
+
+    def _make_call(self, node: fx.Node, leaf: Leaf | None, shapes: tuple[Shape, ...]) -> Call:
+        def add(op: Op, *values: Value) -> Value:
+            return self._add(node, op, values)
+
+        if leaf is not None:
+            given = arguments_of(leaf, [self._argument(a) for a in node.args[0]])  # type: ignore[union-attr]
+            args, kwargs = pytree.tree_map_only(torch.SymInt, lambda _: BATCH, given)
+            self._read = (call := Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add)).values
+            return call
+        schema = node.target._schema  # type: ignore[union-attr]
+        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+        names = tuple(a.name for a in schema.arguments)
+        args = tuple(
+            self._argument(given[a.name]) if a.name in given else a.default_value if a.has_default_value() else None
+            for a in schema.arguments
+        )
+        self._read = (call := Call(op_name(node.target), args, {}, shapes, names, add=add)).values
+        return call
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            return [self._argument(a) for a in argument]
+        return self._values[argument] if isinstance(argument, fx.Node) else argument
+
+    def _accept(self, node: fx.Node, found: Any, shape: Shape | None) -> Value | None:
+        """The value of one result of a rule; what the rule says must have the shape that the call has."""
+        if found is None:
+            return None
+        if not isinstance(found, Value):
+            found = self._add(node, found, None)
+        if found.shape != shape:
+            raise ValueError(f"its rule gives shape {found.shape}, the network {shape}")
+        return found
+
+    def _add(self, node: fx.Node, op: Op, values: tuple[Value, ...] | None) -> Value:
+        if values is None:
+            values = self._read
+        if isinstance(op, Activation) and len(values) != 1:
+            raise Refused("an activation takes one value")
+        if not isinstance(op, Activation) and op.input_shapes != tuple(v.shape for v in values):
+            raise ValueError(f"its rule takes shapes {op.input_shapes}, got {tuple(v.shape for v in values)}")
+        shape = values[0].shape if isinstance(op, Activation) else op.shape
+        count = sum(1 for n in self.nodes if n.name == node.name or n.name.startswith(f"{node.name}."))
+        name = node.name if not count else f"{node.name}.{count + 1}"
+        path = self._where(node)
+        self._paths[path] = seen = self._paths.get(path, 0) + 1
+        path = path if seen == 1 else f"{path}#{seen}"
+        self.nodes.append(Node(name, path, op, tuple(v.name for v in values), shape))
+        return Value(name, shape)
+
+    def _finish(self) -> None:
+        last = {n.name: n for n in self.exported.graph.nodes}
+        found_value = self._values.get(last.get(self.exported.output or ""))  # type: ignore[arg-type]
+        if isinstance(found_value, Value):
+            self.output = found_value.name
+        else:
+            self.problems.append(Problem("output", "output", "does not depend on the input"))
+
+
+def _is_random(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    return not ("dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False)
+
+
+def _several(found: Any, outputs: int) -> tuple[Any, ...]:
+    """What a rule returned, one an output."""
+    results = found if isinstance(found, tuple) else (found,)
+    if len(results) != outputs:
+        raise ValueError(f"its rule gives {len(results)} of {outputs} outputs")
+    return results
+
+
+def _symbolic(size: Any) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
+def _same(size: Any, batch: Any) -> bool:
+    return _symbolic(size) and bool(size.node.expr == batch.node.expr)
+
+
+def _at(size: Any, batch: Any, value: int) -> int:
+    """A size where the batch has that many examples."""
+    return int(size.node.expr.subs({batch.node.expr: value})) if _symbolic(size) else int(size)

@@ -1,0 +1,173 @@
+"""Capture: any `nn.Module` of supported ops as a graph, through torch.export, and proof that it is the same function."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.networks.graph import HALF, MODES, Graph, Network
+from optrelax.networks.ops import Shape
+from optrelax.networks.registry import generation, supported
+from optrelax.networks.snapshots import Snapshot
+
+# torch.export replaces methods of nn.Module itself while it runs, and puts back what it found: one thread at a time.
+_EXPORTING = threading.RLock()
+_KEPT = 4  # graphs of one module: its modes, shapes of its input
+_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Whether a module can be bounded, and every reason why not."""
+
+    ok: bool
+    problems: tuple[Problem, ...]
+
+    def __str__(self) -> str:
+        return "ok" if self.ok else "\n".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One capture of a module, valid as long as its snapshot holds."""
+
+    snapshot: Snapshot
+    shape: Shape
+    rules: tuple[int, ...]
+    graph: Graph
+
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, list[_Kept]] = weakref.WeakKeyDictionary()
+
+
+def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) -> Network:
+    """Capture a module as a graph that references its parameters (never copies).
+
+    The module is exported, its graph built by rules, and both are run on probes: a graph that is not the module's
+    function to rounding is refused with both values. Nothing of the module changes. A module that was captured before
+    and has not changed since costs some microseconds.
+
+    input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it.
+    Raises UnsupportedOpError with every op that has no rule, where it is and what is supported.  Threads may capture
+    at the same time: they take turns.
+    """
+    if isinstance(net, Network):
+        if input_shape is not None and tuple(input_shape) != net.input_shape:
+            raise ValueError(f"capture: the network takes inputs of shape {net.input_shape}, got {tuple(input_shape)}")
+        return net
+    net = unwrap(net)
+    if isinstance(net, Network):
+        return capture(net, input_shape)
+    if input_shape is not None and not isinstance(input_shape, Sequence):
+        raise TypeError(f"capture: input_shape must be numbers such as (1, 28, 28), got {input_shape!r}")
+    shape = tuple(int(n) for n in input_shape) if input_shape is not None else _first_shape(net)
+    return Network(net, graph_of(net, shape), recapture=True)
+
+
+def check(net: nn.Module | Network, input_shape: Sequence[int] | None = None) -> Report:
+    """Report every op of `net` that cannot be bounded, where it is and why; raises nothing for unsupported ops."""
+    try:
+        network = capture(net, input_shape)
+        network.require_eval()
+    except UnsupportedOpError as error:
+        return Report(False, error.problems)
+    return Report(True, ())
+
+
+def unwrap(net: Any) -> Any:
+    """What a compiled or parallel module wraps; TypeError for what is no module that could be followed."""
+    while type(net).__name__ in _WRAPPERS and isinstance(net, nn.Module):
+        net = net._orig_mod if hasattr(net, "_orig_mod") else net.module
+    if isinstance(net, torch.jit.ScriptModule):
+        raise TypeError("capture: a scripted module cannot be followed; pass the nn.Module that was scripted or traced")
+    if type(net).__name__ == "ExportedProgram":
+        raise TypeError("capture: an exported program has left its module behind; pass the nn.Module that was exported")
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"capture: wants an nn.Module or a Network, got {type(net).__name__}")
+    return net
+
+
+def graph_of(net: nn.Module, shape: Shape) -> Graph:
+    """The graph of a module, kept from the last time where nothing has changed since.  Errors as `capture`."""
+    kept = _CACHE.get(net, ())
+    for entry in kept:
+        if entry.shape == shape and entry.rules == generation() and entry.snapshot.holds(net):
+            return entry.graph
+    with _EXPORTING:
+        snapshot = Snapshot(net)
+        graph, problems = _capture(net, shape)
+        if problems or graph is None:
+            raise UnsupportedOpError(problems, supported())
+        if snapshot.known:
+            graph.snapshot = snapshot
+            _CACHE[net] = [_Kept(snapshot, shape, generation(), graph), *_CACHE.get(net, ())][:_KEPT]
+    return graph
+
+
+def _first_shape(net: nn.Module) -> Shape:
+    """Input shape of a network that starts with a Linear (perhaps after a Flatten)."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            return (module.in_features,)
+        if not isinstance(module, (nn.Sequential, nn.Flatten, nn.Identity)) and next(module.children(), None) is None:
+            break
+    raise ValueError("capture: give input_shape (without the batch); the first layer does not say it")
+
+
+def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]:
+    from optrelax.networks.building import Building
+    from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export
+    from optrelax.networks.probing import disagreement
+
+    problems = _module_problems(net)
+    hooked = [p for p in problems if p.reason == _HOOKED]
+    if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
+        return None, problems  # not even run: hooks may do anything
+    example = torch.zeros(BATCH_SIZE, *shape, **_kind(net))
+    try:
+        built = Building(export(net, example)).run()
+    except ExportRefused as error:
+        return None, problems or [error.problem]
+    known = [p.where for p in problems]
+    problems += [p for p in built.problems if not any(p.where == w or p.where.startswith(f"{w}.") for w in known)]
+    if problems or built.output is None:
+        return None, problems
+    graph = Graph(tuple(built.nodes), built.output, shape)
+    if reason := disagreement(net, graph, example):
+        return None, [Problem("(root)", type(net).__name__, reason)]
+    return graph, []
+
+
+def _kind(net: nn.Module) -> dict[str, Any]:
+    """Type and device of the inputs that a module takes."""
+    tensor: Tensor | None = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), None)
+    if tensor is None:
+        return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
+_HOOKED = "has forward hooks, which may do anything with what they see; remove them"
+
+
+def _module_problems(net: nn.Module) -> list[Problem]:
+    """What is wrong with the modules whatever their graph: modes, hooks, types."""
+    problems = []
+    for path, m in net.named_modules():
+        if isinstance(m, MODES) and m.training:
+            problems.append(Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()"))
+        hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):
+            problems.append(Problem(path or "(root)", type(m).__name__, _HOOKED))
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.dtype in HALF:
+            problems.append(Problem(name, str(tensor.dtype), "bounds want float32 or float64; call .float()"))
+        elif tensor.is_complex():
+            problems.append(Problem(name, str(tensor.dtype), "complex numbers have no order to bound them in"))
+    return problems

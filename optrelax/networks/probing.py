@@ -1,0 +1,70 @@
+"""Is the graph the module?  Both are run on random inputs and corner cases, and must agree to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.networks.exporting import replicate
+from optrelax.networks.graph import Graph
+
+_SIZES = (1, 4)  # two sizes of the batch
+_SEED = 20_240_607
+
+
+def disagreement(net: nn.Module, graph: Graph, example: Tensor) -> str | None:
+    """How the network that was captured from `net` differs from it on probes like `example`; None where it does not.
+
+    The module runs as a copy with tensors of its own, so that nothing of it changes; random inputs come from a
+    generator of their own.
+    """
+    replica = replicate(net, share=False).module
+    with torch.inference_mode(False), torch.no_grad():
+        for name, x in _probes(example):
+            try:
+                wanted = replica(x.clone())
+            except Exception as error:  # the user's code: whatever it raises on inputs it should take
+                return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
+            found = graph.values(x)[graph.output]
+            if reason := compare(wanted, found, _scale(graph, x), len(graph.nodes)):
+                return f"the captured graph is another function than the module on {name}: {reason}"
+            alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
+            if reason := compare(wanted, alone, _scale(graph, x), len(graph.nodes)):
+                return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
+    return None
+
+
+def _probes(example: Tensor) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = example.shape[1:]
+    for size in _SIZES:
+        x = torch.randn(size, *shape, generator=generator, dtype=torch.float64).to(example)
+        yield "random inputs", x
+    corners = [torch.zeros(shape), torch.ones(shape), -torch.ones(shape), torch.full(shape, 100.0)]
+    corners.append(torch.randn(shape, generator=generator) * 100)
+    yield "corner cases (zeros, ones, -1, 100, random in the hundreds)", torch.stack(corners).to(example)
+
+
+def _scale(graph: Graph, x: Tensor) -> float:
+    """Greatest size of any value on the way, infinite and NaN ones aside."""
+    sizes = [v.abs().nan_to_num(0.0, 0.0, 0.0).amax() for v in graph.values(x).values() if v.numel()]
+    return float(torch.stack(sizes).amax()) if sizes else 0.0
+
+
+def compare(wanted: object, found: Tensor, scale: float, nodes: int) -> str | None:
+    """What is unlike between the outputs of module and network: None where they agree to the rounding of `nodes` ops."""
+    if not isinstance(wanted, Tensor):
+        return f"the module returns {type(wanted).__name__}, no tensor"
+    if wanted.shape != found.shape:
+        return f"the module gives shape {tuple(wanted.shape)}, the graph {tuple(found.shape)}"
+    if wanted.dtype != found.dtype:
+        return f"the module gives {wanted.dtype}, the graph {found.dtype}"
+    # Sums of many terms in another order, a layer: some hundred units in the last place of the greatest value.
+    slack = 256.0 * torch.finfo(found.dtype).eps * (nodes + 1) * max(scale, float(torch.finfo(found.dtype).tiny))
+    same = (wanted == found) | (wanted.isnan() & found.isnan()) | ((wanted - found).abs() <= slack)
+    if bool(same.all()):
+        return None
+    at = (~same).nonzero()[0].tolist()
+    return f"{float(wanted[tuple(at)]):.9g} by the module, {float(found[tuple(at)]):.9g} by the graph, at {at}"

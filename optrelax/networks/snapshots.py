@@ -1,0 +1,233 @@
+"""What a module's forward may depend on, as it was at capture; whether it still is so, in some microseconds.
+
+Seen are: the modules, their modes, types and hooks; the names, shapes, types and ties of their tensors (whose values
+a network reads at each use); plain Python values among their attributes, in containers and in objects too; the
+functions of the user's classes, and the globals, class attributes and closures that these read.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.networks.graph import kinds_of
+
+_PLAIN = (int, float, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type, range)
+_PLAIN += (torch.memory_format, torch.layout, pathlib.PurePath, types.BuiltinFunctionType, logging.Logger, slice)
+_PLAIN += (type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType, torch._ops.OpOverload)
+_PLAIN += (torch._ops.OpOverloadPacket,)
+_STANDARD = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_TENSORS = ("_parameters", "_buffers")
+_DEEPEST = 6
+_MISSING = object()
+
+
+class _Unknown(Exception):
+    """An object whose changes cannot be seen."""
+
+
+class Snapshot:
+    """The state of a module at one moment; holds no reference to the module itself.
+
+    `known` is False where forward may read something whose changes show nowhere: then nothing may be kept for it.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.known = True
+        self._states: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._children: list[tuple[dict[str, Any], tuple[int, ...]]] = []
+        self._hooks: list[tuple[dict[str, Any], int]] = []
+        self._counts: list[tuple[dict[str, Any], int]] = []
+        self._tensors: list[tuple[dict[str, Any], str, torch.Size, torch.dtype, torch.device]] = []
+        self._deep: list[tuple[Mapping[str, Any], str, Any]] = []
+        self._cells: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
+        for module in net.modules():
+            self._module(module)
+        self.kinds = kinds_of(net)
+        """Types and devices of the tensors, and the name of one of each."""
+        self._ties = _ties(net)
+        self._root = vars(net)
+
+    def holds(self, net: nn.Module) -> bool:
+        """Whether `net` is as it was."""
+        try:
+            if vars(net) is not self._root:
+                return False
+            if any(state != wanted for state, wanted in self._states):
+                return False
+        except RuntimeError:  # a tensor was put in place of another: no bool
+            return False
+        for children, ids in self._children:
+            if tuple(map(id, children.values())) != ids:
+                return False
+        for counted, count in self._counts:
+            if len(counted) != count:
+                return False
+        for tensors, name, shape, dtype, device in self._tensors:
+            tensor = tensors.get(name)
+            if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
+                return False
+        if self._ties and _ties(net) != self._ties:
+            return False
+        try:
+            return all(_freeze(where.get(name, _MISSING), 0) == was for where, name, was in self._deep) and all(
+                _freeze(_contents(cell), 0) == was for cell, was in self._cells
+            )
+        except _Unknown:
+            return False
+
+    def _module(self, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        state = vars(module)
+        self._states.append((state, dict(state)))
+        if state["_modules"]:
+            self._children.append((state["_modules"], tuple(map(id, state["_modules"].values()))))
+        self._counts += [(state[key], len(state[key])) for key in (*_HOOKS, *_TENSORS, "_modules")]
+        for key in _TENSORS:
+            for name, tensor in state[key].items():
+                if tensor is not None:
+                    self._tensors.append((state[key], name, tensor.shape, tensor.dtype, tensor.device))
+        for name, value in state.items():
+            if name not in _STANDARD and not isinstance(value, _PLAIN):
+                self._note(state, name, value)
+        for cls in type(module).__mro__:
+            if not cls.__module__.startswith(("torch.", "builtins", "typing", "abc")):
+                self._class(cls)
+
+    def _class(self, cls: type) -> None:
+        if id(cls) in self._seen:
+            return
+        self._seen.add(id(cls))
+        for name, value in vars(cls).items():
+            if not name.startswith("__") or name == "__call__":
+                self._note(vars(cls), name, value)
+
+    def _note(self, where: Mapping[str, Any], name: str, value: Any) -> None:
+        """Keep a value that must stay as it is, and what the functions in it read."""
+        try:
+            self._deep.append((where, name, _freeze(value, 0)))
+        except _Unknown:
+            self.known = False
+        self._look_into(value)
+
+    def _look_into(self, value: Any, depth: int = 0) -> None:
+        if depth > _DEEPEST or id(value) in self._seen:
+            return
+        if isinstance(value, nn.Module):
+            for module in value.modules():
+                self._module(module)
+        elif isinstance(value, (list, tuple, set)):
+            for v in value:
+                self._look_into(v, depth + 1)
+        elif isinstance(value, dict):
+            for v in value.values():
+                self._look_into(v, depth + 1)
+        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            self._look_into(value.__func__, depth)
+        elif isinstance(value, property):
+            self._look_into(value.fget, depth)
+        elif isinstance(value, functools.partial):
+            self._look_into((value.func, value.args, value.keywords), depth)
+        elif isinstance(value, types.FunctionType):
+            self._seen.add(id(value))
+            self._function(value)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if function.__module__ is not None and function.__module__.startswith(("torch.", "optrelax.")):
+            return
+        for cell in function.__closure__ or ():
+            content = _contents(cell)
+            try:
+                self._cells.append((cell, _freeze(content, 0)))
+            except _Unknown:
+                self.known = False
+            self._look_into(content)
+        names = _names(function.__code__)
+        for name in names:
+            found = function.__globals__.get(name, _MISSING)
+            if found is _MISSING:
+                continue
+            if isinstance(found, types.ModuleType):
+                if not found.__name__.startswith("torch"):
+                    for inner in names & vars(found).keys():
+                        if not isinstance(vars(found)[inner], types.ModuleType):
+                            self._note_plain(vars(found), inner)
+            else:
+                self._note(function.__globals__, name, found)
+
+    def _note_plain(self, where: Mapping[str, Any], name: str) -> None:
+        if isinstance(where[name], (int, float, str, list, tuple, dict, types.FunctionType)):
+            self._note(where, name, where[name])
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return _MISSING
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names of globals and attributes that a function reads, its inner functions too."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
+
+
+def _ties(net: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Names of parameters and buffers that are one tensor."""
+    groups: dict[int, list[str]] = {}
+    for path, module in net.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                groups.setdefault(id(tensor), []).append(f"{path}.{name}")
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _freeze(value: Any, depth: int) -> Any:
+    """Something that compares equal as long as the value is the same to whoever reads it."""
+    if value is _MISSING or isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
+        return id(value)
+    if isinstance(value, types.FunctionType):
+        return id(value), id(value.__code__), _freeze(value.__defaults__, depth), _freeze(value.__kwdefaults__, depth)
+    if depth > _DEEPEST:
+        raise _Unknown
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_freeze(v, depth + 1) for v in value)
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(_freeze(v, depth + 1) for v in value)
+    if isinstance(value, (dict, types.MappingProxyType)):
+        return type(value), tuple((k, _freeze(v, depth + 1)) for k, v in value.items())
+    if isinstance(value, types.MethodType):
+        return _freeze(value.__func__, depth + 1), _freeze(value.__self__, depth + 1)
+    if isinstance(value, (staticmethod, classmethod)):
+        return type(value), _freeze(value.__func__, depth + 1)
+    if isinstance(value, property):
+        return type(value), _freeze(value.fget, depth + 1)
+    if isinstance(value, functools.partial):
+        return _freeze((value.func, value.args, value.keywords), depth + 1)
+    if hasattr(value, "tobytes") and hasattr(value, "nbytes"):  # an array
+        return type(value), value.tobytes()
+    if type(value).__module__.startswith("optrelax.") or isinstance(value, torch._C._FunctionBase):
+        return id(value)
+    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+    if slots or (hasattr(value, "__dict__") and type(value).__init__ is not object.__init__) or vars(value):
+        inner = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+        return type(value), id(value), _freeze(inner, depth + 1)
+    raise _Unknown
