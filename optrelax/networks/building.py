@@ -80,7 +80,7 @@ class Building:
         self.output: str | None = None
         self.problems = list(exported.problems)
         self._values: dict[fx.Node, Any] = {}  # what stands for a node among the arguments of a call
-        self._paths: dict[str, int] = {}
+        self._paths: dict[str, int] = {"input": 1}
         self._read: tuple[Value, ...] = ()  # by the call whose rule is asked
         self._device = example.device
         self._calls: dict[fx.Node, str] = {}  # names of the calls that belong to no module of torch's
@@ -113,7 +113,9 @@ class Building:
         path, kind = module_of(node)
         own = kind.startswith("torch.nn.modules.")
         name = self._name(node)
-        self.problems.append(Problem(self._where(node), kind.rpartition(".")[2] if own and path else name, reason, line_of(node)))
+        self.problems.append(
+            Problem(self._where(node), kind.rpartition(".")[2] if own and path else name, reason, line_of(node))
+        )
 
     def _name(self, node: fx.Node) -> str:
         key = self._key(node)
@@ -303,12 +305,10 @@ class Building:
         if not isinstance(op, Activation) and op.input_shapes != tuple(v.shape for v in values):
             raise ValueError(f"its rule takes shapes {op.input_shapes}, got {tuple(v.shape for v in values)}")
         shape = values[0].shape if isinstance(op, Activation) else op.shape
-        count = sum(1 for n in self.nodes if n.name == node.name or n.name.startswith(f"{node.name}."))
-        name = node.name if not count else f"{node.name}.{count + 1}"
         path = self._where(node)
         self._paths[path] = seen = self._paths.get(path, 0) + 1
-        path = path if seen == 1 else f"{path}#{seen}"
-        self.nodes.append(Node(name, path, op, tuple(v.name for v in values), shape))
+        name = path if seen == 1 else f"{path}#{seen}"
+        self.nodes.append(Node(name, name, op, tuple(v.name for v in values), shape))
         return Value(name, shape)
 
     def _finish(self) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import os
+import sys
 import threading
 import traceback
 import warnings
@@ -26,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
 from optrelax.networks.ops import Shape, Source
-from optrelax.networks.registry import Rule, function_rule, module_rule
+from optrelax.networks.registry import Rule, function_rule, module_rule, plain_functions
 
 BATCH_SIZE = 3  # of the example input; no number that the graph may depend on
 _TORCH = os.path.dirname(torch.__file__)
@@ -202,6 +204,32 @@ _AUTOCAST = "autocast inside forward rounds to half precision; take it out, or p
 _DATA_DEPENDENT = "forward reads a number out of a tensor; control flow must not depend on values"
 
 
+@contextlib.contextmanager
+def _kept_functions(net: nn.Module) -> Iterator[None]:
+    """Python functions that are registered stay whole too: their names mean a call of the marker on this thread.
+
+    Torch's own functions report to `_Calls`; a plain function has to be met where its callers look it up.
+    """
+    thread, places = threading.get_ident(), []
+    for function, rule in plain_functions():
+
+        @functools.wraps(function)
+        def called(*args: Any, _function: Any = function, _rule: Any = rule, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return _function(*args, **kwargs)
+            return _call_leaf(_rule, _function.__name__, None, _function, args, kwargs)
+
+        modules = [vars(sys.modules[type(m).__module__]) for m in net.modules() if type(m).__module__ in sys.modules]
+        for names in {id(d): d for d in (function.__globals__, *modules)}.values():
+            places += [(names, name, function) for name, value in list(names.items()) if value is function]
+            names.update({name: called for name, value in list(names.items()) if value is function})
+    try:
+        yield
+    finally:
+        for names, name, function in places:
+            names[name] = function
+
+
 def _keep_leaves(replica: Replica) -> None:
     for module in list(replica.module.modules()):
         rule, original = module_rule(module), replica.originals.get(id(module))
@@ -277,6 +305,7 @@ def export(net: nn.Module, example: Tensor) -> Exported:
             stack.enter_context(torch.enable_grad())
             for device in devices:
                 stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(_kept_functions(net))
             stack.enter_context(_Calls())
             batch = torch.export.Dim("batch", min=2)
             program = torch.export.export(root, (example,), dynamic_shapes=({0: batch},), strict=False)
@@ -284,7 +313,7 @@ def export(net: nn.Module, example: Tensor) -> Exported:
     except ExportRefused:
         raise
     except Exception as error:
-        raise ExportRefused(_why(net, error, tuple(example.shape[1:]))) from error
+        raise ExportRefused(_why(replica.module, error, tuple(example.shape[1:]))) from error
     finally:
         leaves, _current.leaves = _current.leaves, {}
         del leaves
@@ -293,7 +322,7 @@ def export(net: nn.Module, example: Tensor) -> Exported:
 def _why(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
     """The one sentence that a failed export comes to."""
     name, text = type(error).__name__, str(error)
-    where = _line_of(error)
+    path, kind = _module_of(net, error)
     if isinstance(error, DependsOnValues) or "DataDependent" in name or "data-dependent" in text:
         reason = _DATA_DEPENDENT
     elif "in-place operation" in text and "leaf" in text:
@@ -306,7 +335,15 @@ def _why(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
         reason = f"the network must take one tensor: {_sentence(error)}"
     else:
         reason = f"fails on an input of shape {shape}: {_sentence(error)}"
-    return Problem("(root)", type(net).__name__, reason, where)
+    return Problem(path or "(root)", kind, reason, _line_of(error))
+
+
+def _module_of(net: nn.Module, error: BaseException) -> tuple[str, str]:
+    """Path and type of the innermost module whose forward an error came through."""
+    paths = {id(m): (path, type(m).__name__) for path, m in net.named_modules()}
+    frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [paths[id(me)] for f in frames if id(me := f.f_locals.get("self")) in paths]
+    return owners[-1] if owners else ("", type(net).__name__)
 
 
 def _sentence(error: BaseException) -> str:
@@ -323,7 +360,7 @@ def _line_of(error: BaseException) -> str:
 def is_users(filename: str) -> bool:
     """Whether a file is neither torch's nor the capture's own."""
     checks = ("contextlib.py", "copy.py", "jaxtyping/_decorator.py")
-    return not filename.startswith((_TORCH, _HERE)) and not filename.endswith(checks)
+    return not filename.startswith((_TORCH, _HERE, "<")) and not filename.endswith(checks)
 
 
 def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
@@ -465,7 +502,9 @@ def _mutations(graph: fx.Graph, program: Any) -> list[Problem]:
                 continue
             name = str(spec.target).removeprefix("net.")
             kind = spec.kind.name.lower().replace("_", " ")
-            reason = f"forward changes this {kind} at each call; call .eval() where that stops it, or change it elsewhere"
+            reason = (
+                f"forward changes this {kind} at each call; call .eval() where that stops it, or change it elsewhere"
+            )
             problems.append(Problem(name, op_name(node.target), reason, line_of(node)))
     return list({p.where: p for p in problems}.values())
 

@@ -228,7 +228,9 @@ class Network(nn.Module):
 
     def _again(self, module: nn.Module) -> Network:
         if not self._recapture:
-            raise TypeError("a network that was not captured from a module cannot be copied or pickled; use optrelax.save")
+            raise TypeError(
+                "a network that was not captured from a module cannot be copied or pickled; use optrelax.save"
+            )
         return _unpickled(module, self.input_shape)
 
     def require_eval(self) -> None:

@@ -12,6 +12,7 @@ It refuses a call by ValueError (or `Refused`) with the reason, which becomes a 
 from __future__ import annotations
 
 import importlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,15 @@ def register_activation(*targets: Target, activation: Activation) -> None:
     if not isinstance(activation, Activation):
         raise TypeError(f"register_activation: wants an Activation, got {type(activation).__name__}")
     register_op(*targets)(lambda call: activation)
+
+
+def plain_functions() -> list[tuple[types.FunctionType, Rule]]:
+    """The registered functions that are written in Python and are not torch's."""
+    return [
+        (f, r)
+        for f, r in _FUNCTIONS.items()
+        if isinstance(f, types.FunctionType) and not (f.__module__ or "").startswith("torch")
+    ]
 
 
 def load_rules() -> None:

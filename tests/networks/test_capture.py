@@ -340,9 +340,17 @@ REFUSED = {
     "one row of all": (lambda m, x: x.view(1, -1), {}, "view: mixes the batch: a batch of 3 gives (1, 12)"),
     "half the batch": (lambda m, x: x.view(-1, 2), {}, "view: mixes the batch: a batch of 3 gives (6, 2)"),
     "transpose": (lambda m, x: x.t(), {}, "t: has no rule"),
-    "the batch size as a number": (lambda m, x: x / x.shape[0], {}, "div: mixes the batch: an argument depends on the batch size"),
+    "the batch size as a number": (
+        lambda m, x: x / x.shape[0],
+        {},
+        "div: mixes the batch: an argument depends on the batch size",
+    ),
     "numbers from the batch size": (lambda m, x: x * (x.size(0) + 1) / 2, {}, "mul: mixes the batch"),
-    "a constant times the batch size": (lambda m, x: x + m.w * x.size(0), {"w": parameter(4)}, "a constant depends on the batch size"),
+    "a constant times the batch size": (
+        lambda m, x: x + m.w * x.size(0),
+        {"w": parameter(4)},
+        "a constant depends on the batch size",
+    ),
     "a row of numbers an example": (lambda m, x: x + m.c, {"c": torch.zeros(3, 4)}, "mixes the batch"),
     "a wide constant": (lambda m, x: x[:, None] if False else x.unsqueeze(1) + m.c, {"c": torch.zeros(2, 4)}, "widens"),
     "a parameter changed in place": (
