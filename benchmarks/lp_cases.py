@@ -19,8 +19,8 @@ from optrelax.data.datasets import evenly_spaced, load_dataset
 from optrelax.enclosures import Bounds
 from optrelax.layers import Layerwise, Solution, Triangle
 from optrelax.layers.triangle import solve_rows
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Preactivation
 

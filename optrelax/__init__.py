@@ -9,8 +9,8 @@ from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation, Hull
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import Report, capture, check
+from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.enclosures import Bounds
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding

@@ -18,8 +18,8 @@ from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
 from optrelax.errors import UnsupportedOpError
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Intersect, name_of, resolve, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up

@@ -13,8 +13,8 @@ from torch import Tensor
 from optrelax.analysis import Net
 from optrelax.certification.certifiers import device_of
 from optrelax.data.samples import Samples, gather
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import name_of, resolve
 from optrelax.specifications import margins

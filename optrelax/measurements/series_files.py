@@ -10,9 +10,9 @@ import torch
 
 from optrelax.analysis import Net
 from optrelax.networks import checkpoints as files
+from optrelax.networks.capturing import capture
 from optrelax.networks.checkpoint_files import read_network
 from optrelax.networks.graph import Network
-from optrelax.networks.capturing import capture
 from optrelax.training.runs import RunFolder
 
 __all__ = ["PathLike", "series_networks", "series_paths"]

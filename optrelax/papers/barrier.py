@@ -21,8 +21,8 @@ import torch
 
 from optrelax.certification.journals import weights_digest
 from optrelax.data.datasets import evenly_spaced, load_dataset
-from optrelax.networks.checkpoint_files import read_npz
 from optrelax.networks.capturing import capture
+from optrelax.networks.checkpoint_files import read_npz
 from optrelax.papers.layerwise_verdicts import Cascade, Stage
 from optrelax.regions import InputBox, LinfBall
 from optrelax.specifications import margins

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.domains import interval
+from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox
 from optrelax.training.losses import LossTerms
 

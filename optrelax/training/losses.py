@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optrelax.analysis import bounds, lower_bounds
+from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.networks.capturing import capture
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Cauchy, Relaxation, resolve
 from optrelax.specifications import margins

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from optrelax.certification.journals import tensor_digest
 from optrelax.data.samples import gather
 from optrelax.errors import UnsupportedOpError
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.regions import LinfBall
 from optrelax.relaxations import name_of
 from optrelax.training.event_files import event_file, require_tensorboard
