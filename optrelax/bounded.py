@@ -44,7 +44,7 @@ class Bounded(nn.Module):
 
     def outputs(self, x: Tensor) -> int:
         """How many outputs the network has for inputs such as x."""
-        from optrelax.networks.tracing import capture
+        from optrelax.networks.capturing import capture
 
         return capture(self.net, tuple(x.shape[1:])).outputs
 

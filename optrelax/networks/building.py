@@ -47,7 +47,7 @@ class LiveTensor:
 
 
 class LiveConstant:
-    """A tensor computed from parameters, buffers and constants, anew at each use; of one example where it has a batch."""
+    """A tensor computed from parameters, buffers and constants at each use; of one example where it has a batch."""
 
     def __init__(self, read: Callable[[int], Any], shape: Shape, dtype: torch.dtype, batched: bool) -> None:
         self._read, self.shape, self.dtype, self.batched = read, shape, dtype, batched

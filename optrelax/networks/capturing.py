@@ -1,4 +1,4 @@
-"""Capture: any `nn.Module` of supported ops as a graph, through torch.export, and proof that it is the same function."""
+"""Capture: a module as a graph of ops, through torch.export, and proof that it is the same function."""
 
 from __future__ import annotations
 

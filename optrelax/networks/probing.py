@@ -25,7 +25,7 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor) -> str | None:
         for name, x in _probes(example):
             try:
                 wanted = replica(x.clone())
-            except Exception as error:  # the user's code: whatever it raises on inputs it should take
+            except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
                 return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
             found = graph.values(x)[graph.output]
             if reason := compare(wanted, found, _scale(graph, x), len(graph.nodes)):
@@ -54,7 +54,7 @@ def _scale(graph: Graph, x: Tensor) -> float:
 
 
 def compare(wanted: object, found: Tensor, scale: float, nodes: int) -> str | None:
-    """What is unlike between the outputs of module and network: None where they agree to the rounding of `nodes` ops."""
+    """What is unlike between the outputs of module and network; None where they agree to the rounding of the nodes."""
     if not isinstance(wanted, Tensor):
         return f"the module returns {type(wanted).__name__}, no tensor"
     if wanted.shape != found.shape:
