@@ -225,16 +225,27 @@ class Certifier:
 
     def _judged(self, example: Example) -> Example:
         """The verdict that input, attack and bounds allow."""
+        verdict, message = self._verdict(example)
+        if message.startswith("contradiction"):
+            warnings.warn(
+                f"certify: example {example.index}: {message}; this is a fault of a relaxation, please report it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return replace(example, verdict=verdict, message=message)
+
+    def _verdict(self, example: Example) -> tuple[Verdict, str]:
+        """What an example's numbers come to, and why where that is an error."""
         lower = [bound for bound in example.lower if bound is not None]
         assert example.natural_margin is not None
         if example.prediction is None or math.isnan(example.natural_margin):
-            return replace(example, verdict=Verdict.ERROR, message="the network gives NaN at the input")
+            return Verdict.ERROR, "the network gives NaN at the input"
         if example.attack_margin is not None and math.isnan(example.attack_margin):
-            return replace(example, verdict=Verdict.ERROR, message="the network gives NaN within the region")
+            return Verdict.ERROR, "the network gives NaN within the region"
         wrong = [name for name, b in zip(self.relaxations, lower, strict=True) if math.isnan(b) or b == math.inf]
         if wrong:
             message = f"the bound of {', '.join(wrong)} is not a number; the network may overflow on this region"
-            return replace(example, verdict=Verdict.ERROR, message=message)
+            return Verdict.ERROR, message
         worst = example.natural_margin
         if example.attack_margin is not None:
             worst = min(worst, example.attack_margin)
@@ -243,15 +254,50 @@ class Certifier:
             message = (
                 f"contradiction: certified by {', '.join(proofs)}, but a point of the region has margin {worst:.9g}"
             )
-            warnings.warn(
-                f"certify: example {example.index}: {message}; this is a fault of a relaxation, please report it",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return replace(example, verdict=Verdict.ERROR, message=message)
+            return Verdict.ERROR, message
         if worst <= 0:
-            return replace(example, verdict=Verdict.ATTACKED)
-        return replace(example, verdict=Verdict.CERTIFIED if proofs else Verdict.UNDECIDED)
+            return Verdict.ATTACKED, ""
+        return (Verdict.CERTIFIED if proofs else Verdict.UNDECIDED), ""
+
+    def confirm(self, example: Example) -> None:
+        """ValueError where an example that a journal holds contradicts itself, its data set or these settings."""
+        if reason := self._contradiction(example):
+            raise ValueError(
+                f"example {example.index} is {str(example.verdict)!r} there, but {reason}; remove its line, and it is "
+                "certified again"
+            )
+
+    def _contradiction(self, example: Example) -> str:
+        """What speaks against an example's verdict, "" where nothing does."""
+        places = (self.samples.index == example.index).nonzero().flatten().tolist()
+        if not places:
+            return "it is no example of this run"
+        label = int(self.samples.labels[places[0]])
+        if example.label != label:
+            return f"its label is {example.label} there and {label} in the data"
+        if len(example.lower) != len(self.relaxations) or None in (example.natural_margin, *example.lower):
+            return f"it lacks bounds of {len(self.relaxations)} relaxations and a margin"
+        if (example.attack_margin is None) != (self.attack is None):
+            return "it was attacked and this run attacks none, or the other way round"
+        assert example.natural_margin is not None
+        if example.attack_margin is not None and example.attack_margin > example.natural_margin:
+            return "its attack found less than its input"
+        if (example.natural_margin > 0 and example.prediction != label) or (
+            example.natural_margin < 0 and example.prediction == label
+        ):
+            return f"its prediction is {example.prediction} at a margin of {example.natural_margin:.9g}"
+        allowed = self._verdict(example)[0]
+        if allowed == Verdict.UNDECIDED and self.exact is not None:
+            if example.milp_lower is None:
+                return "it was not given to the MILP solver"
+            # Its upper bound, which may attack, is not kept; a lower bound above 0 proves.
+            proved = example.milp_lower > 0
+            wanted = (Verdict.CERTIFIED_MILP,) if proved else (Verdict.UNDECIDED, Verdict.ATTACKED)
+        else:
+            wanted = (allowed,)
+        if example.verdict not in wanted:
+            return f"its own bounds and margins make it {' or '.join(map(repr, map(str, wanted)))}"
+        return ""
 
     def _decided(self, example: Example, ball: InputBox, rows: Tensor, lower: Tensor) -> Example:
         """What the MILP solver says about one undecided example; lower [k]: each margin's best sound bound."""

@@ -73,7 +73,8 @@ def certify(
     resume: a journal (JSON lines): made if it is not there, else continued. Ctrl-C leaves it whole.
     progress: called after every batch.
 
-    Raises ValueError for bad input, an unsound relaxation, or a journal of another configuration;
+    Raises ValueError for bad input, an unsound relaxation, or a journal that is in use by another process, damaged, of
+    another configuration, or with a verdict that its own bounds contradict;
     UnsupportedOpError for a network that cannot be bounded.
     """
     run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes)
@@ -95,7 +96,7 @@ def _collect(
 ) -> list[Example]:
     """Everything in order, what the journal holds first."""
     index = run.samples.index.tolist()
-    found = {} if journal is None else {i: journal.done[i] for i in index if i in journal.done}
+    found = {} if journal is None else _resumed(run, journal)
     counts = dict.fromkeys(Verdict, 0)
     for example in found.values():
         counts[example.verdict] += 1
@@ -114,6 +115,16 @@ def _collect(
                 journal.append([example])
         tell()
     return list(found.values())
+
+
+def _resumed(run: Certifier, journal: Journal) -> dict[int, Example]:
+    """What the journal holds, in the order of the data, each borne out by its own numbers; else ValueError."""
+    for example in journal.done.values():
+        try:
+            run.confirm(example)
+        except ValueError as error:
+            raise ValueError(f"resume: {journal.path}: {error}") from error
+    return {i: journal.done[i] for i in run.samples.index.tolist() if i in journal.done}
 
 
 def _milp(exact: Milp | bool) -> Milp | None:

@@ -1,6 +1,7 @@
 """Journals of a certification: JSON lines, one an example, from which an interrupted run goes on.
 
-The first line holds the fingerprint of everything that decides the result; a journal with another one is refused.
+The first line holds the fingerprint of everything that decides the result; a journal with another one is refused. What
+it says of an example is taken over only where its own bounds and margins bear it out (`Certifier.confirm`).
 """
 
 from __future__ import annotations
@@ -12,65 +13,63 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.networks.graph import Network
+from optrelax.output.json_lines import JsonLines, read_lines
 
 __all__ = ["Journal", "tensor_digest", "weights_digest"]
 
-_FORMAT = "optrelax certification journal 1"
+_FORMAT = "optrelax certification journal 2"
 
 
 class Journal:
-    """Examples finished so far, on disk as soon as `append` returns; a context manager that closes the file."""
+    """Examples finished so far, on disk as soon as `append` returns; a context manager that closes the file.
+
+    One process at a time has it open (see `optrelax.output.json_lines`); the others are told which.
+    """
 
     def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], total: int) -> None:
         """Open or make the journal at `path`.
 
         fingerprint: JSON-ready.  total: number of examples of the whole run.
-        Raises ValueError for a file that is no journal, is damaged, or is of another configuration.
+        Raises ValueError for a file that is no journal, is damaged, is of another configuration, or is in use.
         """
         self.path = Path(path)
         header = {"format": _FORMAT, "fingerprint": dict(fingerprint), "examples": total}
         self.done: dict[int, Example] = {}
         """Finished examples by index; errors are left out, so that they are tried again."""
-        if self.path.exists() and self.path.stat().st_size:
+        self._lines = JsonLines(path, header, "not a certification journal")
+        try:
             self._read(header)
-            self._file = self.path.open("r+", encoding="utf-8", newline="\n")
-            self._file.seek(0, os.SEEK_END)
-        else:
-            self._file = self.path.open("w", encoding="utf-8", newline="\n")
-            self._write([header])
+        except BaseException:
+            self._lines.close()
+            raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._lines.close()
 
     @property
-    def file(self) -> IO[str]:
+    def file(self) -> JsonLines:
         """The open file."""
-        return self._file
+        return self._lines
 
     def append(self, examples: Iterable[Example]) -> None:
         """Add finished examples; whoever kills the process now loses none of them."""
-        self._write([_encoded(asdict(example)) for example in examples])
-
-    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
-        self._file.flush()
+        for example in examples:
+            self._lines.append(_encoded(asdict(example)))
 
     def _read(self, header: Mapping[str, Any]) -> None:
-        lines = read_lines(self.path)
-        if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != _FORMAT:
-            raise ValueError(f"resume: {self.path} is not a certification journal; name a new file")
-        self._compare(lines[0], json.loads(json.dumps(header)))
-        for number, record in enumerate(lines[1:], 2):
+        found, *records = self._lines.records
+        self._compare(found, json.loads(json.dumps(header)))
+        for number, record in enumerate(records, 2):
             try:
                 example = _example(record)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -92,26 +91,6 @@ class Journal:
                 f"resume: {self.path} is the journal of another run ({'; '.join(changed)}); name a new file, or "
                 "repeat that run's settings"
             )
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The records of a file of JSON lines; a last line that was cut short is removed from the file.
-
-    Raises ValueError for a damaged line elsewhere.
-    """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        # The process was killed in the middle of a write: what follows the last line end is not a record.
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    records = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"resume: {path}, line {number} is damaged: {error}") from error
-    return records
 
 
 def is_finished(path: Path) -> bool:
@@ -146,6 +125,8 @@ def _example(record: dict[str, Any]) -> Example:
         "bound_seconds": tuple(float(value) for value in record["bound_seconds"]),
         **{name: _number(record[name]) for name in numbers},
     }
+    if not all(type(record[name]) is int for name in ("index", "label")):
+        raise ValueError("index and label must be whole numbers")
     return Example(**(record | rest))
 
 

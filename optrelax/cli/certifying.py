@@ -34,6 +34,7 @@ from optrelax.cli.inputs import (
 
 if TYPE_CHECKING:
     from optrelax.certification.verdicts import CertificationReport
+    from optrelax.output.locks import Lock
 
 __all__ = ["certify"]
 
@@ -133,18 +134,22 @@ class _Folder:
 
     path: Path
     ending: str
+    lock: Lock
+    """Held until the results are written."""
 
     @classmethod
     def opened(cls, path: Path | None, ending: str, resume: bool) -> _Folder | None:
         """Check everything about the output before the work starts."""
         from optrelax.certification.journals import is_finished
+        from optrelax.output.json_lines import lock_of
         from optrelax.output.tables import require_writable
 
         if path is None:
             if resume:
                 raise ValueError("--resume needs --out DIR, the folder of the interrupted run")
             return None
-        folder = cls(require_writable(path), ending)
+        require_writable(path)
+        folder = cls(path, ending, lock_of(path / _JOURNAL))
         if folder.journal.exists() and not resume:
             if not is_finished(folder.journal):
                 raise ValueError(
@@ -166,6 +171,7 @@ class _Folder:
         write_frame(report.examples, self.path / f"examples.{self.ending}")
         write_frame(report.table(), self.path / f"table.{self.ending}")
         write_json({**facts, "versions": versions()}, self.path / "summary.json")
+        self.lock.close()
 
 
 def _milp(time_limit: float) -> Any:

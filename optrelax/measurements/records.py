@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optrelax.certification.journals import read_lines
+from optrelax.output.json_lines import JsonLines
 
 __all__ = ["Records"]
 
-_FORMAT = "optrelax series journal 1"
+_FORMAT = "optrelax series journal 2"
 
 
 class Records:
@@ -22,17 +22,20 @@ class Records:
         """Open or make the journal at `path`; None keeps everything in memory.
 
         fingerprint: JSON-ready, what decides every piece of work alike; keys say the rest.
-        Raises ValueError for a file that is no such journal, is damaged, or has another fingerprint.
+        Raises ValueError for a file that is no such journal, is damaged, has another fingerprint, or is
+        in use by another process.
         """
         self._found: dict[str, dict[str, Any]] = {}
-        self._path = None if path is None else Path(path)
-        header = {"format": _FORMAT, "fingerprint": dict(fingerprint)}
-        if self._path is None:
+        self._lines: JsonLines | None = None
+        if path is None:
             return
-        if self._path.exists() and self._path.stat().st_size:
-            self._read(json.loads(json.dumps(header)))
-        else:
-            self._append(header)
+        header = {"format": _FORMAT, "fingerprint": dict(fingerprint)}
+        self._lines = JsonLines(path, header, "no journal of a series")
+        try:
+            self._read(Path(path), json.loads(json.dumps(header)))
+        except BaseException:
+            self._lines.close()
+            raise
 
     def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was stored under a key; None where nothing was."""
@@ -44,18 +47,12 @@ class Records:
         self._append({"key": dict(key), "values": dict(values)})
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line)
+        if self._lines is not None:
+            self._lines.append(record)
 
-    def _read(self, header: Mapping[str, Any]) -> None:
-        path = self._path
-        assert path is not None
-        lines = read_lines(path)
-        if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != _FORMAT:
-            raise ValueError(f"resume: {path} is no journal of a series; choose another folder")
+    def _read(self, path: Path, header: Mapping[str, Any]) -> None:
+        assert self._lines is not None
+        lines = self._lines.records
         was, now = lines[0].get("fingerprint"), header["fingerprint"]
         was = was if isinstance(was, dict) else {}
         changed = [

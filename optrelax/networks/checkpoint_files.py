@@ -7,13 +7,12 @@ weights-only reader. A module of the user's (`--model module:function`) is the u
 from __future__ import annotations
 
 import importlib
+import math
 import os
-import pickle
 import re
 import sys
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,7 @@ from optrelax.output.files import read_tensors
 __all__ = ["build_model", "read_network", "read_npz"]
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-# What numpy and zipfile raise for a file that is not what its name says, damaged, truncated, or encrypted.
-_BROKEN = (
-    *(ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+_RATIO, _ALLOWED = 100, 2**26  # bytes that a byte of an archive may unpack to, and bytes that any archive may
 _FORMS = (
     "a safetensors file, a run folder, an ONNX file, a state_dict (.pt, .pth) with a model, or an npz of weight{i}, "
     "bias{i}"
@@ -69,7 +64,8 @@ def read_network(
             raise ValueError(f"{file}: a run folder holds its own network; leave --model out")
         network = load(file, device)
         network.module.eval()
-        _require_finite(file, network.module)
+        for node in network:
+            _require_finite(file, {f"{node.path}.{name}": read() for name, read in node.op.tensors().items()})
         return network
     if is_onnx(file):
         if model is not None:
@@ -90,7 +86,7 @@ def read_network(
     except RuntimeError as error:
         reasons = " ".join(line.strip() for line in str(error).splitlines()[1:]) or str(error)
         raise ValueError(f"{file}: does not fit model {model!r}: {reasons}") from error
-    _require_finite(file, module)
+    _require_finite(file, module.state_dict())
     return module.to(device).eval()
 
 
@@ -145,9 +141,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _require_finite(file: Path, module: nn.Module) -> None:
+def _require_finite(file: Path, tensors: Mapping[str, Any]) -> None:
     """ValueError where the weights are no numbers: then every bound would be none."""
-    for name, value in module.state_dict().items():
+    for name, value in tensors.items():
         if isinstance(value, Tensor) and not bool(value.isfinite().all()):
             raise ValueError(f"{file}: {name} holds NaN or infinite entries")
 
@@ -155,10 +151,11 @@ def _require_finite(file: Path, module: nn.Module) -> None:
 def _state_dict(file: Path) -> Mapping[str, Tensor]:
     """A pickled state_dict through torch's weights-only reader."""
     try:
+        _require_no_bomb(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of a file that it then refuses
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle makes the reader raise whatever its bytes happen to say
         # torch's first lines advise to load it all the same, which would run code: its finding stands further down.
         found = re.search(r"WeightsUnpickler error: (.+?)(\.? Please use|\n|$)", str(error))
         reason = found[1] if found else f"no file that torch.save wrote, or a truncated one ({_reason(error)})"
@@ -215,17 +212,47 @@ def _linear(file: Path, i: int, weight: NDArray[Any], bias: NDArray[Any] | None)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Every array of an npz.  Raises FileNotFoundError, and ValueError for a file that is not one; never unpickles."""
+    """Every array of an npz.  Raises FileNotFoundError, and ValueError for a file that is not one; never unpickles.
+
+    What an array takes is compared with the archive before it is made.
+    """
     if Path(path).is_file() and not zipfile.is_zipfile(path):
         # numpy would take it for a pickle, and advise to load that.
         raise ValueError(f"{path}: expected a complete npz of plain arrays, got no zip archive, or a truncated one")
     try:
-        # Opened here: numpy leaves the file open when it turns out to be no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
+        _require_no_bomb(path)
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
-    except _BROKEN as error:
-        # numpy advises to load a pickle all the same.
-        reason = "an array that is pickled or damaged" if "pickle" in str(error) else f"one that fails: {error}"
-        raise ValueError(f"{path}: expected a complete npz of plain arrays, got {reason}") from error
+    except Exception as error:  # numpy, zipfile and zlib raise half a dozen kinds for damaged bytes
+        raise ValueError(f"{path}: expected a complete npz of plain arrays, got {_flaw(error)}") from error
+
+
+def _flaw(error: Exception) -> str:
+    # numpy advises to load a pickle all the same.
+    return "an array that is pickled or damaged" if "pickle" in str(error) else f"one that fails: {_reason(error)}"
+
+
+def _require_no_bomb(path: str | os.PathLike[str]) -> None:
+    """ValueError for a zip archive that would unpack to far more than it takes itself."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    if size > (most := _ALLOWED + _RATIO * os.path.getsize(path)):
+        raise ValueError(f"an archive that unpacks to {size} bytes, more than {most}")
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    """A member of an npz whose header announces as many bytes as follow it."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        announced, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+    if not dtype.hasobject and (min(shape, default=0) < 0 or announced != there):
+        raise ValueError(f"array {info.filename!r} announces {announced} bytes and holds {there}")
+    with archive.open(info) as member:
+        found: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+    return found

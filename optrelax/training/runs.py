@@ -27,6 +27,7 @@ from optrelax.certification.journals import tensor_digest
 from optrelax.networks import checkpoints
 from optrelax.networks.graph import Network
 from optrelax.output.files import read_tensors, write_tensors, write_whole
+from optrelax.output.locks import Lock
 from optrelax.relaxations import name_of, resolve
 
 __all__ = ["RunFolder", "State", "record", "start_from", "versions"]
@@ -75,12 +76,13 @@ def versions() -> dict[str, str]:
 
 
 def start_from(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Json]:
-    """Give a module the parameters of a stored network, to train them further; the facts of it for `train`.
+    """Give a module the parameters of a stored network, and its statistics, to train it further; facts for `train`.
 
     path: a run folder, or a file of `save`.  Raises FileNotFoundError, and ValueError for a file that is no network
     or whose parameters have other names or shapes.
     """
-    stored = dict(checkpoints.load(path).module.named_parameters())
+    found = checkpoints.load(path).module
+    stored = dict(found.named_parameters())
     own = dict(module.named_parameters())
 
     def shape(found: Mapping[str, Tensor], name: str) -> str:
@@ -99,6 +101,10 @@ def start_from(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Jso
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])
+        kept = dict(found.named_buffers())  # those that the network reads: a count of batches is none
+        for name, buffer in module.named_buffers():
+            if name in kept:
+                buffer.copy_(kept[name])
     return {"start": {"network": os.fspath(path), "digest": tensor_digest(*own.values())}}
 
 
@@ -115,7 +121,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run; who writes to it holds its `lock`."""
 
     path: Path
 
@@ -141,15 +147,23 @@ class RunFolder:
         """The network after the last finished epoch."""
         return self.path / "net.safetensors"
 
+    def lock(self) -> Lock:
+        """The lock of whoever trains here; the folder is made for it.
+
+        Raises ValueError that says which process holds it, NotADirectoryError for a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path}: expected a folder for the run, got a file")
+        self.path.mkdir(parents=True, exist_ok=True)
+        return Lock(self.path / ".run.lock", self.path)
+
     def open(self, config: Mapping[str, Json], resume: bool) -> None:
         """Make the folder, or find the same configuration in it.
 
-        Raises ValueError for a run that is not to be resumed and where the configurations differ, NotADirectoryError
-        for a file; other versions or threads than the run began with are logged as a warning.
+        Raises ValueError for a run that is not to be resumed and where the configurations differ; other versions or
+        threads than the run began with are logged as a warning.
         """
         surroundings: dict[str, Json] = {"versions": versions(), "threads": torch.get_num_threads()}
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"{self.path}: expected a folder for the run, got a file")
         if self._config.exists():
             if not resume:
                 raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")

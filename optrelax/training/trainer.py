@@ -81,8 +81,8 @@ def train(
     watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
     Raises TrainingError where a loss raises or it or a gradient is NaN or infinite (the batch and the weights are
-    stored in `folder`), ValueError for a run in `folder` that is not to be resumed or that differs, UnsupportedOpError
-    for a network that cannot be bounded.
+    stored in `folder`), ValueError for a run in `folder` that is not to be resumed, that differs, or that
+    another process trains, UnsupportedOpError for a network that cannot be bounded.
     """
     if resume and folder is None:
         raise ValueError("train: resume needs the folder of the run")
@@ -103,15 +103,16 @@ def train(
     kept = None if folder is None else RunFolder(Path(folder))
     run = _Run(network, images, labels, training, kept, checkpoint_every, keep_every)
     facts, state = dict(facts or {}), State()
-    if kept is not None:
-        seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
-        if run.processes.rank == 0:
-            kept.open({"training": record(training), **seen, **facts}, resume)
-        run.processes.wait()
-        state = run.restore(facts) if resume else state
-    run.processes.agree([*network.module.parameters(), *network.module.buffers()])
-    history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(state.epochs)]
     with contextlib.ExitStack() as stack:
+        if kept is not None:
+            seen = {"examples": list(images.shape), "digest": tensor_digest(images, labels)}
+            if run.processes.rank == 0:
+                stack.enter_context(kept.lock())
+                kept.open({"training": record(training), **seen, **facts}, resume)
+            run.processes.wait()
+            state = run.restore(facts) if resume else state
+        run.processes.agree([*network.module.parameters(), *network.module.buffers()])
+        history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(state.epochs)]
         note = None
         if tensorboard and kept is not None and run.processes.rank == 0:
             note = stack.enter_context(event_file(kept.events, history))

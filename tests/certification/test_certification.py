@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import optrelax as ox
 from optrelax.certification.attacks import PGD
 from optrelax.layers.milp import Milp
+from optrelax.output import json_lines
 from optrelax.relaxations import resolve
 
 CLOSED = ["box", "hbox", "deepz", "fast-lin", "crown", "crown-ibp", "box-round:omega=0.01,F=10"]
@@ -497,10 +500,19 @@ def test_errors_are_tried_again(tmp_path):
     path = tmp_path / "journal.jsonl"
     first = ox.certify(small(), examples(), EPS, relaxation=["crown", Spiteful()], resume=path)
     assert first.errors > 0
-    text = path.read_text()
-    path.write_text(text.replace("the solver gave up", "an old reason"))
+    edit(path, lambda record: record | {"message": record.get("message", "") and "an old reason"})
     second = ox.certify(small(), examples(), EPS, relaxation=["crown", Spiteful()], resume=path)
     assert results(second).equals(results(first))
+
+
+def edit(path: Path, change: Callable[[dict], dict], *numbers: int) -> None:
+    """Change examples of a journal (all, or those of these lines) as a forger would: with checksums that are right."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in numbers or range(2, len(lines) + 1):
+        record = json.loads(lines[number - 1])
+        del record["check"]
+        lines[number - 1] = json_lines._line(change(record))
+    path.write_bytes(b"".join(lines))
 
 
 def changed_weights() -> nn.Sequential:
@@ -559,9 +571,65 @@ def test_damage_in_the_middle_is_refused(tmp_path):
     path.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
     with pytest.raises(ValueError, match="line 4 is damaged"):
         ox.certify(small(), examples(), EPS, resume=path)
-    path.write_text("\n".join([*lines[:3], '{"index": 1}', *lines[4:]]) + "\n")
+    path.write_text("\n".join(lines) + "\n")
+    edit(path, lambda record: {"index": 1}, 4)
     with pytest.raises(ValueError, match="line 4 is not an example"):
         ox.certify(small(), examples(), EPS, resume=path)
+
+
+def test_a_digit_changed_anywhere_is_found(tmp_path):
+    """A bound of another size is JSON as good as the true one: only the checksum tells."""
+    path = tmp_path / "journal.jsonl"
+    ox.certify(small(), examples(6), EPS, resume=path)
+    content = path.read_bytes()
+    places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
+    assert len(places) > 500
+    for place in places[::23]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"line \d is damaged: its checksum|is not a certification journal"):
+            ox.certify(small(), examples(6), EPS, resume=path)
+
+
+@pytest.mark.parametrize(
+    ("was", "change", "message"),
+    [
+        ("undecided", {"verdict": "certified"}, "its own bounds and margins make it 'undecided'"),
+        ("undecided", {"verdict": "attacked"}, "its own bounds and margins make it 'undecided'"),
+        ("undecided", {"verdict": "certified (MILP)"}, "its own bounds and margins make it 'undecided'"),
+        ("undecided", {"verdict": "certified (MILP)", "milp_lower": 1.0}, "make it 'undecided'"),
+        ("undecided", {"lower": [0.5]}, "make it 'certified'"),
+        ("undecided", {"lower": []}, "it lacks bounds of 1 relaxations"),
+        ("undecided", {"attack_margin": None}, "this run attacks none, or the other way round"),
+        ("attacked", {"verdict": "certified"}, "make it 'attacked'"),
+        ("attacked", {"verdict": "certified", "lower": [0.5]}, "make it 'error'"),
+        ("certified", {"label": 2}, r"its label is 2 there and \d in the data"),
+        ("certified", {"prediction": 7}, "its prediction is 7 at a margin of"),
+        ("certified", {"attack_margin": 1e9}, "its attack found less than its input"),
+        ("certified", {"index": 10**6}, "it is no example of this run"),
+        ("certified", {"lower": ["nan"]}, "make it 'error'"),
+    ],
+)
+def test_a_verdict_that_its_own_numbers_contradict_is_refused(tmp_path, was, change, message):
+    path = tmp_path / "journal.jsonl"
+    report = ox.certify(small(), examples(), 0.05, relaxation="box", resume=path)
+    rows = report.examples.filter(report.examples["verdict"] == was)
+    labels = [change.get("label", -1), change.get("prediction", -1)]
+    index = next(i for i, label in zip(rows["index"], rows["label"], strict=True) if label not in labels)
+    edit(path, lambda record: record | change, index + 2)
+    with pytest.raises(ValueError, match=message):
+        ox.certify(small(), examples(), 0.05, relaxation="box", resume=path)
+
+
+def test_milp_verdicts_are_resumed_and_checked(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    options = {"relaxation": "box", "exact": True}
+    report = ox.certify(small(), examples(), EPS, resume=path, **options)
+    assert report.certified_milp > 0
+    assert ox.certify(small(), examples(), EPS, resume=path, **options).examples.equals(report.examples)
+    proved = report.examples.filter(report.examples["verdict"] == "certified (MILP)")["index"][0]
+    edit(path, lambda record: record | {"milp_lower": -0.5}, proved + 2)
+    with pytest.raises(ValueError, match="make it 'undecided' or 'attacked'"):
+        ox.certify(small(), examples(), EPS, resume=path, **options)
 
 
 # --- the published table ------------------------------------------------------------------------------------------

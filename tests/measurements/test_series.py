@@ -13,6 +13,7 @@ import optrelax as ox
 from optrelax.cli import main
 from optrelax.measurements.series_files import series_paths
 from optrelax.measurements.stages import Progress
+from optrelax.output import json_lines
 from optrelax.training import Training, train
 from optrelax.training.losses import CertifiedLoss
 from optrelax.training.schedules import Constant
@@ -168,7 +169,7 @@ def test_another_series_is_not_continued(run, series, tmp_path):
     with pytest.raises(ValueError, match="is no journal of a series"):
         ox.measure_series(run, data(), 0.05, NAMES, journal=foreign, **TINY)
     damaged = tmp_path / "damaged.jsonl"
-    damaged.write_text(series[1].read_text().splitlines()[0] + '\n{"key": 3}\n')
+    damaged.write_bytes(series[1].read_bytes().splitlines(keepends=True)[0] + json_lines._line({"key": 3}))
     with pytest.raises(ValueError, match="line 2 is no measurement"):
         ox.measure_series(run, data(), 0.05, NAMES, journal=damaged, **TINY)
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import NETWORKS, NetworkCase, every_region
+from test_affine_ops import CASES as AFFINE
+from test_affine_ops import Case
 from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.networks import storage
 from optrelax.networks.ops import Affine
 from optrelax.networks.storage import Settings, Tensors, stored
-from tests.cases import NETWORKS, NetworkCase, every_region
-from tests.networks.test_affine_ops import CASES as AFFINE
-from tests.networks.test_affine_ops import Case
 
 IN_TREE = [name for name in storage.stored_names() if storage._CLASSES[name].__module__.startswith("optrelax.")]
 each_network = pytest.mark.parametrize("case", NETWORKS, ids=str)

@@ -161,7 +161,7 @@ def main(folder: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     script = "import sys, test_interruptions; test_interruptions.main(sys.argv[1])"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
@@ -293,7 +293,7 @@ def pair() -> Training:
 
 @pytest.mark.slow
 def test_two_processes_go_on_within_an_epoch_too(tmp_path, one_thread):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-W", "ignore", "-c", PAIR]
     started = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]

@@ -548,7 +548,7 @@ def test_two_processes_take_the_same_two_steps_as_one(tmp_path, one_thread):
     """Each works on one piece of every batch: the sum of two gradients is the same in either order, bit for bit."""
     one = network()
     (metrics,) = train(one, data(32), settings(epochs=1, pieces=2)).history
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
     environment["OMP_NUM_THREADS"] = "1"
     started = [
         subprocess.Popen(
