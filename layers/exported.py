@@ -1,208 +1,144 @@
 """Network LPs through their explicit sparse form: generic LP solvers, and pre-activation bounds that are constraints.
 
 Of a solver's answer only the prices (`layers/prices.py`) and the primal point are used: the prices make a dual point,
-whose bound the same sweep evaluates as every other, and the point is pushed through the hulls once more. An inaccurate
-solver can be loose, never wrong.
+and the point is pushed through the hulls once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
-from optrelax.layers.ascent.dual_ascent import Answer, statuses
+from optrelax.layers.evaluation import Evaluation, best_dual, evaluate, solved
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
-from optrelax.layers.prices import checked_objective, in_float64, priced, proves_contradiction
-from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights, backward_sweep, nearest_point
+from optrelax.layers.network_solver import NetworkSolver, Points
+from optrelax.layers.prices import in_float64, priced
+from optrelax.layers.problems import DualPoint, Problems, Weights, nearest_point
+from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import LPData
 from optrelax.layers.solutions import Status
 from optrelax.regions import InputBox
-from optrelax.rounding import unit_roundoff
-
-_FEASIBILITY = 1e-6  # how far a point may lie beyond a pre-activation bound, in units of max(1, |l|, |u|)
+from optrelax.rounding import Rounding
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A solver of explicit LPs as a solver of network LPs: one model an example, its rows as objectives.
+@dataclass(frozen=True)
+class Exported(NetworkSolver):
+    """A solver of explicit LPs as a solver of network LPs: one model an example, its rows as objectives; in float64.
 
     solver: `Highs` (its sparse entry), or another solver of `LinearProgram` (dense).
     implied: whether the LP implies its pre-activation bounds; a claim of contradiction is then a rounding error.
-    Sound: yes, the bound is that of a dual point.  Exact: as the solver, in float64; `gap` says how far.
-    INFEASIBLE is a proof, rounding included, that the pre-activation bounds contradict each other; a claim of it that
-    cannot be proved is NUMERICAL.
     """
 
     solver: Any
     implied: bool = True
 
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """Solve R problems; the best of `starts` stands in where the solver fails."""
+    feasibility: ClassVar[float] = 1e-6
+
+    @property
+    def tol(self) -> float:  # type: ignore[override]
+        """The solver's."""
+        return float(self.solver.tol)
+
+    def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
+        """Both points of R problems; the best of `starts` stands in where the solver fails."""
         with torch.no_grad():
             exact = in_float64(problems)
-            starts = [s.to(torch.float64) for s in starts]
+            first = [s.to(torch.float64) for s in starts]
             claim = _solve(self.solver, exact)
-            answer = self._evaluate(exact, claim)
+            points = _points(exact, claim)
             if self.implied:
-                answer = self._overrule(exact, answer, starts)
-            else:
-                answer = _judge(exact, answer, claim, unit_roundoff(problems.rows.dtype))
-            failed = (answer.status != Status.OPTIMAL) & (answer.status != Status.INFEASIBLE)
-            for start in starts if bool(failed.any()) else ():
-                answer = _better_dual(exact, answer, failed, start)
-            closed = self._closed(answer, claim)
-            answer = replace(answer, status=torch.where(closed, int(Status.OPTIMAL), answer.status).to(torch.int8))
-            return _cast(answer, problems.rows.dtype)
+                points = self._overrule(exact, points, first)
+            found = evaluate(exact, points, self.tol, implied=self.implied, feasibility=self.feasibility)
+            index = (found.status != Status.OPTIMAL).nonzero()[:, 0]
+            if index.numel():
+                duals = [d.select(index) for d in (points.dual, *first)]
+                points = replace(points, dual=points.dual.put(index, best_dual(exact.select(index), duals)[0]))
+            return points
 
-    def _closed(self, answer: Answer, claim: _Claim) -> Tensor:
-        """Where both points show an optimum; not where given bounds may contradict each other."""
-        closed = statuses(answer.lower, answer.objective, self.solver.tol) == Status.OPTIMAL
-        return closed if self.implied else closed & (claim.status != Status.INFEASIBLE)
-
-    def _evaluate(self, problems: Problems, claim: _Claim) -> Answer:
-        """Both points, evaluated; OPTIMAL is what they show, whatever was claimed."""
-        dual = priced(problems, claim.prices)
-        lower = backward_sweep(problems, dual).value
-        primal = nearest_point(problems, claim.x, claim.after)
-        objective = checked_objective(problems, primal, dual, _FEASIBILITY)
-        # The region is bounded, and a claim of optimality that the points do not bear out is none.
-        refuted = (claim.status == Status.OPTIMAL) | (claim.status == Status.UNBOUNDED)
-        status = torch.where(refuted, int(Status.NUMERICAL), claim.status).to(torch.int8)
-        answer = Answer(dual, primal, lower, objective, status, claim.iterations)
-        closed = self._closed(answer, claim)
-        return replace(answer, status=torch.where(closed, int(Status.OPTIMAL), status).to(torch.int8))
-
-    def _overrule(self, problems: Problems, answer: Answer, starts: list[DualPoint]) -> Answer:
+    def _overrule(self, problems: Problems, points: Points, starts: list[DualPoint]) -> Points:
         """Implied bounds contradict each other by their rounding alone: solve such problems without them."""
-        index = (answer.status == Status.INFEASIBLE).nonzero()[:, 0]
+        assert points.reason is not None
+        index = (points.reason == Status.INFEASIBLE).nonzero()[:, 0]
         if not index.numel():
-            return answer
+            return points
         from optrelax.layers.interior_point import InteriorPoint
 
-        finish = InteriorPoint(tol=self.solver.tol)
-        return put(answer, index, finish.solve_network(problems.select(index), [s.select(index) for s in starts]))
+        found = InteriorPoint(tol=self.tol).solve(problems.select(index), [s.select(index) for s in starts])
+        mine = replace(points, reason=None, rays=None)
+        reason = points.reason.index_fill(0, index, int(Status.ITERATION_LIMIT))
+        return replace(mine.put(index, found), reason=reason)
 
 
-@dataclass(frozen=True, slots=True)
-class GivenBounds:
-    """Pre-activation bounds that the LP does not imply: solved without them where they do not matter, else exported.
-
-    first: a solver that assumes implied bounds.  Its bound is valid all the same, and its point counts where it
-    happens to keep them; every other problem goes to `rest`, the optimum of the LP with the bounds as constraints.
-    """
-
-    first: Any
-    rest: Exported
-
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """Solve R problems."""
-        with torch.no_grad():
-            answer = self.first.solve_network(problems, starts)
-            # Without a multiplier of the bounds it costs nothing to lie beyond them: only rounding is forgiven.
-            rounding = 16 * unit_roundoff(problems.rows.dtype)
-            objective = checked_objective(problems, answer.primal, answer.dual, rounding)
-            answer = replace(answer, objective=objective, status=statuses(answer.lower, objective, self.first.tol))
-            settled = answer.status == Status.OPTIMAL
-            threshold = getattr(self.first, "threshold", None)
-            if threshold is not None:
-                settled |= objective.isfinite() & ((answer.lower > threshold) | (objective <= threshold))
-            index = (~settled).nonzero()[:, 0]
-            if not index.numel():
-                return answer
-            part = self.rest.solve_network(problems.select(index), [s.select(index) for s in (*starts, answer.dual)])
-            return put(answer, index, replace(part, iterations=part.iterations + answer.iterations[index]))
-
-
-def network_solver(solver: Any, implied: bool) -> Any:
+def network_solver(solver: Any, implied: bool = True) -> NetworkSolver:
     """What solves network LPs for a layer's solver, given whether the LP implies its pre-activation bounds."""
-    if not hasattr(solver, "solve_network"):
-        return Exported(solver, implied)
-    if implied:
-        return solver
-    from optrelax.layers.programs.highs import Highs
-
-    return GivenBounds(solver, Exported(Highs(tol=solver.tol), implied=False))
+    return solver if isinstance(solver, NetworkSolver) else Exported(solver, implied)
 
 
 def solves_networks(solver: Any) -> bool:
     """Whether an object is a solver that network LPs can be handed to, directly or exported."""
-    entries = ("solve_network", "solve_sparse", "solve")
-    return not isinstance(solver, type) and any(hasattr(solver, entry) for entry in entries)
+    if isinstance(solver, NetworkSolver):
+        return True
+    return not isinstance(solver, type) and any(hasattr(solver, entry) for entry in ("solve_sparse", "solve"))
 
 
-def _judge(problems: Problems, answer: Answer, claim: _Claim, unit: float) -> Answer:
-    """Claims of contradiction proved (the bound is -inf, for every row of the example) or dropped (NUMERICAL)."""
-    claimed = answer.status == Status.INFEASIBLE
-    index = claimed.nonzero()[:, 0]
-    if not index.numel():
-        return answer
-    rays = {name: p[index] for name, p in claim.prices.items()}
-    proof = claim.proved[index] | proves_contradiction(problems.select(index), rays, unit)
-    proved = claimed.index_put((index,), proof)
-    if problems.example is not None:
-        proved = torch.isin(problems.example, problems.example[proved])
-    status = torch.where(claimed, int(Status.NUMERICAL), answer.status)
-    return replace(
-        answer,
-        status=torch.where(proved, int(Status.INFEASIBLE), status).to(torch.int8),
-        lower=torch.where(proved, -torch.inf, answer.lower),
-        objective=torch.where(proved, torch.inf, answer.objective),
-    )
+def solved_under_given_bounds(
+    solver: Any, problems: Problems, starts: Sequence[DualPoint], rounding: Rounding = "nearest"
+) -> Evaluation:
+    """R problems whose pre-activation bounds are constraints that the LP does not imply.
+
+    A solver that does not know them has a valid bound all the same, and its point counts where it happens to keep
+    them; what it leaves open goes to HiGHS, as the LP with the bounds as constraints, or the proof that they
+    contradict each other: INFEASIBLE, for every problem of the example.
+    """
+    first = network_solver(solver, implied=False)
+    found = solved(first, problems, starts, rounding=rounding, implied=False).points_alone()
+    with torch.no_grad():
+        known = [start for start in starts if start.ends]
+        if known:  # multipliers of the bounds that an earlier solve has found
+            found = _better_bound(problems, found, known, first.tol, rounding)
+        index = (~_settled(found, first.threshold)).nonzero()[:, 0]
+        if index.numel() and not isinstance(solver, Highs):
+            rest = Exported(Highs(tol=first.tol), implied=False)
+            mine = [s.select(index) for s in (*starts, found.dual)]
+            part = solved(rest, problems.select(index), mine, rounding=rounding, implied=False).points_alone()
+            found = found.put(index, replace(part, iterations=part.iterations + found.iterations[index]))
+        return _spread(found, problems.example)
 
 
-def _better_dual(problems: Problems, answer: Answer, wanted: Tensor, start: DualPoint) -> Answer:
-    """The answer with a start's dual point where that has the greater bound, among the wanted problems."""
-    index = wanted.nonzero()[:, 0]
-    value = backward_sweep(problems.select(index), start.select(index)).value
-    better = value > answer.lower[index]
-    index, value = index[better], value[better]
-    dual = _put_dual(answer.dual, index, start.select(index))
-    return replace(answer, dual=dual, lower=answer.lower.index_put((index,), value), sweeps=None)
+def _settled(found: Evaluation, threshold: float | None) -> Tensor:
+    settled = (found.status == Status.OPTIMAL) | (found.status == Status.INFEASIBLE)
+    if threshold is not None:
+        settled |= found.objective.isfinite() & ((found.lower > threshold) | (found.objective <= threshold))
+    return settled
 
 
-def put(answer: Answer, index: Tensor, part: Answer) -> Answer:
-    """The answer with some of its problems replaced."""
-
-    def write(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_put((index,), new.to(old.dtype))
-
-    tau = {name: write(t, part.primal.tau[name]) for name, t in answer.primal.tau.items()}
-    return Answer(
-        _put_dual(answer.dual, index, part.dual),
-        PrimalPoint(write(answer.primal.x, part.primal.x), tau),
-        *(write(getattr(answer, name), getattr(part, name)) for name in ("lower", "objective", "status", "iterations")),
-    )
+def _better_bound(
+    problems: Problems, found: Evaluation, starts: list[DualPoint], tol: float, rounding: Rounding
+) -> Evaluation:
+    """With the dual points of earlier solves where they hold more."""
+    exact = in_float64(problems)
+    dual, _ = best_dual(exact, [d.to(torch.float64) for d in (found.dual, *starts)])
+    points = Points(dual, found.primal.to(torch.float64), found.iterations)
+    again = evaluate(problems, points, tol, start=found.dual, rounding=rounding, implied=False).points_alone()
+    keep = (found.status == Status.OPTIMAL) | (found.status == Status.INFEASIBLE) | ~(again.lower > found.lower)
+    return found.where(keep, again)
 
 
-def _put_dual(dual: DualPoint, index: Tensor, part: DualPoint) -> DualPoint:
-    """The dual point with some of its problems replaced; multipliers of bounds that one side lacks are 0."""
-
-    def write(old: Weights, new: Weights) -> Weights:
-        return {name: t.index_put((index,), new[name].to(t.dtype)) for name, t in old.items()}
-
-    ends: Weights = {}
-    for name, a in dual.alpha.items():
-        if name in dual.ends or name in part.ends:
-            old = dual.ends.get(name, torch.zeros_like(a))
-            new = part.ends.get(name, torch.zeros_like(part.alpha[name]))
-            ends[name] = old.index_put((index,), new.to(old.dtype))
-    return DualPoint(write(dual.alpha, part.alpha), write(dual.beta, part.beta), ends)
-
-
-def _cast(answer: Answer, dtype: torch.dtype) -> Answer:
-    """The answer in another floating type."""
-    return replace(
-        answer,
-        dual=answer.dual.to(dtype),
-        primal=answer.primal.to(dtype),
-        lower=answer.lower.to(dtype),
-        objective=answer.objective.to(dtype),
-    )
+def _spread(found: Evaluation, example: Tensor | None) -> Evaluation:
+    """A contradiction concerns every problem of its example."""
+    proved = found.status == Status.INFEASIBLE
+    if example is None or not bool(proved.any()):
+        return found
+    proved = torch.isin(example, example[proved])
+    status = torch.where(proved, int(Status.INFEASIBLE), found.status).to(torch.int8)
+    lower = torch.where(proved, -torch.inf, found.lower)
+    return replace(found, status=status, lower=lower, objective=torch.where(proved, torch.inf, found.objective))
 
 
 # --- the explicit LP ----------------------------------------------------------------------------------------------
@@ -218,8 +154,13 @@ class _Claim:
     """Of an optimum, or of a ray where the status is INFEASIBLE."""
     status: Tensor
     iterations: Tensor
-    proved: Tensor
-    """Whether a claim of INFEASIBLE has been proved already."""
+
+
+def _points(problems: Problems, claim: _Claim) -> Points:
+    """The dual point of the claimed prices, and the nearest point that keeps box and hulls."""
+    dual, primal = priced(problems, claim.prices), nearest_point(problems, claim.x, claim.after)
+    # The region is bounded, and a claim of optimality that the points do not bear out is none.
+    return Points(dual, primal, claim.iterations, claim.status, claim.prices)
 
 
 def _solve(solver: Any, problems: Problems) -> _Claim:
@@ -236,7 +177,6 @@ def _solve(solver: Any, problems: Problems) -> _Claim:
         {name: torch.zeros_like(like) for name, like in shapes.items()},
         torch.zeros(problems.count, dtype=torch.int8, device=device),
         torch.zeros(problems.count, dtype=torch.int64, device=device),
-        torch.zeros(problems.count, dtype=torch.bool, device=device),
     )
     for one in example.unique():
         index = (example == one).nonzero()[:, 0]
@@ -244,6 +184,7 @@ def _solve(solver: Any, problems: Problems) -> _Claim:
         c, _ = program.objective(problems.rows[index])
         dense = not hasattr(solver, "solve_sparse")
         found = (_solve_dense if dense else _solve_sparse)(solver, program, c)
+        found.require_fit(type(solver).__name__, program, len(c))
 
         def take(values: np.ndarray, like: Tensor) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(like).reshape(-1, *like.shape[1:])
@@ -255,13 +196,11 @@ def _solve(solver: Any, problems: Problems) -> _Claim:
             claim.prices[name][index] = take(-found.duals[:, program.rows[f"affine:{name}"]], like)
         claim.status[index] = torch.from_numpy(found.status).to(claim.status)
         claim.iterations[index] = torch.from_numpy(found.iterations).to(claim.iterations)
-        # The solvers of dense problems prove what they say before they say it.
-        claim.proved[index] = dense
     return claim
 
 
 def _export(one: Problems, maps: AffineMaps) -> NetworkLP:
-    before = {name: Bounds(*h.before) for name, h in one.hulls.items()}
+    before = {name: Bounds.known(*h.before) for name, h in one.hulls.items()}
     return export(one.network, InputBox(one.lower, one.upper), before, upto=one.target, maps=maps)
 
 
@@ -273,6 +212,15 @@ class _Rows:
     duals: np.ndarray
     status: np.ndarray
     iterations: np.ndarray
+
+    def require_fit(self, owner: str, program: NetworkLP, k: int) -> None:
+        """ValueError that names what does not fit the problem."""
+        rows, columns = program.matrix.shape
+        wanted = {"primal": (k, columns), "duals": (k, rows), "status": (k,), "iterations": (k,)}
+        for name, shape in wanted.items():
+            got = getattr(self, name).shape
+            if got != shape:
+                raise ValueError(f"{owner}: {name} of {k} objectives: wanted shape {shape}, got {got}")
 
 
 def _solve_sparse(solver: Any, program: NetworkLP, c: np.ndarray) -> _Rows:

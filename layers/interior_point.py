@@ -9,20 +9,18 @@ solve can be loose, never wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from optrelax.layers.ascent.dual_ascent import Answer, DualAscent, statuses
+from optrelax.layers.ascent.dual_ascent import DualAscent
+from optrelax.layers.batched import join
+from optrelax.layers.evaluation import best_points, evaluate
+from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.prices import in_float64
-from optrelax.layers.problems import (
-    DualPoint,
-    PrimalPoint,
-    Problems,
-    backward_sweep,
-    primal_sweep,
-)
+from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
 from optrelax.networks.ops import flatten_from
 
@@ -31,7 +29,7 @@ _PROBLEMS = 32  # at a time at most: more pad more than they save
 
 
 @dataclass(frozen=True)
-class InteriorPoint:
+class InteriorPoint(NetworkSolver):
     """Exact solver of network LPs in float64 on any device: `Triangle(solver=InteriorPoint())`.
 
     Sound: yes.  Exact: to a certified relative gap of `tol`, else the status is ITERATION_LIMIT.
@@ -51,38 +49,44 @@ class InteriorPoint:
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ValueError(f"InteriorPoint: max_bytes must be positive, got {self.max_bytes}")
 
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """Solve R problems."""
-        return self.finish(problems, self.warm.solve_network(problems, starts))
+    def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
+        """Both points of R problems, in float64 where any needed more than the first sweeps."""
+        return self.finish(problems, self.warm.solve(problems, starts))
 
-    def finish(self, problems: Problems, answer: Answer) -> Answer:
-        """Bring every problem of an answer whose gap is above `tol` to an optimum; the better of both is kept."""
+    def finish(self, problems: Problems, points: Points) -> Points:
+        """Bring every problem whose gap is above `tol` to an optimum; of both points the better ones are kept."""
         with torch.no_grad():
-            gap = answer.objective - answer.lower
+            found = evaluate(problems, points, self.tol)
             # Even a closed gap may hide a primal or dual point off the optimal face by more than the gap shows,
             # so float64 gradients want every problem that is not closed to rounding.
-            open_ = (gap > self.tol * 1e-3 * answer.lower.abs().clamp_min(1)).nonzero()[:, 0]
-            found = _Writable(answer)
+            open_ = (~(found.gap <= self.tol * 1e-3 * found.lower.abs().clamp_min(1))).nonzero()[:, 0]
+            if not len(open_):
+                return points
             order = _by_size(problems, open_)
-            for index in order.split(self._chunk(problems)) if len(order) else ():
-                self._finish_chunk(in_float64(problems.select(index)), found, index)
-            return found.frozen(self.tol)
+            chunks = order.split(self._chunk(problems))
+            parts = [self._finished(in_float64(problems.select(i)), points.select(i).to(torch.float64)) for i in chunks]
+            return points.to(torch.float64).put(order, join(parts))
 
-    def _finish_chunk(self, part: Problems, answer: _Writable, index: Tensor) -> None:
+    def _finished(self, part: Problems, points: Points) -> Points:
         part = without_flat(part)
         reduced = reduce_problems(part)
         if reduced.M.shape[1] == 0:  # affine: the corner
-            v, y, prices, steps = -reduced.c_v.sign(), reduced.middle, reduced.middle, torch.zeros_like(index)
+            v, y, prices, steps = -reduced.c_v.sign(), reduced.middle, reduced.middle, 0 * points.iterations
         else:
             state = _Newton(reduced, self.tol * 1e-3, self.max_iterations)
             state.run()
             v, y, prices, steps = state.v, state.y, state.nu, state.steps
-        answer.improve(part, index, reduced.dual_point(part, prices), reduced.primal_point(part, v, y), steps)
+        found = Points(reduced.dual_point(part, prices), reduced.primal_point(part, v, y), points.iterations + steps)
+        return best_points(part, points, found)
 
     def bytes_needed(self, inputs: int, hidden: int, count: int) -> int:
         """Memory for `count` problems of these sizes, as if every neuron crossed."""
         whole = min(_PROBLEMS, count) * bytes_a_problem(inputs, hidden)
         return min(whole, max(self.max_bytes or _BYTES, bytes_a_problem(inputs, hidden)))
+
+    def within(self, max_bytes: float) -> InteriorPoint:
+        """With no more than this for the problems in flight."""
+        return replace(self, max_bytes=max(1, int(min(max_bytes, self.max_bytes or max_bytes))))
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: K x d and K x K matrices and their copies, K at most every hidden neuron."""
@@ -107,45 +111,6 @@ def _by_size(problems: Problems, index: Tensor) -> Tensor:
     counts = sum(flatten_from(h.free[index], 1).sum(1) for h in problems.hulls.values())
     assert isinstance(counts, Tensor)
     return index[counts.argsort(stable=True)]
-
-
-class _Writable:
-    """An answer whose entries are replaced where a finish improved them."""
-
-    def __init__(self, answer: Answer) -> None:
-        old = answer.dual
-        ends = {n: torch.zeros_like(a) for n, a in old.alpha.items()} | old.ends
-        self.dual = DualPoint(*({n: w.clone() for n, w in part.items()} for part in (old.alpha, old.beta, ends)))
-        self.primal = PrimalPoint(answer.primal.x.clone(), {n: t.clone() for n, t in answer.primal.tau.items()})
-        self.lower, self.objective = answer.lower.clone(), answer.objective.clone()
-        self.status, self.iterations = answer.status, answer.iterations.clone()
-
-    def improve(self, part: Problems, index: Tensor, dual: DualPoint, primal: PrimalPoint, steps: Tensor) -> None:
-        """Evaluate both points and keep what is better, problem by problem."""
-        dtype = self.lower.dtype
-        lower = backward_sweep(part, dual).value
-        objective = primal_sweep(part, primal).objective
-        old_lower = backward_sweep(part, self.dual.select(index).to(torch.float64)).value
-        old_objective = primal_sweep(part, self.primal.select(index).to(torch.float64)).objective
-        better = lower > old_lower
-        rows = index[better]
-        mine = (self.dual.alpha, self.dual.beta, self.dual.ends)
-        for old, new in zip(mine, (dual.alpha, dual.beta, dual.ends), strict=True):
-            for name, value in new.items():
-                old[name][rows] = value[better].to(dtype)
-        self.lower[index] = torch.where(better, lower, old_lower).to(dtype)
-        cheaper = objective < old_objective
-        rows = index[cheaper]
-        self.primal.x[rows] = primal.x[cheaper].to(dtype)
-        for name, value in primal.tau.items():
-            self.primal.tau[name][rows] = value[cheaper].to(dtype)
-        self.objective[index] = torch.where(cheaper, objective, old_objective).to(dtype)
-        self.iterations[index] += steps
-
-    def frozen(self, tol: float) -> Answer:
-        """The answer with statuses by the certified gap."""
-        status = statuses(self.lower, self.objective, tol)
-        return Answer(self.dual, self.primal, self.lower, self.objective, status, self.iterations)
 
 
 class _Newton:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.layers.ascent.dual_ascent import Answer
+from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.first_order import first_order
 from optrelax.layers.problems import (
     DualPoint,
@@ -47,17 +47,15 @@ class SaddlePoint:
     multipliers: Mapping[str, Multipliers]
 
 
-def saddle_point(problems: Problems, answer: Answer) -> SaddlePoint:
-    """The pair behind a dual-ascent answer: coefficients become multipliers of the mixed lines."""
+def saddle_point(problems: Problems, found: Evaluation) -> SaddlePoint:
+    """The pair behind a solve: coefficients become multipliers of the mixed lines."""
     with torch.no_grad():
-        back, feasible = answer.sweeps or (
-            backward_sweep(problems, answer.dual),
-            primal_sweep(problems, answer.primal),
-        )
+        back = found.back or backward_sweep(problems, found.dual)
+        feasible = found.feasible or primal_sweep(problems, found.primal)
         multipliers = {
-            name: _multipliers(a, answer.dual, name, problems.hulls[name]) for name, a in back.coefficients.items()
+            name: _multipliers(a, found.dual, name, problems.hulls[name]) for name, a in back.coefficients.items()
         }
-        return SaddlePoint(answer.primal.x, feasible.after, back.input, multipliers)
+        return SaddlePoint(found.primal.x, feasible.after, back.input, multipliers)
 
 
 def _multipliers(a: Tensor, dual: DualPoint, name: str, h: HullLines) -> Multipliers:
@@ -76,9 +74,9 @@ class Envelope:
     unfinished pair it is the Lagrangian's gradient there, whose error shrinks with the gap. No KKT system.
     """
 
-    def value(self, problems: Problems, answer: Answer) -> Tensor:
+    def value(self, problems: Problems, found: Evaluation) -> Tensor:
         """A scalar function a problem, [R], whose gradient is the rule's; its value is not used."""
-        return lagrangian(problems, saddle_point(problems.detach(), answer))
+        return lagrangian(problems, saddle_point(problems.detach(), found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +87,9 @@ class FixedSlopes:
     where this function has a kink. Kept for comparison.
     """
 
-    def value(self, problems: Problems, answer: Answer) -> Tensor:
-        """The bound itself at the answer's dual point, [R]."""
-        return backward_sweep(problems, answer.dual).value
+    def value(self, problems: Problems, found: Evaluation) -> Tensor:
+        """The bound itself at the dual point found, [R]."""
+        return backward_sweep(problems, found.dual).value
 
 
 def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:

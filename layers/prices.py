@@ -17,15 +17,14 @@ from torch import Tensor
 from optrelax.enclosures import Bounds
 from optrelax.layers.problems import (
     DualPoint,
+    Feasible,
     HullLines,
-    PrimalPoint,
     Problems,
     Weights,
     dual_value,
     floor_and_ceiling,
     hull_lines,
     mix,
-    primal_sweep,
 )
 from optrelax.networks.activations import Activation, Line
 from optrelax.networks.ops import Affine, flatten_from
@@ -40,7 +39,7 @@ def in_float64(problems: Problems) -> Problems:
     for name, h in exact.hulls.items():
         op = problems.network[name].op
         assert isinstance(op, Activation)
-        hulls[name] = hull_lines(op, Bounds(*h.before))
+        hulls[name] = hull_lines(op, Bounds.known(*h.before))
     return replace(exact, hulls=hulls)
 
 
@@ -101,23 +100,22 @@ def _nearest_mix(
     return torch.where((right > 0) & (spread != 0), weight, 0.0)
 
 
-def checked_objective(problems: Problems, point: PrimalPoint, dual: DualPoint, tolerance: float) -> Tensor:
-    """Objective of a primal point that keeps its pre-activation bounds, inf where it does not: [R].
+def beyond_bounds(problems: Problems, feasible: Feasible, dual: DualPoint, tolerance: float) -> Tensor:
+    """What a primal point pays for lying beyond its pre-activation bounds, inf where it lies too far: [R].
 
-    A point may lie beyond a bound by `tolerance` * max(1, |l|, |u|); that is charged at the bound's multiplier.
+    It may lie beyond a bound by `tolerance` * max(1, |l|, |u|); that is charged at the bound's multiplier.
     """
-    found = primal_sweep(problems, point)
-    objective = found.objective
-    inside = torch.ones_like(objective, dtype=torch.bool)
-    for name, z in found.before.items():
+    charge = torch.zeros_like(feasible.objective)
+    inside = torch.ones_like(charge, dtype=torch.bool)
+    for name, z in feasible.before.items():
         l, u = problems.hulls[name].before
         under, over = (l - z).clamp_min(0), (z - u).clamp_min(0)
         kept = torch.maximum(under, over) <= tolerance * torch.maximum(l.abs(), u.abs()).clamp_min(1)
         inside &= flatten_from(kept, 1).all(1)
         ends = dual.ends.get(name)
         if ends is not None:
-            objective = objective + flatten_from(ends.clamp_min(0) * over - ends.clamp_max(0) * under, 1).sum(1)
-    return torch.where(inside, objective, torch.inf)
+            charge = charge + flatten_from(ends.clamp_min(0) * over - ends.clamp_max(0) * under, 1).sum(1)
+    return torch.where(inside, charge, torch.inf)
 
 
 def proves_contradiction(problems: Problems, rays: Mapping[str, Tensor], unit: float) -> Tensor:
@@ -133,7 +131,7 @@ def proves_contradiction(problems: Problems, rays: Mapping[str, Tensor], unit: f
         size = torch.maximum(size, flatten_from(r.abs(), 1).amax(1))
     scale = torch.where(size > 0, size, 1.0)
     rays = {name: r / scale.reshape(-1, *[1] * (r.dim() - 1)) for name, r in rays.items()}
-    before = {name: Bounds(*h.before) for name, h in problems.hulls.items()}
+    before = {name: Bounds.known(*h.before) for name, h in problems.hulls.items()}
     free = replace(problems, rows=torch.zeros_like(problems.rows))
     value = dual_value(free, priced(free, rays), "outward", before)
     reach = nothing

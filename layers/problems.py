@@ -12,7 +12,7 @@ only where it keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -23,7 +23,8 @@ from optrelax.domains import backsubstitution, interval
 from optrelax.domains.lines import Lines, crown_lines, outward_lines
 from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
-from optrelax.networks.activations import Activation, Line
+from optrelax.layers.batched import Batched, Change
+from optrelax.networks.activations import Activation, Hull, Line
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine, flatten_from
 from optrelax.regions import InputBox
@@ -33,7 +34,7 @@ Weights = dict[str, Tensor]  # activation node -> [R, *shape]
 
 
 @dataclass(frozen=True, slots=True)
-class HullLines:
+class HullLines(Batched):
     """Two lines below and two above every neuron, [R or examples, *shape]; `above1` is None where there is one."""
 
     below0: tuple[Tensor, Tensor]
@@ -47,29 +48,16 @@ class HullLines:
     origin: bool = False
     """Whether both lines below pass through the origin, as a ReLU's do: their intercepts need no work."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> HullLines:
-        """The same lines with `change` applied to every tensor of numbers; `free` follows where shapes change."""
-
-        def both(line: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return change(line[0]), change(line[1])
-
-        return replace(
-            self,
-            below0=both(self.below0),
-            below1=both(self.below1),
-            above0=both(self.above0),
-            above1=None if self.above1 is None else both(self.above1),
-            before=both(self.before),
-        )
-
-    def select(self, index: Tensor) -> HullLines:
-        """The lines of some of the problems."""
-        return replace(self.map(lambda t: t[index]), free=self.free[index])
-
 
 def hull_lines(activation: Activation, before: Bounds) -> HullLines:
-    """The hull of one activation at its pre-activation bounds; differentiable in them."""
+    """The hull of one activation at its pre-activation bounds; differentiable in them.
+
+    Of bounds that are no numbers, so that nothing is known, the lines are none either: whatever is made of them is NaN.
+    """
     hull = activation.hull(before.lower, before.upper)
+    unknown = before.lower.detach().isnan() | before.upper.detach().isnan()
+    if bool(unknown.any()):
+        hull = Hull(*(tuple(_unknown_at(unknown, line) for line in side) for side in (hull.below, hull.above)))  # type: ignore[arg-type]
     two = len(activation.kinks) == 2 or activation.slopes[0] > activation.slopes[1]
     free = activation.crossing(before.lower.detach(), before.upper.detach())
     above1 = hull.above[1] if two else None
@@ -78,6 +66,11 @@ def hull_lines(activation: Activation, before: Bounds) -> HullLines:
         len(activation.kinks) == 1 and not any(activation.intercepts) and activation.slopes[0] <= activation.slopes[1]
     )
     return HullLines(hull.below[0], hull.below[1], hull.above[0], above1, ends, free, origin)
+
+
+def _unknown_at(unknown: Tensor, line: Line) -> Line:
+    slope, intercept = (torch.where(unknown, torch.nan, t) for t in line)
+    return slope, intercept
 
 
 def mix(first: Line, second: Line | None, weight: Tensor | None, origin: bool = False) -> Line:
@@ -89,7 +82,7 @@ def mix(first: Line, second: Line | None, weight: Tensor | None, origin: bool = 
 
 
 @dataclass(frozen=True)
-class Problems:
+class Problems(Batched):
     """R linear programs of one network that share nothing but its weights."""
 
     network: Network
@@ -132,40 +125,9 @@ class Problems:
                 found |= self.network.ancestors(node.name)
         return frozenset(found)
 
-    def select(self, index: Tensor) -> Problems:
-        """Some of the problems."""
-        return replace(
-            self,
-            rows=self.rows[index],
-            lower=self.lower[index],
-            upper=self.upper[index],
-            hulls={name: h.select(index) for name, h in self.hulls.items()},
-            example=None if self.example is None else self.example[index],
-        )
-
-    def to(self, dtype: torch.dtype) -> Problems:
-        """The same problems in another floating type."""
-        if self.rows.dtype == dtype:
-            return self
-
-        return self._map(lambda t: t.to(dtype))
-
-    def detach(self) -> Problems:
-        """The same problems as constants."""
-        return self._map(lambda t: t.detach())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Problems:
-        return replace(
-            self,
-            rows=change(self.rows),
-            lower=change(self.lower),
-            upper=change(self.upper),
-            hulls={name: h.map(change) for name, h in self.hulls.items()},
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class DualPoint:
+class DualPoint(Batched):
     """Mixing weights of every activation: alpha below, beta above (only where the hull has two lines above)."""
 
     alpha: Weights
@@ -173,36 +135,28 @@ class DualPoint:
     ends: Weights = field(default_factory=dict)
     """Signed multipliers of the pre-activation bounds: positive of z <= u, negative of z >= l; missing: 0."""
 
-    def select(self, index: Tensor) -> DualPoint:
-        """The weights of some of the problems."""
-        return self._map(lambda t: t[index])
+    def combine(self, change: Change, *others: DualPoint) -> DualPoint:
+        """As `Batched.combine`; multipliers that some of the points lack are 0 there."""
+        names = {name for point in (self, *others) for name in point.ends}
+        mine, *theirs = (point._with_ends(names) for point in (self, *others))
+        return Batched.combine(mine, change, *theirs)
 
-    def to(self, dtype: torch.dtype) -> DualPoint:
-        """The same weights in another floating type."""
-        return self._map(lambda t: t.to(dtype))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> DualPoint:
-        return DualPoint(*({n: change(t) for n, t in part.items()} for part in (self.alpha, self.beta, self.ends)))
+    def _with_ends(self, names: Set[str]) -> DualPoint:
+        if names == self.ends.keys():
+            return self
+        return replace(self, ends={n: self.ends.get(n, torch.zeros_like(self.alpha[n])) for n in sorted(names)})
 
 
 @dataclass(frozen=True, slots=True)
-class PrimalPoint:
+class PrimalPoint(Batched):
     """An input of the box [R, *input shape] and the fraction tau [R, *shape] of every activation."""
 
     x: Tensor
     tau: Weights
 
-    def select(self, index: Tensor) -> PrimalPoint:
-        """The points of some of the problems."""
-        return PrimalPoint(self.x[index], {n: t[index] for n, t in self.tau.items()})
-
-    def to(self, dtype: torch.dtype) -> PrimalPoint:
-        """The same points in another floating type."""
-        return PrimalPoint(self.x.to(dtype), {n: t.to(dtype) for n, t in self.tau.items()})
-
 
 @dataclass(frozen=True, slots=True)
-class Backward:
+class Backward(Batched):
     """Result of a backward sweep: the bound and the coefficients it met."""
 
     value: Tensor
@@ -309,7 +263,7 @@ def _spread(first: Line, second: Line, z: Tensor, origin: bool = False) -> Tenso
 
 
 @dataclass(frozen=True, slots=True)
-class Feasible:
+class Feasible(Batched):
     """Result of a primal sweep: a feasible point and its objective."""
 
     objective: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, dataclass_transform
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from optrelax import memory
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
-from optrelax.layers.ascent.dual_ascent import Answer, DualAscent
-from optrelax.layers.exported import network_solver, solves_networks
+from optrelax.layers.ascent.dual_ascent import DualAscent
+from optrelax.layers.batched import join
+from optrelax.layers.evaluation import Evaluation, solved
+from optrelax.layers.exported import network_solver, solved_under_given_bounds, solves_networks
 from optrelax.layers.network_gradients import Envelope, attach
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.problems import (
@@ -24,7 +26,6 @@ from optrelax.layers.problems import (
     Weights,
     chord_start,
     crown_start,
-    dual_value,
     hull_lines,
 )
 from optrelax.layers.solutions import Solution, Status, require_optimal
@@ -50,20 +51,16 @@ _GRAPH_BYTES = 5 * 2**10
 """Of the objects that a lot's graph is made of, a node of the network, measured: they count where lots are many."""
 
 
-class NetworkSolver(Protocol):
-    """Solves R network LPs from dual points that are bounds already."""
-
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """Dual and primal points with their values, one status a problem."""
-        ...
-
-
 class GradientRule(Protocol):
-    """Turns an answer into a function whose gradient `.backward()` returns."""
+    """Turns a solve into a function whose gradient `.backward()` returns."""
 
-    def value(self, problems: Problems, answer: Answer) -> Tensor:
+    def value(self, problems: Problems, found: Evaluation) -> Tensor:
         """[R]."""
         ...
+
+
+Review = Callable[[Problems, Sequence[DualPoint], Evaluation], Evaluation]
+"""Problems, starts, what was found; and what is to become of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +102,8 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def __post_init__(self) -> None:
         nn.Module.__init__(self)
+        self.review: Review | None = None
+        """Who sees every evaluated solve before its gradient rule does."""
         Relaxation.__post_init__(self)
         name = type(self).__name__
         if not isinstance(self.preactivation, Mapping):
@@ -199,7 +198,7 @@ class NetworkLayer(Relaxation, nn.Module):
         solver = 0
         if lots.solver:
             inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
-            solver = self.solver.bytes_needed(inputs, hidden, 1)
+            solver = network_solver(self.solver).bytes_needed(inputs, hidden, 1)
         return int(first + lots.fixed + lots.kept * lots.count + lots.least + 2 * solver)
 
     def rooms(self, network: Network, region: InputBox, k: int) -> Rooms:
@@ -215,9 +214,8 @@ class NetworkLayer(Relaxation, nn.Module):
         left = for_lps - lots.fixed - lots.kept * lots.count
         solver = self.solver
         if lots.solver:
-            given = getattr(solver, "max_bytes", None)
             least = min(left / 2, lots.solver)
-            solver = replace(solver, max_bytes=max(1, int(least if given is None else min(given, least))))
+            solver = network_solver(solver).within(least)
             left -= least
         return Rooms(for_source, lots.size(left), solver)
 
@@ -237,7 +235,7 @@ class NetworkLayer(Relaxation, nn.Module):
             fixed=size * batch * (25 if gradient else 12) * hidden,
             graph=_GRAPH_BYTES * len(network.nodes) if gradient else 0,
             # A dual ascent's vectors are counted with their problem.
-            solver=self.solver.bytes_needed(inputs, hidden, count) if hasattr(self.solver, "bytes_needed") else 0,
+            solver=network_solver(self.solver).bytes_needed(inputs, hidden, count),
         )
 
     @property
@@ -352,6 +350,10 @@ def solve_rows(
     lower, gap, status, iterations = (
         t.reshape(batch, k) for t in (found.lower, found.gap, found.status, found.iterations)
     )
+    proved = (status == Status.INFEASIBLE).any(1, keepdim=True)
+    if bool(proved.any()):  # an example's rows may have come in several lots
+        status = torch.where(proved, int(Status.INFEASIBLE), status).to(torch.int8)
+        lower, gap = torch.where(proved, -torch.inf, lower), torch.where(proved, torch.inf, gap)
     return Solution(lower, gap, status, iterations, found.warm)
 
 
@@ -409,23 +411,25 @@ class _Lot:
         with torch.set_grad_enabled(differentiable and not again):
             problems = self.problems()
         constants = problems.detach()
-        answer = network_solver(self.rooms.solver, layer.implied).solve_network(constants, starts)
-        with torch.no_grad():
-            lower = answer.lower
-            if layer.outward:
-                picked = {n: Bounds(b.lower[self.example], b.upper[self.example]) for n, b in self.bounds.items()}
-                lower = dual_value(constants, answer.dual, "outward", picked)
-                lower = torch.where(answer.status == Status.INFEASIBLE, -torch.inf, lower)
-            gap = answer.objective - lower
+        found = self._found(constants, starts)
+        lower = found.lower
         if differentiable and again:
-            lower = attach(lower, self._rule_again(answer))
+            lower = attach(lower, self._rule_again(found))
         elif differentiable:
-            lower = attach(lower, layer.gradient.value(problems, answer))
-        return Solution(lower, gap, answer.status, answer.iterations, Warm(answer.dual, self.target))
+            lower = attach(lower, layer.gradient.value(problems, found))
+        return Solution(lower, found.gap, found.status, found.iterations, Warm(found.dual, self.target))
 
-    def _rule_again(self, answer: Answer) -> Tensor:
+    def _found(self, problems: Problems, starts: list[DualPoint]) -> Evaluation:
+        layer, solver = self.layer, self.rooms.solver
+        if layer.implied:
+            found = solved(network_solver(solver), problems, starts, rounding=layer.rounding)
+        else:
+            found = solved_under_given_bounds(solver, problems, starts, layer.rounding)
+        return found if layer.review is None else layer.review(problems, starts, found)
+
+    def _rule_again(self, found: Evaluation) -> Tensor:
         """The gradient rule's function, whose graph is made in the backward pass, from the two points."""
-        points = replace(answer, sweeps=None)
+        points = found.points_alone()
         rule = memory.recomputed(self.network, lambda: self.layer.gradient.value(self.problems(), points))
         value: Tensor = rule()
         return value
@@ -435,15 +439,10 @@ def _joined(parts: Sequence[Solution], target: str) -> Solution:
     """Solutions of consecutive problems as one."""
     if len(parts) == 1:
         return parts[0]
-    duals = [part.warm.dual for part in parts]
-    alpha, beta = (
-        {n: torch.cat([getattr(dual, kind)[n] for dual in duals]) for n in getattr(duals[0], kind)}
-        for kind in ("alpha", "beta")
-    )
     lower, gap, status, iterations = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "gap", "status", "iterations")
     )
-    return Solution(lower, gap, status, iterations, Warm(DualPoint(alpha, beta), target))
+    return Solution(lower, gap, status, iterations, Warm(join([part.warm.dual for part in parts]), target))
 
 
 def _warm(start: Solution, shape: tuple[int, ...]) -> Warm:
@@ -475,9 +474,8 @@ def _starts(
         theirs = [(kind, n, tuple(w.shape)) for kind, part in _kinds(warm.dual) for n, w in part.items()]
         if warm.target != target or sorted(mine) != sorted(theirs):
             raise ValueError("start: comes from another network, batch or specification")
-        # Multipliers of pre-activation bounds are left behind: they hold for solvers that know them only.
         dtype = next((w.dtype for w in crown.alpha.values()), torch.float64)
-        return given, [DualPoint(warm.dual.alpha, warm.dual.beta).to(dtype)]
+        return given, [warm.dual.to(dtype)]
 
 
 def _kinds(dual: DualPoint) -> tuple[tuple[int, Weights], tuple[int, Weights]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import native
-from optrelax.layers.ascent.dense_ascent import FIRST, MARGIN, SECOND, by_example, schedule, tiny
+from optrelax.layers.ascent.dense_ascent import by_example
+from optrelax.layers.ascent.schedule import FIRST, MARGIN, SECOND, rates, tiny
+from optrelax.layers.batched import join
 from optrelax.layers.composition import Composition, Keep, Place, Stretches, kept_neurons
+from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine, Linear, flatten_from
@@ -117,10 +120,8 @@ def _cost(network: Network, names: Set[str]) -> float:
     return sum((_DENSE if isinstance(op, Linear) else _SPARSE) * op.cost() for op in ops if isinstance(op, Affine))
 
 
-def solve(
-    options: DualAscent, problems: Problems, starts: list[DualPoint]
-) -> tuple[DualPoint, PrimalPoint, Tensor] | None:
-    """Dual and primal points and the iterations of every problem; None where the sweeps of all neurons are for it."""
+def solve(options: DualAscent, problems: Problems, starts: Sequence[DualPoint]) -> Points | None:
+    """Both points of every problem; None where the sweeps of all neurons are for it."""
     given = examples(problems)
     if given is None:
         return None
@@ -140,11 +141,7 @@ def solve(
         first = torch.searchsorted(of, torch.arange(stop - start, device=of.device))
         part = Examples(problems.select(index), first, of)
         parts.append(_Chunk(part, [s.select(index) for s in starts], keep, stretches).run(options))
-    back = order.argsort()
-    duals, primals, iterations = zip(*parts, strict=True)
-    alpha = {name: torch.cat([d.alpha[name] for d in duals])[back] for name in problems.hulls}
-    tau = {name: torch.cat([p.tau[name] for p in primals])[back] for name in problems.hulls}
-    return DualPoint(alpha, {}), PrimalPoint(torch.cat([p.x for p in primals])[back], tau), torch.cat(iterations)[back]
+    return join(parts).select(order.argsort())
 
 
 def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretches: Stretches) -> int:
@@ -168,7 +165,7 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretche
 class _Chunk:
     """The matrices of some examples and their problems, as the kernel reads them."""
 
-    def __init__(self, given: Examples, starts: list[DualPoint], keep: Keep, stretches: Stretches) -> None:
+    def __init__(self, given: Examples, starts: Sequence[DualPoint], keep: Keep, stretches: Stretches) -> None:
         problems, network, self.of = given.problems, given.problems.network, given.of
         self.problems, self.starts, self.stretches = problems, starts, stretches
         single = problems.select(given.first)
@@ -226,7 +223,7 @@ class _Chunk:
         direct = [t for t, place in enumerate(places) if self.reads(place, self.problems.network.input)]
         return back, ahead, direct[-1] + 1
 
-    def run(self, options: DualAscent) -> tuple[DualPoint, PrimalPoint, Tensor]:
+    def run(self, options: DualAscent) -> Points:
         """Every problem to its end."""
         places, like = self.composition.places, self.c_v
         R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
@@ -241,7 +238,7 @@ class _Chunk:
         k = -(-K // _LANES) * _LANES
         size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
         room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
-        steps = like.new_tensor(schedule(options)).mT.contiguous()
+        steps = like.new_tensor([rates(options, step) for step in range(options.max_iterations + 1)]).mT.contiguous()
         kernels().call(
             *("ascend", like.dtype, E, R, K, d, len(places), first, real),
             *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
@@ -260,7 +257,7 @@ class _Chunk:
         ]
         return torch.cat(parts, 1)
 
-    def _points(self, w: Tensor, taken: Tensor, v: Tensor, iterations: Tensor) -> tuple[DualPoint, PrimalPoint, Tensor]:
+    def _points(self, w: Tensor, taken: Tensor, v: Tensor, iterations: Tensor) -> Points:
         alpha, tau = {}, {}
         for place in self.composition.places:
             index, real = place.index[self.of], place.real[self.of]
@@ -272,7 +269,7 @@ class _Chunk:
             share = torch.where(real, 1 - taken[:, place.span], 0)
             tau[place.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
         x = self.center[self.of] + v[:, : self.center.shape[1]]
-        return DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations
+        return Points(DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations)
 
 
 def _padded(rows: Tensor) -> Tensor:

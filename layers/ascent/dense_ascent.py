@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import native
+from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, finished, tiny
+from optrelax.layers.ascent.schedule import rates as rates_of
 from optrelax.layers.composition import Composition
+from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.networks.ops import Affine, Linear, flatten_from
 
 if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
-
-FIRST, SECOND = 0.7, 0.9
-"""Adam's memories: short, since the active lines change within a few iterations (docs/lp-layers.md compares)."""
-MARGIN = 0.95  # of the tolerance: both points are evaluated once more by the network's own sweeps
 
 
 class Lines(NamedTuple):
@@ -36,14 +35,6 @@ class Lines(NamedTuple):
     spread: Tensor
     slope: Tensor
     intercept: Tensor
-
-
-class Rates(NamedTuple):
-    """Of one iteration: the share of the averages, Adam's correction of the second moment, and its step."""
-
-    average: float
-    correction: float
-    step: float
 
 
 @dataclass(frozen=True)
@@ -214,22 +205,6 @@ def passes(example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tens
     return EagerPasses(example, lines, center, radius)
 
 
-def tiny(dtype: torch.dtype) -> float:
-    """What keeps Adam's quotient finite."""
-    return float(torch.finfo(dtype).tiny ** 0.5)
-
-
-def schedule(options: DualAscent) -> list[Rates]:
-    """Of every iteration: averages of weight (step + 1)^4 forget the start, steps decay to their least share."""
-    found, total = [], 0.0
-    for step in range(options.max_iterations + 1):
-        weight = float(step + 1) ** 4
-        total += weight
-        size = options.step * max(options.decay**step, options.floor)
-        found.append(Rates(weight / total, 1 / (1 - SECOND ** (step + 1)), size / (1 - FIRST ** (step + 1))))
-    return found
-
-
 # --- the ascent ---------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +232,7 @@ class Layer:
 class DenseAscent:
     """Problems on their way; what is finished leaves."""
 
-    def __init__(self, options: DualAscent, given: Chain, starts: list[DualPoint]) -> None:
+    def __init__(self, options: DualAscent, given: Chain, starts: Sequence[DualPoint]) -> None:
         self.options, self.chain = options, given
         problems = given.problems
         device, count = problems.rows.device, problems.count
@@ -272,7 +247,6 @@ class DenseAscent:
         self.p = new(count, len(given.constants[0]))
         self.best, self.objective = new(count).fill_(-torch.inf), new(count).fill_(torch.inf)
         self.c, self.offset = given.c, given.offset
-        self.rates = schedule(options)
         self._prepare()
         self.layers = [Layer.at(w) for w in self._best_start(starts)]
         # Results of all problems; live ones are written back when they leave.
@@ -280,8 +254,8 @@ class DenseAscent:
         self.found_v = new(count, d)
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
 
-    def run(self) -> tuple[DualPoint, PrimalPoint, Tensor]:
-        """Dual and primal points and the iterations of every problem."""
+    def run(self) -> Points:
+        """Both points of every problem."""
         options = self.options
         for step in range(options.max_iterations + 1):
             self._sweep(step)
@@ -310,7 +284,7 @@ class DenseAscent:
         """Evaluate the weights, keep the best, take the minimiser into the averages, and step."""
         net = self.chain
         self._pull([layer.w for layer in self.layers])
-        rates = self.rates[step]
+        rates = rates_of(self.options, step)
         better = self.passes.corner(self.a, rates.average, self.corner, self.v, self.value, self.best)
         values = self.corner
         for t, layer in enumerate(self.layers):
@@ -341,10 +315,7 @@ class DenseAscent:
         for layer in self.layers:
             layer.best_taken[better] = layer.taken[better]
         self.iterations[self.live] = step
-        done = self.objective - self.best <= MARGIN * self.options.tol * self.best.abs().clamp_min(1)
-        if self.options.threshold is not None:
-            done |= (self.best > self.options.threshold) | (self.objective <= self.options.threshold)
-        return done
+        return finished(self.options, self.best, self.objective)
 
     def _compact(self, done: Tensor) -> None:
         """Let finished problems leave once they are a fifth of the batch."""
@@ -364,7 +335,7 @@ class DenseAscent:
             found.best_taken[self.live] = layer.best_taken
         self.found_v[self.live] = self.best_v
 
-    def _best_start(self, starts: list[DualPoint]) -> list[Tensor]:
+    def _best_start(self, starts: Sequence[DualPoint]) -> list[Tensor]:
         """Problem by problem the weights of the start with the greatest bound, layer by layer."""
         best, value = self._weights(starts[0]), self._bound(self._weights(starts[0]))
         for other in starts[1:]:
@@ -385,13 +356,14 @@ class DenseAscent:
         self.passes.corner(self.a, 0.0, self.corner, self.v, self.value, best)
         return best
 
-    def _points(self) -> tuple[DualPoint, PrimalPoint, Tensor]:
+    def _points(self) -> Points:
         problems = self.chain.problems
         shapes = {name: problems.hulls[name].free.shape for name in self.chain.names}
         layers = dict(zip(self.chain.names, self.found, strict=True))
         alpha = {name: layers[name].best.reshape(shape) for name, shape in shapes.items()}
         tau = {name: (1 - layers[name].best_taken).reshape(shape) for name, shape in shapes.items()}
-        return DualPoint(alpha, {}), PrimalPoint(self.found_v.reshape(problems.lower.shape), tau), self.iterations
+        primal = PrimalPoint(self.found_v.reshape(problems.lower.shape), tau)
+        return Points(DualPoint(alpha, {}), primal, self.iterations)
 
 
 def by_example(problems: Problems) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ cannot (neurons whose coefficient is 0 at the optimum lie between the lines). Se
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,39 +18,24 @@ from torch import Tensor
 
 from optrelax.layers.ascent import composed_ascent
 from optrelax.layers.ascent.dense_ascent import Chain, DenseAscent, chain, part
+from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, finished, rates, tiny
+from optrelax.layers.batched import join
+from optrelax.layers.evaluation import best_dual
+from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.problems import (
     Backward,
     DualPoint,
-    Feasible,
     PrimalPoint,
     Problems,
-    Weights,
     backward_sweep,
     forward_sweep,
     primal_sweep,
 )
-from optrelax.layers.solutions import Status
 from optrelax.memory import Limit
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a solver of network LPs returns: a dual point, a primal point and their values, R of each."""
-
-    dual: DualPoint
-    primal: PrimalPoint
-    lower: Tensor
-    """Dual value at `dual` (nearest rounding)."""
-    objective: Tensor
-    """Objective of the feasible `primal`; inf where there is none."""
-    status: Tensor
-    iterations: Tensor
-    sweeps: tuple[Backward, Feasible] | None = field(default=None, kw_only=True)
-    """What evaluated exactly these points, where it was kept: a gradient rule needs it once more."""
-
-
 @dataclass(frozen=True)
-class DualAscent:
+class DualAscent(NetworkSolver):
     """First-order ascent on the dual of network LPs: the fast default of `Triangle` and `Layerwise`.
 
     Sound: every iterate is a bound, at any iteration count including 0 (which gives the better of CROWN's and
@@ -106,74 +91,34 @@ class DualAscent:
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ValueError(f"DualAscent: max_bytes must be positive, got {self.max_bytes}")
 
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """Solve R problems from the best of several dual points (each a bound already)."""
+    def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
+        """Both points of R problems, from the best of several dual points (each a bound already)."""
         with torch.no_grad():
             dtype = torch.float32 if self.precision == "float32" else problems.rows.dtype
-            given = problems.to(dtype)
-            if (found := composed_ascent.solve(self, given, [s.to(dtype) for s in starts])) is not None:
-                answer = self._evaluated_within(problems, *found)
-            elif (layers := chain(given)) is None:
-                answer = self._by_sweeps(problems, starts)
-            else:
-                answer = self._densely(problems, layers, [s.to(dtype) for s in starts])
+            # An ascent knows no multipliers of pre-activation bounds.
+            given, first = problems.to(dtype), [DualPoint(s.alpha, s.beta).to(dtype) for s in starts]
+            found = composed_ascent.solve(self, given, first)
+            if found is None:
+                found = self._in_chunks(given, first, chain(given))
             if self.exact:
                 from optrelax.layers.interior_point import InteriorPoint
 
-                answer = InteriorPoint(tol=min(self.tol, 1e-6)).finish(problems, answer)
-            return answer
+                found = InteriorPoint(tol=min(self.tol, 1e-6)).finish(problems, found)
+            return found
 
-    def _by_sweeps(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """By the sweeps of the network, matrix-free."""
-        size = self._chunk(problems)
-        parts = []
-        for first in range(0, max(1, problems.count), size):
-            index = torch.arange(first, min(first + size, problems.count), device=problems.rows.device)
-            whole = size >= problems.count
-            chunk = problems if whole else problems.select(index)
-            parts.append(self._ascend(chunk, [s if whole else s.select(index) for s in starts]))
-        return parts[0] if len(parts) == 1 else join(parts)
-
-    def _densely(self, problems: Problems, layers: Chain, starts: list[DualPoint]) -> Answer:
-        """By dense products; both points of every problem are evaluated by the network's sweeps in its own type."""
-        parts = []
+    def _in_chunks(self, problems: Problems, starts: list[DualPoint], layers: Chain | None) -> Points:
+        """By dense products where the network is a chain of layers, else by its sweeps, matrix-free."""
         size = self._chunk(problems)
         if size >= problems.count:
-            return self._evaluated(problems, *DenseAscent(self, layers, starts).run())
+            return self._chunk_of(problems, starts, layers)
+        parts = []
         for index in torch.arange(problems.count, device=problems.rows.device).split(size):
-            found = DenseAscent(self, part(layers, index), [s.select(index) for s in starts]).run()
-            parts.append(self._evaluated(problems.select(index), *found))
+            some = None if layers is None else part(layers, index)
+            parts.append(self._chunk_of(problems.select(index), [s.select(index) for s in starts], some))
         return join(parts)
 
-    def _evaluated_within(self, problems: Problems, dual: DualPoint, primal: PrimalPoint, iterations: Tensor) -> Answer:
-        """As `_evaluated`, in chunks where memory was given."""
-        size = self._chunk(problems)
-        if self.max_bytes is None or size >= problems.count:
-            return self._evaluated(problems, dual, primal, iterations)
-        every = torch.arange(problems.count, device=problems.rows.device)
-        return join(
-            [
-                self._evaluated(problems.select(index), dual.select(index), primal.select(index), iterations[index])
-                for index in every.split(size)
-            ]
-        )
-
-    def _evaluated(self, problems: Problems, dual: DualPoint, primal: PrimalPoint, iterations: Tensor) -> Answer:
-        """The answer that points found in another type or form are."""
-        dtype = problems.rows.dtype
-        dual, primal = dual.to(dtype), primal.to(dtype)
-        # Rounding may take an input out of the box by half an ulp.
-        primal = PrimalPoint(torch.minimum(torch.maximum(primal.x, problems.lower), problems.upper), primal.tau)
-        back, feasible = backward_sweep(problems, dual), primal_sweep(problems, primal)
-        status = statuses(back.value, feasible.objective, self.tol)
-        return Answer(dual, primal, back.value, feasible.objective, status, iterations, sweeps=(back, feasible))
-
-    def _ascend(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        dtype = problems.rows.dtype
-        if self.precision == "same" or dtype == torch.float32:
-            return _Ascent(self, problems, starts).run()
-        found = _Ascent(self, problems.to(torch.float32), [s.to(torch.float32) for s in starts]).run()
-        return self._evaluated(problems, found.dual, found.primal, found.iterations)
+    def _chunk_of(self, problems: Problems, starts: list[DualPoint], layers: Chain | None) -> Points:
+        return _Ascent(self, problems, starts).run() if layers is None else DenseAscent(self, layers, starts).run()
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: about ten vectors of every node's size each."""
@@ -187,25 +132,6 @@ def _shapes(problems: Problems) -> list[torch.Size]:
     return [problems.lower.shape[1:], *(h.free.shape[1:] for h in problems.hulls.values())]
 
 
-def statuses(lower: Tensor, objective: Tensor, tol: float) -> Tensor:
-    """OPTIMAL where the certified gap is within tol * max(1, |lower|), else ITERATION_LIMIT."""
-    optimal = objective - lower <= tol * lower.abs().clamp_min(1)
-    return torch.where(optimal, int(Status.OPTIMAL), int(Status.ITERATION_LIMIT)).to(torch.int8)
-
-
-def join(parts: list[Answer]) -> Answer:
-    """Answers of consecutive chunks as one."""
-
-    def cat(maps: list[Weights]) -> Weights:
-        return {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
-
-    return Answer(
-        DualPoint(cat([p.dual.alpha for p in parts]), cat([p.dual.beta for p in parts])),
-        PrimalPoint(torch.cat([p.primal.x for p in parts]), cat([p.primal.tau for p in parts])),
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("lower", "objective", "status", "iterations")),
-    )
-
-
 class _Ascent:
     """One chunk on its way: the live problems, their weights, Adam's moments and the averages."""
 
@@ -213,7 +139,7 @@ class _Ascent:
         self.options, self.problems = options, problems
         device, count = problems.rows.device, problems.count
         self.live = torch.arange(count, device=device)
-        start, back = self._best_start(starts)
+        start, back = best_dual(problems, starts)
         corner = back.corner
         self.weights = {("alpha", n): a for n, a in start.alpha.items()} | {
             ("beta", n): b for n, b in start.beta.items()
@@ -222,7 +148,6 @@ class _Ascent:
         self.squares: dict[Any, Tensor] = {}
         self.x = corner.clone()
         self.taken = {n: t.clone() for n, t in back.taken.items()}
-        self.total = 0.0
         # Results of all problems of the chunk; live ones are written back at every check.
         self.best = back.value.clone()
         self.best_weights = {key: w.clone() for key, w in self.weights.items()}
@@ -234,48 +159,23 @@ class _Ascent:
         self.live_best = self.best.clone()
         self.live_weights = dict(self.weights)
 
-    def _best_start(self, starts: list[DualPoint]) -> tuple[DualPoint, Backward]:
-        """Problem by problem the start with the greatest bound."""
-        best = DualPoint(
-            {n: a.expand(self.problems.count, *a.shape[1:]) for n, a in starts[0].alpha.items()},
-            {n: b.expand(self.problems.count, *b.shape[1:]) for n, b in starts[0].beta.items()},
-        )
-        back = backward_sweep(self.problems, best)
-        for other in starts[1:]:
-            found = backward_sweep(self.problems, other)
-            better = found.value > back.value
-
-            def pick(new: Tensor, old: Tensor, better: Tensor = better) -> Tensor:
-                return torch.where(better.reshape(-1, *[1] * (old.dim() - 1)), new, old)
-
-            best = DualPoint(
-                {n: pick(other.alpha[n], a) for n, a in best.alpha.items()},
-                {n: pick(other.beta[n], b) for n, b in best.beta.items()},
-            )
-            back = Backward(
-                torch.maximum(found.value, back.value),
-                {n: pick(found.coefficients[n], a) for n, a in back.coefficients.items()},
-                {n: pick(found.taken[n], t) for n, t in back.taken.items()},
-                pick(found.input, back.input),
-                pick(found.corner, back.corner),
-            )
-        return best, back
-
-    def run(self) -> Answer:
+    def run(self) -> Points:
+        """Both points of every problem."""
         options = self.options
         for step in range(options.max_iterations + 1):
             dual = self._dual()
             back = backward_sweep(self.problems, dual)
             self._keep_best(back.value)
             ascent = forward_sweep(self.problems, dual, back)
-            self._average(step, back)
+            now = rates(options, step)
+            self._average(now, back)
             last = step == options.max_iterations
             look = last or step % options.check_every == 0
             if look:
                 self._check(step)
                 if last or bool(self.done[self.live].all()):
                     break
-            self._adam(step, ascent.alpha, ascent.beta)
+            self._adam(now, ascent.alpha, ascent.beta)
             if look:
                 self._compact()
         return self._answer()
@@ -293,22 +193,14 @@ class _Ascent:
             mask = better.reshape(-1, *[1] * (w.dim() - 1))
             self.live_weights[key] = torch.where(mask, w, self.live_weights[key])
 
-    def _average(self, step: int, back: Backward) -> None:
-        """Weighted means of the minimisers' choices; weight (step + 1)^4 forgets the start."""
-        weight = float(step + 1) ** 4
-        self.total += weight
-        rate = weight / self.total
-        self.x.lerp_(back.corner, rate)
+    def _average(self, now: Rates, back: Backward) -> None:
+        """Weighted means of the minimisers' choices."""
+        self.x.lerp_(back.corner, now.average)
         for name, taken in back.taken.items():
-            self.taken[name].lerp_(taken, rate)
+            self.taken[name].lerp_(taken, now.average)
 
-    def _adam(self, step: int, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
-        options = self.options
-        # Short memories: the active lines change within a few iterations (docs/lp-layers.md compares).
-        first, second = 0.7, 0.9
-        rate = options.step * max(options.decay**step, options.floor)
-        scale = rate / (1 - first ** (step + 1))
-        tiny = torch.finfo(self.live_best.dtype).tiny ** 0.5
+    def _adam(self, now: Rates, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
+        least = tiny(self.live_best.dtype)
         for key, w in self.weights.items():
             g = alpha[key[1]] if key[0] == "alpha" else beta[key[1]]
             m = self.moments.get(key)
@@ -316,10 +208,10 @@ class _Ascent:
                 self.moments[key] = m = torch.zeros_like(g)
                 self.squares[key] = torch.zeros_like(g)
             v = self.squares[key]
-            m.lerp_(g, 1 - first)
-            v.mul_(second).addcmul_(g, g, value=1 - second)
-            size = (v / (1 - second ** (step + 1))).sqrt_().add_(tiny)
-            self.weights[key] = torch.addcdiv(w, m, size, value=scale).clamp_(0, 1)
+            m.lerp_(g, 1 - FIRST)
+            v.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
+            size = (v * now.correction).sqrt_().add_(least)
+            self.weights[key] = torch.addcdiv(w, m, size, value=now.step).clamp_(0, 1)
 
     def _check(self, step: int) -> None:
         """Evaluate the averaged primal point, write back what is best, mark what is finished."""
@@ -338,15 +230,8 @@ class _Ascent:
         for key, w in self.live_weights.items():
             self.best_weights[key][index] = w
         self.iterations[index] = step
-        self.done[index] = self._finished(index)
+        self.done[index] = finished(self.options, self.best[index], self.objective[index])
         self.live_best = self.best[index]
-
-    def _finished(self, index: Tensor) -> Tensor:
-        low, high = self.best[index], self.objective[index]
-        done = high - low <= self.options.tol * low.abs().clamp_min(1)
-        if self.options.threshold is not None:
-            done = done | (low > self.options.threshold) | (high <= self.options.threshold)
-        return done
 
     def _compact(self) -> None:
         """Let finished problems leave once they are a fifth of the batch."""
@@ -364,11 +249,10 @@ class _Ascent:
         self.live_best = self.best[self.live]
         self.live_weights = {k: w[self.live] for k, w in self.best_weights.items()}
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> Points:
         dual = DualPoint(
             {n: w for (kind, n), w in self.best_weights.items() if kind == "alpha"},
             {n: w for (kind, n), w in self.best_weights.items() if kind == "beta"},
         )
-        status = statuses(self.best, self.objective, self.options.tol)
         primal = PrimalPoint(self.best_x, {n: 1 - t for n, t in self.best_taken.items()})
-        return Answer(dual, primal, self.best, self.objective, status, self.iterations)
+        return Points(dual, primal, self.iterations)

@@ -21,6 +21,7 @@ from optrelax.certification.attacks import PGD, find_counterexamples
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
+from optrelax.layers.evaluation import solved
 from optrelax.layers.interior_point import InteriorPoint
 from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.problems import (
@@ -173,7 +174,7 @@ class Cascade:
         bounds = dict(preactivation)
         problems = self._problems(self.network.output, rows[example, row], region, bounds, example)
         solver = DualAscent(tol=1e-4, max_iterations=48, threshold=0.0, precision="float32")
-        answer = solver.solve_network(problems, self._starts(bounds, self.network.output, example))
+        answer = solved(solver, problems, self._starts(bounds, self.network.output, example))
         lower = lower.clone()
         lower[example, row] = torch.maximum(lower[example, row], answer.lower)
         certified = torch.zeros_like(stage, dtype=torch.bool)
@@ -198,7 +199,7 @@ class Cascade:
         example, row = (lower[index] <= _AMBIGUOUS).nonzero(as_tuple=True)
         bounds = {name: b.outer for name, b in brackets.items()}
         problems = self._problems(self.network.output, rows[example, row], region, bounds, example)
-        answer = attempt.margins.solve_network(problems, self._starts(bounds, self.network.output, example))
+        answer = solved(attempt.margins, problems, self._starts(bounds, self.network.output, example))
         attained = inner_objective(problems, answer.primal, brackets, example)
         positive = torch.ones(len(index), dtype=torch.bool)
         positive[example[answer.lower <= _AMBIGUOUS]] = False
@@ -235,7 +236,7 @@ class Cascade:
             both, twice = torch.cat([rows, -rows]).reshape(-1, *shape), example.repeat(2)
             bounds = {name: b.outer for name, b in brackets.items()}
             problems = self._problems(source, both, region, bounds, twice)
-            answer = solver.solve_network(problems, self._starts(bounds, source, twice))
+            answer = solved(solver, problems, self._starts(bounds, source, twice))
             low, high = answer.lower.chunk(2)
             tight = ordered(torch.maximum(lower[example, neuron], low), torch.minimum(upper[example, neuron], -high))
             lower[example, neuron], upper[example, neuron] = tight.lower, tight.upper
@@ -250,7 +251,7 @@ class Cascade:
         self, target: str, rows: Tensor, region: InputBox, bounds: Mapping[str, Bounds], example: Tensor
     ) -> Problems:
         hulls = {name: h.select(example) for name, h in self._hulls(bounds, target).items()}
-        return Problems(self.network, target, rows, region.lower[example], region.upper[example], hulls)
+        return Problems(self.network, target, rows, region.lower[example], region.upper[example], hulls, example)
 
     def _hulls(self, bounds: Mapping[str, Bounds], target: str) -> dict[str, HullLines]:
         wanted = self.network.ancestors(target)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from optrelax.layers.ascent.dual_ascent import Answer
+from optrelax.layers.evaluation import Evaluation, evaluate
 from optrelax.layers.exported import network_solver
 from optrelax.layers.layerwise import Layerwise
 from optrelax.layers.network_gradients import FixedSlopes
-from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, backward_sweep
+from optrelax.layers.network_solver import NetworkSolver, Points
+from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.solutions import Status
 from optrelax.layers.triangle import NetworkLayer
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, resolve
+from optrelax.rounding import Rounding
 from optrelax.training.losses import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
 
 __all__ = ["DualMemory", "LPLoss"]
@@ -163,8 +165,10 @@ class LPLoss(WeightedLoss):
         layer: Any = resolve(self.layer)
         if batch.memory is not None:
             batch.memory.reserve(_plan(batch.network, layer), self.memory_bytes)
-        watch = _Watch(network_solver(layer.solver, layer.implied), self.fallback, batch.memory, batch.index)
-        watched = replace(layer, solver=watch, gradient=_Safeguard(layer.gradient))
+        watch = _Watch(self.fallback, layer.rounding, batch.memory, batch.index)
+        solver = _Recalled(network_solver(layer.solver), batch.memory, batch.index)
+        watched = replace(layer, solver=solver, gradient=_Safeguard(layer.gradient))
+        watched.review = watch
         found = watched.solve(batch.network, batch.region, batch.rows).lower
         return Robust(certified_cross_entropy(found), found, watch.solved())
 
@@ -195,50 +199,74 @@ def _slots(problems: Problems) -> Tensor:
     return place + negative * rows.shape[1]
 
 
-class _Watch:
-    """A layer's solver during one step: starts it from the memory, keeps what it found, counts how it ended."""
+def _where(problems: Problems, index: Tensor) -> tuple[str, Tensor, Tensor]:
+    """The place of every problem in the memory."""
+    assert problems.example is not None
+    return problems.target, index[problems.example.to(index.device)], _slots(problems)
 
-    def __init__(self, solver: Any, fallback: str, memory: DualMemory | None, index: Tensor | None) -> None:
-        self._solver, self._fallback, self._memory, self._index = solver, fallback, memory, index
+
+@dataclass(frozen=True)
+class _Recalled(NetworkSolver):
+    """A layer's solver that starts from the memory too."""
+
+    solver: NetworkSolver
+    memory: DualMemory | None
+    index: Tensor | None
+
+    @property
+    def tol(self) -> float:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.tol
+
+    @property
+    def threshold(self) -> float | None:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.threshold
+
+    def bytes_needed(self, inputs: int, hidden: int, count: int) -> int:
+        return self.solver.bytes_needed(inputs, hidden, count)
+
+    def within(self, max_bytes: float) -> _Recalled:
+        return replace(self, solver=self.solver.within(max_bytes))
+
+    def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
+        """The solver's points."""
+        if self.memory is None or self.index is None or problems.example is None:
+            return self.solver.solve(problems, starts)
+        crown = starts[0]
+        known, weights = self.memory.read(*_where(problems, self.index), crown.alpha)
+        warm = DualPoint(weights, crown.beta)
+        # CROWN's start stays: no bound may be below the closed form's.
+        return self.solver.solve(problems, [crown, warm] if bool(known.all()) else [*starts, warm])
+
+
+class _Watch:
+    """Sees what a layer finds during one step: keeps it in the memory, counts how it ended, puts the fallback in."""
+
+    def __init__(self, fallback: str, rounding: Rounding, memory: DualMemory | None, index: Tensor | None) -> None:
+        self._fallback, self._rounding, self._memory, self._index = fallback, rounding, memory, index
         self._gaps: list[Tensor] = []
         self._unfinished: list[Tensor] = []
 
-    def solve_network(self, problems: Problems, starts: list[DualPoint]) -> Answer:
-        """The solver's answer, the fallback in place of what it did not finish."""
-        crown = starts[0]
-        if self._memory is None or problems.example is None:
-            answer = self._solver.solve_network(problems, starts)
-        else:
-            assert self._index is not None
-            where = (problems.target, self._index[problems.example.to(self._index.device)], _slots(problems))
-            known, weights = self._memory.read(*where, crown.alpha)
-            warm = DualPoint(weights, crown.beta)
-            # CROWN's start stays: no bound may be below the closed form's.
-            answer = self._solver.solve_network(problems, [crown, warm] if bool(known.all()) else [*starts, warm])
-            self._memory.write(*where, answer.dual.alpha)
-        unfinished = answer.status != Status.OPTIMAL
-        self._gaps.append(((answer.objective - answer.lower) / answer.lower.abs().clamp_min(1)).clamp_min(0))
+    def __call__(self, problems: Problems, starts: Sequence[DualPoint], found: Evaluation) -> Evaluation:
+        """What was found, the fallback in place of what was not finished."""
+        if self._memory is not None and self._index is not None and problems.example is not None:
+            self._memory.write(*_where(problems, self._index), found.dual.alpha)
+        unfinished = found.status != Status.OPTIMAL
+        self._gaps.append((found.gap / found.lower.abs().clamp_min(1)).clamp_min(0))
         self._unfinished.append(unfinished)
         if self._fallback == "crown" and bool(unfinished.any()):
-            answer = _with_dual(problems, answer, crown, unfinished)
-        return answer
+            index = unfinished.nonzero()[:, 0]
+            points = Points(starts[0].select(index), found.primal.select(index), found.iterations[index])
+            part = evaluate(problems.select(index), points, 1.0, rounding=self._rounding)
+            part = replace(part.points_alone(), status=found.status[index])
+            found = found.points_alone().put(index, part)
+        return found
 
     def solved(self) -> Solved:
         """How every problem of the step ended."""
         none = torch.zeros(0)
         return Solved(torch.cat(self._gaps or [none]), torch.cat(self._unfinished or [none > 0]))
-
-
-def _with_dual(problems: Problems, answer: Answer, dual: DualPoint, where: Tensor) -> Answer:
-    """The answer with another dual point at some problems."""
-
-    def pick(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: torch.where(where.reshape(-1, *[1] * (t.dim() - 1)), new[n], t) for n, t in old.items()}
-
-    chosen = DualPoint(pick(dual.alpha, answer.dual.alpha), pick(dual.beta, answer.dual.beta))
-    with torch.no_grad():
-        lower = torch.where(where, backward_sweep(problems, chosen).value, answer.lower)
-    return replace(answer, dual=chosen, lower=lower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,25 +275,16 @@ class _Safeguard:
 
     rule: Any
 
-    def value(self, problems: Problems, answer: Answer) -> Tensor:
+    def value(self, problems: Problems, found: Evaluation) -> Tensor:
         """A function a problem whose gradient is wanted: [R]."""
-        unfinished = answer.status != Status.OPTIMAL
+        unfinished = found.status != Status.OPTIMAL
         if not bool(unfinished.any()):
-            found: Tensor = self.rule.value(problems, answer)
-            return found
+            value: Tensor = self.rule.value(problems, found)
+            return value
         if bool(unfinished.all()):
-            return FixedSlopes().value(problems, answer)
-        parts = [
-            (index, _select(answer, index)) for index in (mask.nonzero()[:, 0] for mask in (~unfinished, unfinished))
-        ]
-        (met, first), (missed, second) = parts
-        total = answer.lower.new_zeros(problems.count)
-        total = total.index_put((met,), self.rule.value(problems.select(met), first))
-        return total.index_put((missed,), FixedSlopes().value(problems.select(missed), second))
-
-
-def _select(answer: Answer, index: Tensor) -> Answer:
-    """The answers of some of the problems."""
-    primal = PrimalPoint(answer.primal.x[index], {n: t[index] for n, t in answer.primal.tau.items()})
-    rest = (answer.lower, answer.objective, answer.status, answer.iterations)
-    return Answer(answer.dual.select(index), primal, *(t[index] for t in rest))
+            return FixedSlopes().value(problems, found)
+        total = found.lower.new_zeros(problems.count)
+        for rule, mask in ((self.rule, ~unfinished), (FixedSlopes(), unfinished)):
+            index = mask.nonzero()[:, 0]
+            total = total.index_put((index,), rule.value(problems.select(index), found.select(index)))
+        return total

@@ -21,7 +21,8 @@ from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.kernels import band_step, native, relax_step, relu_lines
 from optrelax.layers import DualAscent, Triangle
 from optrelax.layers.ascent import composed_ascent, dense_ascent
-from optrelax.layers.ascent.dense_ascent import FIRST, SECOND, EagerPasses, Layer, Lines, NativePasses, Rates, kernels
+from optrelax.layers.ascent.dense_ascent import EagerPasses, Layer, Lines, NativePasses, kernels
+from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
 from optrelax.networks import activations
 
 COMPILER = shutil.which("cc")

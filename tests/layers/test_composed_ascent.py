@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import optrelax as ox
 from optrelax.kernels import native
-from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle
+from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, evaluation
 from optrelax.layers.ascent import composed_ascent, dual_ascent
 from optrelax.layers.composition import Keep, Stretches
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
@@ -152,8 +152,7 @@ def test_what_stands_beside_a_problem_does_not_matter(keep, monkeypatch):
     def run(options: DualAscent, problems: Problems, starts: list[DualPoint]) -> tuple[Any, ...]:
         found = composed_ascent.solve(options, problems, starts)
         assert found is not None
-        dual, primal, iterations = found
-        return (*dual.alpha.values(), *primal.tau.values(), primal.x, iterations)
+        return (*found.dual.alpha.values(), *found.primal.tau.values(), found.primal.x, found.iterations)
 
     whole = run(options, problems, starts)
     assert whole[-1].unique().numel() > 2, "problems are meant to leave at different iterations"
@@ -326,10 +325,10 @@ def test_another_default_device_changes_nothing(keep, monkeypatch):
         problems, starts = problems_of(net, region, rows, torch.arange(3))
         torch.set_default_device("meta")
         try:
-            elsewhere = DualAscent(max_iterations=4, max_bytes=1).solve_network(problems, starts).lower
+            elsewhere = evaluation.solved(DualAscent(max_iterations=4, max_bytes=1), problems, starts).lower
         finally:
             torch.set_default_device(None)
-        here = DualAscent(max_iterations=4, max_bytes=math.inf).solve_network(problems, starts).lower
+        here = evaluation.solved(DualAscent(max_iterations=4, max_bytes=math.inf), problems, starts).lower
         torch.testing.assert_close(elsewhere, here)
 
 

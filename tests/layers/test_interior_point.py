@@ -9,6 +9,7 @@ from lp_networks import QUESTIONS, answer, assert_close, before, question, train
 
 import optrelax as ox
 from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle, interior_point
+from optrelax.layers.evaluation import evaluate, solved
 from optrelax.layers.problems import Problems, backward_sweep, crown_start, hull_lines, nearest_point, primal_sweep
 from optrelax.layers.reduction import reduce_problems, without_flat
 
@@ -36,7 +37,7 @@ def problems(name: str) -> tuple[Problems, list]:
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_both_points_meet_at_the_optimum(name):
     made, starts = problems(name)
-    found = InteriorPoint().solve_network(made, starts)
+    found = solved(InteriorPoint(), made, starts)
     wanted = answer(name).flatten()
     assert_close(found.lower, wanted, 1e-6)
     assert_close(found.objective, wanted, 1e-6)
@@ -80,8 +81,9 @@ def test_the_reduced_problem_is_the_same_problem(name):
 def test_it_only_ever_improves_an_answer():
     made, starts = problems("trained fc, eps 0.08")
     for count in (0, 5, 60):
-        first = DualAscent(max_iterations=count, tol=1e-12).solve_network(made, starts)
-        found = InteriorPoint().finish(made, first)
+        ascent = DualAscent(max_iterations=count, tol=1e-12)
+        first = solved(ascent, made, starts)
+        found = evaluate(made, InteriorPoint().finish(made, ascent.solve(made, starts)), InteriorPoint().tol)
         assert (found.lower >= first.lower).all()
         assert (found.objective <= first.objective).all()
         assert (found.iterations >= first.iterations).all()
@@ -92,14 +94,14 @@ def test_an_iteration_limit_is_sound_and_says_so():
     made, starts = problems("trained fc, eps 0.08")
     wanted = answer("trained fc, eps 0.08").flatten()
     for count in (1, 3, 6):
-        found = InteriorPoint(max_iterations=count).solve_network(made, starts)
+        found = solved(InteriorPoint(max_iterations=count), made, starts)
         assert (found.lower <= wanted + 1e-12 * wanted.abs().clamp_min(1)).all()
         assert (found.objective >= wanted - 1e-9).all()
         closed = found.objective - found.lower <= 1e-6 * found.lower.abs().clamp_min(1)
         assert torch.equal(closed, found.status == Status.OPTIMAL)
         assert torch.equal(~closed, found.status == Status.ITERATION_LIMIT)
     cold = InteriorPoint(max_iterations=1, warm=DualAscent(max_iterations=0))
-    assert (cold.solve_network(made, starts).status == Status.ITERATION_LIMIT).any()
+    assert (solved(cold, made, starts).status == Status.ITERATION_LIMIT).any()
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1e2, 1e4])
@@ -164,7 +166,7 @@ def test_a_factorisation_that_breaks_down_spoils_its_own_problem_only(monkeypatc
     """Pivots of 0 are what a library returns where a factorisation overflows; solving with them would raise."""
     name = "trained fc, eps 0.08"
     made, starts = problems(name)
-    good = InteriorPoint().solve_network(made, starts)
+    good = solved(InteriorPoint(), made, starts)
     real = interior_point._factor
 
     def breaking(systems):
@@ -174,7 +176,7 @@ def test_a_factorisation_that_breaks_down_spoils_its_own_problem_only(monkeypatc
         return factors, pivots, info
 
     monkeypatch.setattr(interior_point, "_factor", breaking)
-    found = InteriorPoint().solve_network(made, starts)
+    found = solved(InteriorPoint(), made, starts)
     assert (found.status != good.status).sum() <= 2
     assert_close(found.lower, good.lower, 1e-2)
     assert (found.status == Status.OPTIMAL).sum() >= made.count - 2

@@ -415,6 +415,8 @@ def test_outward_is_below_nearest_and_below_the_exact_value_of_points(solver, dt
             nearest, outward = (layer.solve(network, region, rows).lower for layer in layers)
         # Solvers that stop at a tolerance may come a little closer to the optimum the second time.
         slack = 0.0 if isinstance(solver, Highs) else 1e-8
+        if dtype == torch.float32 and not isinstance(solver, Highs):  # outward bounds are evaluated in float64
+            slack = 1e-6
         assert (outward <= nearest + slack).all()
         assert_close(outward.double(), nearest.double(), 1e-4 if dtype == torch.float32 else slack + 1e-11)
         for i in range(8):
