@@ -37,7 +37,8 @@ from optrelax.relaxations import (
     with_rounding,
 )
 
-Slopes = dict[str, DualPoint]  # target node -> mixing weights of the activations behind it, a row each
+Slopes = dict[str | None, DualPoint]
+"""Mixing weights behind each activation, two rows a crossing neuron; None: of the rows of the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +160,8 @@ class _Search:
         """CROWN's choice for every target."""
         hulls = {n.name: hull_lines(n.op, self.given[n.name]) for n in self.network.activations}  # type: ignore[arg-type]
         crown = crown_start(self.network, self.given, hulls)
-        slopes = {name: crown.select(example.repeat(2)) for name, (example, _) in self.places.items()}
-        slopes["output"] = crown.select(torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k))
+        slopes: Slopes = {name: crown.select(example.repeat(2)) for name, (example, _) in self.places.items()}
+        slopes[None] = crown.select(torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k))
         return slopes
 
     def ascend(self, options: AlphaCrown) -> Slopes:
@@ -207,9 +208,9 @@ class _Search:
             t.copy_(kept)
         return slopes
 
-    def _owner(self, target: str) -> Tensor:
+    def _owner(self, target: str | None) -> Tensor:
         """Example of each row of a target."""
-        if target == "output":
+        if target is None:
             return torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k)
         return self.places[target][0].repeat(2)
 
@@ -235,9 +236,9 @@ class _Search:
             hulls[node.name] = hull_lines(node.op, before)
         if rows is None:
             return bounds, None
-        example = self._owner("output")
+        example = self._owner(None)
         flat = rows.expand(self.batch, *rows.shape[1:]).reshape(-1, *self.network.output_shape)
-        value = self._value(self.network.output, flat, region, bounds, hulls, example, slopes["output"], outward)
+        value = self._value(self.network.output, flat, region, bounds, hulls, example, slopes[None], outward)
         return bounds, value.reshape(self.batch, rows.shape[1])
 
     def _neurons(
@@ -286,7 +287,10 @@ class _Search:
         wanted = self.network.ancestors(target)
         picked = {name: h.select(example) for name, h in hulls.items() if name in wanted}
         problems = Problems(self.network, target, rows, region.lower[example], region.upper[example], picked)
-        if not outward:
-            return backward_sweep(problems, slopes).value
-        before = {n: Bounds(b.lower[example], b.upper[example]) for n, b in bounds.items() if n in wanted}
-        return dual_value(problems, slopes, "outward", before)
+        if outward:
+            before = {n: Bounds.known(b.lower[example], b.upper[example]) for n, b in bounds.items() if n in wanted}
+            value = dual_value(problems, slopes, "outward", before)
+        else:
+            value = backward_sweep(problems, slopes).value
+        # What overflows is no bound.
+        return torch.where(value.detach().isfinite(), value, -torch.inf)

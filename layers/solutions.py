@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -11,6 +11,9 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
+
+_LISTED = 100
+"""Most statuses that a solution's repr lists one by one."""
 
 
 class Status(IntEnum):
@@ -33,6 +36,26 @@ class Status(IntEnum):
     """The solver failed, or its answer did not stand up to the check; `lower` is valid, perhaps -inf."""
 
 
+def named(status: Tensor) -> Any:
+    """The names of status codes, nested as the tensor is."""
+    if status.dim() == 0:
+        return Status(int(status)).name
+    return [named(part) for part in status]
+
+
+def _described(solution: LPSolution | Solution) -> str:
+    """Fields as their types print them, statuses by name."""
+    shown = [f for f in fields(solution) if f.repr]
+    status = named(solution.status) if solution.status.numel() <= _LISTED else _counted(solution.status)
+    listed = {f.name: getattr(solution, f.name) for f in shown} | {"status": status}
+    parts = (f"{name}={value if name == 'status' else repr(value)}" for name, value in listed.items())
+    return f"{type(solution).__name__}({', '.join(parts)})"
+
+
+def _counted(status: Tensor) -> str:
+    return ", ".join(f"{int((status == s).sum())} {s.name}" for s in Status if bool((status == s).any()))
+
+
 class UnsolvedError(RuntimeError):
     """A solve was asked to raise unless every problem is OPTIMAL, and some were not."""
 
@@ -47,7 +70,7 @@ def require_optimal(owner: str, status: Int8[Tensor, "*batch"]) -> None:
         raise UnsolvedError(f"{owner}: {listed} of {status.numel()} problem(s) (first at {first})")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LPSolution:
     """Values, points and certificates of a batch of linear programs min c.x, A x <= b, E x = d, lower <= x <= upper.
 
@@ -70,8 +93,11 @@ class LPSolution:
     iterations: Int[Tensor, "*batch"]
     """Iterations of the solver, one count a problem (-1 where the solver does not say)."""
 
+    def __repr__(self) -> str:
+        return _described(self)
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Solution:
     """Bounds of a batch of network specifications by linear programming, k rows an example.
 
@@ -90,3 +116,6 @@ class Solution:
     """Opaque state from which a later solve of the same examples may start."""
     preactivation: Mapping[str, Bounds] | None = field(default=None, repr=False)
     """Pre-activation bounds by node, where the method computes them."""
+
+    def __repr__(self) -> str:
+        return _described(self)

@@ -116,7 +116,9 @@ class NetworkLayer(Relaxation, nn.Module):
             raise TypeError(f"{name}: solver wants {wanted}, got {self.solver!r}")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
+        return type(self) is type(other) and all(
+            _same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        )
 
     def __hash__(self) -> int:
         return hash(type(self))
@@ -244,6 +246,15 @@ class NetworkLayer(Relaxation, nn.Module):
         return not isinstance(self.preactivation, Mapping)
 
 
+def _same(mine: object, other: object) -> bool:
+    """Equality of options, given bounds entry by entry."""
+    if not (isinstance(mine, Mapping) and isinstance(other, Mapping)):
+        return bool(mine == other)
+    return mine.keys() == other.keys() and all(
+        torch.equal(b.lower, other[name].lower) and torch.equal(b.upper, other[name].upper) for name, b in mine.items()
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """What a layer's memory allows: bytes for the closed form, LPs at a time (infinite: all), and the solver in it."""
@@ -279,13 +290,17 @@ class _Lots:
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
     """Pre-activation bounds from the user, by path or node name, checked and flattened to the batch."""
     found: Preactivation = {}
-    known = {node.path: node for node in network.activations} | {node.name: node for node in network.activations}
-    unknown = sorted(set(given) - set(known))
+    by_path = {node.path: node.path for node in network.activations}
+    by_name = {node.name: node.path for node in network.activations}
+    # A name may be another's path: keys are all of one kind.
+    if given.keys() == by_name.keys() and given.keys() != by_path.keys():
+        given = {by_name[name]: bounds for name, bounds in given.items()}
+    unknown = sorted(set(given) - set(by_path))
     if unknown:
         paths = [node.path for node in network.activations]
         raise ValueError(f"preactivation: no activation named {unknown[0]!r}; the network has {paths}")
     for node in network.activations:
-        bounds = given.get(node.path, given.get(node.name))
+        bounds = given.get(node.path)
         if bounds is None:
             raise ValueError(f"preactivation: bounds of activation {node.path!r} are missing")
         shape = (region.shape[0], *node.shape)

@@ -8,6 +8,7 @@ from optrelax.bounded import Bounded
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.networks.activation_checks import check_activation
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.capturing import Report, capture, check
 from optrelax.networks.graph import Network
@@ -123,6 +124,7 @@ __all__ = [
     "certified_cross_entropy",
     "certify",
     "check",
+    "check_activation",
     "compare",
     "layers",
     "load",

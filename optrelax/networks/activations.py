@@ -64,6 +64,22 @@ class Activation(Storable):
                 f"{self.name}: with two kinks only flat-rising-flat pieces are supported, got slopes {self.slopes}; "
                 "compose it of activations with one kink"
             )
+        self.require_pieces()
+
+    def require_pieces(self) -> None:
+        """ValueError where the function is not what the pieces say, at points around the kinks, in float64."""
+        steps = torch.tensor([0, 1e-9, 1e-3, 0.1, 0.5, 1, 2, 3.7, 10, 1e3, 1e6], dtype=torch.float64, device="cpu")
+        x = torch.cat([kink + sign * steps for kink in self.kinks for sign in (-1, 1)])
+        with torch.no_grad():
+            y = self(x)
+            if y.shape != x.shape:
+                raise ValueError(f"{self.name}: makes {tuple(y.shape)} of {tuple(x.shape)}, which is not elementwise")
+            slope, intercept = self.piece(x)
+            wrong = ~((y - slope * x - intercept).abs() <= 1e-9 * (slope * x).abs().clamp_min(1 + intercept.abs()))
+        if bool(wrong.any()):
+            at, value = float(x[wrong][0]), float(y[wrong][0])
+            said = float((slope * x + intercept)[wrong][0])
+            raise ValueError(f"{self.name}: the function is {value:g} at {at:g}, its pieces say {said:g}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """The function itself, elementwise."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optrelax.networks.activation_checks import check_activation
 from optrelax.networks.activations import Activation
 from optrelax.networks.calls import Call, Op, Value
 
@@ -78,9 +79,13 @@ def register_op(*targets: Target) -> Callable[[Rule], Rule]:
 
 
 def register_activation(*targets: Target, activation: Activation) -> None:
-    """Make calls of `targets` this piecewise-linear activation, for every relaxation and layer."""
+    """Make calls of `targets` this piecewise-linear activation, for every relaxation and layer.
+
+    Raises ValueError where its function leaves what it says about itself: see `check_activation`.
+    """
     if not isinstance(activation, Activation):
         raise TypeError(f"register_activation: wants an Activation, got {type(activation).__name__}")
+    check_activation(activation)
     register_op(*targets)(lambda call: activation)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -148,11 +148,16 @@ def name_of(relaxation: Any) -> str:
     return best or type(relaxation).__name__
 
 
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):  # bounds that the user gave: numbers of a batch, which no string tells
+        return "given"
+    return name_of(value) if isinstance(value, Relaxation) else value
+
+
 def _differences(relaxation: Any, other: Any) -> str:
     changed = []
     for f in fields(relaxation):
         value = getattr(relaxation, f.name)
         if value != getattr(other, f.name):
-            shown = name_of(value) if isinstance(value, Relaxation) else value
-            changed.append(f"{f.name}={shown}")
+            changed.append(f"{f.name}={_shown(value)}")
     return ",".join(changed)

@@ -15,6 +15,7 @@ from optrelax.layers import PDHG, DualAscent, Highs, Layerwise, Solution, Status
 from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.layers.programs.highs import SparseAnswer
+from optrelax.relaxations import name_of
 
 NAMES = ("fc, eps 1", "relu6 and hardtanh, eps 0.5")
 NAN, INF = torch.nan, torch.inf
@@ -284,3 +285,77 @@ def test_a_warm_start_keeps_the_multipliers_of_given_bounds(monkeypatch):
             monkeypatch.undo()
             assert (alone.lower >= first.lower - 1e-9).all()
             assert (cold.lower < first.lower - 1e-3).any()
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+class Named(torch.nn.Module):
+    """Two hidden layers under names of the user's."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        widths = ((3, 4), (4, 5), (5, 2))
+        for i, (first, second) in enumerate(zip(names[::2], [*names[1::2], None], strict=True)):
+            self.add_module(first, torch.nn.Linear(*widths[i]))
+            if second is not None:
+                self.add_module(second, torch.nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "input", "b", "output", "c"),
+        ("input", "x", "output", "x_1", "y"),
+        ("output", "relu", "input_1", "relu_1", "input"),
+        ("rows", "pre", "pre:x", "post", "target"),
+    ],
+)
+def test_submodules_may_have_any_name(names):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Named(names).double()
+        plain = Named(("l0", "r0", "l1", "r1", "l2")).double()
+    for theirs, mine in zip(plain.parameters(), net.parameters(), strict=True):
+        theirs.data.copy_(mine.data)
+    region = ox.LinfBall(torch.zeros(2, 3, dtype=torch.float64), 1.3)
+    rows = torch.tensor([[1.0, -1.0], [0.5, 2.0]], dtype=torch.float64)
+    for relaxation in ("box", "deepz", "crown", "alpha-crown", "triangle", "layerwise"):
+        found, wanted = (ox.lower_bounds(module, region, rows, relaxation) for module in (net, plain))
+        assert torch.equal(found, wanted), relaxation
+    with torch.no_grad():
+        by_path = ox.preactivation_bounds(net, region, "crown")
+        network = ox.capture(net, (3,))
+        by_name = {node.name: by_path[node.path] for node in network.activations}
+        layers = [Triangle(preactivation=b, solver=Highs()) for b in (by_path, by_name, "crown")]
+        found, same = (layer.solve(net, region, rows).lower for layer in layers[:2])
+        wanted = layers[2].solve(plain, region, rows).lower
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    torch.testing.assert_close(same, wanted, rtol=0, atol=1e-9)
+
+
+def test_layers_with_given_bounds_are_compared_and_named():
+    given = branched(NAMES[0])
+    copied = {path: ox.Bounds(b.lower.clone(), b.upper.clone()) for path, b in given.items()}
+    other = {path: ox.Bounds(b.lower - 1, b.upper) for path, b in given.items()}
+    layer = Triangle(preactivation=given)
+    assert layer == Triangle(preactivation=copied)
+    assert hash(layer) == hash(Triangle(preactivation=copied))
+    assert layer != Triangle(preactivation=other)
+    assert layer != Triangle()
+    assert name_of(layer) == "triangle:preactivation=given"
+    assert name_of(Layerwise(preactivation=given)) == "layerwise:preactivation=given"
+
+
+def test_statuses_print_by_name():
+    q = question(NAMES[0])
+    found = Triangle(solver=DualAscent(max_iterations=1, tol=1e-9)).solve(q.network, q.region, q.rows[:1])
+    assert f"status={[[Status(int(s)).name] for s in found.status[:, 0]]}" in repr(found)
+    many = Triangle().solve(q.network, q.region, torch.zeros(60, q.network.outputs, dtype=torch.float64))
+    assert "status=120 OPTIMAL," in repr(many)
