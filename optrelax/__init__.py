@@ -26,7 +26,7 @@ from optrelax.relaxations import (
     Relaxation,
     register_relaxation,
 )
-from optrelax.specifications import margins
+from optrelax.specifications import margins, sign_margin
 
 __version__ = "0.1.0"
 
@@ -142,5 +142,6 @@ __all__ = [
     "register_op",
     "register_relaxation",
     "save",
+    "sign_margin",
     "step_degrees",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from optrelax.analysis import bounds, lower_bounds
 from optrelax.enclosures import Bounds
 from optrelax.regions import LinfBall
 from optrelax.relaxations import Relaxation, resolve
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 
 __all__ = ["Bounded"]
 
@@ -35,18 +37,22 @@ class Bounded(nn.Module):
 
     def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor) -> Tensor:
         """Lower bounds of every margin within eps of x: [batch, *input_shape], [batch] -> [batch, classes - 1]."""
-        spec = margins(labels, self.outputs(x))
+        spec = label_rows(labels, self.output_shape(x), "Bounded")
         return lower_bounds(self.net, self._region(x, eps), spec, self.relaxation)
 
     def bounds(self, x: Tensor, eps: float | Tensor) -> Bounds:
         """Bounds of every output within eps of x: lower, upper [batch, *output_shape]."""
         return bounds(self.net, self._region(x, eps), self.relaxation)
 
-    def outputs(self, x: Tensor) -> int:
-        """How many outputs the network has for inputs such as x."""
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the network's outputs for inputs such as x, without the batch."""
         from optrelax.networks.capturing import capture
 
-        return capture(self.net, tuple(x.shape[1:])).outputs
+        return capture(self.net, tuple(x.shape[1:])).output_shape
+
+    def outputs(self, x: Tensor) -> int:
+        """How many outputs the network has for inputs such as x."""
+        return math.prod(self.output_shape(x))
 
     def extra_repr(self) -> str:
         """The relaxation and the range, beside the network."""

@@ -6,12 +6,16 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optrelax.enclosures import check_order
 from optrelax.rounding import down, up
+
+Number = float | Tensor | Any  # a Python or NumPy number, or a tensor or array of one
+Numbers = float | Tensor | Any  # these, or a tensor, array or nested list that broadcasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,45 +94,45 @@ class InputBox:
 class LinfBall(InputBox):
     """All inputs within eps of x in the maximum norm, clipped to the legal range.
 
-    x [batch, *input_shape]; eps a number, [batch], or like x, in the units of x; clip (low, high) or None.
+    x [batch, *input_shape]; eps a number, [batch], or what broadcasts against an example or x ([channels, 1, 1]), in
+    the units of x; clip (low, high), each a number or what broadcasts against an example, or None.
     Raises ValueError for eps < 0, NaN, or an x outside clip.
     """
 
     x: Tensor = field(repr=False)
     eps: float | Tensor
-    clip: tuple[float, float] | None
+    clip: tuple[float | Tensor, float | Tensor] | None
 
-    def __init__(self, x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None = None) -> None:
+    def __init__(self, x: Tensor, eps: Numbers, clip: tuple[Numbers, Numbers] | None = None) -> None:
         check_floating("LinfBall", "x", x)
         if x.dim() == 0:
             raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
         least, greatest = _extremes(x)
-        if not isinstance(eps, (numbers.Real, Tensor)):
-            raise TypeError(f"LinfBall: eps must be a number or a tensor, got {type(eps).__name__}")
+        if not isinstance(eps, numbers.Real):
+            eps = _numbers("eps", eps)
         radius = _radius(x, eps)
         lower, upper = x - radius, x + radius
+        low, high = -math.inf, math.inf
         if clip is not None:
-            if not isinstance(clip, Sequence) or len(clip) != 2:
-                raise TypeError(f"LinfBall: clip must be (low, high) or None, got {clip!r}")
-            low, high = float(clip[0]), float(clip[1])
-            if not low <= high:
-                raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")
+            clip = low, high = _range(x, clip)
             # In the type of x, as the ends of the box are.
-            bottom, top = (float(torch.tensor(end, dtype=x.dtype)) for end in (low, high))
-            if x.numel() and not bottom <= least <= greatest <= top:
-                outside = (x.detach() < low) | (x.detach() > high)
-                raise ValueError(
-                    f"LinfBall: x lies outside clip [{low}, {high}] in {int(outside.sum())} of {outside.numel()} "
-                    f"entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the range of clip"
-                )
-            lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)
+            bottom, top = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in (low, high))
+            if x.numel() and not (bool((bottom <= least).all()) and bool((greatest <= top).all())):
+                outside = (x.detach() < bottom) | (x.detach() > top)
+                if bool(outside.any()):
+                    raise ValueError(
+                        f"LinfBall: x lies outside clip [{_shown(low)}, {_shown(high)}] in {int(outside.sum())} of "
+                        f"{outside.numel()} entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the "
+                        "range of clip"
+                    )
+            lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)  # type: ignore[arg-type]
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "clip", clip)
         # Between finite ends the box is finite and in order: only an infinite clip or an overflow needs another look.
-        if clip is None or math.isinf(low) or math.isinf(high):
+        if clip is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in clip):
             InputBox.__post_init__(self)
 
     def outward(self) -> InputBox:
@@ -155,17 +159,82 @@ def _extremes(x: Tensor) -> tuple[float, float]:
     return least, greatest
 
 
+def _numbers(what: str, value: object) -> Tensor:
+    """A tensor of an array or of nested lists of numbers, in float64; a tensor as it is."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (str, bytes)) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
+        raise TypeError(f"LinfBall: {what} must be a number or a tensor, got {type(value).__name__}")
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"LinfBall: {what} must be numbers, got {value!r}") from error
+
+
+def as_number(owner: str, what: str, value: object) -> float:
+    """One number: a Python or NumPy one, or a tensor or array of one entry; TypeError or ValueError for others."""
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        found = torch.as_tensor(value)
+        if found.numel() != 1:
+            raise ValueError(f"{owner}: {what} must be one number, got shape {tuple(found.shape)}")
+        return float(found.detach())
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{owner}: {what} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _range(x: Tensor, clip: object) -> tuple[float | Tensor, float | Tensor]:
+    """The ends of clip, as numbers or as tensors of x's type that broadcast against x."""
+    if isinstance(clip, str) or not isinstance(clip, (Sequence, Tensor)) or len(clip) != 2:
+        raise TypeError(f"LinfBall: clip must be (low, high) or None, got {clip!r}")
+    ends: list[float | Tensor] = []
+    for name, end in zip(("low", "high"), clip, strict=True):
+        if isinstance(end, numbers.Real):
+            ends.append(float(end))
+            continue
+        found = _numbers(f"clip's {name} end", end).to(x.device, torch.float64)
+        ends.append(float(found.detach()) if found.dim() == 0 else _against(x, found, f"clip's {name} end"))
+    low, high = ends
+    if not bool((torch.as_tensor(low) <= torch.as_tensor(high)).all()):
+        raise ValueError(f"LinfBall: clip must be (low, high) with low <= high, got {clip}")
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return tuple(torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in ends)  # type: ignore[return-value]
+    return low, high
+
+
+def _against(x: Tensor, value: Tensor, what: str) -> Tensor:
+    """A tensor that broadcasts against x or an example of it; ValueError says what to type instead."""
+    rank = x.dim()
+    fits = (value.dim() in (rank, rank - 1) and value.dim() > 1) or value.dim() == rank
+    if fits and all(v in (1, n) for v, n in zip(reversed(value.shape), reversed(x.shape), strict=False)):
+        return value
+    raise ValueError(
+        f"LinfBall: {what} must be a number, [batch] (eps alone), or broadcast against an example of x "
+        f"{tuple(x.shape)} or x itself, got {tuple(value.shape)}{_channel_hint(x, value, what)}"
+    )
+
+
+def _channel_hint(x: Tensor, value: Tensor, what: str) -> str:
+    if value.dim() != 1 or x.dim() < 3 or len(value) != x.shape[1]:
+        return ""
+    shape = ", ".join(map(str, (len(value), *[1] * (x.dim() - 2))))
+    return f"; for one a channel type {'eps' if what == 'eps' else 'torch.tensor(...)'}.reshape({shape})"
+
+
+def _shown(end: float | Tensor) -> object:
+    return end if isinstance(end, float) else end.flatten().tolist()
+
+
 def _radius(x: Tensor, eps: float | Tensor) -> Tensor:
     """eps as a tensor that broadcasts against x."""
     radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
     if radius.dim() == 1 and x.dim() > 1:
         if radius.shape[0] != x.shape[0]:
-            raise ValueError(f"LinfBall: eps has {radius.shape[0]} entries for a batch of {x.shape[0]}")
+            hint = _channel_hint(x, radius, "eps")
+            raise ValueError(f"LinfBall: eps has {radius.shape[0]} entries for a batch of {x.shape[0]}{hint}")
         radius = radius.reshape(-1, *[1] * (x.dim() - 1))
-    elif radius.dim() != 0 and radius.shape != x.shape:
-        raise ValueError(
-            f"LinfBall: eps must be a number, [batch] or like x {tuple(x.shape)}, got {tuple(radius.shape)}"
-        )
+    elif radius.dim() != 0:
+        radius = _against(x, radius, "eps")
     if not isinstance(eps, Tensor):
         if not eps >= 0:
             raise ValueError(f"LinfBall: eps must be >= 0, got {float(eps)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +17,9 @@ def margins(labels: Tensor, classes: int) -> Tensor:
     it to the region's dtype.  A row's value is logit[label] - logit[other].
     Raises ValueError for labels out of range, TypeError for labels that are not integers.
     """
-    if not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"margins: labels must be integers, got {labels.dtype}")
+    labels = _integers("margins", labels)
     if classes < 2:
-        raise ValueError(f"margins: classes must be at least 2, got {classes}")
+        raise ValueError(f"margins: classes must be at least 2, got {classes}; for one output, sign_margin(labels)")
     if labels.numel() and not 0 <= (ends := [int(end) for end in labels.aminmax()])[0] <= ends[1] < classes:
         wrong = (labels < 0) | (labels >= classes)
         value = int(labels[wrong][0])
@@ -29,6 +28,43 @@ def margins(labels: Tensor, classes: int) -> Tensor:
         found = _table(classes, labels.device).index_select(0, labels.long().reshape(-1))
         return found.reshape(*labels.shape, classes - 1, classes)
     return _rows(labels.long(), classes)
+
+
+def sign_margin(labels: Tensor) -> Tensor:
+    """Rows of a network with one output, which is positive for one class and negative for the other.
+
+    labels [*batch] of integers: 1 for the class of positive outputs, 0 (or everywhere -1) for the other
+    -> [*batch, 1, 1], float32.  A row's value is the output where the label is 1, minus the output elsewhere.
+    Raises ValueError for other labels, TypeError for labels that are not integers.
+    """
+    labels = _integers("sign_margin", labels)
+    found = set(labels.unique().tolist()) if labels.numel() else set()
+    if not (found <= {0, 1} or found <= {-1, 1}):
+        raise ValueError(f"sign_margin: labels must be 0 and 1 (or -1 and 1), got {sorted(found)[:5]}")
+    return torch.where(labels > 0, 1.0, -1.0).to(torch.float32)[..., None, None]
+
+
+def label_rows(labels: Tensor, output_shape: Sequence[int], owner: str) -> Tensor:
+    """The rows whose values are the margins of labels: `margins`, or `sign_margin` where there is one output.
+
+    ValueError where the outputs [batch, *output_shape] are no class scores.
+    """
+    if math.prod(output_shape) == 1 and len(output_shape) <= 1:
+        return sign_margin(labels)
+    if len(output_shape) != 1:
+        raise ValueError(
+            f"{owner}: labels want outputs [batch, classes], got [batch, {', '.join(map(str, output_shape))}]: "
+            "end the network in class scores, or bound rows of your own by optrelax.lower_bounds"
+        )
+    return margins(labels, output_shape[0])
+
+
+def _integers(owner: str, labels: Tensor) -> Tensor:
+    if not isinstance(labels, Tensor):
+        labels = torch.as_tensor(labels)
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"{owner}: labels must be integers, got {labels.dtype}; use labels.long()")
+    return labels
 
 
 _FEW = 32  # classes whose rows are kept: at most 32 k numbers

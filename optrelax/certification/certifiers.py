@@ -17,13 +17,13 @@ from optrelax.certification.attacks import PGD
 from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
-from optrelax.errors import UnsupportedOpError
+from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import InputBox, LinfBall, Number, as_number
 from optrelax.relaxations import Intersect, name_of, resolve, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 from optrelax.training.runs import record
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Certifier:
         cls,
         net: Net,
         samples: Samples,
-        eps: float,
-        clip: tuple[float, float] | None,
+        eps: Number,
+        clip: tuple[Number, Number] | None,
         relaxation: Any,
         rounding: Rounding,
         dtype: torch.dtype,
@@ -70,13 +70,16 @@ class Certifier:
         check_rounding(owner, rounding)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
-        if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+        eps = as_number(owner, "eps", eps)
+        if not 0 <= eps < math.inf:
             raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+        if clip is not None:
+            clip = as_number(owner, "clip's low end", clip[0]), as_number(owner, "clip's high end", clip[1])
         named = _named(relaxation, owner)
         network = capture(net, tuple(samples.x.shape[1:]))
         network.require_eval()
         _require_exact_weights(network, dtype, owner)
-        margins(samples.labels, network.outputs)  # raises for labels out of range
+        label_rows(samples.labels, network.output_shape, owner)  # raises for labels out of range
         samples.require_range(clip, owner)
         limit = max_bytes or (2**25 if device_of(network).type == "cpu" else 2**30)
         every = max_bytes is not None
@@ -140,7 +143,7 @@ class Certifier:
     def _require_working(self, error: BaseException) -> None:
         """Raise `error` if a box of no width fails in the same way: then the settings are at fault, not an example."""
         x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
-        rows = margins(torch.zeros(1, dtype=torch.int64), self.network.outputs).to(x)
+        rows = self._rows(torch.zeros(1, dtype=torch.int64)).to(x)
         for relaxation in self.relaxations.values():
             try:
                 relaxation.lower_bounds(self.network, InputBox(x, x), self._shaped(rows))
@@ -153,6 +156,22 @@ class Certifier:
         message = f"{type(error).__name__}: {error}"
         return Example(index=index, label=label, verdict=Verdict.ERROR, message=message)
 
+    def _rows(self, labels: Tensor) -> Tensor:
+        return label_rows(labels, self.network.output_shape, "certify")
+
+    def _prediction(self, logits: Tensor, label: int) -> int:
+        """The class of the greatest score; with one output, by its sign, in the labels' own numbers."""
+        if len(logits) > 1:
+            return int(logits.argmax())
+        negative = -1 if bool((self.samples.labels < 0).any()) else 0
+        return 1 if float(logits) > 0 else negative
+
+    def _require_agreement(self, x: Tensor) -> None:
+        """UnsupportedOpError where the module itself gives other outputs on the data than its graph."""
+        if reason := self.network.disagreement(x):
+            problem = Problem("(root)", type(self.network.module).__name__, reason)
+            raise UnsupportedOpError([problem])
+
     def _shaped(self, rows: Tensor) -> Tensor:
         return rows.reshape(*rows.shape[:2], *self.network.output_shape)
 
@@ -161,7 +180,8 @@ class Certifier:
         begin = time.perf_counter()
         x = self.samples.x[positions].to(device_of(self.network), torch.float64)
         labels = self.samples.labels[positions]
-        rows = margins(labels, self.network.outputs).to(x)
+        rows = self._rows(labels).to(x)
+        self._require_agreement(x)
         ball = LinfBall(x, self.eps, self.clip)
         logits = self.network(x).reshape(len(x), -1)
         natural = (rows @ logits[..., None])[..., 0].amin(1)
@@ -174,7 +194,7 @@ class Certifier:
             example = Example(
                 index=int(self.samples.index[position]),
                 label=int(labels[i]),
-                prediction=None if nan else int(logits[i].argmax()),
+                prediction=None if nan else self._prediction(logits[i], int(labels[i])),
                 verdict=Verdict.UNDECIDED,
                 natural_margin=float(natural[i]),
                 attack_margin=None if attacked is None else float(attacked[i]),

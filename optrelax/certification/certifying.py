@@ -16,6 +16,7 @@ from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.certification.journals import Journal
 from optrelax.certification.verdicts import CertificationReport, Example, Verdict
 from optrelax.data.samples import gather
+from optrelax.regions import Number
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
 
@@ -40,8 +41,8 @@ class Progress:
 def certify(
     net: Net,
     data: Any,
-    eps: float,
-    clip: tuple[float, float] | None = (0.0, 1.0),
+    eps: Number,
+    clip: tuple[Number, Number] | None = (0.0, 1.0),
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
     attack: PGD | None = _PGD,

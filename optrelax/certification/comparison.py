@@ -20,7 +20,7 @@ from optrelax.output.tables import text_table
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 from optrelax.training.runs import record
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class _Contest:
     def _question(self, positions: Tensor) -> tuple[LinfBall, Tensor]:
         """Regions of a batch, and the rows of its margins [batch, k, outputs], in float64."""
         x = self.run.samples.x[positions].to(self.device, torch.float64)
-        rows = margins(self.run.samples.labels[positions], self.run.network.outputs).to(x)
+        rows = label_rows(self.run.samples.labels[positions], self.run.network.output_shape, "compare").to(x)
         return LinfBall(x, self.run.eps, self.run.clip), rows
 
     def natural(self) -> Tensor:

@@ -17,7 +17,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import name_of, resolve
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 
 __all__ = ["Question", "ask"]
 
@@ -70,7 +70,7 @@ def ask(
     network.require_eval()
     samples.require_range(clip, owner)
     x = samples.x.to(device_of(network), torch.float64)
-    rows = margins(samples.labels, network.outputs).to(x)
+    rows = label_rows(samples.labels, network.output_shape, "measure").to(x)
     ball = LinfBall(x, float(eps), clip)
     return Question(
         network=network,

@@ -14,7 +14,7 @@ from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier, device_of
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Box
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
@@ -212,7 +212,7 @@ class RadiusSearch:
         return self.run.samples.x[positions].to(device_of(self.run.network), torch.float64)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        rows = margins(self.run.samples.labels[positions], self.run.network.outputs).double()
+        rows = label_rows(self.run.samples.labels[positions], self.run.network.output_shape, "radii").double()
         return rows.reshape(*rows.shape[:2], *self.run.network.output_shape).to(device_of(self.run.network))
 
     def _margins(self, positions: Tensor, points: Tensor) -> Tensor:

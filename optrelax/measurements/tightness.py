@@ -21,7 +21,7 @@ from optrelax.measurements.stages import Progress, Watch
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -269,7 +269,7 @@ class _Quality:
     def _question(self, positions: Tensor) -> tuple[Tensor, LinfBall]:
         run = self.search.run
         x = self.search._x(positions)
-        rows = margins(run.samples.labels[positions], run.network.outputs).to(x)
+        rows = label_rows(run.samples.labels[positions], run.network.output_shape, "measure_tightness").to(x)
         return rows.reshape(*rows.shape[:2], *run.network.output_shape), LinfBall(x, self.at, run.clip)
 
     def _interval(self, relaxation: Any, ball: LinfBall, rows: Tensor) -> tuple[Tensor, Tensor]:

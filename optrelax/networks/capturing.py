@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import HALF, MODES, Graph, Network
@@ -124,13 +124,13 @@ def _first_shape(net: nn.Module) -> Shape:
 def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]:
     from optrelax.networks.building import Building
     from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export
-    from optrelax.networks.probing import disagreement
+    from optrelax.networks.probing import disagreement, kind_of
 
     problems = _module_problems(net)
     hooked = [p for p in problems if p.reason == _HOOKED]
     if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
         return None, problems  # not even run: hooks may do anything
-    example = torch.zeros(BATCH_SIZE, *shape, **_kind(net))
+    example = torch.zeros(BATCH_SIZE, *shape, **kind_of(net))
     try:
         built = Building(export(net, example)).run()
     except ExportRefused as error:
@@ -143,14 +143,6 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
     if reason := disagreement(net, graph, example):
         return None, [Problem("(root)", type(net).__name__, reason)]
     return graph, []
-
-
-def _kind(net: nn.Module) -> dict[str, Any]:
-    """Type and device of the inputs that a module takes."""
-    tensor: Tensor | None = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), None)
-    if tensor is None:
-        return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}
-    return {"dtype": tensor.dtype, "device": tensor.device}
 
 
 _HOOKED = "has forward hooks, which may do anything with what they see; remove them"

@@ -81,6 +81,8 @@ def read_network(
         raise ValueError(f"{file}: a state_dict holds no network; say which with --model NAME or module:function")
     weights = read_tensors(file)[0] if file.suffix == ".safetensors" else _state_dict(file)
     module = build_model(model, input_shape, classes, weights)
+    if any(w.dtype == torch.float64 for w in weights.values()):
+        module = module.double()  # a model of float32 would round them
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:

@@ -217,6 +217,17 @@ class Network(nn.Module):
             raise ValueError("the module is another network than when it was captured; capture it again")
         self.__dict__["_graph"] = new
 
+    def disagreement(self, x: Tensor) -> str | None:
+        """How the outputs of `module` itself on x [batch, *input_shape] differ from the graph's, None to rounding.
+
+        Both run in the module's own type and device; a loaded network has no module to ask.
+        """
+        if not self._recapture:
+            return None
+        from optrelax.networks.probing import difference
+
+        return difference(self.module, self.graph, x)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         found = self._again(copy.deepcopy(self.module, memo))
         memo[id(self)] = found

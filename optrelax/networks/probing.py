@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,23 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor) -> str | None:
             if reason := compare(wanted, alone, _scale(graph, x), len(graph.nodes)):
                 return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
     return None
+
+
+def difference(net: nn.Module, graph: Graph, x: Tensor) -> str | None:
+    """How the outputs of a module and of its graph differ on x, in the module's own type: None to rounding."""
+    x = x.to(**kind_of(net))
+    with torch.no_grad():
+        wanted = net(x.clone())
+    reason = compare(wanted, graph.values(x)[graph.output], _scale(graph, x), len(graph.nodes))
+    return reason and f"the captured graph is another function than the module on the data: {reason}"
+
+
+def kind_of(net: nn.Module) -> dict[str, Any]:
+    """Type and device of the inputs that a module takes."""
+    tensor: Tensor | None = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), None)
+    if tensor is None:
+        return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}
+    return {"dtype": tensor.dtype, "device": tensor.device}
 
 
 def _probes(example: Tensor) -> Iterator[tuple[str, Tensor]]:

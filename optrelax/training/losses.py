@@ -16,7 +16,7 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Cauchy, Relaxation, resolve
-from optrelax.specifications import margins
+from optrelax.specifications import label_rows
 
 __all__ = [
     "AdversarialLoss",
@@ -171,7 +171,7 @@ class WeightedLoss:
             raise ValueError(
                 f"{type(self).__name__}: labels must be [{x.shape[0]}], one an image, got {tuple(labels.shape)}"
             )
-        rows = margins(labels, network.outputs).to(region.lower)  # checks the labels too
+        rows = label_rows(labels, network.output_shape, "train").to(region.lower)  # checks the labels too
         # A part without weight is reported, where it is cheap, and never in the graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kappa > 0):
             logits = network(x).flatten(1)

@@ -98,6 +98,13 @@ def start_from(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Jso
             f"start_from: the network in {os.fspath(path)} does not fit the one to be trained; they differ in "
             f"{', '.join(differing)}"
         )
+    rounded = [name for name in own if torch.promote_types(own[name].dtype, stored[name].dtype) != own[name].dtype]
+    if rounded:
+        name = rounded[0]
+        raise ValueError(
+            f"start_from: {name} is {stored[name].dtype} in {os.fspath(path)}, which {own[name].dtype} would round; "
+            "train the network in that type (net.double()), or round the stored one yourself"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])
