@@ -82,7 +82,7 @@ def main() -> None:
     report = ox.certify(net, test, args.eps, relaxation=CERTIFIERS)
     print(report)
     print(f"under attack (PGD) {100 * report.pgd_accuracy:.2f} % are right; no certified % can exceed that:")
-    print(text_table(report.table(), decimals={"certified %": 2, "error at most %": 2}))
+    print(text_table(report.table(), decimals={"certified %": 2, "misclassified at most %": 2}))
     show_lps(net, test, args.eps, args.iterations)
 
 

@@ -69,7 +69,7 @@ def main() -> None:
     how = {"relaxation": ["crown", "triangle"], "subset": args.certify_subset, "resume": journal}
     report = ox.certify(result.network, test, row.eps, **how)
     print(report)
-    print(text_table(report.table(), decimals={"certified %": 2, "error at most %": 2}))
+    print(text_table(report.table(), decimals={"certified %": 2, "misclassified at most %": 2}))
 
 
 if __name__ == "__main__":

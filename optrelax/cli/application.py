@@ -176,7 +176,7 @@ def run(arguments: list[str]) -> None:
         if message.startswith("Usage: "):  # called without arguments: the help
             typer.echo(message)
         else:
-            show_error(message)
+            show_error(message.replace("Value error, ", ""))
         sys.exit(EXIT_INPUT)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)

@@ -190,7 +190,7 @@ def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> 
     clip = facts["clip"]
     within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
     title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, eps {facts['eps']:g}, {within}"
-    decimals = {"certified %": 2, "error at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
+    decimals = {"certified %": 2, "misclassified at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(rich_table(report.table(), decimals=decimals))
     console.print(str(report), markup=False, highlight=False, soft_wrap=True)

@@ -159,7 +159,7 @@ def _write(result: Comparison, facts: Mapping[str, Any], folder: Path, ending: s
     write_json({**facts, "versions": versions()}, folder / "summary.json")
     if not result.table["mean bound"].is_finite().any():
         raise WorkError("compare: no relaxation has a finite mean bound, so there is nothing to draw")
-    title = f"{Path(facts['checkpoint']).stem} on {facts['data']}, eps {facts['eps']:g}"
+    title = f"network {Path(facts['checkpoint']).stem}, data {facts['data']}, eps {facts['eps']:g}"
     return write_figure(result.figure(title), folder / "tightness.png")
 
 

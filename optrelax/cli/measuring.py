@@ -143,7 +143,7 @@ def tightness(
             progress=progress,
         )
     facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"{Path(checkpoint).stem} on {inputs.name}, {result.examples.height} examples"
+    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {result.examples.height} examples"
     pictures = folder.write(
         {"table": result.table, "examples": result.examples}, facts, {"tightness": result.figure(title)} if out else {}
     )
@@ -228,7 +228,8 @@ def continuity(
         )
     facts = {"checkpoint": str(checkpoint), "to": None if to is None else str(to), "data": inputs.name, "split": split}
     facts |= result.summary()
-    title = f"{Path(checkpoint).stem} on {inputs.name}, eps {radius:g}, direction: {direction if to is None else to}"
+    along = direction if to is None else to
+    title = f"network {Path(checkpoint).stem}, data {inputs.name}, eps {radius:g}, direction: {along}"
     pictures = folder.write(
         {"table": result.table, "jumps": result.jumps, "lines": result.lines},
         facts,
@@ -300,7 +301,7 @@ def sensitivity(
             progress=progress,
         )
     facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"{Path(checkpoint).stem} on {inputs.name}, {examples} examples, eps {radius:g}"
+    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {examples} examples, eps {radius:g}"
     pictures = folder.write({"table": result.table}, facts, {"sensitivity": result.figure(title)} if out else {})
     columns = ["relaxation", "kind", "step", "loss", "relative change", "bound change", "gradient change"]
     columns += ["predicted", "agreement", "loss Lipschitz", "gradient Lipschitz"]
@@ -370,7 +371,7 @@ def landscape(
             progress=progress,
         )
     facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"{Path(checkpoint).stem} on {inputs.name}, {examples} examples, eps {ball:g}"
+    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {examples} examples, eps {ball:g}"
     table = result.table()
     pictures = folder.write(
         {"table": table, "points": result.points}, facts, {"landscape": result.figure(title)} if out else {}

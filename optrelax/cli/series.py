@@ -113,7 +113,7 @@ def series(
         raise
     facts: dict[str, Any] = {"checkpoints": {str(epoch): str(path) for epoch, path in paths.items()}}
     facts |= {"data": data, "split": split, **result.summary()}
-    title = f"{checkpoints[0].stem} on {data}, eps {radius:g}, lines: {direction}"
+    title = f"run {checkpoints[0].stem}, data {data}, eps {radius:g}, lines: {direction}"
     pictures = folder.write({"table": result.table}, facts, {"series": result.figure(title)} if out else {})
     shown = ["epoch", "relaxation", "bound / unit", "loss / unit", "largest bound", "largest loss", "travel"]
     shown += ["predicted", "agreement", "certified", *(["area"] if tightness else []), "loss"]

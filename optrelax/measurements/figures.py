@@ -35,7 +35,7 @@ def tightness_curves(
     """
     figure, axes = blank_figure(title)
     best_first = sorted((name for name in curves if name != reference), key=lambda name: -areas[name])
-    for name, (colour, dash, marker) in zip(best_first, line_styles(len(best_first)), strict=True):
+    for name, (colour, dash, marker) in zip(best_first, line_styles(best_first), strict=True):
         radii, fractions = curves[name]
         # A few marks a line, at different places, tell the lines apart in grey.
         every = (best_first.index(name) / len(best_first) * 0.2, 0.2)
@@ -144,7 +144,7 @@ def sensitivity_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
     figure, axes_of = panels([f"{w}: {kind}" for w in what for kind in kinds], title, width=3.0)
     for place, axes in enumerate(axes_of):
         column, kind = what[place // len(kinds)], kinds[place % len(kinds)]
-        for name, (colour, dash, marker) in zip(names, line_styles(len(names)), strict=True):
+        for name, (colour, dash, marker) in zip(names, line_styles(names), strict=True):
             ours = table.filter((table["relaxation"] == name) & (table["kind"] == kind)).sort("step")
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
             axes.plot(ours["step"].to_list(), ours[column].to_list(), label=name, **style)
@@ -194,7 +194,7 @@ def series_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
     for column, axes in zip(shown, axes_of, strict=True):
         heading, scale = _SERIES[column]
         factor = 100 if scale == "percent" else 1
-        for name, (colour, dash, marker) in zip(names, line_styles(len(names)), strict=True):
+        for name, (colour, dash, marker) in zip(names, line_styles(names), strict=True):
             ours = table.filter((table["relaxation"] == name) & table[column].is_not_null()).sort("epoch")
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
             # Many lie on the axis, at 0 jumps: their marks show whole.
@@ -235,7 +235,7 @@ def landscape_curves(points: pl.DataFrame, *, title: str = "") -> Figure:
     """The loss along one filter-normalised direction, a line a relaxation, on one logarithmic axis."""
     figure, axes = blank_figure(title)
     names = points["relaxation"].unique(maintain_order=True).to_list()
-    for name, (colour, dash, _) in zip(names, line_styles(len(names)), strict=True):
+    for name, (colour, dash, _) in zip(names, line_styles(names), strict=True):
         ours = points.filter(points["relaxation"] == name).sort("a")
         axes.plot(ours["a"].to_list(), ours["loss"].to_list(), label=name, color=colour, linestyle=dash)
     axes.set(xlabel="step (1: as large as the weights)", ylabel="certified loss", yscale="log")

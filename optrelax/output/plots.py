@@ -5,9 +5,10 @@ Figures are made without pyplot, so no global state of matplotlib is touched and
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,14 @@ Dash = str | tuple[int, tuple[int, ...]]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+# One relaxation, one look, in every figure: its place here decides. The first seven have a colour each.
+_PLACES = (
+    *("box", "crown", "triangle", "deepz", "layerwise", "crown-ibp", "hbox"),
+    *("alpha-crown", "fast-lin", "hzono", "crown-0", "crown-1", "crown-soft", "crown-ibp-soft", "cauchy"),
+    *("hbox-diag", "hbox-diag-c", "hbox-switch", "deepz-box", "deepz-diag", "deepz-diag-c", "deepz-switch"),
+    *("deepz-soft", "deepz-slanted", "crown-0-c", "crown-1-c", "crown-0-tria", "crown-1-tria", "crown-0-tria-c"),
+    *("crown-1-tria-c", "box-widen", "box-round"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,10 @@ def certified_against_eps(
     title: str = "",
     reference: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Certified accuracy in percent against the radius, one line a relaxation, the best first.
+    """Certified accuracy in percent against the radius, one step curve a relaxation, the best first.
 
+    Between two radii it stands at what holds there: what is certified at the larger one; of the references, which are
+    limits, what is left at the smaller one.
     eps: radii in units of the pixels.  certified: fractions in [0, 1] by relaxation, one a radius.
     reference: further lines without markers, in grey, such as the accuracy under attack.
     Raises ValueError where a line has another length than eps, or no line is given.
@@ -68,13 +79,18 @@ def certified_against_eps(
             raise ValueError(f"certified_against_eps: {name} has {len(values)} values for {len(eps)} radii")
     figure, axes = blank_figure(title)
     best_first = sorted(certified.items(), key=lambda item: -sum(item[1]))
-    for (name, values), (colour, dash, marker) in zip(best_first, line_styles(len(certified)), strict=True):
+    for (name, values), (colour, dash, marker) in zip(best_first, line_styles(dict(best_first)), strict=True):
         percent = [100 * value for value in values]
-        axes.plot(eps, percent, label=name, color=colour, linestyle=dash, marker=marker, markersize=5)
+        look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 5}
+        axes.step(eps, percent, where="pre", label=name, linewidth=1, **look)
     for i, (name, values) in enumerate((reference or {}).items()):
         percent = [100 * value for value in values]
-        axes.plot(eps, percent, label=name, color="0.55", linestyle=_DASHES[i % len(_DASHES)], linewidth=1)
+        axes.step(
+            eps, percent, where="post", label=name, color="0.55", linestyle=_DASHES[i % len(_DASHES)], linewidth=1
+        )
     axes.set(xlabel="eps (maximum norm, units of the pixels)", ylabel="certified accuracy (%)", ylim=(-2, 102))
+    if len(eps) <= 7:
+        axes.set_xticks(list(eps))
     add_legend(axes, len(lines))
     return figure
 
@@ -98,7 +114,8 @@ def tightness_against_time(
     _log_time(axes, [1e3 * point.seconds for point in points])
     _distance_scale(axes, [point.bound for point in points] + ([] if exact is None else [exact]))
     best_first = sorted(points, key=lambda point: -point.bound)
-    for i, (point, (colour, _, marker)) in enumerate(zip(best_first, line_styles(len(points)), strict=True)):
+    looks = line_styles([point.name for point in best_first])
+    for i, (point, (colour, _, marker)) in enumerate(zip(best_first, looks, strict=True)):
         place = [1e3 * point.seconds], [point.bound]
         # White edges, the tightest on top: points that lie together stay apart.
         look: dict[str, Any] = {
@@ -190,9 +207,15 @@ def blank_figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def line_styles(count: int) -> list[tuple[str, Dash, str]]:
-    """Colour, dash and marker of each of `count` lines; dash and marker together repeat after 55 lines only."""
-    return [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)]) for i in range(count)]
+def line_styles(names: Iterable[str]) -> list[tuple[str, Dash, str]]:
+    """Colour, dash and marker of each name: a relaxation's own in every figure, what is free for other names.
+
+    Dash and marker together repeat after 55 lines only.
+    """
+    given = list(names)
+    free = iter(i for i in itertools.count() if i >= len(_PLACES) or _PLACES[i] not in given)
+    places = [_PLACES.index(name) if name in _PLACES else next(free) for name in given]
+    return [(_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)]) for i in places]
 
 
 def add_legend(axes: Axes, lines: int) -> None:

@@ -104,7 +104,7 @@ def paradox(summary: pl.DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2)
     for axes, suffix, name in ((left, "", "here"), (right, " (paper)", "published")):
         _look(axes)
-        for row, (colour, _, marker) in zip(summary.to_dicts(), line_styles(len(summary)), strict=True):
+        for row, (colour, _, marker) in zip(summary.to_dicts(), line_styles(summary["relaxation"]), strict=True):
             x, y = row[f"tightness{suffix}"], row[f"certified %{suffix}"]
             if x is not None and y is not None:
                 axes.plot(
@@ -175,28 +175,18 @@ def properties_scatter(frame: pl.DataFrame, title: str) -> Figure | None:
         return None
     figure, axes = blank_figure(title)
     figure.set_size_inches(8.4, 5.2)
-    looks = {"none": ("o", "#0072B2", "continuous, by the paper's list"), "": ("X", "#D55E00", "may jump, by the list")}
-    for key, (mark, colour, label) in looks.items():
-        some = [row for row in rows if (row["listed"] == "none") == (key == "none")]
-        x, y = [row["area"] for row in some], [row["certified % by any"] for row in some]
-        axes.plot(x, y, mark, color=colour, label=label, markersize=7, markeredgecolor="white")
-    for row, (dx, dy) in zip(rows, _offsets(rows), strict=True):
-        place = (row["area"], row["certified % by any"])
-        axes.annotate(row["relaxation"], place, (dx, dy), textcoords="offset points", fontsize=6.5, color="0.25")
+    rows.sort(key=lambda row: -row["certified % by any"])
+    looks = line_styles([row["relaxation"] for row in rows])
+    for row, (colour, _, mark) in zip(rows, looks, strict=True):
+        continuous = row["listed"] == "none"
+        style: dict[str, Any] = {"color": colour, "marker": mark, "markersize": 7, "linestyle": "none"}
+        style |= {} if continuous else {"markerfacecolor": "none"}
+        axes.plot([row["area"]], [row["certified % by any"]], label=row["relaxation"], **style)
     axes.set(xlabel="tightness on the fixed network (area × 100)", ylabel="certified by any bound, after training (%)")
     axes.margins(0.12)
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    heading = "best first; hollow: may jump,\nby the paper's list"
+    figure.legend(frameon=False, fontsize=7, title=heading, title_fontsize=7, loc="outside right center")
     return figure
-
-
-def _offsets(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Labels of neighbours above and below in turn, so that fewer lie on one another."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["area"], rows[i]["certified % by any"]))
-    turns = ((5.0, 4.0), (5.0, -9.0), (5.0, 11.0), (5.0, -16.0))
-    found = [(0.0, 0.0)] * len(rows)
-    for place, i in enumerate(order):
-        found[i] = turns[place % len(turns)]
-    return found
 
 
 def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
@@ -224,7 +214,8 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
         values = [[cells.get((kind, omega, grid)) for kind, grid in columns] for omega in omegas]
         shown = np.array([[np.nan if v is None else v for v in line] for line in values], dtype=float)
         top = max(v for v in (*shown.flat, plain[column] or 0.0, 1.0) if not math.isnan(v))
-        axes.pcolormesh(shown, cmap="cividis", vmin=0, vmax=top, edgecolors="white", linewidth=1)
+        mesh = axes.pcolormesh(shown, cmap="cividis", vmin=0, vmax=top, edgecolors="white", linewidth=1)
+        figure.colorbar(mesh, ax=axes, label="%")
         for i, j in np.ndindex(shown.shape):
             text = "–" if np.isnan(shown[i, j]) else f"{shown[i, j]:.1f}"
             colour = "black" if shown[i, j] > 0.55 * top else "white"

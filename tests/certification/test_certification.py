@@ -136,7 +136,9 @@ def test_fractions_count_the_table():
     assert frame["label"].to_list() == labels.tolist()
     table = report.table()
     assert table["relaxation"].to_list() == ["box", "crown"]
-    assert table["error at most %"].to_list() == pytest.approx([100 * (1 - v) for v in report.certified_by.values()])
+    assert table["misclassified at most %"].to_list() == pytest.approx(
+        [100 * (1 - v) for v in report.certified_by.values()]
+    )
     assert json.loads(json.dumps(report.summary()))["certified"] == report.certified
     assert "24 examples" in str(report)
 

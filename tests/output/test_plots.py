@@ -1,6 +1,5 @@
 """Plots: what is drawn is what was given, and no line relies on colour alone."""
 
-import itertools
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -34,13 +33,23 @@ def test_certified_lines_hold_the_data_in_percent():
 
 
 def test_every_relaxation_gets_a_look_of_its_own_without_colour():
-    looks = line_styles(len(names()))
+    looks = line_styles(names())
     assert len(looks) > 30
     assert len({(dash, marker) for _, dash, marker in looks}) == len(looks)
-    assert all(a != b for a, b in itertools.pairwise(colour for colour, _, _ in looks))
+    common = ("box", "crown", "triangle", "deepz", "layerwise", "crown-ibp", "hbox")
+    assert len({colour for colour, _, _ in line_styles(common)}) == len(common)
     lines = drawn(certified_against_eps(EPS, {name: [0.5, 0.4, 0.3] for name in names()})).values()
     assert [line.get_color() for line in lines] == [colour for colour, _, _ in looks]
     assert [line.get_marker() for line in lines] == [marker for _, _, marker in looks]
+
+
+def test_one_relaxation_looks_the_same_in_every_figure():
+    alone = {name: line_styles([name])[0] for name in names()}
+    assert dict(zip(names(), line_styles(names()), strict=True)) == alone
+    mixed = ["mine", "crown", "triangle:preactivation=crown", "box"]
+    looks = line_styles(mixed)
+    assert (looks[1], looks[3]) == (alone["crown"], alone["box"])
+    assert len({(dash, marker) for _, dash, marker in looks}) == 4
 
 
 def test_points_stand_at_their_time_and_bound():

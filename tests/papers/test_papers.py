@@ -405,7 +405,7 @@ def test_a_failed_row_is_exit_code_1(tmp_path, monkeypatch, capsys, undrawn):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table1", "--budget", "smoky"], "did you mean 'smoke'?"),
+        (["table1", "--budget", "smoky"], "'smoky' is not one of 'smoke', 'cpu', 'full'"),
         (["table2", "--workers", "0"], "workers"),
         (["table3", "--seed", "-1"], "seed"),
         (["table1", "--budget", "cpu", "--data-dir", "nowhere"], "mnist"),
