@@ -82,7 +82,7 @@ def certified_against_eps(
     for (name, values), (colour, dash, marker) in zip(best_first, line_styles(dict(best_first)), strict=True):
         percent = [100 * value for value in values]
         look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 5}
-        axes.step(eps, percent, where="pre", label=name, linewidth=1, **look)
+        axes.step(eps, percent, where="pre", label=name, linewidth=1.3, **look)
     for i, (name, values) in enumerate((reference or {}).items()):
         percent = [100 * value for value in values]
         axes.step(
