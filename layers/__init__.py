@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from optrelax.layers.layerwise import Layerwise
     from optrelax.layers.milp import Milp
     from optrelax.layers.network_gradients import Envelope, FixedSlopes
+    from optrelax.layers.programs.argmin import KKT
+    from optrelax.layers.programs.auto import Auto
     from optrelax.layers.programs.cvxpy_solver import Cvxpy
     from optrelax.layers.programs.highs import Highs
     from optrelax.layers.programs.linear_program import LinearProgram
+    from optrelax.layers.programs.lp_data import ProgramSolver
     from optrelax.layers.programs.lp_gradients import EnvelopeGradient, FixedDualGradient
     from optrelax.layers.programs.pdhg import PDHG
+    from optrelax.layers.programs.quadratic_program import QuadraticProgram
     from optrelax.layers.programs.regularised import Regularised
     from optrelax.layers.solutions import LPSolution, Solution, Status
     from optrelax.layers.triangle import Triangle
@@ -32,6 +36,10 @@ _HOMES = {
     "Envelope": "network_gradients",
     "DualAscent": "ascent.dual_ascent",
     "Triangle": "triangle",
+    "Auto": "programs.auto",
+    "KKT": "programs.argmin",
+    "ProgramSolver": "programs.lp_data",
+    "QuadraticProgram": "programs.quadratic_program",
     "Cvxpy": "programs.cvxpy_solver",
     "EnvelopeGradient": "programs.lp_gradients",
     "FixedDualGradient": "programs.lp_gradients",
@@ -46,8 +54,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "KKT",
     "PDHG",
     "AlphaCrown",
+    "Auto",
     "Cvxpy",
     "DualAscent",
     "Envelope",
@@ -60,6 +70,8 @@ __all__ = [
     "Layerwise",
     "LinearProgram",
     "Milp",
+    "ProgramSolver",
+    "QuadraticProgram",
     "Regularised",
     "Solution",
     "Status",

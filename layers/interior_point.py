@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,16 +25,22 @@ from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
 from optrelax.networks.ops import flatten_from
 
+if TYPE_CHECKING:
+    from optrelax.layers.programs.interior import InteriorPrograms
+
 _BYTES = 512 * 2**20  # of the problems in flight, where max_bytes does not say
 _PROBLEMS = 32  # at a time at most: more pad more than they save
 
 
 @dataclass(frozen=True)
 class InteriorPoint(NetworkSolver):
-    """Exact solver of network LPs in float64 on any device: `Triangle(solver=InteriorPoint())`.
+    """Exact solver in float64 on any device, of network LPs and of general programs.
 
+    `Triangle(solver=InteriorPoint())` starts from a few sweeps of `warm`, and works on the problems those leave open;
+    `LinearProgram(InteriorPoint())` and `QuadraticProgram(InteriorPoint())` solve each problem of a batch in cache by a
+    compiled kernel, where there is a C compiler, else all of them at once in PyTorch (`programs.interior`).
     Sound: yes.  Exact: to a certified relative gap of `tol`, else the status is ITERATION_LIMIT.
-    Starts from a few sweeps of `warm`, and works on the problems those leave open.
+    A start is ignored.  Source: Mehrotra 1992.
     """
 
     tol: float = 1e-6
@@ -48,6 +55,12 @@ class InteriorPoint(NetworkSolver):
             raise ValueError(f"InteriorPoint: max_iterations must be >= 1, got {self.max_iterations}")
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ValueError(f"InteriorPoint: max_bytes must be positive, got {self.max_bytes}")
+
+    def for_programs(self) -> InteriorPrograms:
+        """The method for `LinearProgram` and `QuadraticProgram`, with the same options."""
+        from optrelax.layers.programs.interior import InteriorPrograms
+
+        return InteriorPrograms(self.tol, self.max_iterations, self.max_bytes or _BYTES)
 
     def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
         """Both points of R problems, in float64 where any needed more than the first sweeps."""

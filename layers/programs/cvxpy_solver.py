@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import Answer, LPData, without_open_rows
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, binding, without_open_rows
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
@@ -18,7 +18,7 @@ _Mask = tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Cvxpy:
+class Cvxpy(ProgramSolver):
     """cvxpylayers with Clarabel or SCS: conic solves on the CPU, differentiable through their KKT systems.
 
     Sound: yes, through the layer.  Exact: to about `eps`, the solver's own tolerance. INFEASIBLE and UNBOUNDED are
@@ -57,7 +57,8 @@ class Cvxpy:
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems; the conic solvers start afresh."""
-        host = without_open_rows(data.map(lambda tensor: tensor.double().cpu()))
+        host = data.map(lambda tensor: tensor.double().cpu())
+        host = without_open_rows(replace(host, b=binding(host)))
         finite = torch.cat([host.lower.isfinite(), host.upper.isfinite()], -1)
         # A parametrised problem has fixed constraints: one layer for each set of finite bounds in the batch.
         patterns, which = finite.unique(dim=0, return_inverse=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.layers.programs.highs_model import Array, Model, Run
-from optrelax.layers.programs.lp_data import Answer, LPData, stack_rows
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, stack_rows
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
@@ -46,7 +46,7 @@ class SparseAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Highs:
+class Highs(ProgramSolver):
     """Exact solutions by HiGHS's simplex method, in float64 on the CPU.
 
     Exact: to `tol`, checked by the layer. Arrays are passed whole. Problems that share A and E share a model: it is
@@ -72,11 +72,6 @@ class Highs:
             raise ValueError(f"Highs: time_limit must be >= 0 seconds, got {self.time_limit}")
         if not self.tol > 0:
             raise ValueError(f"Highs: tol must be > 0, got {self.tol}")
-
-    @property
-    def differentiates(self) -> bool:
-        """False: the gradient rule is the layer's."""
-        return False
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems; a start is of no use to the simplex method and is ignored."""

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from optrelax.layers.programs import lp_data
-from optrelax.layers.programs.lp_data import Answer, LPData, LPSolver
+from optrelax.layers.programs.argmin import PrimalGradient
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.lp_gradients import EnvelopeGradient, SaddlePoint, ValueGradient, attach_value
+from optrelax.layers.programs.quadratic_bounds import certify_quadratic
 from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
 from optrelax.rounding import Rounding, check_rounding, down
@@ -20,13 +22,24 @@ from optrelax.uncompiled import uncompiled
 
 
 @runtime_checkable
-class PrimalGradient(Protocol):
-    """A rule that makes `LPSolution.primal` differentiable."""
+class OffersPrograms(Protocol):
+    """A solver of several kinds of problems, general programs among them."""
 
-    def primal(
-        self, data: LPData, start: Float[Tensor, "B n"], solvable: Tensor
-    ) -> tuple[Float[Tensor, "B n"], Tensor]:
-        """(point with a gradient in data, which problems have one)."""
+    def for_programs(self) -> ProgramSolver:
+        """The solver of general programs."""
+
+
+def _programs(owner: str, solver: object, quadratic: bool) -> ProgramSolver:
+    """The solver of general programs that was given, or that a solver of several kinds has; TypeError for others."""
+    offers = isinstance(solver, OffersPrograms) and not isinstance(solver, type)
+    made = solver.for_programs() if offers else solver  # type: ignore[attr-defined]
+    if not isinstance(made, ProgramSolver):
+        raise TypeError(f"{owner}: solver must be a solver object such as Highs() or PDHG(), got {solver!r}")
+    if quadratic and not made.quadratic:
+        raise TypeError(
+            f"{owner}: {type(made).__name__} solves linear programs only; InteriorPoint() takes quadratic ones"
+        )
+    return made
 
 
 class LinearProgram(nn.Module):
@@ -52,9 +65,12 @@ class LinearProgram(nn.Module):
     and for NaN; RuntimeError under autocast; UnsolvedError with throw=True unless all are OPTIMAL.
     """
 
+    _owner = "LinearProgram"
+    _quadratic = False
+
     def __init__(
         self,
-        solver: LPSolver | None = None,
+        solver: object = "auto",
         *,
         rounding: Rounding = "nearest",
         value_gradient: ValueGradient | None = None,
@@ -62,22 +78,20 @@ class LinearProgram(nn.Module):
         feasibility: float | None = None,
         throw: bool = False,
     ) -> None:
-        """`solver` defaults to Highs(); `feasibility` to solver.tol, in the units of max(1, |b|)."""
-        super().__init__()
-        check_rounding("LinearProgram", rounding)
-        if solver is None:
-            from optrelax.layers.programs.highs import Highs
+        """`solver`: "auto" chooses by counted work (`LPSolution.solver` says what), or a solver object.
 
-            solver = Highs()
-        if isinstance(solver, type) or not hasattr(solver, "solve"):
-            raise TypeError(f"LinearProgram: solver must be a solver object such as Highs() or PDHG(), got {solver!r}")
+        `feasibility` defaults to solver.tol, in the units of max(1, |b|).
+        """
+        super().__init__()
+        check_rounding(self._owner, rounding)
+        self._solver = _programs(self._owner, self._default() if solver == "auto" else solver, self._quadratic)
         if feasibility is not None and not feasibility > 0:
-            raise ValueError(f"LinearProgram: feasibility must be > 0, got {feasibility}")
-        self.solver: LPSolver = solver
+            raise ValueError(f"{self._owner}: feasibility must be > 0, got {feasibility}")
+        self.solver = self._solver if solver == "auto" else solver
         self.rounding = rounding
         self.value_gradient: ValueGradient = value_gradient or EnvelopeGradient()
         self.primal_gradient = primal_gradient
-        self.feasibility = solver.tol if feasibility is None else feasibility
+        self.feasibility = self._solver.tol if feasibility is None else feasibility
         self.throw = throw
 
     def extra_repr(self) -> str:
@@ -98,19 +112,26 @@ class LinearProgram(nn.Module):
         start: LPSolution | None = None,
     ) -> LPSolution:
         """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
-        given = lp_data.gather(c, A, b, E, d, lower, upper)
-        if torch.is_autocast_enabled(c.device.type):
-            raise RuntimeError("LinearProgram: autocast is not supported; leave the autocast region for this call")
-        batch = lp_data.batch_shape(given)
+        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper), start)
+
+    def _default(self) -> ProgramSolver:
+        from optrelax.layers.programs.auto import Auto
+
+        return Auto()
+
+    def _solve(self, given: dict[str, Tensor], start: LPSolution | None) -> LPSolution:
+        if torch.is_autocast_enabled(given["c"].device.type):
+            raise RuntimeError(f"{self._owner}: autocast is not supported; leave the autocast region for this call")
+        batch = lp_data.batch_shape(given, self._owner)
         graph = lp_data.flatten(given, batch)
         data = graph.detach()
         crossed = data.lower > data.upper
-        answer = self._answer(graph if self.solver.differentiates else data, crossed, start)
+        answer = self._answer(graph if self._solver.differentiates else data, crossed, start)
         certificate = _certify(data, answer, self.rounding, self.feasibility)
-        status = _judge(answer.status, certificate, self.solver.tol)
+        status = _judge(answer.status, certificate, self._solver.tol)
         solution = self._solution(list(given.values()), graph, answer, certificate, status, batch)
         if self.throw:
-            require_optimal("LinearProgram", solution.status)
+            require_optimal(self._owner, solution.status)
         return solution
 
     def _answer(self, data: LPData, crossed: Tensor, start: LPSolution | None) -> Answer:
@@ -130,12 +151,12 @@ class LinearProgram(nn.Module):
             d=torch.where(false_d, 0.0, data.d),
         )
         contradicts = (crossed.any(-1) | false_b.any(-1)) | false_d.any(-1)
-        answer = self.solver.solve(boxed if bool(contradicts.any()) else data, warm)
+        answer = self._solver.solve(boxed if bool(contradicts.any()) else data, warm)
         infeasible = torch.full_like(answer.status, Status.INFEASIBLE)
         x, y, v = (part.nan_to_num(0.0, 0.0, 0.0) for part in (answer.primal, answer.inequality, answer.equality))
         return replace(
             answer,
-            primal=x if self.solver.differentiates else x.clamp(boxed.lower, boxed.upper),
+            primal=x if self._solver.differentiates else x.clamp(boxed.lower, boxed.upper),
             inequality=y,
             equality=v,
             status=torch.where(contradicts, infeasible, answer.status),
@@ -174,7 +195,8 @@ class LinearProgram(nn.Module):
             value = _carry(value, _shaped(torch.where(live, answer.objective, 0.0), batch))
         primal = answer.primal if answer.objective is not None else answer.primal.detach()
         if self.primal_gradient is not None:
-            primal, _ = self.primal_gradient.primal(graph, primal.detach(), status != Status.INFEASIBLE)
+            duals = torch.cat([certificate.inequality, certificate.equality], -1)
+            primal = self.primal_gradient.primal(graph, primal.detach(), duals, status)
         gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
         return LPSolution(
             lower=value,
@@ -184,10 +206,13 @@ class LinearProgram(nn.Module):
             gap=_shaped(gap, batch),
             status=_shaped(status, batch),
             iterations=_shaped(answer.iterations, batch),
+            solver=answer.solver or type(self.solver).__name__,
         )
 
 
 def _certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
+    if data.P is not None:
+        return certify_quadratic(data, answer.primal, answer.inequality, answer.equality, rounding, feasibility)
     # A solver that differentiates itself may leave the variables' bounds by its tolerance.
     primal = answer.primal.detach().clamp(data.lower, data.upper)
     return certify_duals(data, primal, answer.inequality, answer.equality, rounding, feasibility)

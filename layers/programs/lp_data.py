@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
-_DIMS = {"c": 1, "A": 2, "b": 1, "E": 2, "d": 1, "lower": 1, "upper": 1}
+_DIMS = {"c": 1, "A": 2, "b": 1, "E": 2, "d": 1, "lower": 1, "upper": 1, "P": 2}
+
+_NO_LIMIT = 1e20  # a side that other solvers, too, take for infinite
 
 
-def times(matrix: Float[Tensor, "... m n"], x: Float[Tensor, "B n"]) -> Float[Tensor, "B m"]:
-    """M x for a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
+# The innermost steps of iterations call these two: their shapes are not checked in the tests.
+def times(matrix: Tensor, x: Tensor) -> Tensor:
+    """M x, [B, m], for x [B, n] and a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
     if matrix.dim() == 2:
         return x @ matrix.mT
     return torch.bmm(matrix, x.unsqueeze(-1)).squeeze(-1)
 
 
-def transposed_times(matrix: Float[Tensor, "... m n"], y: Float[Tensor, "B m"]) -> Float[Tensor, "B n"]:
-    """M^T y for a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
+def transposed_times(matrix: Tensor, y: Tensor) -> Tensor:
+    """M^T y, [B, n], for y [B, m] and a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
     if matrix.dim() == 2:
         return y @ matrix
     return torch.bmm(y.unsqueeze(-2), matrix).squeeze(-2)
@@ -50,6 +54,8 @@ class LPData:
     d: Float[Tensor, "B p"]
     lower: Float[Tensor, "B n"]
     upper: Float[Tensor, "B n"]
+    P: Float[Tensor, "... n n"] | None = None
+    """Of quadratic programs, which add x.P x / 2; shared by the batch where it has two dimensions."""
 
     @property
     def size(self) -> tuple[int, int, int, int]:
@@ -63,7 +69,8 @@ class LPData:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LPData:
         """The same data with `function` applied to every tensor."""
-        return LPData(*(function(getattr(self, entry.name)) for entry in fields(self)))
+        parts = (getattr(self, entry.name) for entry in fields(self))
+        return LPData(*(part if part is None else function(part) for part in parts))
 
     def detach(self) -> LPData:
         """The same data outside the autograd graph."""
@@ -83,6 +90,7 @@ class LPData:
             self.d[index],
             self.lower[index],
             self.upper[index],
+            self.P if self.P is None or self.P.dim() == 2 else self.P[index],
         )
 
 
@@ -98,22 +106,38 @@ class Answer:
     iterations: Int[Tensor, " B"]
     objective: Float[Tensor, " B"] | None = None
     """c.x with the solver's own derivative attached, from solvers that differentiate themselves."""
+    solver: str = ""
+    """Who solved, where a solver chooses another."""
 
 
-@runtime_checkable
-class LPSolver(Protocol):
-    """The forward half of a layer: data in, a claimed primal and dual point out."""
+class ProgramSolver(ABC):
+    """The forward half of a layer for general programs: data in, a claimed primal and dual point out.
 
-    @property
-    def tol(self) -> float:
-        """Relative gap that counts as OPTIMAL, and the tolerance of feasibility."""
+    Sound: whatever it returns; the layer evaluates bound, gap and status from the points alone. A frozen dataclass of
+    options, handed to a layer as `LinearProgram(solver)`.
+    """
+
+    tol: float
+    """Relative gap that counts as OPTIMAL, and the tolerance of feasibility."""
+    quadratic: ClassVar[bool] = False
+    """Whether it takes data with P."""
 
     @property
     def differentiates(self) -> bool:
-        """Whether `solve` wants data inside the autograd graph and returns `Answer.objective`."""
+        """Whether `solve` wants data inside the autograd graph and returns `Answer.objective`: else the layer does."""
+        return False
 
+    @abstractmethod
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems."""
+
+
+def binding(data: LPData) -> Tensor:
+    """b, with infinite sides for rows that the box keeps far from their sides: no limit, however it is written."""
+    A = data.A.double()
+    low, high = data.lower.double().unsqueeze(-2), data.upper.double().unsqueeze(-2)
+    terms = torch.where(A > 0, A * high, torch.where(A < 0, A * low, 0.0))
+    return torch.where((data.b > 2 * terms.abs().sum(-1) + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
 
 
 def without_open_rows(data: LPData) -> LPData:
@@ -136,18 +160,22 @@ def gather(
     d: Tensor | None,
     lower: Tensor | None,
     upper: Tensor | None,
+    P: Tensor | None = None,
+    owner: str = "LinearProgram",
 ) -> dict[str, Tensor]:
-    """The seven tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
+    """The tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
 
     TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
     NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).
     """
-    A, E = (_dense(name, matrix) for name, matrix in (("A", A), ("E", E)))
+    A, E = (_dense(name, matrix, owner) for name, matrix in (("A", A), ("E", E)))
     given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
+    if P is not None:
+        given["P"] = _dense("P", P, owner)
     for matrix, vector in (("A", "b"), ("E", "d")):
         if (given[matrix] is None) != (given[vector] is None):
-            raise ValueError(f"LinearProgram: give both {matrix} and {vector} or neither")
-    _check_kinds(given)
+            raise ValueError(f"{owner}: give both {matrix} and {vector} or neither")
+    _check_kinds(given, owner)
     n = c.shape[-1]
     defaults = {
         **{name: c.new_zeros(0, n) for name in ("A", "E")},
@@ -156,61 +184,61 @@ def gather(
         "upper": c.new_full((n,), torch.inf),
     }
     data = {name: defaults[name] if value is None else value for name, value in given.items()}
-    _check_shapes(data)
-    _check_values(data)
+    _check_shapes(data, owner)
+    _check_values(data, owner)
     return data
 
 
-def _dense(name: str, matrix: Tensor | None) -> Tensor | None:
+def _dense(name: str, matrix: Tensor | None, owner: str) -> Tensor | None:
     """A sparse matrix written out; its gradient is sparse again."""
     if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
         return matrix
     if matrix.layout not in (torch.sparse_coo, torch.sparse_csr):
-        raise TypeError(f"LinearProgram: {name} must be dense, COO or CSR, got {matrix.layout}")
+        raise TypeError(f"{owner}: {name} must be dense, COO or CSR, got {matrix.layout}")
     return matrix.to_dense()
 
 
-def _check_kinds(given: dict[str, Tensor | None]) -> None:
+def _check_kinds(given: dict[str, Tensor | None], owner: str) -> None:
     c = given["c"]
     for name, value in given.items():
         if value is None and name != "c":
             continue
         if not isinstance(value, Tensor):
-            raise TypeError(f"LinearProgram: {name} must be a tensor, got {type(value).__name__}")
+            raise TypeError(f"{owner}: {name} must be a tensor, got {type(value).__name__}")
         if value.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"LinearProgram: {name} must be float32 or float64, got {value.dtype}")
+            raise TypeError(f"{owner}: {name} must be float32 or float64, got {value.dtype}")
         assert c is not None
         if value.dtype != c.dtype:
-            raise ValueError(f"LinearProgram: {name} is {value.dtype}, c is {c.dtype}; give one dtype")
+            raise ValueError(f"{owner}: {name} is {value.dtype}, c is {c.dtype}; give one dtype")
         if value.device != c.device:
-            raise ValueError(f"LinearProgram: {name} is on {value.device}, c on {c.device}; give one device")
+            raise ValueError(f"{owner}: {name} is on {value.device}, c on {c.device}; give one device")
         if value.dim() < _DIMS[name]:
             raise ValueError(
-                f"LinearProgram: {name} needs at least {_DIMS[name]} dimension(s), got shape {tuple(value.shape)}"
+                f"{owner}: {name} needs at least {_DIMS[name]} dimension(s), got shape {tuple(value.shape)}"
             )
 
 
-def _check_shapes(data: dict[str, Tensor]) -> None:
+def _check_shapes(data: dict[str, Tensor], owner: str) -> None:
     n, m, p = data["c"].shape[-1], data["A"].shape[-2], data["E"].shape[-2]
     if n == 0:
-        raise ValueError("LinearProgram: c has no variables (its last dimension is 0)")
-    wanted = {"c": (n,), "A": (m, n), "b": (m,), "E": (p, n), "d": (p,), "lower": (n,), "upper": (n,)}
-    for name, tail in wanted.items():
-        shape = tuple(data[name].shape)
+        raise ValueError(f"{owner}: c has no variables (its last dimension is 0)")
+    wanted = {"c": (n,), "A": (m, n), "b": (m,), "E": (p, n), "d": (p,), "lower": (n,), "upper": (n,), "P": (n, n)}
+    for name, value in data.items():
+        tail, shape = wanted[name], tuple(value.shape)
         if shape[-len(tail) :] != tail:
             listed = ", ".join(str(size) for size in tail)
             raise ValueError(
-                f"LinearProgram: {name} has shape {shape}, wanted [*batch, {listed}] to fit c with {n} variable(s), "
+                f"{owner}: {name} has shape {shape}, wanted [*batch, {listed}] to fit c with {n} variable(s), "
                 f"A with {m} and E with {p} row(s)"
             )
 
 
-def _check_values(data: dict[str, Tensor]) -> None:
+def _check_values(data: dict[str, Tensor], owner: str) -> None:
     for name, value in data.items():
         entries = value.detach()
         if bool(entries.isnan().any()):
             where = entries.isnan().nonzero()[0].tolist()
-            raise ValueError(f"LinearProgram: {name} holds NaN (first at {where})")
+            raise ValueError(f"{owner}: {name} holds NaN (first at {where})")
         if name in ("lower", "upper"):
             wrong = entries == (torch.inf if name == "lower" else -torch.inf)
             allowed = "-inf" if name == "lower" else "inf"
@@ -221,17 +249,17 @@ def _check_values(data: dict[str, Tensor]) -> None:
             wrong, wanted = entries.isinf(), "must be finite"
         if bool(wrong.any()):
             first = wrong.nonzero()[0].tolist()
-            raise ValueError(f"LinearProgram: {name} {wanted}, got {entries[wrong][0].item()} at {first}")
+            raise ValueError(f"{owner}: {name} {wanted}, got {entries[wrong][0].item()} at {first}")
 
 
-def batch_shape(data: dict[str, Tensor]) -> torch.Size:
+def batch_shape(data: dict[str, Tensor], owner: str = "LinearProgram") -> torch.Size:
     """The common leading shape; ValueError where the leading shapes do not broadcast."""
     leading = {name: value.shape[: value.dim() - _DIMS[name]] for name, value in data.items()}
     try:
         return torch.broadcast_shapes(*leading.values())
     except RuntimeError as error:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in leading.items() if shape)
-        raise ValueError(f"LinearProgram: leading shapes do not broadcast: {listed}") from error
+        raise ValueError(f"{owner}: leading shapes do not broadcast: {listed}") from error
 
 
 def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
@@ -246,4 +274,4 @@ def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
             return value
         return value.expand(batch + tail).reshape(batch.numel(), *tail)
 
-    return LPData(*(flat(name) for name in NAMES))
+    return LPData(*(flat(name) for name in NAMES), flat("P") if "P" in data else None)

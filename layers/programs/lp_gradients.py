@@ -4,7 +4,7 @@ A rule is an object of its own, apart from the solver that found the point. Both
 fixed and differentiate the Lagrangian L = c.x + y.(A x - b) + v.(E x - d), with the box's multipliers in
 r = c + A^T y + E^T v:
 
-    dc = x,  dA = y x^T,  db = -y,  dE = v x^T,  dd = -v,  dlower = max(r, 0),  dupper = min(r, 0).
+    dc = x,  dA = y x^T,  db = -y,  dE = v x^T,  dd = -v,  dlower = max(r, 0),  dupper = min(r, 0),  dP = x x^T / 2.
 
 They differ in x. No KKT system is solved.
 """
@@ -77,7 +77,7 @@ class FixedDualGradient:
 def attach_value(
     value: Float[Tensor, "*batch"], rule: ValueGradient, saddle: SaddlePoint, data: Sequence[Tensor]
 ) -> Float[Tensor, "*batch"]:
-    """`value` with the rule's gradient in c, A, b, E, d, lower, upper (`data`, each of its own leading shape).
+    """`value` with the rule's gradient in c, A, b, E, d, lower, upper and P (`data`, each of its own leading shape).
 
     A tensor shared by problems gets the sum of their gradients. Matrices are summed as one product, so the gradient of
     a shared A takes the memory of A.
@@ -115,8 +115,9 @@ class _Value(torch.autograd.Function):
             lambda: (-g * v).sum_to_size(shapes[4]),
             lambda: torch.where(lower.isinf(), 0.0, g * r.clamp(min=0)).sum_to_size(shapes[5]),
             lambda: torch.where(upper.isinf(), 0.0, g * r.clamp(max=0)).sum_to_size(shapes[6]),
+            lambda: outer_sum(g * x / 2, x, shapes[7]),
         )
-        grads = [rule() if wanted else None for rule, wanted in zip(rules, needed, strict=True)]
+        grads = [rule() if wanted else None for rule, wanted in zip(rules, needed, strict=False)]
         return (None, None, None, None, None, None, *grads)
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import Answer, LPData, transposed_times
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, transposed_times
 from optrelax.layers.programs.pdhg_steps import Best, Iterate, Scaled, take
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
@@ -28,7 +28,7 @@ _RUNNING = -1
 
 
 @dataclass(frozen=True, slots=True)
-class PDHG:
+class PDHG(ProgramSolver):
     """Restarted primal-dual hybrid gradient for whole batches, on the device and in the dtype of the data.
 
     Sound: yes, through the layer; the multipliers kept are those of the best safe bound among the points looked at, so
@@ -57,11 +57,6 @@ class PDHG:
             raise ValueError(f"PDHG: check_every must be >= 1, got {self.check_every}")
         if self.restart not in ("adaptive", "never"):
             raise ValueError(f"PDHG: restart must be 'adaptive' or 'never', got {self.restart!r}")
-
-    @property
-    def differentiates(self) -> bool:
-        """False: the gradient rule is the layer's."""
-        return False
 
     @torch.no_grad()
     def solve(self, data: LPData, start: Answer | None) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import Answer, LPData, stack_rows, times, transposed_times
+from optrelax.layers.programs.lp_data import Answer, LPData, binding, stack_rows, times, transposed_times
 from optrelax.layers.programs.safe_bounds import implied_box
 
 _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-point error that triggers a restart
@@ -16,7 +16,6 @@ _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-poin
 # some problems: once x sits at its vertex, a larger weight makes it move even less.
 _SMOOTHING = 0.5
 _RUIZ_ROUNDS = 10
-_NO_LIMIT = 1e20  # a side that other solvers, too, take for infinite
 _POWER_ROUNDS = 40
 
 Record = TypeVar("Record", "Scaled", "Iterate", "Best")
@@ -54,10 +53,10 @@ class Scaled:
         """Ruiz's equilibration, then Pock and Chambolle's, which makes the norm of K at most 1."""
         size, m = data.size[0], data.size[2]
         K = stack_rows(data.A, data.E)
-        rows, columns = _equilibration(K)
+        rows, columns = equilibration(K)
         K = K * rows.unsqueeze(-1) * columns.unsqueeze(-2)
         rows, columns = rows.expand(size, -1), columns.expand(size, -1)
-        q = torch.cat([_binding(data), data.d], -1)
+        q = torch.cat([binding(data), data.d], -1)
         low, high = (end.to(data.c) for end in implied_box(data.double()))
         return cls(
             K=K,
@@ -109,14 +108,6 @@ class Scaled:
         return torch.cat([excess[:, : self.m].clamp(min=0), excess[:, self.m :].abs()], -1)
 
 
-def _binding(data: LPData) -> Tensor:
-    """b, with infinite sides for rows that the box keeps far from their sides: no limit, however it is written."""
-    A = data.A.double()
-    low, high = data.lower.double().unsqueeze(-2), data.upper.double().unsqueeze(-2)
-    terms = torch.where(A > 0, A * high, torch.where(A < 0, A * low, 0.0))
-    return torch.where((data.b > 2 * terms.abs().sum(-1) + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
-
-
 def _sizes(q: Tensor) -> Tensor:
     """Norms of the sides that are not far beyond the others, [B, 1]: only those can be limits that bind."""
     size = torch.where(q.isfinite(), q.abs(), 0.0)
@@ -124,7 +115,7 @@ def _sizes(q: Tensor) -> Tensor:
     return torch.where(size <= usual, size, 0.0).norm(dim=-1, keepdim=True)
 
 
-def _equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
+def equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
     """(row scales, column scales) of |K|, [..., rows] and [..., n]; rows and columns of zeros keep scale 1."""
     size = K.abs()
     rows, columns = size.new_ones(size.shape[:-1]), size.new_ones(size.shape[:-2] + size.shape[-1:])

@@ -50,7 +50,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Balanced:
-    """Multipliers, the proved bound of exact ones beside them, and the bound as evaluated to nearest."""
+    """Multipliers, the proved bound of exact ones beside them, and the bound with rounding's residuals taken for 0.
+
+    Each is -inf where it was not shown.
+    """
 
     multipliers: Float[Tensor, " rows"]
     bound: float
@@ -65,17 +68,21 @@ def balance(rows: Rows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) -> Ba
     if vanishing is None:
         return None
     M = rows.M[:, vanishing].mT.contiguous()
-    slack = torch.zeros_like(s)
+    slack, proved, near = torch.zeros_like(s), True, True
     if len(M):
         for _ in range(3):
             s = _moved(M, c[vanishing] + M @ s, s, rows.m)
         if not bool(exactly_zero(M, s, c[vanishing]).all()):
             residual, error = _products(M, s, c[vanishing])
             found = _correction(M, residual.abs() + error, _scales(s, rows.m))
-            if found is None or bool((found > s)[: rows.m].any()):
+            proved, near = found is not None, bool((residual.abs() <= error).all())
+            slack = slack if found is None else found
+            proved = proved and not bool((slack > s)[: rows.m].any())
+            if not proved and not near:
                 return None
-            slack = found
-    return _bounded(rows, c, s, slack, vanishing)
+            slack = slack if proved else torch.zeros_like(s)
+    made = _bounded(rows, c, s, slack, vanishing)
+    return Balanced(s, made.bound if proved else -torch.inf, made.near if near else -torch.inf)
 
 
 def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"]) -> Bool[Tensor, " B"]:

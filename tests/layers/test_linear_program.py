@@ -24,7 +24,7 @@ from optrelax.layers import (
     Regularised,
     Status,
 )
-from optrelax.layers.programs.lp_data import Answer, LPData, batch_shape, flatten, gather
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, batch_shape, flatten, gather
 from optrelax.layers.programs.lp_gradients import outer_sum
 from optrelax.layers.programs.rays import proves_infeasible
 from optrelax.layers.programs.safe_bounds import certify_duals, implied_box
@@ -34,14 +34,13 @@ NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
 
 
 @dataclass(frozen=True)
-class Liar:
+class Liar(ProgramSolver):
     """A solver that answers what it is told to, and says that it is optimal."""
 
     primal: Tensor
     inequality: Tensor
     equality: Tensor
     tol: float = 1e-6
-    differentiates: bool = False
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         size = data.size[0]

@@ -11,8 +11,10 @@ import torch
 from lp_cases import FAMILIES, MIXED, Data, assignment, boxed, covering, exact_value, free, packing, values
 from scipy import sparse
 
-from optrelax.layers import PDHG, Cvxpy, Highs, LinearProgram, Status
+from optrelax.layers import PDHG, Cvxpy, Highs, InteriorPoint, LinearProgram, Status
 from optrelax.layers.programs import lp_data
+from optrelax.layers.programs.auto import Auto
+from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.pdhg_steps import Scaled
 from optrelax.layers.programs.quadratic import project
 from optrelax.layers.programs.rays import proves_infeasible
@@ -22,11 +24,23 @@ SOLVERS = {
     "highs": Highs(workers=1),
     "highs-2": Highs(workers=2),
     "pdhg": PDHG(tol=1e-7),
-    "scs": Cvxpy(eps=1e-9, tol=1e-6),
+    "interior": InteriorPoint(),
+    "interior-torch": InteriorPrograms(compiled=False),
+    "auto": Auto(),
+    "scs": Cvxpy("SCS", eps=1e-9, tol=1e-6),
     "clarabel": Cvxpy("CLARABEL", eps=1e-9, tol=1e-6),
 }
 # Relative error of the value that each is asked for here.
-ERRORS = {"highs": 1e-9, "highs-2": 1e-9, "pdhg": 1e-7, "scs": 1e-6, "clarabel": 1e-6}
+ERRORS = {
+    "highs": 1e-9,
+    "highs-2": 1e-9,
+    "pdhg": 1e-7,
+    "interior": 1e-8,
+    "interior-torch": 1e-8,
+    "auto": 1e-8,
+    "scs": 1e-6,
+    "clarabel": 1e-6,
+}
 
 
 @pytest.fixture(params=SOLVERS)
@@ -267,6 +281,7 @@ def test_sides_that_mean_no_limit(name: str, limit: float) -> None:
     assert bool((leaf.grad[b > 1e7].abs() < 1e-6).all())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("layout", ["coo", "csr"])
 def test_sparse_matrices_are_the_dense_ones_with_gradients_on_their_values(name: str, layout: str) -> None:
     data = boxed(2, 4, 5, 1)

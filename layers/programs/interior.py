@@ -1,0 +1,101 @@
+"""Batches of linear and convex quadratic programs by interior points: a compiled kernel, or PyTorch doing the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from optrelax.kernels.native import build
+from optrelax.layers.programs.interior_steps import solve_together
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, binding, without_open_rows
+from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
+from optrelax.layers.solutions import Status
+
+_BELOW = 1e-3  # below tol: the last steps cost little, and gradients want a point nearer than the gap shows
+_SOURCE = Path(__file__).with_name("interior.c")
+
+
+@dataclass(frozen=True, slots=True)
+class InteriorPrograms(ProgramSolver):
+    """Mehrotra's method for batches of programs; made by `InteriorPoint.for_programs`.
+
+    compiled: take the kernel where there is a C compiler and the data lie on the CPU.
+    """
+
+    tol: float = 1e-6
+    max_iterations: int = 60
+    max_bytes: int = 512 * 2**20
+    compiled: bool = True
+    quadratic: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def solve(self, data: LPData, start: Answer | None) -> Answer:
+        """Solve B >= 1 linear or convex quadratic programs; a start is ignored."""
+        exact, tol = data.detach().double(), self.tol * _BELOW
+        if self.compiled and build(_SOURCE).supports(exact.c):
+            primal, duals, status, iterations = _compiled(exact, tol, self.max_iterations)
+        else:
+            chunk = max(1, self.max_bytes // _bytes_a_problem(exact))
+            sides = binding(exact)
+            whole = _with_a_row(without_open_rows(replace(exact, b=sides)))
+            pieces = [whole.select(slice(i, i + chunk)) for i in range(0, exact.size[0], chunk)]
+            parts = [solve_together(piece, tol, self.max_iterations) for piece in pieces]
+            primal, duals, status, iterations = (torch.cat(part) for part in zip(*parts, strict=True))
+            held = torch.where(sides == torch.inf, 0.0, duals[:, : exact.size[2]])
+            duals = torch.cat([held, duals[:, exact.size[2] :]], -1)
+        return _answer(exact, primal, duals, status, iterations)
+
+
+def _answer(exact: LPData, primal: Tensor, duals: Tensor, status: Tensor, iterations: Tensor) -> Answer:
+    """Rays are proved before they are believed, and are no points."""
+    m = exact.size[2]
+    y, v = duals[:, :m].clamp(min=0), duals[:, m : m + exact.size[3]]
+    status = _believed(exact, primal, y, v, status.to(torch.int8))
+    live = (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
+    primal, y, v = (torch.where(live.unsqueeze(-1), part, 0.0) for part in (primal, y, v))
+    return Answer(primal, y, v, status, iterations)
+
+
+def _compiled(data: LPData, tol: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    size, n, m, p = data.size
+    ready = data.map(Tensor.contiguous)
+    primal, duals = data.c.new_empty(size, n), data.c.new_empty(size, m + p)
+    status, iterations = (torch.empty(size, dtype=torch.int64) for _ in range(2))
+    inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, ready.P)
+    shared = (int(t is None or t.dim() == 2) for t in (ready.A, ready.E, ready.P))
+    outputs = (primal, duals, status, iterations)
+    build(_SOURCE).call("interior", torch.float64, *inputs, *outputs, size, n, m, p, *shared, max_iterations, tol)
+    return outputs
+
+
+def _with_a_row(data: LPData) -> LPData:
+    """Problems without rows get one that says nothing, 0 x <= 1."""
+    if data.size[2] + data.size[3]:
+        return data
+    return replace(data, A=data.c.new_zeros(1, data.size[1]), b=data.c.new_ones(data.size[0], 1))
+
+
+def _bytes_a_problem(data: LPData) -> int:
+    """Memory of one problem in flight in PyTorch: scaled matrices and their products, the factor and its copies."""
+    _, n, m, p = data.size
+    return 8 * (3 * (m + p) * n + 4 * n * n + 40 * (n + m + p))
+
+
+def _believed(data: LPData, primal: Tensor, y: Tensor, v: Tensor, status: Tensor) -> Tensor:
+    """Statuses, claims that no exact ray bears out turned into NUMERICAL."""
+    for claim in (Status.INFEASIBLE, Status.UNBOUNDED):
+        index = (status == claim).nonzero().squeeze(-1)
+        if not len(index):
+            continue
+        some = data.select(index)
+        if claim == Status.INFEASIBLE:
+            proved = proves_infeasible(some, y[index], v[index])
+        else:
+            proved = proves_unbounded(some, primal[index])
+        status = status.clone()
+        status[index[~proved]] = Status.NUMERICAL
+    return status

@@ -1,0 +1,100 @@
+"""The batched convex quadratic-program layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optrelax.layers.programs import lp_data
+from optrelax.layers.programs.argmin import KKT, PrimalGradient
+from optrelax.layers.programs.linear_program import LinearProgram
+from optrelax.layers.programs.lp_data import ProgramSolver
+from optrelax.layers.programs.lp_gradients import ValueGradient
+from optrelax.layers.solutions import LPSolution
+from optrelax.rounding import Rounding
+from optrelax.uncompiled import uncompiled
+
+_ROUNDING = 1e-9  # how far below 0 an eigenvalue may lie, relative to the largest, and P from its transpose
+
+
+class QuadraticProgram(LinearProgram):
+    """min x.P x / 2 + c.x subject to A x <= b, E x = d, lower <= x <= upper, for any leading batch shape.
+
+    P is symmetric and positive semidefinite: checked to rounding (1e-9 of its size), and assumed by the bound.
+    Sound: `lower` is the bound of the multipliers and of the point's tangent (see `quadratic_bounds`), never above the
+        optimal value, whatever the solver did, under either rounding.
+    Exact: as the solver; `gap`, feasibility and OPTIMAL as for `LinearProgram`.
+    Gradient: of `lower` by the envelope theorem, in all eight arguments, x x^T / 2 for P. `primal` is differentiable by
+        default (`KKT()`): by the KKT system of the constraints that hold with equality; where that is singular (the
+        argmin is not unique, or active rows depend on each other) it is the least-norm derivative, and
+        `KKT.regular` says so. `primal_gradient=None` leaves it without.
+
+    Shapes: P [*batch, n, n], the rest as for `LinearProgram`. Raises as `LinearProgram`; ValueError for a P that is not
+    symmetric or has a negative eigenvalue.
+    Source: Amos & Kolter 2017 (OptNet).
+    """
+
+    _owner = "QuadraticProgram"
+    _quadratic = True
+
+    def __init__(
+        self,
+        solver: object = "auto",
+        *,
+        rounding: Rounding = "nearest",
+        value_gradient: ValueGradient | None = None,
+        primal_gradient: PrimalGradient | None = KKT(),  # noqa: B008
+        feasibility: float | None = None,
+        throw: bool = False,
+    ) -> None:
+        """`solver`: "auto" is `InteriorPoint()`."""
+        super().__init__(
+            solver,
+            rounding=rounding,
+            value_gradient=value_gradient,
+            primal_gradient=primal_gradient,
+            feasibility=feasibility,
+            throw=throw,
+        )
+
+    def _default(self) -> ProgramSolver:
+        from optrelax.layers.programs.interior import InteriorPrograms
+
+        return InteriorPrograms()
+
+    @uncompiled
+    def forward(  # type: ignore[override]
+        self,
+        P: Float[Tensor, "*#batch n n"],
+        c: Float[Tensor, "*#batch n"],
+        A: Float[Tensor, "*#batch m n"] | None = None,
+        b: Float[Tensor, "*#batch m"] | None = None,
+        E: Float[Tensor, "*#batch p n"] | None = None,
+        d: Float[Tensor, "*#batch p"] | None = None,
+        lower: Float[Tensor, "*#batch n"] | None = None,
+        upper: Float[Tensor, "*#batch n"] | None = None,
+        *,
+        start: LPSolution | None = None,
+    ) -> LPSolution:
+        """Solve the batch; `start` is for solvers that warm-start."""
+        given = lp_data.gather(c, A, b, E, d, lower, upper, P, self._owner)
+        _check_convex(given["P"].detach())
+        return self._solve(given, start)
+
+
+def _check_convex(P: Tensor) -> None:
+    """ValueError unless P is symmetric and positive semidefinite, to rounding."""
+    if P.numel() == 0:
+        return
+    unit = torch.finfo(P.dtype).eps / torch.finfo(torch.float64).eps
+    allowed = _ROUNDING * max(1.0, min(unit, 1e4)) * P.abs().amax((-1, -2))
+    if bool(((P - P.mT).abs().amax((-1, -2)) > allowed).any()):
+        raise ValueError("QuadraticProgram: P must be symmetric; give (P + P.mT) / 2")
+    exact = P.double()
+    shift = (allowed.double() + torch.finfo(torch.float64).tiny).unsqueeze(-1).expand(P.shape[:-1])
+    _, info = torch.linalg.cholesky_ex(exact + torch.diag_embed(shift))
+    if bool((info != 0).any()):
+        least = float(torch.linalg.eigvalsh(exact)[..., 0].min())
+        if least < -float(allowed.max()):
+            raise ValueError(f"QuadraticProgram: P must be positive semidefinite, its least eigenvalue is {least:.3g}")
