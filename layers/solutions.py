@@ -95,19 +95,6 @@ class LPSolution:
     solver: str = ""
     """Who solved: what `solver="auto"` chose."""
 
-    @property
-    def statuses(self) -> list[str]:
-        """The statuses by name, in the order of the flattened batch."""
-        return [Status(code).name for code in self.status.flatten().tolist()]
-
-    def __repr__(self) -> str:
-        """Counts of statuses by name, the shape of the batch, the largest gap."""
-        names = self.statuses
-        counts = ", ".join(f"{names.count(s.name)} {s.name}" for s in Status if s.name in names) or "no problems"
-        gap = f"{float(self.gap.detach().max()):.1e}" if names else "-"
-        shape, count = list(self.status.shape), self.primal.shape[-1]
-        return f"{type(self).__name__}(batch {shape} of {count} variables: {counts}; gap <= {gap}; by {self.solver})"
-
     def __repr__(self) -> str:
         return _described(self)
 

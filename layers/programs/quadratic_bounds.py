@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optrelax.exactness import require_exact_products
 from optrelax.layers.programs.lp_data import LPData, times, transposed_times
 from optrelax.layers.programs.rays import Rows, balance
 from optrelax.layers.programs.safe_bounds import Certificate, box_bound, implied_box, violations
-from optrelax.rounding import SLACK, Rounding, gamma, require_exact_products, underflow, up
+from optrelax.rounding import SLACK, Rounding, gamma, underflow, up
 
 _F64 = torch.float64
 
