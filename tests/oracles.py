@@ -133,6 +133,28 @@ def fractions(x: Tensor) -> np.ndarray:
     return np.array(flat, dtype=object).reshape(x.shape)
 
 
+class Rational(nn.Module):
+    """A module of a test's own that knows what it is in rational arithmetic."""
+
+    def rational(self, x: np.ndarray) -> np.ndarray:
+        """[*input_shape] of fractions -> [*shape]."""
+        raise NotImplementedError
+
+
+class Affinity(Rational):
+    """x / divisor * factor + shift, Python numbers."""
+
+    def __init__(self, divisor: float, factor: float, shift: float) -> None:
+        super().__init__()
+        self.divisor, self.factor, self.shift = divisor, factor, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.divisor * self.factor + self.shift
+
+    def rational(self, x: np.ndarray) -> np.ndarray:
+        return x / Fraction(self.divisor) * Fraction(self.factor) + Fraction(self.shift)
+
+
 def exact(net: nn.Module, x: np.ndarray) -> np.ndarray:
     """What a module makes of one example [*input_shape] in rational arithmetic, its Python numbers as they are."""
     match net:
@@ -140,6 +162,8 @@ def exact(net: nn.Module, x: np.ndarray) -> np.ndarray:
             for layer in net:
                 x = exact(layer, x)
             return x
+        case Rational():
+            return net.rational(x)
         case Residual():
             return exact(net.body, x) + exact(net.shortcut, x)
         case Normalize():

@@ -376,7 +376,7 @@ class AveragePool2d(Affine):
         self._conv = Conv2d(input_shape, lambda: ones, None, self.geometry)
         self.input_shapes, self.shape = (input_shape,), self._conv.shape
         self.fan_in, self.fan_out = math.prod(kernel), math.prod(kernel)
-        self._count = self._covered() if divisor is None else torch.tensor(divisor)
+        self._count = self._covered() if divisor is None else torch.tensor(divisor, dtype=torch.float64)
 
     def _covered(self) -> Tensor:
         """Pixels that each window covers, padding not counted: [high, wide]."""
@@ -488,6 +488,13 @@ class MaxPool2d(Storable):
         probe = torch.empty(1, *input_shape, device="meta")  # its shape is all that is asked
         probe = F.max_pool2d(probe, kernel, geometry.stride, geometry.padding, geometry.dilation)
         self.shape: Shape = tuple(probe.shape[1:])
+        g = geometry
+        for n, out, k, s, p, d in zip(
+            input_shape[1:], self.shape[1:], kernel, g.stride, g.padding, g.dilation, strict=True
+        ):
+            at = torch.arange(out, device="cpu")[:, None] * s - p + torch.arange(k, device="cpu") * d
+            if not bool(((at >= 0) & (at < n)).any(1).all()):  # -inf there, which no relaxation takes for a value
+                raise ValueError(f"MaxPool2d: a window over input of shape {input_shape} holds padding alone")
 
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, c, h, w] -> [*lead, c, h', w']."""
