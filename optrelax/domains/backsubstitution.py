@@ -7,17 +7,23 @@ LP layers. Source: Zhang et al. 2018 (CROWN), Singh et al. 2019 (DeepPoly); outw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from optrelax.domains import windows
+from optrelax.domains.frames import Plan, Seen
 from optrelax.domains.interval import Ball, absolute_terms
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
+from optrelax.domains.windows import Windows
 from optrelax.enclosures import Bounds, from_above, from_below
 from optrelax.kernels.band_step import band_step, range_over_box
+from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.relax_step import least_over_box, relax_step
 from optrelax.kernels.sign_products import bytes_taken, ends_through, pays
 from optrelax.networks.activations import Activation
@@ -25,6 +31,8 @@ from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, gamma, peak, tiny, underflow, unit_roundoff
+
+Ends = TypeVar("Ends", Tensor, tuple[Tensor, Tensor])
 
 
 @dataclass
@@ -45,16 +53,46 @@ class Rows:
     allowance: Tensor | None = None
     terms: Tensor | None = None
     stops: dict[str, Tensor] = field(default_factory=dict)
+    frames: Mapping[str, Seen] = field(default_factory=dict)
+    """Where each node's coefficients lie; what is not named has them in its own shape."""
+    grid: Pair = (1, 1)
+    places: Tensor | None = None
+    """Places of the grid that rows of windows start from, [batch or 1, places, 2]."""
+    settled: set[str] = field(default_factory=set)
+    """Nodes whose bias went into the lines behind them."""
 
     def add(self, name: str, a: Tensor) -> None:
-        """Send coefficients to a node's value, adding where branches meet."""
+        """Send coefficients to a node's value, where branches meet."""
+        self.join(name, windows.adapt(a, "rows", self.frames.get(name, "rows"), self))
+
+    def join(self, name: str, a: Tensor) -> None:
+        """Send coefficients in the frame that the node expects them in."""
         if name not in self.pending:
             self.pending[name] = a
             return
         total = self.pending[name] + a
         if self.magnitude is not None:
-            self.allow(unit_roundoff(a.dtype) * dot(total.abs(), self.magnitude[name]))
+            self.allow(unit_roundoff(a.dtype) * self.dot(name, total.abs(), self.magnitude[name]))
         self.pending[name] = total
+
+    def dot(self, name: str, a: Tensor, values: Tensor) -> Tensor:
+        """Coefficients of a node times values of it, [batch or none, *shape]: [batch or 1, k]."""
+        frame = self.frames.get(name, "rows")
+        if frame == "rows":
+            return dot(a, values)
+        return windows.dot(a, windows.see(values, frame, self), self)
+
+    def over_box(self, extreme: Callable[[Tensor, Tensor, Tensor], Ends], a: Tensor, region: InputBox) -> Ends:
+        """Extremes over the region of rows that have reached the input."""
+        frame = self.frames.get(self.network.input, "rows")
+        if frame == "rows":
+            return extreme(a, region.lower, region.upper)
+        return windows.over_box(extreme, a, frame, region, self)
+
+    @cached_property
+    def entrance(self) -> str | None:
+        """The convolution that all paths from the input lead through."""
+        return windows.entrance(self.network)
 
     def allow(self, amount: Tensor) -> None:
         """Add to the rounding allowance, [batch, k]."""
@@ -105,30 +143,39 @@ def substitute(
     lines: Mapping[str, Lines | Bounds],
     *,
     magnitude: Mapping[str, Tensor] | None = None,
+    plan: Plan | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Lower bound of each row of `rows` times the value of node `target`.
 
-    rows [batch or 1, k, *shape of target] -> [batch, k].
+    rows [batch or 1, k, *shape of target] -> [batch, k]; plan, places: see `pull`.
     Sound: yes, for sound lines.  Gradient: in weights, lines, rows and region; at coefficients of exactly 0 that
     of the upper line (relu(0)' = 0 for the positive part).
     """
     end = region if magnitude is None else None
-    walk = pull(network, target, rows, region.shape[0], lines, magnitude, end=end)
+    walk = pull(network, target, rows, region.shape[0], lines, magnitude, end=end, plan=plan, places=places)
     return concretise(walk, region)
 
 
 def substitute_both(
-    network: Network, target: str, rows: Tensor, region: InputBox, lines: Mapping[str, Lines]
+    network: Network,
+    target: str,
+    rows: Tensor,
+    region: InputBox,
+    lines: Mapping[str, Lines],
+    *,
+    plan: Plan | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bound of each row of `rows` times the value of node `target`, by parallel lines, to nearest.
 
     rows [batch or 1, k, *shape of target] -> [batch, k] each, from one walk: the upper bound's coefficients are those
     of the lower.  Sound and gradient: as `substitute`; at coefficients of exactly 0 that of the middle.
     """
-    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=region)
+    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=region, plan=plan, places=places)
     a = walk.pending.pop(network.input, None)
     if a is not None:
-        low, high = range_over_box(a, region.lower, region.upper)
+        low, high = walk.over_box(range_over_box, a, region)
         walk.add_constant(low, upper=high)
     assert walk.upper is not None
     return from_below(walk.constant), from_above(walk.upper)
@@ -144,15 +191,21 @@ def pull(
     stop: frozenset[str] = frozenset(),
     both: bool = False,
     end: InputBox | None = None,
+    plan: Plan | None = None,
+    places: Tensor | None = None,
 ) -> Rows:
     """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`).
 
     both: the constants of lower and upper bounds at once; every line is one of a parallel pair.
     end: the region in whose bounds rows may end on the way, where that is faster; to nearest only.
+    plan: where the coefficients of every node lie; places: those of the target whose rows these are, as windows,
+    [batch or 1, places, 2]: rows [examples or 1, k, 1, 1, channels], and constants are [batch, places * k].
     """
     require_rules(network, Rows)
-    zeros = rows.new_zeros(batch, rows.shape[1])
+    zeros = rows.new_zeros(batch, rows.shape[1] * (1 if places is None else places.shape[1]))
     walk = Rows(network, lines, magnitude, zeros, zeros if both else None, end)
+    if plan is not None:
+        walk.frames, walk.grid, walk.places = plan.frames, plan.grid, places
     walk.pending[target] = rows
     for node in reversed(network.nodes):
         if node.name not in walk.pending:
@@ -161,24 +214,27 @@ def pull(
         if node.name in stop:
             walk.stops[node.name] = a
             continue
-        step = find_rule(node.op, Rows)
+        frame = walk.frames.get(node.name, "rows")
+        step = find_rule(node.op, Rows if frame == "rows" else Windows)
         assert step is not None
-        step(node.op, node, a, walk)
+        step(node.op, node, a, *(() if frame == "rows" else (frame,)), walk)
     return walk
 
 
 def concretise(walk: Rows, region: InputBox) -> Tensor:
     """Lower bound over the region once every row has reached the input: [batch, k]."""
-    a = walk.pending.pop(walk.network.input, None)
+    name = walk.network.input
+    a = walk.pending.pop(name, None)
     if a is not None:
         terms = math.prod(walk.network.input_shape) * 2
+        found = walk.over_box(least_over_box, a, region)
         if walk.magnitude is None:
-            walk.add_constant(least_over_box(a, region.lower, region.upper))
+            walk.add_constant(found)
         else:
             # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms; below
             # the normal range an ulp is that of `tiny`.
-            size = dot(a.abs(), region.center.abs() + region.radius + tiny(a.dtype))
-            walk.add_constant(least_over_box(a, region.lower, region.upper), size, terms + 4)
+            size = walk.dot(name, a.abs(), region.center.abs() + region.radius + tiny(a.dtype))
+            walk.add_constant(found, size, terms + 4)
     if walk.allowance is None:
         return from_below(walk.constant)
     total = walk.allowance

@@ -256,8 +256,13 @@ class Scale(Affine):
         self.shape = shape
         self._scale, self._shift = scale, shift
 
+    def factor(self, like: Tensor) -> Tensor | None:
+        """The scale, broadcastable to the shape; None for 1."""
+        return None if self._scale is None else self._scale().to(like)
+
     def linear(self, *xs: Tensor) -> Tensor:
-        return xs[0] if self._scale is None else xs[0] * self._scale().to(xs[0])
+        factor = self.factor(xs[0])
+        return xs[0] if factor is None else xs[0] * factor
 
     def absolute(self, *rs: Tensor) -> Tensor:
         return rs[0] if self._scale is None else rs[0] * self._scale().to(rs[0]).abs()
@@ -389,8 +394,12 @@ class AveragePool2d(Affine):
             counts.append(((first + k).clamp(max=n) - first.clamp(min=0)).double())
         return counts[0][:, None] * counts[1]
 
+    def counts(self, like: Tensor) -> Tensor:
+        """What sums over windows are divided by: one number, or one a place, [1 or channels, high, wide]."""
+        return self._count.to(like)
+
     def _scaled(self, x: Tensor) -> Tensor:
-        return x / self._count.to(x)
+        return x / self.counts(x)
 
     def linear(self, *xs: Tensor) -> Tensor:
         return self._scaled(self._conv.linear(xs[0]))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.domains import backsubstitution, interval, patches
+from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains import lines as named
+from optrelax.domains.frames import Plan
 from optrelax.domains.interval import Ball
 from optrelax.domains.lines import Lines, LowerSlope
 from optrelax.enclosures import Bounds, ordered
@@ -138,32 +139,53 @@ class Substitution(Relaxation):
         room: float,
     ) -> Bounds:
         """Lower and upper bounds of every entry of a node."""
-        near = None if magnitude is not None else self._near(network, source, region, lines, room)
-        if near is not None:
-            return near
+        plan = frames.plan(network, source)
+        if plan is not None:
+            return ordered(*self._windows(network, source, plan, region, lines, magnitude, room))
         shape = network.shape_of(source)
         eye = identity_rows(shape, region.lower)
-        parallel = {name: pair for name, pair in lines.items() if isinstance(pair, Lines) and pair.parallel}
-        if self._one_row(network) and len(parallel) == len(lines):
-            low, high = self._ranges(network, source, eye, region, parallel, room)
+        if self._parallel(network, lines):
+            low, high = self._ranges(network, source, eye, region, lines, room)
             return ordered(low.reshape(-1, *shape), high.reshape(-1, *shape))
         both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
         n = eye.shape[1]
         return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
 
-    def _near(
-        self, network: Network, source: str, region: InputBox, lines: Mapping[str, Lines | Bounds], room: float
-    ) -> Bounds | None:
-        """Bounds of a node behind two convolutions, patch by patch, where there is room for them at once."""
-        found = patches.find(network, source)
-        band = None if found is None else lines.get(found.activation)
-        if found is None or not isinstance(band, Lines):
-            return None
-        one_row = self._one_row(network) and band.parallel
-        rows = math.prod(network.shape_of(source)) * (1 if one_row else 2)
-        if found.pull(region.shape[0]).whole * rows * region.lower.element_size() > room:
-            return None
-        return ordered(*patches.ends(found, region, band, one_row))
+    def _windows(
+        self,
+        network: Network,
+        source: str,
+        plan: Plan,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        magnitude: Mapping[str, Tensor] | None,
+        room: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of every entry of a map, by windows; as many places at a time as there is room for."""
+        channels, *grid = network.shape_of(source)
+        one_row = self._parallel(network, lines)
+        eye = torch.eye(channels, dtype=region.lower.dtype, device=region.device)
+        rows = (eye if one_row else torch.cat([eye, -eye])).reshape(1, -1, 1, 1, channels)
+        places = plan.places(region.device)
+
+        def part(some: Tensor) -> Tensor:
+            if one_row:
+                both = backsubstitution.substitute_both(network, source, rows, region, lines, plan=plan, places=some)  # type: ignore[arg-type]
+                return torch.stack([t.unflatten(1, (-1, channels)) for t in both])
+            found = backsubstitution.substitute(
+                network, source, rows, region, lines, magnitude=magnitude, plan=plan, places=some
+            )
+            low, high = found.unflatten(1, (-1, 2, channels)).unbind(2)
+            return torch.stack([low, -high])
+
+        each = frames.pull(network, plan, region.shape[0], rows.shape[1], outward=self.outward).whole
+        each *= rows.shape[1] * rows.element_size()
+        if room < each * places.shape[1]:
+            part = memory.recomputed(network, part)
+        count = places.shape[1] if room == math.inf else max(1, int(room // each))
+        found = torch.cat([part(some) for some in places.split(count, dim=1)], 2)
+        low, high = found.mT.unflatten(-1, grid).unbind(0)
+        return low, high
 
     def _substitute(
         self,
@@ -176,19 +198,27 @@ class Substitution(Relaxation):
         room: float,
     ) -> Tensor:
         """Back-substitution; with a finite room in chunks of rows, computed again in the backward pass."""
+        plan = frames.plan_rows(network, target)
 
         def part(chunk: Tensor) -> Tensor:
-            return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude)
+            return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude, plan=plan)
 
         return self._in_chunks(part, network, target, rows, region, room)
 
     def _ranges(
-        self, network: Network, target: str, rows: Tensor, region: InputBox, lines: Mapping[str, Lines], room: float
+        self,
+        network: Network,
+        target: str,
+        rows: Tensor,
+        region: InputBox,
+        lines: Mapping[str, Lines | Bounds],
+        room: float,
     ) -> Tensor:
         """Both bounds of every row by parallel lines, [2, batch, k]."""
+        plan = frames.plan_rows(network, target)
 
         def part(chunk: Tensor) -> Tensor:
-            return torch.stack(backsubstitution.substitute_both(network, target, chunk, region, lines))
+            return torch.stack(backsubstitution.substitute_both(network, target, chunk, region, lines, plan=plan))
 
         return self._in_chunks(part, network, target, rows, region, room)
 
@@ -211,6 +241,10 @@ class Substitution(Relaxation):
     def _one_row(self, network: Network) -> bool:
         """Whether one row gives both bounds of a neuron: parallel lines, to nearest, no pooling."""
         return self.parallel and not self.outward and not pooled(network)
+
+    def _parallel(self, network: Network, lines: Mapping[str, Lines | Bounds]) -> bool:
+        """Whether these lines let one row give both bounds."""
+        return self._one_row(network) and all(isinstance(pair, Lines) and pair.parallel for pair in lines.values())
 
     # --- memory ---
 
@@ -256,9 +290,9 @@ class Substitution(Relaxation):
         held = most = 0
         for rows, target in (*targets, (k, network.output)):
             end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
-            near = None if self.outward or target == network.output else patches.find(network, target)
-            if near is not None:
-                pull = near.pull(batch)
+            plan = None if target == network.output else frames.plan(network, target)
+            if plan is not None:
+                pull = frames.pull(network, plan, batch, sides * network.shape_of(target)[0], outward=self.outward)
             else:
                 pull = self._pull(network, target, region, target != network.output, end is not None)
             there, back = end or (0, 0)

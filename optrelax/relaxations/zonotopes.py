@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.domains import backsubstitution, interval, patches, zonotope
+from optrelax.domains import backsubstitution, frames, interval, zonotope
 from optrelax.domains import lines as named
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, from_below, ordered
@@ -231,8 +231,8 @@ def _backward_pays(network: Network, rows: int, sides: int, born: bool = True, n
         if isinstance(node.op, Activation):
             width = math.prod(node.shape)
             if node.inputs[0] not in network.exact_intervals:
-                patch = patches.find(network, node.inputs[0]) if near else None
-                backward += sides * width * (depth if patch is None else math.prod(patch.sizes[1:]))
+                plan = frames.plan(network, node.inputs[0])
+                backward += sides * width * (depth if plan is None else frames.cost(network, plan))
             terms += width if born else 0
         depth += cost
     return backward + rows * depth < forward
@@ -299,13 +299,13 @@ class _Hybrid(Substitution):
                 before = exact[source].bounds
             else:
                 shape = network.shape_of(source)
-                near = self._near(network, source, region, maps, rooms.rows)
-                if near is None:
+                plan = frames.plan(network, source)
+                if plan is None:
                     eye = identity_rows(shape, region.lower)
                     low, high = self._ranges(network, source, eye, region, maps, rooms.rows)
                     low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
                 else:
-                    low, high = near.lower, near.upper
+                    low, high = self._windows(network, source, plan, region, maps, None, rooms.rows)
                 before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
             band = self.lines_of.lines(node.op, before.lower, before.upper)
             lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
