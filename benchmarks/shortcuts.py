@@ -14,7 +14,7 @@ from benchmarks.closed_forms import case
 from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax import relaxations
-from optrelax.domains import backsubstitution, interval, patches
+from optrelax.domains import backsubstitution, frames, interval, windows
 from optrelax.kernels import convolutions, native
 
 TITLE = "Shortcuts: steps with and without each of them"
@@ -44,8 +44,8 @@ def _none(*given: object) -> None: ...
 _WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "compiled passes, all": _patched((native.Build, "supports", _never)),
     "compiled products of balls": _patched((interval, "_compiles", _never)),
-    "products with signs by tables": _patched((backsubstitution, "pays", _never), (patches, "pays", _never)),
-    "two convolutions patch by patch": _patched((patches, "find", _none)),
+    "products with signs by tables": _patched((backsubstitution, "pays", _never), (windows, "pays", _never)),
+    "windows instead of whole rows": _patched((frames, "plan", _none), (frames, "plan_rows", _none)),
     "rows through few channels": _patched((convolutions, "_FEW", 0)),
     "DeepZ by rows": _patched(),  # the other direction is an option of its own
 }
@@ -71,8 +71,8 @@ _ROWS = (
     _Row("products with signs by tables", "crown", "fc"),
     _Row("products with signs by tables", "deepz", "fc"),
     _Row("products with signs by tables", "crown", "fc-small"),
-    _Row("two convolutions patch by patch", "crown", "convplus", 4),
-    _Row("two convolutions patch by patch", "deepz", "convplus", 4),
+    _Row("windows instead of whole rows", "crown", "convplus", 4),
+    _Row("windows instead of whole rows", "deepz", "convplus", 4),
     _Row("rows through few channels", "crown", "conv"),
     _Row("DeepZ by rows", "deepz", "fc"),
     _Row("DeepZ by rows", "deepz", "conv", 10),

@@ -257,6 +257,10 @@ class Substitution(Relaxation):
             source = least_bytes(resolve(self.preactivation), network, region, 0)
         one = region.select(slice(0, 1))
         pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
+        for name in self._targets(network):
+            plan, rows = frames.plan(network, name), self._sides(network) * network.shape_of(name)[0]
+            if plan is not None:  # one place
+                pulled = max(pulled, rows * frames.pull(network, plan, 1, rows, outward=self.outward).whole)
         return source + self._bytes(network, one, 0)[0] + region.lower.element_size() * pulled
 
     def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, Rooms]:
@@ -280,13 +284,8 @@ class Substitution(Relaxation):
         size, batch = region.lower.element_size(), region.shape[0]
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
         fixed = batch * (22 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
-        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
-        sides = 1 if self._one_row(network) else 2
-        targets = [
-            (sides * math.prod(network.shape_of(source)), source)
-            for source in dict.fromkeys(sources)
-            if self.preactivation is None and source not in network.exact_intervals
-        ]
+        sides = self._sides(network)
+        targets = [(sides * math.prod(network.shape_of(name)), name) for name in self._targets(network)]
         held = most = 0
         for rows, target in (*targets, (k, network.output)):
             end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
@@ -302,6 +301,17 @@ class Substitution(Relaxation):
             else:
                 most = max(most, size * rows * pull.passing + there)
         return size * fixed, most
+
+    def _sides(self, network: Network) -> int:
+        """Rows for both bounds of a neuron."""
+        return 1 if self._one_row(network) else 2
+
+    def _targets(self, network: Network) -> list[str]:
+        """Nodes whose entries are bounded by rows."""
+        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
+        if self.preactivation is not None:
+            return []
+        return [name for name in dict.fromkeys(sources) if name not in network.exact_intervals]
 
     def _pull(self, network: Network, target: str, region: InputBox, shared: bool, end: bool = False) -> memory.Pull:
         eager = passes(relax_step_kernels(), region.lower) is None

@@ -180,7 +180,7 @@ class DeepZ(_EitherWay):
 
     def _backward(self, network: Network, rows: int) -> Substitution | None:
         sides = 2 if self.outward or pooled(network) else 1
-        pays = not pooled(network) and _backward_pays(network, rows, sides, near=not self.outward)
+        pays = not pooled(network) and _backward_pays(network, rows, sides)
         if self.direction == "forward" or (self.direction == "auto" and not pays):
             return None
         return Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
@@ -216,11 +216,10 @@ class Cauchy(ZonotopeFamily):
         return memory.carry(network, self.k, born=False, estimated=True)
 
 
-def _backward_pays(network: Network, rows: int, sides: int, born: bool = True, near: bool = True) -> bool:
+def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -> bool:
     """Whether pulling rows back takes fewer multiply-adds than carrying every noise term forward.
 
     sides: rows for the bounds of a neuron, one where it gives both.  born: every neuron adds a noise term.
-    near: a neuron behind two convolutions is bounded on its own patch.
     """
     forward = backward = 0
     terms = math.prod(network.input_shape)
