@@ -162,7 +162,7 @@ def substitute_both(
     target: str,
     rows: Tensor,
     region: InputBox,
-    lines: Mapping[str, Lines],
+    lines: Mapping[str, Lines | Bounds],
     *,
     plan: Plan | None = None,
     places: Tensor | None = None,

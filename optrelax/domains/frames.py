@@ -205,4 +205,3 @@ def cost(network: Network, found: Plan) -> int:
 
 def _entries(shape: tuple[int, ...], seen: Seen) -> int:
     return shape[0] * math.prod(seen.size) if isinstance(seen, Frame) else math.prod(shape)
-

@@ -42,7 +42,7 @@ class Windows:
 
 
 def see(t: Tensor, frame: Frame, walk: Rows) -> Tensor:
-    """Windows of a map, one a place: [batch or none, c, high, wide] -> [examples, high, wide, c]; 1 example if whole."""
+    """Windows of a map, one a place: [batch or none, c, high, wide] -> [examples, high, wide, c]; whole: not cut."""
     maps = t.reshape(-1, *t.shape[-3:]).permute(0, 2, 3, 1)
     if frame.whole:
         return maps
@@ -57,8 +57,9 @@ def dot(a: Tensor, seen: Tensor, walk: Rows) -> Tensor:
         found = vector @ rows[0].mT
     elif vector.shape[0] in (1, rows.shape[0]):
         found = (rows @ vector[..., None])[..., 0]
-    else:  # the places' vectors are those of every example
-        found = (rows.unflatten(0, (-1, vector.shape[0])) @ vector[..., None])[..., 0].flatten(0, 1)
+    else:  # one of them is that of the places, the same in every example
+        places = min(rows.shape[0], vector.shape[0])
+        found = (rows.unflatten(0, (-1, places)) @ vector.unflatten(0, (-1, places))[..., None])[..., 0].flatten(0, 1)
     return fold(found, walk)
 
 

@@ -15,6 +15,8 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
 #define TILE 4 /* 12 of 16 */
 #endif
 
+#define FEW 16384 /* numbers below which threads cost more than they save */
+
 #define INLINE static inline __attribute__((always_inline))
 
 #define KERNELS(T, NAME)                                                                                               \
@@ -65,7 +67,7 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
         const int64_t width = vectors * lanes, row = ((wide - 1) * step_x + kw) * in + width;                          \
         T *packed = calloc(kh * out * width, sizeof(T));                                                               \
         for (int64_t r = 0; r < kh * out; r++) memcpy(packed + r * width, weight + r * run, run * sizeof(T));          \
-        _Pragma("omp parallel num_threads(threads)") {                                                                 \
+        _Pragma("omp parallel num_threads(threads) if (n * fh * fw * in > FEW)") {                                     \
             T *image = malloc(row * sizeof(T));                                                                        \
             const T **rows = malloc(kh * sizeof(T *)), **w = malloc(kh * sizeof(T *));                                 \
             _Pragma("omp for") for (int64_t i = 0; i < n * fh; i++) {                                                  \
@@ -101,7 +103,7 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                        int64_t threads) {                                                                              \
         const int64_t size = kh * kw * c;                                                                              \
         if (back) memset(map, 0, maps * high * wide * c * sizeof(T));                                                  \
-        _Pragma("omp parallel for num_threads(threads) if (!back || maps > 1)")                                        \
+        _Pragma("omp parallel for num_threads(threads) if ((!back || maps > 1) && batch * places * size > FEW)")       \
         for (int64_t b = 0; b < batch; b++)                                                                            \
             for (int64_t p = 0; p < places; p++) {                                                                     \
                 const int64_t *corner = corners + ((lists > 1 ? b : 0) * places + p) * 2;                              \

@@ -27,9 +27,7 @@ def kernels() -> native.Build:
 
 def extent(size: Pair, kernel: Pair, g: ConvGeometry) -> Pair:
     """What pixels of a convolution, `size` next to each other, read of its input."""
-    high, wide = (
-        (n - 1) * s + d * (k - 1) + 1 for n, k, s, d in zip(size, kernel, g.stride, g.dilation, strict=True)
-    )
+    high, wide = ((n - 1) * s + d * (k - 1) + 1 for n, k, s, d in zip(size, kernel, g.stride, g.dilation, strict=True))
     return high, wide
 
 

@@ -170,7 +170,7 @@ class Substitution(Relaxation):
 
         def part(some: Tensor) -> Tensor:
             if one_row:
-                both = backsubstitution.substitute_both(network, source, rows, region, lines, plan=plan, places=some)  # type: ignore[arg-type]
+                both = backsubstitution.substitute_both(network, source, rows, region, lines, plan=plan, places=some)
                 return torch.stack([t.unflatten(1, (-1, channels)) for t in both])
             found = backsubstitution.substitute(
                 network, source, rows, region, lines, magnitude=magnitude, plan=plan, places=some
