@@ -47,6 +47,8 @@ from optrelax.relaxations import (
 )
 
 Layer = TypeVar("Layer", bound=nn.Module)
+_MANY = 2048
+"""Problems beyond which a CPU takes as long for each, however many go together."""
 _GRAPH_BYTES = 5 * 2**10
 """Of the objects that a lot's graph is made of, a node of the network, measured: they count where lots are many."""
 
@@ -209,9 +211,13 @@ class NetworkLayer(Relaxation, nn.Module):
         needs = [source, lots.fixed + lots.solver + lots.each * lots.count]
         most = memory.limit(self.max_bytes, sum(needs), region.device)
         if sum(needs) <= most:
-            return Rooms(math.inf, math.inf, self.solver)
-        for_source, for_lps = memory.shares(most, needs)
-        if for_lps == math.inf:
+            for_source, for_lps = math.inf, math.inf
+        else:
+            for_source, for_lps = memory.shares(most, needs)
+        if self.max_bytes is None and region.device.type == "cpu" and not torch.is_grad_enabled():
+            # Without a backward pass lots of so many cost next to nothing.
+            for_lps = min(for_lps, lots.fixed + lots.solver + lots.kept * lots.count + lots.each * _MANY)
+        if needs[1] <= for_lps:
             return Rooms(for_source, math.inf, self.solver)
         left = for_lps - lots.fixed - lots.kept * lots.count
         solver = self.solver
@@ -226,14 +232,16 @@ class NetworkLayer(Relaxation, nn.Module):
         return bytes_needed(source, network, region, 0) if isinstance(source, Relaxation) else 0
 
     def _lots(self, network: Network, region: InputBox, k: int) -> _Lots:
-        batch, size = region.shape[0], region.lower.element_size()
+        batch, size = region.shape[0], 8 if self.outward else region.lower.element_size()
         inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
         gradient, count = torch.is_grad_enabled(), self.problem_count(network, batch, k)
+        outputs = math.prod(network.output_shape) if k else 0
         return _Lots(
             count=count,
-            each=size * (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden),
-            # The input's point, the weights of both points, and for hulls with two lines above a second kind.
-            kept=size * (inputs + 3 * hidden),
+            each=size * (6 * outputs + (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden)),
+            # The input's point, the weights of both points, and for hulls with two lines above a second kind; without
+            # a gradient the dual point alone.
+            kept=size * (inputs + 3 * hidden if gradient else 2 * hidden),
             fixed=size * batch * (25 if gradient else 12) * hidden,
             graph=_GRAPH_BYTES * len(network.nodes) if gradient else 0,
             # A dual ascent's vectors are counted with their problem.
@@ -278,13 +286,17 @@ class _Lots:
 
     @property
     def least(self) -> float:
-        """A lot at work and the graphs of all, where lots are neither too large nor too many."""
-        return max(self.each, 2 * math.sqrt(self.count * self.each * self.graph))
+        """A lot at work and the graphs of all, where lots are neither too large nor too many.
+
+        As much as is kept of all problems anyway, so that a tight limit makes no lots of single problems.
+        """
+        return max(self.each, self.kept * self.count, 2 * math.sqrt(self.count * self.each * self.graph))
 
     def size(self, room: float) -> int:
         """LPs of a lot: the most whose numbers, with the graphs of all lots, fit."""
-        spare = max(0.0, room**2 - 4 * self.count * self.each * self.graph) if room > 0 else 0.0
-        return max(1, int((max(room, self.least) + math.sqrt(spare)) / (2 * self.each)))
+        room = max(room, self.least)
+        spare = max(0.0, room**2 - 4 * self.count * self.each * self.graph)
+        return max(1, int((room + math.sqrt(spare)) / (2 * self.each)))
 
 
 def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:

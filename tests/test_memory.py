@@ -202,3 +202,21 @@ def test_lots_are_as_large_as_numbers_and_graphs_of_all_allow(count, graph):
     # Where not even the best size fits, it is taken all the same.
     best = lots.size(1)
     assert taken(best) <= min(taken(s) for s in (1, 2, 10, 100, 1000, 10**5)) + lots.each
+
+
+@pytest.mark.parametrize("limit", [1, 2**18, 2**25])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_many_classes_make_no_lots_of_single_problems(limit, gradient):
+    """What is kept of all problems may exceed the limit by itself: lots then are as large as that, and no smaller."""
+    net = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 150)).double()
+    network, region = ox.capture(net, (16,)), ox.LinfBall(torch.zeros(20, 16, dtype=torch.float64), 0.1)
+    layer = Triangle(max_bytes=limit, rounding="outward")
+    with torch.set_grad_enabled(gradient):
+        lots, lot = layer._lots(network, region, 149), layer.rooms(network, region, 149).lot
+    assert lots.count == 20 * 149
+    assert lots.count / lot <= max(100, 2 * lots.each / lots.kept), "single problems take a call each"
+    if not gradient:
+        rows = ox.margins(torch.arange(20), 150).double()
+        with torch.no_grad():
+            found, whole = (layer.changed(max_bytes=m).solve(net, region, rows).lower for m in (limit, None))
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)

@@ -385,7 +385,8 @@ def device_of(network: Network) -> torch.device:
 
 
 def default_batch_size(network: Network) -> int:
-    """Examples whose node values, their bounds and their lines take some 128 MiB; at most 100 (1000 on a GPU)."""
+    """Examples whose values, bounds, lines and margins' rows take some 128 MiB; at most 100 (1000 on a GPU)."""
     values = sum(math.prod(network.shape_of(name)) for name in (network.input, *(node.name for node in network)))
     most = 1000 if device_of(network).type == "cuda" else 100
-    return max(1, min(most, 2**27 // (8 * 16 * values)))
+    rows = network.outputs * (network.outputs - 1)
+    return max(1, min(most, 2**27 // (8 * (16 * values + 2 * rows))))
