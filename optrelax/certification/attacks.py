@@ -6,7 +6,7 @@ with its own ends in every coordinate, which is what a region is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,7 @@ class PGD:
     steps: gradients a start.  step: first step in radii of the box, coordinate by coordinate; it falls linearly to 0.
     targets: how many margins are descended apart from each start, the smallest at the centre first (one descent
     each); 0: one descent that follows whichever margin is smallest, which finds less for the same work.
+    samples: uniform points that a random start is the best of; many help where inputs are few.
     seed: of the random starts; example i draws from a generator of its own, so results do not depend on batches.
     Source: Madry et al. 2018; margins as loss: Carlini and Wagner 2017.
     """
@@ -56,6 +57,7 @@ class PGD:
     step: float = 1.0
     targets: int = 3
     seed: int = 0
+    samples: int = 1
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -66,20 +68,29 @@ class PGD:
             raise ValueError(f"PGD: step must be positive, in radii of the box, got {self.step}")
         if self.targets < 0:
             raise ValueError(f"PGD: targets must be at least 0, got {self.targets}")
+        if self.samples < 1:
+            raise ValueError(f"PGD: samples must be at least 1, got {self.samples}")
         if self.seed < 0:
             raise ValueError(f"PGD: seed must be at least 0, got {self.seed}")
 
     def search(
-        self, network: Network, region: InputBox, rows: Tensor, keys: Sequence[int] | None = None
+        self,
+        network: Network,
+        region: InputBox,
+        rows: Tensor,
+        keys: Sequence[int] | None = None,
+        combine: Callable[[Tensor], Tensor] | None = None,
     ) -> AttackResult:
         """Attack a flat batch; an example leaves it as soon as one of its margins is <= 0.
 
         rows [batch or 1, k, *output_shape].  keys: one number an example, which with `seed` decides its random
         starts; default the position in the batch.
+        combine: what the margins are of the rows' values, [n, k] -> [n, any]; default those values.
         """
         if keys is not None and len(keys) != region.shape[0]:
             raise ValueError(f"PGD: keys has {len(keys)} entries for a batch of {region.shape[0]}")
-        descent = _Descent(network, region, rows, list(keys) if keys is not None else list(range(region.shape[0])))
+        names = list(keys) if keys is not None else list(range(region.shape[0]))
+        descent = _Descent(network, region, rows, names, combine)
         order = descent.order[:, : self.targets]
         for restart in range(self.restarts):
             for rank in range(max(1, order.shape[1])):
@@ -99,9 +110,15 @@ class PGD:
         parts = []
         for i in alive.tolist():
             generator = torch.Generator().manual_seed(_mixed(self.seed, descent.keys[i], restart))
-            parts.append(torch.rand(box.shape[1:], generator=generator, dtype=torch.float64))
-        uniform = torch.stack(parts).to(box.lower)
-        return box.lower + uniform * (box.upper - box.lower)
+            parts.append(torch.rand((self.samples, *box.shape[1:]), generator=generator, dtype=torch.float64))
+        uniform = torch.stack(parts, 1).to(box.lower)
+        starts = box.lower + uniform * (box.upper - box.lower)  # [samples, n, *input_shape]
+        if self.samples == 1:
+            return starts[0]
+        with torch.no_grad():
+            lots = [descent.margins(x.flatten(0, 1), alive.repeat(len(x))).amin(1) for x in starts.split(100)]
+        worst = torch.cat(lots).reshape(self.samples, -1)
+        return starts[worst.argmin(0), torch.arange(len(alive), device=worst.device)]
 
 
 def _mixed(*numbers: int) -> int:
@@ -115,12 +132,19 @@ def _mixed(*numbers: int) -> int:
 class _Descent:
     """The best point of every example so far."""
 
-    def __init__(self, network: Network, region: InputBox, rows: Tensor, keys: list[int]) -> None:
-        self.network, self.rows, self.keys = network, rows.detach(), keys
+    def __init__(
+        self,
+        network: Network,
+        region: InputBox,
+        rows: Tensor,
+        keys: list[int],
+        combine: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.network, self.rows, self.keys, self.combine = network, rows.detach(), keys, combine
         self.region = InputBox(region.lower.detach(), region.upper.detach())
         self.points = self._clamped(self.region.center, self.region)
         with torch.no_grad():
-            margins = self._margins(self.points, slice(None))
+            margins = self.margins(self.points, slice(None))
         self.best = margins.amin(1)
         self.order = margins.argsort(1)  # rows of each example, the smallest margin at the centre first: [batch, k]
 
@@ -137,7 +161,7 @@ class _Descent:
             last = i == steps
             with torch.set_grad_enabled(not last):
                 x.requires_grad_(not last)
-                margins = self._margins(x, alive)
+                margins = self.margins(x, alive)
                 loss = (margins.amin(1) if target is None else margins.gather(1, target[:, None])).sum()
             worst = margins.detach().amin(1)
             self._keep(x.detach(), worst, alive)
@@ -153,7 +177,12 @@ class _Descent:
                     return
             x = self._clamped(x, box)
 
-    def _margins(self, x: Tensor, index: Tensor | slice) -> Tensor:
+    def margins(self, x: Tensor, index: Tensor | slice) -> Tensor:
+        """Every margin at x: [n, k]."""
+        values = self._values(x, index)
+        return values if self.combine is None else self.combine(values)
+
+    def _values(self, x: Tensor, index: Tensor | slice) -> Tensor:
         """Value of every row at x: [n, k]."""
         output = self.network(x).reshape(len(x), self.network.outputs)
         rows = self.rows.reshape(*self.rows.shape[:2], self.network.outputs)
@@ -176,7 +205,7 @@ class _Descent:
         if bool(outside.any()):
             raise RuntimeError(f"PGD: {int(outside.sum())} of {outside.numel()} points left their region")
         with torch.no_grad():
-            return AttackResult(self.points, self._margins(self.points, slice(None)))
+            return AttackResult(self.points, self.margins(self.points, slice(None)))
 
 
 def find_counterexamples(net: Net, region: InputBox, spec: Tensor, attack: PGD = PGD()) -> AttackResult:

@@ -29,7 +29,7 @@ from optrelax.training.runs import record
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
 
-__all__ = ["Certifier", "default_batch_size", "device_of"]
+__all__ = ["Certifier", "default_batch_size", "device_of", "named"]
 
 # What a bound, an attack or a solver can raise for one example and not for another; a typing slip in the library
 # is among them on purpose: it must spoil its own example only, and it is reported there.
@@ -75,7 +75,7 @@ class Certifier:
             raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
         if clip is not None:
             clip = as_number(owner, "clip's low end", clip[0]), as_number(owner, "clip's high end", clip[1])
-        named = _named(relaxation, owner)
+        relaxations = named(relaxation, owner)
         network = capture(net, tuple(samples.x.shape[1:]))
         network.require_eval()
         _require_exact_weights(network, dtype, owner)
@@ -91,7 +91,7 @@ class Certifier:
             # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
             relaxations={
                 name: _limited(r, limit) if every or not hasattr(r, "solver") else r
-                for name, r in ((name, with_rounding(r, rounding)) for name, r in named.items())
+                for name, r in ((name, with_rounding(r, rounding)) for name, r in relaxations.items())
             },
             rounding=rounding,
             dtype=dtype,
@@ -340,7 +340,7 @@ class Certifier:
         )
 
 
-def _named(relaxation: Any, owner: str) -> dict[str, Any]:
+def named(relaxation: Any, owner: str) -> dict[str, Any]:
     """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
     several = [relaxation] if isinstance(relaxation, str) or hasattr(relaxation, "lower_bounds") else list(relaxation)
     own = relaxation if isinstance(relaxation, Mapping) else {}

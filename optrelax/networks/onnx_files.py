@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +79,22 @@ def module_of(model: onnx.ModelProto, path: object, input_shape: Sequence[int] |
         raise
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {_first_line(error)}") from error
+
+
+def reference_of(model: onnx.ModelProto) -> Callable[[Tensor], Tensor]:
+    """The onnx package's own evaluation of a checked model, an example at a time: an oracle apart from the rules."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(model)
+    known = {tensor.name for tensor in model.graph.initializer}
+    (value,) = (value for value in model.graph.input if value.name not in known)
+    shape = (1, *_input_shape(value)[0])
+
+    def replay(x: Tensor) -> Tensor:
+        outputs = [evaluator.run(None, {value.name: row.cpu().reshape(shape).numpy()})[0] for row in x]
+        return torch.cat([torch.from_numpy(np.asarray(output)) for output in outputs])
+
+    return replay
 
 
 def _package() -> Any:

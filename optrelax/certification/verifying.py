@@ -1,0 +1,299 @@
+"""Verification of a property: holds, violated (with a counterexample that was replayed) or unknown.
+
+Bounds prove cases, an attack refutes them, and what both leave open is unknown: the place of a complete method is
+behind them, on the cases still open.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optrelax.analysis import Net
+from optrelax.certification.attacks import PGD
+from optrelax.certification.certifiers import device_of, named
+from optrelax.certification.property_files import read_property
+from optrelax.networks.graph import Network
+from optrelax.networks.tracing import capture
+from optrelax.properties import Case, Property, Specification
+from optrelax.regions import InputBox
+from optrelax.relaxations import Relaxation, with_rounding
+from optrelax.rounding import Rounding, check_rounding, down, up
+
+__all__ = ["Counterexample", "PropertyVerdict", "Status", "verify"]
+
+PathLike = str | os.PathLike[str]
+
+
+class Status(StrEnum):
+    """What verification found."""
+
+    HOLDS = "holds"
+    VIOLATED = "violated"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counterexample:
+    """An input of the property's box whose outputs meet a clause of the property, twice."""
+
+    x: Tensor
+    """[*input_shape], float64; in float32 too where the box holds such a point."""
+    outputs: Tensor
+    """[outputs], by the captured network in float64."""
+    replayed: Tensor
+    """[outputs], by the file's ONNX semantics in its own type, or by the user's module, at x in that type."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PropertyVerdict:
+    """holds: proved for every input; violated: a counterexample was replayed; unknown: neither."""
+
+    status: Status
+    counterexample: Counterexample | None
+    relaxation: str
+    """The one after which nothing was left open; empty where none was."""
+    lower: float
+    """Least bound over cases and clauses of how far outputs keep from a clause; > 0 is proved. NaN: none computed."""
+    cases: int
+    open_cases: int
+    seconds: float
+    message: str = ""
+
+    def __str__(self) -> str:
+        by = f" by {self.relaxation}" if self.relaxation else ""
+        return f"{self.status}{by}{': ' if self.message else ''}{self.message}"
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found = self.counterexample
+        point = None
+        if found is not None:
+            names = ("x", "outputs", "replayed")
+            point = {name: getattr(found, name).flatten().tolist() for name in names} | {"note": found.note}
+        return {
+            "verdict": str(self.status),
+            "counterexample": point,
+            "relaxation": self.relaxation or None,
+            "lower": self.lower if math.isfinite(self.lower) else None,
+            "cases": self.cases,
+            "open_cases": self.open_cases,
+            "seconds": self.seconds,
+            "message": self.message,
+        }
+
+
+def verify(
+    net: Net | PathLike,
+    prop: Property | PathLike,
+    relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
+    *,
+    attack: PGD | bool = True,
+    rounding: Rounding = "outward",
+    dtype: torch.dtype = torch.float64,
+    timeout: float | None = None,
+) -> PropertyVerdict:
+    """Decide whether a network has a property.
+
+    Sound: yes. "holds" means that for every case and clause a bound of a sound relaxation, over a box that encloses
+    the file's decimals (ends in the network's own type, rounded outward), excludes one of the clause's halfspaces; a
+    NaN or infinite bound excludes nothing. "violated" means that a point whose exact decimals lie in the box was
+    replayed by the network in float64 and in the file's own semantics, and met a clause both times.
+
+    net: an ONNX file or another checkpoint of `ox.load`, a module in eval mode, or a captured network. Inputs and
+    outputs are numbered in the flattened order.  prop: a VNN-LIB file or a `Property`.
+    relaxation: one or several, tried in this order on the cases still open; unsound ones are refused.
+    attack: after the first relaxation, on cases still open; True: 5 starts, each the best of many samples where
+    inputs are few.  rounding: "nearest" proves nothing in
+    real arithmetic.  timeout: seconds after which no further step begins.
+    Raises FileNotFoundError, UnsupportedOpError, and ValueError for files or numbers that do not fit.
+    """
+    begin = time.perf_counter()
+    check_rounding("verify", rounding)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"verify: dtype must be torch.float32 or torch.float64, got {dtype}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"verify: timeout must be seconds > 0, got {timeout}")
+    relaxations = {name: with_rounding(r, rounding) for name, r in named(relaxation, "verify").items()}
+    wanted = prop if isinstance(prop, Property) else read_property(prop)
+    network, replay = _network(net)
+    _require_fit(network, wanted, dtype)
+    with torch.no_grad():
+        run = _Run(network, replay, dtype, begin, timeout, [_Open.of(case, network, dtype) for case in wanted.cases])
+        return run.decide(relaxations, _default_attack(wanted.inputs) if attack is True else attack or None)
+
+
+def _default_attack(inputs: int) -> PGD:
+    # Where inputs are few, samples find what descents from the centre of a large box miss.
+    return PGD(restarts=5, steps=40, targets=3, samples=max(1, min(1000, 2**13 // max(1, inputs))))
+
+
+def _network(net: Net | PathLike) -> tuple[Network, Callable[[Tensor], Tensor]]:
+    """The captured network, and what replays a point [1, *input_shape] in its own semantics."""
+    if isinstance(net, Network):
+        return net, net
+    if isinstance(net, nn.Module):
+        return capture(net), net
+    from optrelax.networks.checkpoints import load
+    from optrelax.networks.onnx_files import is_onnx, module_of, read_proto, reference_of
+
+    if not is_onnx(net):
+        network = load(net)
+        return network, network
+    model = read_proto(net)
+    module = module_of(model, net)
+    return capture(module, module.input_shape), reference_of(model)
+
+
+def _require_fit(network: Network, prop: Property, dtype: torch.dtype) -> None:
+    inputs = math.prod(network.input_shape)
+    if (inputs, network.outputs) != (prop.inputs, prop.outputs):
+        raise ValueError(
+            f"verify: the property is of {prop.inputs} inputs and {prop.outputs} outputs, "
+            f"the network has {inputs} and {network.outputs}"
+        )
+    if dtype == torch.float32 and _own_type(network) == torch.float64:
+        raise ValueError("verify: the weights are float64, which dtype=torch.float32 would round; use torch.float64")
+
+
+def _own_type(network: Network) -> torch.dtype:
+    """float64 if any weight is, else float32."""
+    weights = [t for t in network.module.state_dict().values() if isinstance(t, Tensor)]
+    return torch.float64 if any(t.dtype == torch.float64 for t in weights) else torch.float32
+
+
+@dataclass(slots=True)
+class _Open:
+    """A case, and which of its clauses nothing has excluded yet."""
+
+    case: Case
+    region: InputBox
+    spec: Specification
+    left: list[bool] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    """Best bound of each clause."""
+
+    @classmethod
+    def of(cls, case: Case, network: Network, dtype: torch.dtype) -> _Open:
+        # Ends in the network's own type: a reader that rounds the decimals to it still gives a point of this box.
+        ends = [end.to(device_of(network), dtype) for end in case.outer(min(dtype, _own_type(network), key=_bits))]
+        if not all(bool(end.isfinite().all()) for end in ends):
+            raise ValueError("verify: the property's box is too large for float32")
+        region = InputBox(*(end.reshape(1, *network.input_shape) for end in ends))
+        spec = Specification.avoiding(case.clauses, network.outputs, dtype).to(device_of(network))
+        return cls(case, region, spec, [True] * len(case.clauses), [-math.inf] * len(case.clauses))
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    network: Network
+    replay: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+    begin: float
+    timeout: float | None
+    cases: list[_Open]
+
+    def decide(self, relaxations: Mapping[str, Any], attack: PGD | None) -> PropertyVerdict:
+        """Bounds and attack in turn."""
+        if not self.cases:
+            return self._verdict(Status.HOLDS, "", "no input lies in the property's box")
+        notes: list[str] = []
+        for number, (name, relaxation) in enumerate(relaxations.items()):
+            for case in self._open():
+                if self._late():
+                    return self._verdict(Status.UNKNOWN, "", f"stopped after {self.timeout:g} s")
+                if len(case.spec.rows):
+                    self._bound(case, relaxation)
+            if not self._open():
+                return self._verdict(Status.HOLDS, name)
+            for case in self._open() if attack is not None and number == 0 else ():
+                assert attack is not None
+                if self._late():
+                    return self._verdict(Status.UNKNOWN, "", f"stopped after {self.timeout:g} s")
+                found = self._attacked(case, attack, notes)
+                if found is not None:
+                    return self._verdict(Status.VIOLATED, "", found.note, found)
+        return self._verdict(Status.UNKNOWN, "", "; ".join(dict.fromkeys(notes)))
+
+    def _open(self) -> list[_Open]:
+        return [case for case in self.cases if any(case.left)]
+
+    def _late(self) -> bool:
+        return self.timeout is not None and time.perf_counter() - self.begin > self.timeout
+
+    def _bound(self, case: _Open, relaxation: Any) -> None:
+        """Strike the clauses that a relaxation excludes."""
+        spec = case.spec
+        rows = spec.rows.reshape(1, -1, *self.network.output_shape)
+        lower = relaxation.lower_bounds(self.network, case.region, rows)[0].detach()
+        lower = torch.where(spec.offsets == 0, lower, down(lower + spec.offsets))
+        if bool(spec.slack.any()):
+            size = relaxation.output_bounds(self.network, case.region)
+            largest = torch.maximum(size.lower.abs(), size.upper.abs()).reshape(-1)
+            # Twice the product is more than any rounding of a sum of products >= 0 of this length can hide.
+            lower = torch.where(spec.slack.any(-1), down(lower - 2 * (spec.slack @ largest)), lower)
+        best = spec.worst(lower[None])[0].tolist()
+        case.lower = [b if b > old else old for old, b in zip(case.lower, best, strict=True)]
+        case.left = [left and not out for left, out in zip(case.left, spec.excluded(lower), strict=True)]
+
+    def _attacked(self, case: _Open, attack: PGD, notes: list[str]) -> Counterexample | None:
+        """A point that violates the case, replayed, or None."""
+        box, note = self._inside(case)
+        groups = tuple(group for group, left in zip(case.spec.groups, case.left, strict=True) if left)
+        spec = case.spec.in_double(groups)
+        rows = spec.rows.reshape(1, -1, *self.network.output_shape)
+        found = attack.search(self.network, box, rows, combine=lambda v: spec.worst(v + spec.offsets))
+        for point in (self._single(found.points, box), found.points):
+            outputs = self.network(point).reshape(-1)
+            replayed = self.replay(point.to(_own_type(self.network))).reshape(-1)
+            failing = [any(spec.failing(spec.values(y.double()))) for y in (outputs, replayed)]
+            if all(failing):
+                return Counterexample(point[0].cpu(), outputs.cpu(), replayed.cpu(), note)
+            if any(failing):
+                notes.append("a point violates the property in one of float64 and the network's own type alone")
+        return None
+
+    def _inside(self, case: _Open) -> tuple[InputBox, str]:
+        """Floats in the exact box: float64 ones; where it holds none in a direction, the nearest to it."""
+        lower, upper = case.case.inner(torch.float64)
+        empty = lower > upper
+        middle = torch.tensor([float((l + u) / 2) for l, u in zip(case.case.lower, case.case.upper, strict=True)])
+        lower, upper = (torch.where(empty, middle.double(), end) for end in (lower, upper))
+        note = f"{int(empty.sum())} inputs are fixed at decimals that are no floats" if bool(empty.any()) else ""
+        ends = (end.to(device_of(self.network)).reshape(1, *self.network.input_shape) for end in (lower, upper))
+        return InputBox(*ends), note
+
+    def _single(self, points: Tensor, box: InputBox) -> Tensor:
+        """The nearest float32 inside the box where there is one."""
+        near = points.float()
+        near = torch.where(near.double() > box.upper, down(near), near)
+        near = torch.where(near.double() < box.lower, up(near), near).double()
+        return torch.where((near >= box.lower) & (near <= box.upper), near, points)
+
+    def _verdict(
+        self, status: Status, relaxation: str, message: str = "", found: Counterexample | None = None
+    ) -> PropertyVerdict:
+        bounds = [bound for case in self.cases for bound in case.lower]
+        return PropertyVerdict(
+            status=status,
+            counterexample=found,
+            relaxation=relaxation,
+            lower=min(bounds, default=math.nan),
+            cases=len(self.cases),
+            open_cases=len(self._open()),
+            seconds=time.perf_counter() - self.begin,
+            message=message,
+        )

@@ -1,0 +1,161 @@
+"""Properties of a network: boxes in, any and all of linear conditions out, in exact numbers as a file states them.
+
+A property says what must not happen, as VNN-LIB does: it holds if no input of a case's box gives outputs that meet one
+of the case's clauses, and a clause is met where all its halfspaces are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Case", "Halfspace", "Property", "Specification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Halfspace:
+    """All outputs y with sum of coefficients * y + constant <= 0; `strict`: < 0."""
+
+    coefficients: tuple[tuple[int, Fraction], ...]
+    """Of the outputs that it names, in their order, none 0."""
+    constant: Fraction
+    strict: bool = False
+
+    def scaled(self) -> Halfspace:
+        """The same halfspace with coefficients that floats hold exactly: in whole numbers if need be, and if they do."""
+        numbers = [c for _, c in self.coefficients]
+        factor = math.lcm(*(n.denominator for n in numbers))
+        if not all(map(_exact, numbers)) and all(_exact(n * factor) for n in numbers):
+            rows = tuple((i, c * factor) for i, c in self.coefficients)
+            return Halfspace(rows, self.constant * factor, self.strict)
+        return self
+
+
+def _exact(number: Fraction) -> bool:
+    return abs(number) < 2**1000 and Fraction(float(number)) == number
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A box of inputs, ends included unless `open` names them, and the clauses that outputs must not meet there."""
+
+    lower: tuple[Fraction, ...]
+    upper: tuple[Fraction, ...]
+    clauses: tuple[tuple[Halfspace, ...], ...]
+    """Any of all of. A clause of no halfspaces is met by every output."""
+    open: frozenset[tuple[int, str]] = frozenset()
+    """(input, "lower" or "upper") of the ends that do not belong to the box."""
+
+    def outer(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Ends in `dtype` that enclose the box, [inputs] each: the nearest float outside where an end is none."""
+        return _rounded(self.lower, dtype, -1), _rounded(self.upper, dtype, 1)
+
+    def inner(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Ends in `dtype` that the box encloses, [inputs] each: crossed where it holds no float at all."""
+        lower, upper = _rounded(self.lower, dtype, 1), _rounded(self.upper, dtype, -1)
+        for i, end in self.open:
+            ends, exact, side = (lower, self.lower, 1) if end == "lower" else (upper, self.upper, -1)
+            if Fraction(float(ends[i])) == exact[i]:
+                ends[i] = torch.nextafter(ends[i], torch.tensor(side * math.inf, dtype=dtype))
+        return lower, upper
+
+
+def _rounded(numbers: Sequence[Fraction], dtype: torch.dtype, side: int) -> Tensor:
+    """The nearest float at most (side -1) or at least (side 1) each number; infinite past the largest."""
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    most = Fraction(float(np.finfo(kind).max))
+    found = np.empty(len(numbers), kind)
+    for i, number in enumerate(numbers):
+        if abs(number) > most:
+            away = (number > 0) == (side > 0)
+            found[i] = math.copysign(math.inf if away else float(most), number)
+            continue
+        near = kind(float(number))
+        if not math.isfinite(near):
+            near = kind(math.copysign(float(most), number))
+        error = Fraction(float(near)) - number
+        found[i] = np.nextafter(near, kind(side * math.inf)) if error * side < 0 else near
+    return torch.from_numpy(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """What must not happen, case by case.  Made by `read_property`, or by hand."""
+
+    inputs: int
+    outputs: int
+    cases: tuple[Case, ...]
+    """Boxes that hold no input are left out: without cases a property holds."""
+
+    def __post_init__(self) -> None:
+        for case in self.cases:
+            if not len(case.lower) == len(case.upper) == self.inputs:
+                raise ValueError(f"Property: a case has {len(case.lower)} inputs, the property {self.inputs}")
+            if any(l > u for l, u in zip(case.lower, case.upper, strict=True)):
+                raise ValueError("Property: a case's lower end exceeds its upper end")
+            named = [i for clause in case.clauses for half in clause for i, _ in half.coefficients]
+            if named and not 0 <= min(named) <= max(named) < self.outputs:
+                raise ValueError(f"Property: a halfspace names output {max(named)} of {self.outputs}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Specification:
+    """Rows with offsets, all of groups of any of: fulfilled where in every group a row's value is > 0.
+
+    A row's value is row . y + offset; where `closed` says so, 0 is enough.
+    """
+
+    rows: Tensor  # [k, outputs]
+    offsets: Tensor  # [k], rounded down
+    closed: Tensor  # [k] of bool
+    slack: Tensor  # [k, outputs], how far coefficients may lie from the rows that stand for them
+    groups: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def avoiding(cls, clauses: Sequence[Sequence[Halfspace]], outputs: int, dtype: torch.dtype) -> Specification:
+        """Fulfilled by outputs that meet none of the clauses; each halfspace is a row, one that repeats the same."""
+        places: dict[Halfspace, int] = {}
+        groups = tuple(tuple(places.setdefault(half.scaled(), len(places)) for half in c) for c in clauses)
+        rows = np.zeros((len(places), outputs))
+        slack = np.zeros_like(rows)
+        for half, k in places.items():
+            for i, c in half.coefficients:
+                rows[k, i] = torch.tensor(float(c), dtype=dtype).item()
+                slack[k, i] = np.nextafter(float(abs(c - Fraction(rows[k, i]))), np.inf) if rows[k, i] != c else 0.0
+        offsets = _rounded([half.constant for half in places], dtype, -1)
+        closed = torch.tensor([half.strict for half in places], dtype=torch.bool)
+        return cls(torch.from_numpy(rows).to(dtype), offsets, closed, torch.from_numpy(slack).to(dtype), groups)
+
+    def to(self, device: torch.device) -> Specification:
+        """On another device."""
+        parts = (t.to(device) for t in (self.rows, self.offsets, self.closed, self.slack))
+        return Specification(*parts, self.groups)
+
+    def in_double(self, groups: tuple[tuple[int, ...], ...]) -> Specification:
+        """In float64, with some of the groups."""
+        return Specification(self.rows.double(), self.offsets.double(), self.closed, self.slack.double(), groups)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Value of every row: [*batch, outputs] -> [*batch, k]."""
+        return outputs @ self.rows.mT + self.offsets
+
+    def worst(self, values: Tensor) -> Tensor:
+        """Greatest value of each group, -inf in an empty one: [*batch, k] -> [*batch, groups]."""
+        nothing = values.new_full(values.shape[:-1], -math.inf)
+        return torch.stack([values[..., list(g)].amax(-1) if g else nothing for g in self.groups], -1)
+
+    def excluded(self, lower: Tensor) -> list[bool]:
+        """Which groups lower bounds of the rows' values [k] prove fulfilled; a NaN or +inf proves nothing."""
+        proved = ((lower > 0) | (self.closed & (lower >= 0))) & lower.isfinite()
+        return [bool(proved[list(group)].any()) for group in self.groups]
+
+    def failing(self, values: Tensor) -> list[bool]:
+        """Which groups the values [k] of a point leave unfulfilled; a NaN fails none."""
+        bad = (values < 0) | (~self.closed & (values <= 0))
+        return [bool(bad[list(group)].all()) for group in self.groups]
