@@ -28,6 +28,7 @@ SUITES = (
     "lp_layers",
     "training_steps",
     "relaxation_steps",
+    "vnncomp",
 )
 
 

@@ -42,6 +42,10 @@ _LAZY = {
     "load": "optrelax.networks.checkpoints",
     "save": "optrelax.networks.checkpoints",
     "load_dataset": "optrelax.data.datasets",
+    "verify": "optrelax.certification.verifying",
+    "PropertyVerdict": "optrelax.certification.verifying",
+    "Property": "optrelax.properties",
+    "read_property": "optrelax.certification.property_files",
     "layers": "optrelax.layers",
     "measure_continuity": "optrelax.measurements.continuity",
     "Continuity": "optrelax.measurements.continuity",
@@ -63,6 +67,8 @@ if TYPE_CHECKING:
     from optrelax.certification.attacks import PGD
     from optrelax.certification.certifying import CertificationReport, certify
     from optrelax.certification.comparison import Comparison, compare
+    from optrelax.certification.property_files import read_property
+    from optrelax.certification.verifying import PropertyVerdict, verify
     from optrelax.data.datasets import load_dataset
     from optrelax.measurements.continuity import Continuity, measure_continuity
     from optrelax.measurements.degrees import step_degrees
@@ -72,6 +78,7 @@ if TYPE_CHECKING:
     from optrelax.measurements.tightness import Tightness, measure_tightness
     from optrelax.networks import models
     from optrelax.networks.checkpoints import load, save
+    from optrelax.properties import Property
     from optrelax.training.losses import CertifiedLoss, certified_cross_entropy
 
 
@@ -112,6 +119,8 @@ __all__ = [
     "LinfBall",
     "Network",
     "Problem",
+    "Property",
+    "PropertyVerdict",
     "Relaxation",
     "Report",
     "Sensitivity",
@@ -138,10 +147,12 @@ __all__ = [
     "measure_tightness",
     "models",
     "preactivation_bounds",
+    "read_property",
     "register_activation",
     "register_op",
     "register_relaxation",
     "save",
     "sign_margin",
     "step_degrees",
+    "verify",
 ]

@@ -28,7 +28,7 @@ class Halfspace:
     strict: bool = False
 
     def scaled(self) -> Halfspace:
-        """The same halfspace with coefficients that floats hold exactly: in whole numbers if need be, and if they do."""
+        """The same halfspace in whole numbers, where floats hold those exactly and not the coefficients as they are."""
         numbers = [c for _, c in self.coefficients]
         factor = math.lcm(*(n.denominator for n in numbers))
         if not all(map(_exact, numbers)) and all(_exact(n * factor) for n in numbers):
@@ -122,15 +122,15 @@ class Specification:
         """Fulfilled by outputs that meet none of the clauses; each halfspace is a row, one that repeats the same."""
         places: dict[Halfspace, int] = {}
         groups = tuple(tuple(places.setdefault(half.scaled(), len(places)) for half in c) for c in clauses)
-        rows = np.zeros((len(places), outputs))
-        slack = np.zeros_like(rows)
+        rows = torch.zeros(len(places), outputs, dtype=dtype)
+        slack = torch.zeros_like(rows)
         for half, k in places.items():
             for i, c in half.coefficients:
-                rows[k, i] = torch.tensor(float(c), dtype=dtype).item()
-                slack[k, i] = np.nextafter(float(abs(c - Fraction(rows[k, i]))), np.inf) if rows[k, i] != c else 0.0
+                rows[k, i] = float(c)
+                slack[k, i] = _rounded([abs(c - Fraction(float(rows[k, i])))], dtype, 1)[0]
         offsets = _rounded([half.constant for half in places], dtype, -1)
         closed = torch.tensor([half.strict for half in places], dtype=torch.bool)
-        return cls(torch.from_numpy(rows).to(dtype), offsets, closed, torch.from_numpy(slack).to(dtype), groups)
+        return cls(rows, offsets, closed, slack, groups)
 
     def to(self, device: torch.device) -> Specification:
         """On another device."""

@@ -28,7 +28,7 @@ from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
 
-__all__ = ["Counterexample", "PropertyVerdict", "Status", "verify"]
+__all__ = ["Counterexample", "PropertyVerdict", "Status", "default_attack", "verify"]
 
 PathLike = str | os.PathLike[str]
 
@@ -128,11 +128,13 @@ def verify(
     network, replay = _network(net)
     _require_fit(network, wanted, dtype)
     with torch.no_grad():
-        run = _Run(network, replay, dtype, begin, timeout, [_Open.of(case, network, dtype) for case in wanted.cases])
-        return run.decide(relaxations, _default_attack(wanted.inputs) if attack is True else attack or None)
+        cases = [_Open.of(case, network, dtype) for case in wanted.cases]
+        run = _Run(network, replay, dtype, begin, timeout, rounding, cases)
+        return run.decide(relaxations, default_attack(wanted.inputs) if attack is True else attack or None)
 
 
-def _default_attack(inputs: int) -> PGD:
+def default_attack(inputs: int) -> PGD:
+    """The attack of attack=True."""
     # Where inputs are few, samples find what descents from the centre of a large box miss.
     return PGD(restarts=5, steps=40, targets=3, samples=max(1, min(1000, 2**13 // max(1, inputs))))
 
@@ -204,6 +206,7 @@ class _Run:
     dtype: torch.dtype
     begin: float
     timeout: float | None
+    rounding: Rounding
     cases: list[_Open]
 
     def decide(self, relaxations: Mapping[str, Any], attack: PGD | None) -> PropertyVerdict:
@@ -239,7 +242,8 @@ class _Run:
         spec = case.spec
         rows = spec.rows.reshape(1, -1, *self.network.output_shape)
         lower = relaxation.lower_bounds(self.network, case.region, rows)[0].detach()
-        lower = torch.where(spec.offsets == 0, lower, down(lower + spec.offsets))
+        moved = lower + spec.offsets
+        lower = torch.where(spec.offsets == 0, lower, down(moved) if self.rounding == "outward" else moved)
         if bool(spec.slack.any()):
             size = relaxation.output_bounds(self.network, case.region)
             largest = torch.maximum(size.lower.abs(), size.upper.abs()).reshape(-1)
@@ -270,11 +274,12 @@ class _Run:
         """Floats in the exact box: float64 ones; where it holds none in a direction, the nearest to it."""
         lower, upper = case.case.inner(torch.float64)
         empty = lower > upper
-        middle = torch.tensor([float((l + u) / 2) for l, u in zip(case.case.lower, case.case.upper, strict=True)])
-        lower, upper = (torch.where(empty, middle.double(), end) for end in (lower, upper))
+        ends = zip(case.case.lower, case.case.upper, strict=True)
+        middle = torch.tensor([float((l + u) / 2) for l, u in ends], dtype=torch.float64)
+        lower, upper = (torch.where(empty, middle, end) for end in (lower, upper))
         note = f"{int(empty.sum())} inputs are fixed at decimals that are no floats" if bool(empty.any()) else ""
-        ends = (end.to(device_of(self.network)).reshape(1, *self.network.input_shape) for end in (lower, upper))
-        return InputBox(*ends), note
+        shape, device = (1, *self.network.input_shape), device_of(self.network)
+        return InputBox(lower.reshape(shape).to(device), upper.reshape(shape).to(device)), note
 
     def _single(self, points: Tensor, box: InputBox) -> Tensor:
         """The nearest float32 inside the box where there is one."""

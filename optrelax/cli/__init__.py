@@ -20,6 +20,7 @@ _COMMANDS = (
     "training",
     "sweeping",
     "certifying",
+    "verifying",
     "comparing",
     "measuring",
     "series",

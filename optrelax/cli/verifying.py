@@ -1,0 +1,95 @@
+"""`optrelax verify`: does a network have the property of a VNN-LIB file?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.inputs import Checkpoint, Json, Precision, Relaxations, Seed, option, read_dtype
+
+if TYPE_CHECKING:
+    from optrelax.certification.verifying import Counterexample, PropertyVerdict
+
+__all__ = ["verify"]
+
+_SHOWN = 10  # entries of a counterexample on the screen
+
+
+@command(
+    "verify",
+    common=("relaxation", "timeout"),
+    examples=(
+        "optrelax verify net.onnx property.vnnlib",
+        "optrelax verify net.onnx property.vnnlib.gz --relaxations crown-ibp crown --json",
+    ),
+)
+def verify(
+    checkpoint: Checkpoint,
+    prop: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROPERTY", rich_help_panel="Network", show_default=False, help="VNN-LIB file, plain or .gz."
+        ),
+    ],
+    relaxation: Relaxations = ["crown"],  # noqa: B006, typer reads the default and never changes it
+    timeout: Annotated[
+        float | None,
+        option("--timeout", group="Bound", metavar="S", min=0.001, show_default="none", help="No step begins after."),
+    ] = None,
+    attack: Annotated[
+        bool, option("--attack/--no-attack", group="Attack", help="Search for a counterexample by PGD.")
+    ] = True,
+    seed: Seed = 0,
+    precision: Precision = "float64",
+    json: Json = False,
+) -> None:
+    """Decide a property: holds, violated (with a counterexample that was replayed) or unknown.
+
+    A VNN-LIB file states what must not happen. Bounds are rounded outward: what holds, holds in real arithmetic for
+    every input of the file's box. Several relaxations are tried in order. Exit code 0 whatever the verdict.
+    """
+    from dataclasses import replace
+
+    import optrelax as ox
+    from optrelax.certification.property_files import read_property
+    from optrelax.certification.verifying import default_attack
+
+    wanted = read_property(prop)
+    search = replace(default_attack(wanted.inputs), seed=seed) if attack else False
+    found = ox.verify(
+        checkpoint, wanted, relaxation, attack=search, dtype=read_dtype(precision), timeout=timeout or None
+    )
+    if json:
+        print_json({"network": str(checkpoint), "property": str(prop), **found.record()})
+    else:
+        _show(found)
+
+
+def _show(found: PropertyVerdict) -> None:
+    console = stdout()
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    line(f"{found}  ({found.seconds:.2f} s, {found.cases} case(s), {found.open_cases} open)")
+    if found.counterexample is not None:
+        for name, values in _entries(found.counterexample):
+            line(f"{name}: {values}")
+
+
+def _entries(point: Counterexample) -> list[tuple[str, str]]:
+    """Inputs and outputs of a counterexample, the first few of many; --json gives all."""
+    shown: list[tuple[str, Any]] = [
+        ("inputs", point.x),
+        ("outputs in float64", point.outputs),
+        ("outputs replayed", point.replayed),
+    ]
+    found = []
+    for name, values in shown:
+        numbers = values.flatten().tolist()
+        dots = f", ... ({len(numbers)} numbers, --json prints all)" if len(numbers) > _SHOWN else ""
+        found.append((name, ", ".join(f"{n:.9g}" for n in numbers[:_SHOWN]) + dots))
+    return found
