@@ -116,7 +116,9 @@ def test_outputs_are_read_in_either_version(condition):
 
 
 def test_boxes_are_split_and_clauses_joined_by_box():
-    text = DECLARED + BOX + "(assert (or (<= X_0 0) (and (>= X_0 0.5) (< X_1 0.05))))(assert (or (<= Y_0 0) (>= Y_1 1)))"
+    text = (
+        DECLARED + BOX + "(assert (or (<= X_0 0) (and (>= X_0 0.5) (< X_1 0.05))))(assert (or (<= Y_0 0) (>= Y_1 1)))"
+    )
     cases = parse_property(text).cases
     assert [(c.lower[0], c.upper[0], c.upper[1]) for c in cases] == [
         (F(-3, 2), 0, F(1, 10)),

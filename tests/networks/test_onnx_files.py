@@ -20,15 +20,15 @@ def test_networks_of_the_competition_equal_the_reference_evaluator(folder, data_
     paths = sorted((data_dir / "vnncomp2021" / folder).glob("*.onnx"))
     assert paths
     generator = torch.Generator().manual_seed(0)
-    for path in paths:
-        net = ox.load(path)
+    for number, path in enumerate(paths):
+        whole = number % 15 == 0
+        net = ox.load(path) if whole else read_onnx(path)
         x = torch.randn(2, *net.input_shape, generator=generator)
         want = reference(str(path), x)
         torch.testing.assert_close(net(x), want, rtol=1e-5, atol=1e-5 * max(1.0, float(want.abs().max())))
-        # In float64 it is the function of the file's weights.
-        torch.testing.assert_close(
-            net(x.double()).float(), want, rtol=1e-5, atol=1e-5 * max(1.0, float(want.abs().max()))
-        )
+        if whole:  # in float64 it is the function of the file's weights
+            found = net(x.double()).float()
+            torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5 * max(1.0, float(want.abs().max())))
 
 
 def small(tmp_path):
