@@ -134,8 +134,8 @@ class Specification:
 
     def to(self, device: torch.device) -> Specification:
         """On another device."""
-        parts = (t.to(device) for t in (self.rows, self.offsets, self.closed, self.slack))
-        return Specification(*parts, self.groups)
+        rows, offsets, closed, slack = (t.to(device) for t in (self.rows, self.offsets, self.closed, self.slack))
+        return Specification(rows, offsets, closed, slack, self.groups)
 
     def in_double(self, groups: tuple[tuple[int, ...], ...]) -> Specification:
         """In float64, with some of the groups."""

@@ -21,8 +21,8 @@ from optrelax.analysis import Net
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import device_of, named
 from optrelax.certification.property_files import read_property
-from optrelax.networks.graph import Network
 from optrelax.networks.capturing import capture
+from optrelax.networks.graph import Network
 from optrelax.properties import Case, Property, Specification
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, with_rounding

@@ -8,13 +8,13 @@ from fractions import Fraction as F
 import numpy as np
 import pytest
 import torch
-from tests.onnx_models import model, node, reference, stored
 from torch import nn
 
 import optrelax as ox
 from optrelax import cli
 from optrelax.certification.property_files import parse_property
 from optrelax.layers import Triangle
+from tests.onnx_models import model, node, reference, stored
 
 GENERATOR = np.random.default_rng(3)
 
