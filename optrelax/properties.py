@@ -37,8 +37,11 @@ class Halfspace:
         return self
 
 
+_MOST = 2**120  # of a coefficient: single precision holds it
+
+
 def _exact(number: Fraction) -> bool:
-    return abs(number) < 2**1000 and Fraction(float(number)) == number
+    return abs(number) < _MOST and Fraction(float(number)) == number
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,11 @@ def _rounded(numbers: Sequence[Fraction], dtype: torch.dtype, side: int) -> Tens
     for i, number in enumerate(numbers):
         if abs(number) > most:
             away = (number > 0) == (side > 0)
-            found[i] = math.copysign(math.inf if away else float(most), number)
+            found[i] = (1 if number > 0 else -1) * (math.inf if away else float(most))
             continue
         near = kind(float(number))
         if not math.isfinite(near):
-            near = kind(math.copysign(float(most), number))
+            near = kind((1 if number > 0 else -1) * float(most))
         error = Fraction(float(near)) - number
         found[i] = np.nextafter(near, kind(side * math.inf)) if error * side < 0 else near
     return torch.from_numpy(found)
@@ -126,6 +129,8 @@ class Specification:
         slack = torch.zeros_like(rows)
         for half, k in places.items():
             for i, c in half.coefficients:
+                if abs(c) >= _MOST:
+                    raise ValueError(f"Specification: the coefficient of output {i} exceeds 2**120")
                 rows[k, i] = float(c)
                 slack[k, i] = _rounded([abs(c - Fraction(float(rows[k, i])))], dtype, 1)[0]
         offsets = _rounded([half.constant for half in places], dtype, -1)
