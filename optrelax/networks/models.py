@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ __all__ = [
     "Normalize",
     "Residual",
     "build",
+    "cnn5",
+    "cnn7",
     "conv",
     "conv_plus",
     "dm_large",
@@ -29,6 +32,7 @@ __all__ = [
     "model",
     "names",
     "residual",
+    "resnet",
 ]
 
 PerChannel = float | Sequence[float]  # one number, or one a channel
@@ -274,3 +278,103 @@ def residual(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Consta
         nn.Flatten(),
         *_linear_layers(16 * math.prod(spatial), 64, classes),
     )
+
+
+CIFAR = (3, 32, 32)
+
+
+def cnn7(
+    input_shape: Shape = CIFAR,
+    classes: int = 10,
+    *,
+    width: int = 64,
+    features: int = 512,
+    last_stride: int = 1,
+    batch_norm: bool = True,
+    normalize: Constants = None,
+    seed: int | torch.Generator | None = None,
+) -> nn.Sequential:
+    """CNN7: five padded convolutions of kernel 3 (w, w, 2w at stride 2, 2w, 2w)-features-classes.
+
+    width: w.  last_stride: of the fifth, 2 for TinyImageNet.  batch_norm: behind every layer but the last.
+    [batch, *input_shape] -> [batch, classes], in training mode.  Source: Shi et al. 2021.
+    """
+    convs = [(width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (2 * width, last_stride)]
+    return _normalised("cnn7", convs, features, input_shape, classes, batch_norm, normalize, seed)
+
+
+def cnn5(
+    input_shape: Shape = CIFAR,
+    classes: int = 10,
+    *,
+    width: int = 64,
+    features: int = 512,
+    batch_norm: bool = True,
+    normalize: Constants = None,
+    seed: int | torch.Generator | None = None,
+) -> nn.Sequential:
+    """CNN5: three padded convolutions of kernel 3 (w, w, 2w at stride 2)-features-classes; options as of `cnn7`."""
+    convs = [(width, 1), (width, 1), (2 * width, 2)]
+    return _normalised("cnn5", convs, features, input_shape, classes, batch_norm, normalize, seed)
+
+
+def _normalised(
+    name: str,
+    convs: Sequence[tuple[int, int]],
+    features: int,
+    input_shape: Shape,
+    classes: int,
+    batch_norm: bool,
+    normalize: Constants,
+    seed: int | torch.Generator | None,
+) -> nn.Sequential:
+    """Convolutions (channels, stride), a hidden layer and the output, each but the last with its batch norm."""
+    channels, *spatial = _image_shape(name, input_shape)
+    with _drawn_from(seed):
+        layers = _normalization(normalize)
+        for out, stride in convs:
+            layers += [
+                nn.Conv2d(channels, out, 3, stride, 1),
+                *([nn.BatchNorm2d(out)] if batch_norm else []),
+                nn.ReLU(),
+            ]
+            channels, spatial = out, [(n - 1) // stride + 1 for n in spatial]
+        hidden = [
+            nn.Linear(channels * math.prod(spatial), features),
+            *([nn.BatchNorm1d(features)] if batch_norm else []),
+        ]
+        return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.ReLU(), nn.Linear(features, classes))
+
+
+def resnet(
+    input_shape: Shape = CIFAR,
+    classes: int = 10,
+    *,
+    size: Literal["2b", "4b"] = "2b",
+    batch_norm: bool = False,
+    normalize: Constants = None,
+    seed: int | torch.Generator | None = None,
+) -> nn.Sequential:
+    """Residual networks after VNN-COMP 2021: a convolution of 8 (2b) or 16 channels, two or four blocks, 100-classes.
+
+    Blocks are two convolutions of kernel 3 with 16 (2b) or 32 channels; the first of every pair halves the map.
+    batch_norm: behind every convolution but the shortcuts' and the first (the competition's files have it folded in).
+    [batch, *input_shape] -> [batch, classes], in training mode.
+    """
+    if size not in ("2b", "4b"):
+        raise ValueError(f"resnet: size must be '2b' or '4b', got {size!r}")
+    inputs, *spatial = _image_shape("resnet", input_shape)
+    width = 8 if size == "2b" else 16
+    strides = (2, 1) if size == "2b" else (2, 1, 2, 1)
+    with _drawn_from(seed):
+        layers = [*_normalization(normalize), nn.Conv2d(inputs, width, 3, 2, 1), nn.ReLU()]
+        channels, out = width, 2 * width
+        for stride in strides:
+            norms = [[nn.BatchNorm2d(out)] if batch_norm else [] for _ in range(2)]
+            first, second = nn.Conv2d(channels, out, 3, stride, 1), nn.Conv2d(out, out, 3, 1, 1)
+            body = nn.Sequential(first, *norms[0], nn.ReLU(), second, *norms[1])
+            layers += [Residual(body, None if stride == 1 else nn.Conv2d(channels, out, 1, stride)), nn.ReLU()]
+            channels = out
+        halvings = 1 + strides.count(2)
+        spatial = [-(-n // 2**halvings) for n in spatial]
+        return nn.Sequential(*layers, nn.Flatten(), *_linear_layers(channels * math.prod(spatial), 100, classes))

@@ -254,3 +254,32 @@ def test_every_network_is_made_of_supported_ops(name):
     assert ox.check(net, input_shape=(1, 28, 28)).ok
     x = torch.rand(2, 1, 28, 28)
     assert torch.allclose(ox.capture(net, input_shape=(1, 28, 28))(x), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("build", [models.cnn7, models.cnn5, models.resnet])
+def test_the_fields_networks_are_bounded(build, batch_norm):
+    small = {} if build is models.resnet else {"width": 2, "features": 8}
+    options = {**small, "batch_norm": batch_norm, "normalize": ([0.5, 0.4], [0.2, 0.3])}
+    net = build((2, 9, 7), 3, **options, seed=1)
+    again = build((2, 9, 7), 3, **options, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == batch_norm
+    net.eval()
+    x = torch.rand(2, 2, 9, 7, generator=torch.Generator().manual_seed(0))
+    found = ox.bounds(net, ox.LinfBall(x, 0.01), "crown-ibp")
+    value = net(x)
+    assert (found.lower <= value + 1e-4).all()
+    assert (value <= found.upper + 1e-4).all()
+
+
+def test_the_fields_networks_have_their_sizes():
+    assert parameters(models.cnn7()) == pytest.approx(17.2e6, rel=0.01)
+    assert hidden_units(models.cnn7(width=16, features=128), CIFAR) == [16384, 16384, 8192, 8192, 8192, 128]
+    assert hidden_units(models.cnn5(width=2, features=8), CIFAR) == [2048, 2048, 1024, 8]
+    assert hidden_units(models.cnn7(width=2, features=8, last_stride=2), CIFAR)[-2:] == [256, 8]
+    # The competition's resnet_2b: 8 channels at 16 x 16, four maps of 16 at 8 x 8, 100.
+    assert hidden_units(models.resnet(), CIFAR) == [2048, 1024, 1024, 1024, 1024, 100]
+    assert hidden_units(models.resnet(size="4b"), CIFAR) == [4096, *[2048] * 4, *[512] * 4, 100]
+    with pytest.raises(ValueError, match="size must be '2b' or '4b', got '3b'"):
+        models.resnet(size="3b")
