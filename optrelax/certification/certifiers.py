@@ -116,8 +116,11 @@ class Certifier:
         data = tensor_digest(self.samples.x, self.samples.labels, self.samples.index)
         return {**self.settings(), "relaxations": plain, "weights": weights_digest(self.network), "data": data}
 
-    def isolated(self, positions: Tensor) -> Iterator[Example]:
-        """The examples of a batch; one that raises is found by halving the batch, so that it spoils only itself."""
+    def isolated(self, positions: Tensor, known: frozenset[int] = frozenset()) -> Iterator[Example]:
+        """The examples of a batch; one that raises is found by halving the batch, so that it spoils only itself.
+
+        known: examples by index that are computed with the others, and not given.
+        """
         try:
             judged = self._batch(positions)
         except UnsupportedOpError:
@@ -125,13 +128,17 @@ class Certifier:
         except _FAILURES as error:
             self._require_working(error)
             if len(positions) == 1:
-                yield self._failed(int(positions), error)
+                failed = self._failed(int(positions), error)
+                if failed.index not in known:
+                    yield failed
                 return
             half = len(positions) // 2
-            yield from self.isolated(positions[:half])
-            yield from self.isolated(positions[half:])
+            yield from self.isolated(positions[:half], known)
+            yield from self.isolated(positions[half:], known)
         else:
             for position, (example, question) in zip(positions.tolist(), judged, strict=True):
+                if example.index in known:
+                    continue
                 if question is None:
                     yield example
                     continue

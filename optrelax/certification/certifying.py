@@ -107,9 +107,11 @@ def _collect(
             progress(Progress(len(found), len(index), dict(counts)))
 
     tell()
-    todo = torch.tensor([position for position, i in enumerate(index) if i not in found], dtype=torch.int64)
-    for chunk in todo.split(size) if len(todo) else ():
-        for example in run.isolated(chunk):
+    for chunk in torch.arange(len(index)).split(size) if index else ():
+        # Whole batches, as the first run took them: the last bits depend on what is computed together.
+        if all(index[position] in found for position in chunk.tolist()):
+            continue
+        for example in run.isolated(chunk, frozenset(found)):
             found[example.index] = example
             counts[example.verdict] += 1
             if journal is not None:

@@ -253,7 +253,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(member)
         announced, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-    if not dtype.hasobject and (min(shape, default=0) < 0 or announced != there):
+    if not dtype.hasobject and (min(shape, default=0) < 0 or announced != there or not dtype.itemsize):
         raise ValueError(f"array {info.filename!r} announces {announced} bytes and holds {there}")
     with archive.open(info) as member:
         found: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)

@@ -95,6 +95,8 @@ class JsonLines:
             version = f" of this version but {found!r}" if isinstance(found, str) else ""
             raise ValueError(f"resume: {self.path} is {what}{version}; remove it, or name a new file")
         records = _records(self.path, whole)
+        if not records:
+            raise ValueError(f"resume: {self.path} is {what}; remove it, or name a new file")
         if whole != content:
             os.ftruncate(self._file, len(whole))
         return records

@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
@@ -170,6 +172,68 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     assert [line["unfinished"] is None for line in whole[1]] == [True, False, False]
     left = sorted(path.name for path in (tmp_path / "cut").iterdir())
     assert left == ["config.json", "metrics.jsonl", "net.safetensors", "state.safetensors"]
+
+
+def kill_at_random(folder: str, runs: int, seed: int) -> int:
+    """Runs killed at random moments until they are through, each to the same end; how many kills that took.
+
+    By hand, for longer: `python -c "import test_interruptions as t; print(t.kill_at_random('DIR', 100, 0))"`.
+    """
+    torch.set_num_threads(1)
+    digits()
+    torch.optim.Adam(network().parameters())
+    rng, kills, begin = random.Random(seed), 0, time.monotonic()
+    assert run(Path(folder, "whole"), "none", 0) == 0
+    longest = 1000 * (time.monotonic() - begin)
+    for number in range(runs):
+        for _ in range(3):
+            kills += run(Path(folder, str(number)), "clock", int(rng.uniform(0, longest))) == -signal.SIGKILL
+        assert run(Path(folder, str(number)), "none", 0) == 0
+        assert result(Path(folder, str(number))) == result(Path(folder, "whole"))
+    return kills
+
+
+# --- two at once, and no room --------------------------------------------------------------------------------------
+
+
+def test_a_second_trainer_is_told_who_trains(tmp_path):
+    """Before it has touched anything; once the first is dead its folder is free."""
+    script = (
+        "import sys; from pathlib import Path; from optrelax.training.runs import RunFolder; "
+        "lock = RunFolder(Path(sys.argv[1])).lock(); print('held', flush=True); sys.stdin.readline()"
+    )
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=rf"run: in use by process {other.pid} on \S+ since"):
+                train(network(), digits(), settings(), folder=folder, resume=resume)
+        assert [path.name for path in folder.iterdir()] == [".run.lock"]
+        other.kill()
+    with pytest.raises(Stop):
+        train(network(), digits(), settings(), folder=folder, watch=stop_at(1, 1))
+    assert ".run.lock" not in [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.parametrize("size", [100, 10_000], ids="{} bytes a file".format)
+def test_a_run_that_found_no_room_goes_on_to_the_same_end(size, tmp_path):
+    """No file may grow beyond a size: the configuration, or the state, does not fit."""
+    short = {"epochs": 2, "loss": AdversarialLoss(steps=1)}
+    whole = train(network(), digits(), settings(**short), folder=tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(network(), digits(), settings(**short), folder=tmp_path / "run", checkpoint_every=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    resumed = train(network(), digits(), settings(**short), folder=tmp_path / "run", resume=True, checkpoint_every=0)
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert len(resumed.history) == len(whole.history)
 
 
 # --- when a state is stored ----------------------------------------------------------------------------------------
