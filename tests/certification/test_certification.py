@@ -586,10 +586,10 @@ def test_a_digit_changed_anywhere_is_found(tmp_path):
     content = path.read_bytes()
     places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
     assert len(places) > 500
-    for place in places[::23]:
+    for place in places[::3]:
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(ValueError, match=r"line \d is damaged: its checksum|is not a certification journal"):
-            ox.certify(small(), examples(6), EPS, resume=path)
+        with pytest.raises(ValueError, match=r"line \d is damaged: its checksum"):
+            json_lines.read_lines(path)
 
 
 @pytest.mark.parametrize(
