@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
-from optrelax.layers.network_lp import require_piecewise_linear
+from optrelax.layers.network_lp import shared
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -73,17 +73,19 @@ class AlphaCrown(Relaxation):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         """Bounds whose slopes make the sum of all widths small."""
-        return self._bounded(network, region, None)[0]
+        return shared(network, self._bounded(network.lowered, region, None)[0])
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        found = self._bounded(network, region, rows)[1]
+        found = self._bounded(network.lowered, region, rows)[1]
         assert found is not None
         return found
 
     def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        network = network.lowered
         return bytes_needed(self.preactivation, network, region, 0) + region.shape[0] * self._each(network, region, k)
 
     def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        network = network.lowered
         rows = self._neuron_rows(network) + k
         slopes = region.lower.element_size() * rows * memory.hidden_entries(network)
         first = least_bytes(self.preactivation, network, region, 0)
@@ -101,7 +103,6 @@ class AlphaCrown(Relaxation):
 
     def _bounded(self, network: Network, region: InputBox, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
-        require_piecewise_linear(network)
         region = self.prepare(region)
         batch = region.shape[0]
         source = bytes_needed(self.preactivation, network, region, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
-from optrelax.layers.network_lp import require_piecewise_linear
+from optrelax.layers.network_lp import shared
 from optrelax.layers.solutions import Solution
 from optrelax.layers.triangle import NetworkLayer, Rooms, Warm, network_layer, solve_problems, solve_rows
 from optrelax.networks.graph import Network, Node
@@ -33,16 +33,15 @@ class Layerwise(NetworkLayer):
     """
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        require_piecewise_linear(network)
-        region = self.prepare(region)
-        return self.refine(network, region, self.rooms(network, region, 0))
+        region, lowered = self.prepare(region), network.lowered
+        return shared(network, self.refine(lowered, region, self.rooms(lowered, region, 0)))
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
-        require_piecewise_linear(network)
-        region = self.prepare(region)
-        rooms = self.rooms(network, region, rows.shape[1])
-        bounds = self.refine(network, region, rooms)
-        return replace(solve_rows(self, network, region, rows, bounds, warm, rooms), preactivation=bounds)
+        region, lowered = self.prepare(region), network.lowered
+        rooms = self.rooms(lowered, region, rows.shape[1])
+        bounds = self.refine(lowered, region, rooms)
+        found = solve_rows(self, lowered, region, rows, bounds, warm, rooms)
+        return replace(found, preactivation=shared(network, bounds))
 
     def problem_count(self, network: Network, batch: int, k: int) -> int:
         """As if every neuron crossed."""

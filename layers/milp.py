@@ -85,7 +85,7 @@ class Milp:
     def _solve(
         self, network: Network, region: InputBox, rows: Tensor, order: Sequence[int], *, sign: bool
     ) -> MilpAnswer:
-        deadline = time.monotonic() + self.time_limit
+        deadline, network = time.monotonic() + self.time_limit, network.lowered
         box = InputBox(region.lower.detach().double(), region.upper.detach().double())
         with torch.no_grad():
             before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, box)

@@ -23,7 +23,8 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import MaxPool2d, flatten_from
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import flatten_from
 from optrelax.regions import InputBox
 from optrelax.relaxations import identity_rows
 
@@ -137,14 +138,19 @@ def _float64(network: Network) -> Tensor:
 
 
 def require_piecewise_linear(network: Network) -> None:
-    """UnsupportedOpError where the LP layers have no formulation: MaxPool2d."""
+    """UnsupportedOpError where an op is no part of an LP: a maximum, which `network.lowered` composes of ReLUs."""
     problems = [
-        Problem(node.path, "MaxPool2d", "has no LP formulation here; use strided convolutions or average pooling")
+        Problem(node.path, type(node.op).__name__, "has no LP formulation; take network.lowered")
         for node in network
-        if isinstance(node.op, MaxPool2d)
+        if isinstance(node.op, Greatest)
     ]
     if problems:
         raise UnsupportedOpError(problems, "affine ops and piecewise-linear activations")
+
+
+def shared(network: Network, bounds: Mapping[str, Bounds]) -> dict[str, Bounds]:
+    """Of the pre-activation bounds of `network.lowered` those that the network itself has."""
+    return {node.name: bounds[node.name] for node in network.activations}
 
 
 def export(

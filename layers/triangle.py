@@ -18,7 +18,7 @@ from optrelax.layers.batched import join
 from optrelax.layers.evaluation import Evaluation, solved
 from optrelax.layers.exported import network_solver, solved_under_given_bounds, solves_networks
 from optrelax.layers.network_gradients import Envelope, attach
-from optrelax.layers.network_lp import require_piecewise_linear
+from optrelax.layers.network_lp import shared
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -192,10 +192,12 @@ class NetworkLayer(Relaxation, nn.Module):
         return batch * k
 
     def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+        network = network.lowered
         lots = self._lots(network, region, k)
         return self._source_bytes(network, region) + lots.fixed + lots.solver + lots.each * lots.count
 
     def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+        network = network.lowered
         source = self.preactivation
         first = least_bytes(source, network, region, 0) if isinstance(source, Relaxation) else 0
         lots = self._lots(network, region, k)
@@ -344,11 +346,11 @@ class Triangle(NetworkLayer):
     """
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        return self.closed_form(network, self.prepare(region), self.rooms(network, region, 0).source)
+        region, lowered = self.prepare(region), network.lowered
+        return shared(network, self.closed_form(lowered, region, self.rooms(lowered, region, 0).source))
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
-        require_piecewise_linear(network)
-        region = self.prepare(region)
+        region, network = self.prepare(region), network.lowered
         rooms = self.rooms(network, region, rows.shape[1])
         preactivation = self.closed_form(network, region, rooms.source)
         return solve_rows(self, network, region, rows, preactivation, warm, rooms)

@@ -21,7 +21,8 @@ from torch import Tensor
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Conv2d, MaxPool2d, Reshape
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Conv2d, Reshape
 from optrelax.regions import InputBox
 
 Limit = int | float | None
@@ -132,7 +133,7 @@ def pull(
         if end and network.entrance[-1:] == (node,):
             kept, passing = kept + own, max(passing, 2 * own)  # and their gradient
             break
-        if isinstance(node.op, (Activation, MaxPool2d)):
+        if isinstance(node.op, (Activation, Greatest)):
             examples = batch
         made = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs)
         joined = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs if name in pending)
@@ -149,7 +150,7 @@ def _scratch(node: Node, own: int, made: int, outward: bool, eager: bool) -> int
     found = own + made if outward else 0
     if isinstance(node.op, Conv2d):
         found += own + made
-    elif isinstance(node.op, MaxPool2d) or (eager and isinstance(node.op, Activation)):
+    elif isinstance(node.op, Greatest) or (eager and isinstance(node.op, Activation)):
         found += 3 * own
     return found
 
@@ -160,7 +161,7 @@ def carry(network: Network, terms: int, *, born: bool, estimated: bool = False) 
     born: every neuron adds a term of its own.  estimated: the terms are projections, each example's from the start.
     """
     kept = passing = 0
-    relaxed = {node.name for node in network if isinstance(node.op, (Activation, MaxPool2d))}
+    relaxed = {node.name for node in network if isinstance(node.op, (Activation, Greatest))}
     for node in network:
         own = 0 if isinstance(node.op, Reshape) else math.prod(node.shape)
         before = sum(math.prod(network.shape_of(name)) for name in node.inputs)

@@ -28,7 +28,8 @@ from optrelax.kernels.relax_step import least_over_box, relax_step
 from optrelax.kernels.sign_products import bytes_taken, ends_through, pays
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape, flatten_from
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine, Linear, Shape, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, gamma, peak, tiny, underflow, unit_roundoff
 
@@ -330,8 +331,8 @@ def _constant(bounds: Bounds, a: Tensor, walk: Rows) -> None:
     walk.add_constant(constant, size, 2 * math.prod(l.shape[1:]) + 4)
 
 
-@rule(MaxPool2d, domain=Rows)
-def _max_pool(op: MaxPool2d, node: Node, a: Tensor, walk: Rows) -> None:
+@rule(Greatest, domain=Rows)
+def _max_pool(op: Greatest, node: Node, a: Tensor, walk: Rows) -> None:
     """Below: the entry with the greatest lower bound; above: that entry where it dominates, else the greatest upper.
 
     Source: Singh et al. 2019, section 4.
@@ -358,7 +359,7 @@ def _max_pool(op: MaxPool2d, node: Node, a: Tensor, walk: Rows) -> None:
     walk.add(node.inputs[0], pulled.reshape(batch, k, *op.input_shapes[0]))
 
 
-def choose_entries(op: MaxPool2d, before: Bounds, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def choose_entries(op: Greatest, before: Bounds, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per window: flat index of the entry with the greatest lower bound, whether it dominates, greatest upper bound."""
     pad = windows < 0
     index = windows.clamp_min(0)

@@ -18,7 +18,8 @@ from optrelax.kernels import ball_products, native
 from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, Linear, MaxPool2d
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine, Linear
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, Rounding, down, gamma, peak, underflow, up
 
@@ -295,7 +296,7 @@ def _activation(op: Activation, x: Ball) -> Ball:
     return ball(low, high, x.outward)
 
 
-@rule(MaxPool2d, domain=Ball)
-def _max_pool(op: MaxPool2d, x: Ball) -> Ball:
+@rule(Greatest, domain=Ball)
+def _max_pool(op: Greatest, x: Ball) -> Ball:
     before = x.bounds
     return ball(op(before.lower), op(before.upper), x.outward)

@@ -23,7 +23,8 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, MaxPool2d, flatten_from
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine, flatten_from
 from optrelax.regions import InputBox
 from optrelax.rounding import SLACK, down, gamma, underflow, unit_roundoff, up
 
@@ -241,11 +242,11 @@ def _fresh_block(mu: Tensor) -> Block | None:
     return Block(generators.reshape(*index.shape, *mu.shape[1:]), flat.gather(1, index))
 
 
-@rule(MaxPool2d, domain=Zonotope)
-def _max_pool(op: MaxPool2d, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
+@rule(Greatest, domain=Zonotope)
+def _max_pool(op: Greatest, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
     """A dominating entry passes through; any other window becomes its interval, a new error of its own."""
     if walk.errors == "projection":
-        raise UnsupportedOpError([Problem(node.path, "MaxPool2d", "has no rule for random projection (cauchy)")])
+        raise UnsupportedOpError([Problem(node.path, "Greatest", "has no rule for random projection (cauchy)")])
     before = z.bounds
     chosen, dominates, top = choose_entries(op, before, op.windows(z.center.device))
     low = op(before.lower)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
-from optrelax.networks.ops import Affine, Linear, MaxPool2d, Shape
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine, Linear, Shape
 
 if TYPE_CHECKING:
     from optrelax.networks.snapshots import Snapshot
 
-Op = Affine | Activation | MaxPool2d
+Op = Affine | Activation | Greatest
 HALF = (torch.float16, torch.bfloat16)
 # Modules that are another function (of the batch, or random) in training mode.
 MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -76,6 +77,18 @@ class Graph:
     def activations(self) -> tuple[Node, ...]:
         """The activation nodes in topological order; their inputs are the pre-activations."""
         return tuple(node for node in self.nodes if isinstance(node.op, Activation))
+
+    @property
+    def lowered(self) -> Graph:
+        """The same function, and the same node names, with maxima composed of ReLUs; this graph where it has none."""
+        return self._lowered if any(isinstance(node.op, Greatest) for node in self.nodes) else self
+
+    @cached_property
+    def _lowered(self) -> Graph:
+        nodes: list[Node] = []
+        for node in self.nodes:
+            nodes += node.op.lowered(node) if isinstance(node.op, Greatest) else [node]
+        return Graph(tuple(nodes), self.output, self.input_shape)
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[Node, ...]]:
@@ -177,6 +190,12 @@ class Network(nn.Module):
     readers = property(lambda self: self.graph.readers, doc="The nodes that read each node's value.")
     exact_intervals = property(lambda self: self.graph.exact_intervals, doc="Nodes whose interval image is exact.")
     entrance = property(lambda self: self.graph.entrance, doc="See `Graph.entrance`.")
+
+    @property
+    def lowered(self) -> Network:
+        """The same network with maxima composed of ReLUs, which is what an LP takes: max(a, b) = b + relu(a - b)."""
+        found = self.graph.lowered
+        return self if found is self.graph else Network(self.module, found)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.graph.nodes)

@@ -23,7 +23,6 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.evaluation import solved
 from optrelax.layers.interior_point import InteriorPoint
-from optrelax.layers.network_lp import require_piecewise_linear
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -114,8 +113,7 @@ class Cascade:
     """
 
     def __init__(self, network: Network, attack: PGD = PGD(restarts=1, steps=20)) -> None:  # noqa: B008, frozen
-        require_piecewise_linear(network)
-        self.network, self.attack = network, attack
+        self.network, self.attack = network.lowered, attack
         self.passes = _passes()
         self.closed_form = Intersect(Box(), FastLin(), Crown())
 

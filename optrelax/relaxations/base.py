@@ -13,7 +13,7 @@ from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
 from optrelax.exactness import require_exact_products
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import MaxPool2d
+from optrelax.networks.maxima import Greatest
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding, check_rounding
 
@@ -124,4 +124,4 @@ def examples_at_a_time(relaxation: Relaxation, network: Network, region: InputBo
 
 
 def pooled(network: Network) -> bool:
-    return any(isinstance(node.op, MaxPool2d) for node in network)
+    return any(isinstance(node.op, Greatest) for node in network)

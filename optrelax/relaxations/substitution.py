@@ -23,7 +23,7 @@ from optrelax.kernels.relax_step import kernels as relax_step_kernels
 from optrelax.kernels.triton_steps import passes
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import MaxPool2d
+from optrelax.networks.maxima import Greatest
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import (
     Preactivation,
@@ -110,7 +110,7 @@ class Substitution(Relaxation):
         bounds: Preactivation = {}
         lines: dict[str, Lines | Bounds] = {}
         for node in network:
-            if not isinstance(node.op, (Activation, MaxPool2d)):
+            if not isinstance(node.op, (Activation, Greatest)):
                 continue
             source = node.inputs[0]
             if given is not None and node.name in given:
@@ -119,7 +119,7 @@ class Substitution(Relaxation):
                 before = balls[source].bounds
             else:
                 before = self._both(network, source, region, lines, magnitude, rooms.rows)
-            if isinstance(node.op, MaxPool2d):
+            if isinstance(node.op, Greatest):
                 lines[node.name] = before
             else:
                 bounds[node.name] = before
@@ -308,7 +308,7 @@ class Substitution(Relaxation):
 
     def _targets(self, network: Network) -> list[str]:
         """Nodes whose entries are bounded by rows."""
-        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, MaxPool2d))]
+        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, Greatest))]
         if self.preactivation is not None:
             return []
         return [name for name in dict.fromkeys(sources) if name not in network.exact_intervals]
@@ -388,6 +388,6 @@ class FastLin(Substitution):
 
 def _without_rows(network: Network, given: Preactivation | None) -> frozenset[str]:
     """Nodes whose intervals do: where these are exact, and before poolings in a network whose bounds are given."""
-    nodes = [n for n in network if isinstance(n.op, (Activation, MaxPool2d)) and not (given and n.name in given)]
-    pooled = {n.inputs[0] for n in nodes if given is not None and isinstance(n.op, MaxPool2d)}
+    nodes = [n for n in network if isinstance(n.op, (Activation, Greatest)) and not (given and n.name in given)]
+    pooled = {n.inputs[0] for n in nodes if given is not None and isinstance(n.op, Greatest)}
     return frozenset(pooled | {n.inputs[0] for n in nodes} & network.exact_intervals)

@@ -16,7 +16,7 @@ from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import MaxPool2d
+from optrelax.networks.maxima import Greatest
 from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.training.losses import (
@@ -201,7 +201,7 @@ def bounds_at_slopes(network: Network, region: InputBox, rows: Tensor, weights: 
     found = interval.propagate(network, region)
     lines: dict[str, Lines | Bounds] = {}
     for node in network:
-        if isinstance(node.op, MaxPool2d):
+        if isinstance(node.op, Greatest):
             lines[node.name] = found.balls[node.inputs[0]].bounds
         elif isinstance(node.op, Activation):
             before = found.preactivation[node.name]
