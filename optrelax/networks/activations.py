@@ -254,6 +254,21 @@ def clamp(low: float, high: float, name: str = "hardtanh") -> Activation:
     return Activation(name, function, (low, high), (0.0, 1.0, 0.0), (low, 0.0, high))
 
 
+def absolute() -> Activation:
+    """|x|."""
+    return Activation("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0))
+
+
+def floor(low: float) -> Activation:
+    """max(x, low): clamp from below."""
+    return Activation("floor", lambda x: x.clamp_min(low), (low,), (0.0, 1.0), (low, 0.0))
+
+
+def ceiling(high: float) -> Activation:
+    """min(x, high): clamp from above."""
+    return Activation("ceiling", lambda x: x.clamp_max(high), (high,), (1.0, 0.0), (0.0, high))
+
+
 def _known(
     name: str, kinks: Sequence[float], slopes: Sequence[float], intercepts: Sequence[float]
 ) -> Activation | None:
@@ -262,7 +277,11 @@ def _known(
         return relu()
     if name == "leaky_relu" and slopes:
         return leaky_relu(slopes[0])
-    if name in ("hardtanh", "relu6", "clamp") and len(kinks) == 2 and kinks[0] < kinks[1]:
+    if name == "abs":
+        return absolute()
+    if name in ("floor", "ceiling") and len(kinks) == 1:
+        return floor(kinks[0]) if name == "floor" else ceiling(kinks[0])
+    if name in ("hardtanh", "relu6", "clamp", "softshrink", "hardsigmoid") and len(kinks) == 2 and kinks[0] < kinks[1]:
         return clamp(kinks[0], kinks[1], name)
     return None
 

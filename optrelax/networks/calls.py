@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.networks.activations import Activation
-from optrelax.networks.ops import Affine, MaxPool2d, Shape, Source
+from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine, Shape, Source
 
-Op = Affine | Activation | MaxPool2d
+Op = Affine | Activation | Greatest
 
 PRODUCT = "the product of two values of the network is not affine"
 

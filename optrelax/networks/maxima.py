@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optrelax.networks import activations
 from optrelax.networks.ops import Add, Affine, Reshape, Shape, Source, flatten_from
+from optrelax.networks.storage import Settings, Storable, Tensors, stored
 from optrelax.networks.views import Concatenate, Gather, Pad, lead_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-class Greatest:
+@stored("greatest")
+class Greatest(Storable):
     """Greatest entry of each window; not affine, not elementwise: a structure class of its own.
 
     windows: flat input index of every entry of every window, -1 for none, [*shape, w].
@@ -47,6 +49,11 @@ class Greatest:
         entries = math.prod(input_shape[d] for d in dims)
         return cls(input_shape, index.permute(*left, *dims).reshape(*shape, entries))
 
+    @classmethod
+    def on_image(cls, input_shape: Shape, places: Sequence[Tensor]) -> Greatest:
+        """Windows of an image [c, *spatial]; places: of each spatial dimension, [out, entries], -1 for none."""
+        return cls(input_shape, _on_image(input_shape, places))
+
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, *input_shape] -> [*lead, *shape]."""
         lead = lead_of(x, self.input_shapes[0])
@@ -60,12 +67,17 @@ class Greatest:
         return self._windows.to(device)
 
     def describe(self) -> dict[str, object]:
-        """JSON-ready settings, for checkpoints; tensors are stored apart."""
-        return {"op": "greatest"}
+        return {}
 
     def tensors(self) -> dict[str, Source]:
-        """The windows, for checkpoints."""
         return {"windows": lambda: self._windows}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Greatest:
+        windows = tensors.source("windows", dtypes=(torch.int64,))()
+        if windows.dim() == 0 or windows.shape[-1] == 0:
+            raise ValueError(f"windows: wants entries, got shape {tuple(windows.shape)}")
+        return cls(shapes[0], windows)
 
     def lowered(self, node: Node) -> list[Node]:
         """Nodes that compute the same from affine ops and ReLUs; the last has the node's name.
@@ -91,6 +103,7 @@ class Greatest:
         return build.finish(Reshape((1, n), self.shape), value)
 
 
+@stored("max_pool", "max_pool2d")
 class MaxPool(Greatest):
     """Greatest value of each window of an image [c, *spatial], in one, two or three dimensions."""
 
@@ -108,22 +121,13 @@ class MaxPool(Greatest):
             raise ValueError(f"MaxPool: takes [c, *spatial] with {rank} spatial dimensions, got {tuple(input_shape)}")
         self.kernel, self.stride, self.padding = tuple(kernel), tuple(stride), tuple(padding)
         self.dilation, self.ceil_mode = tuple(dilation), ceil_mode
-        shape = tuple(self._pool(torch.zeros(1, *input_shape)).shape[1:])
-        index = torch.arange(input_shape[0]).reshape(-1, *[1] * (2 * rank))  # [c, *out, *kernel]
-        valid = torch.ones((), dtype=torch.bool)
-        for d, n in enumerate(input_shape[1:]):
-            place = torch.arange(shape[d + 1])[:, None] * self.stride[d] - self.padding[d]
+        probe = torch.empty(1, *input_shape, device="meta")  # its shape is all that is asked
+        places = []
+        for d, (n, out) in enumerate(zip(input_shape[1:], self._pool(probe).shape[2:], strict=True)):
+            place = torch.arange(out)[:, None] * self.stride[d] - self.padding[d]
             place = place + torch.arange(self.kernel[d]) * self.dilation[d]
-            place = place.reshape(
-                [
-                    *(len(place) if i == d else 1 for i in range(rank)),
-                    *(self.kernel[d] if i == d else 1 for i in range(rank)),
-                ]
-            )
-            valid = valid & (place >= 0) & (place < n)
-            index = index * n + place
-        windows = torch.where(valid, index, -1).reshape(*shape, math.prod(self.kernel))
-        super().__init__(input_shape, windows)
+            places.append(torch.where((place >= 0) & (place < n), place, -1))
+        super().__init__(input_shape, _on_image(input_shape, places))
 
     def _pool(self, x: Tensor) -> Tensor:
         return _POOL[len(self.kernel)](x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
@@ -134,7 +138,6 @@ class MaxPool(Greatest):
 
     def describe(self) -> dict[str, object]:
         return {
-            "op": "max_pool",
             "kernel": self.kernel,
             "stride": self.stride,
             "padding": self.padding,
@@ -144,6 +147,31 @@ class MaxPool(Greatest):
 
     def tensors(self) -> dict[str, Source]:
         return {}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> MaxPool:
+        rank = len(shapes[0]) - 1
+        kernel, stride, dilation = (settings.integers(n, rank, least=1) for n in ("kernel", "stride", "dilation"))
+        padding = settings.integers("padding", rank)
+        settings.require_size("kernel", (*shapes[0], *kernel))
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+            raise ValueError(f"padding: wants at most half of the kernel {kernel}, got {padding}")
+        rounded = not settings.absent("ceil_mode") and settings.flag("ceil_mode")
+        return cls(shapes[0], kernel, stride, padding, dilation, rounded)
+
+
+def _on_image(input_shape: Shape, places: Sequence[Tensor]) -> Tensor:
+    """Flat index of every entry of every window: [c, *out, w]."""
+    rank = len(places)
+    index = torch.arange(input_shape[0]).reshape(-1, *[1] * (2 * rank))  # [c, *out, *entries]
+    valid = torch.ones((), dtype=torch.bool)
+    for d, (place, n) in enumerate(zip(places, input_shape[1:], strict=True)):
+        out, entries = ([1] * d + [size] + [1] * (rank - 1 - d) for size in place.shape)
+        place = place.reshape(*out, *entries)
+        valid = valid & (place >= 0)
+        index = index * n + place
+    windows = torch.where(valid, index, -1)
+    return windows.reshape(*windows.shape[: rank + 1], -1)
 
 
 class _Tree:

@@ -1,5 +1,15 @@
 """One rule an ATen op, a file a subject; importing this package registers all of them."""
 
-from optrelax.networks.rules import arithmetic, layers, nonlinear, shapes
+from optrelax.networks.rules import (
+    arithmetic,
+    convolutions,
+    layers,
+    maxima,
+    moves,
+    nonlinear,
+    pooling,
+    products,
+    shapes,
+)
 
-__all__ = ["arithmetic", "layers", "nonlinear", "shapes"]
+__all__ = ["arithmetic", "convolutions", "layers", "maxima", "moves", "nonlinear", "pooling", "products", "shapes"]

@@ -9,6 +9,7 @@ import torch
 from optrelax.networks.calls import BATCH, PRODUCT, Call, Op, Refused, Value
 from optrelax.networks.ops import Add, Divide, Scale, Source, wide
 from optrelax.networks.registry import rule
+from optrelax.networks.rules.moves import widened
 
 aten = torch.ops.aten
 
@@ -25,10 +26,16 @@ def subtract(call: Call) -> Op | Value:
 
 @rule(aten.rsub.Tensor, aten.rsub.Scalar)
 def subtract_from(call: Call) -> Op | Value:
-    this, other, *alpha = call.args
-    if call["alpha"] != 1:
-        raise Refused("alpha other than 1 has no rule; multiply first")
-    return _sum(replace(call, args=(other, this, *alpha)), -1.0)
+    this, other, *_ = call.args
+    alpha = call["alpha"]
+    if alpha is BATCH:
+        raise Refused("mixes the batch: an argument depends on the batch size")
+    if isinstance(this, Value) and alpha != 1:
+        size = torch.tensor(float(alpha), dtype=torch.float64)
+        this = call.add(Scale(this.shape, lambda: size, None), this)
+    elif alpha != 1:
+        raise Refused("a constant times alpha less a value: multiply first")
+    return _sum(replace(call, args=(other, this, 1)), -1.0)
 
 
 def _sum(call: Call, sign: float) -> Op | Value:
@@ -40,18 +47,17 @@ def _sum(call: Call, sign: float) -> Op | Value:
     first, second = call.args[:2]
     shape = call.output
     if isinstance(first, Value) and isinstance(second, Value):
-        if first.shape != second.shape:
-            raise Refused(f"adds shapes {first.shape} and {second.shape}; broadcasting branches has no rule")
+        first, second = widened(call, first, shape), widened(call, second, shape)
         if abs(factor) == 1:
             return Add(shape, (1.0, float(factor)))
         size = torch.tensor(float(abs(factor)), dtype=torch.float64)
         scaled = call.add(Scale(shape, lambda: size, None), second)
         return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, scaled)
-    unbroadcast(call)
+    value = widened(call, call.values[0], shape)
     if isinstance(first, Value):
-        return Scale(shape, None, _times(call.elementwise(1), factor))
+        return call.add(Scale(shape, None, _times(call.elementwise(1), factor)), value)
     read = None if factor == 1 else _times(_one, factor)
-    return Scale(shape, read, call.elementwise(0))
+    return call.add(Scale(shape, read, call.elementwise(0)), value)
 
 
 def _one() -> torch.Tensor:
@@ -67,31 +73,24 @@ def _times(source: Source, factor: float) -> Source:
     return lambda: wide(source()) * factor
 
 
-def unbroadcast(call: Call) -> None:
-    """Refuse constants that make the value wider than it is."""
-    (value,) = call.values
-    if value.shape != call.output:
-        raise Refused(f"a constant widens the value from {value.shape} to {call.output}; expand it first")
-
-
 @rule(aten.mul.Tensor, aten.mul.Scalar)
-def multiply(call: Call) -> Op:
+def multiply(call: Call) -> Value:
     if len(call.values) != 1:
         raise Refused(PRODUCT)
-    unbroadcast(call)
-    return Scale(call.output, call.elementwise(1 - call.traced[0]), None)
+    value = widened(call, call.values[0], call.output)
+    return call.add(Scale(call.output, call.elementwise(1 - call.traced[0]), None), value)
 
 
 @rule(aten.div.Tensor, aten.div.Scalar)
-def divide(call: Call) -> Op:
+def divide(call: Call) -> Value:
     if call.traced != (0,):
         raise Refused("division by a value of the network is not affine")
-    unbroadcast(call)
-    return Divide(call.output, call.elementwise(1))
+    value = widened(call, call.value(0), call.output)
+    return call.add(Divide(call.output, call.elementwise(1)), value)
 
 
 @rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
-def divide_and_round(call: Call) -> Op:
+def divide_and_round(call: Call) -> Value:
     if call["rounding_mode"] is not None:
         raise Refused("rounding_mode has no rule")
     return divide(call)
@@ -105,3 +104,52 @@ def reciprocal(call: Call) -> Op:
 @rule(aten.neg)
 def negate(call: Call) -> Op:
     return Scale(call.output, _times(_one, -1.0), None)
+
+
+@rule(aten.where.self)
+def where(call: Call) -> Value:
+    """Chosen by a constant condition: each side times 1 or 0."""
+    condition = call.elementwise(0)
+    parts = []
+    for position, sign in ((1, 1.0), (2, -1.0)):
+
+        def chosen(sign: float = sign) -> torch.Tensor:
+            return condition().double() if sign > 0 else 1 - condition().double()
+
+        if isinstance(call.args[position], Value):
+            value = widened(call, call.args[position], call.output)
+            parts.append(call.add(Scale(call.output, chosen, None), value))
+        else:
+            _finite(constant := call.elementwise(position))
+            parts.append(lambda chosen=chosen, constant=constant: chosen() * wide(constant()))
+    values = [p for p in parts if isinstance(p, Value)]
+    if len(values) == 2:
+        return call.add(Add(call.output, (1.0, 1.0)), *values)
+    (shift,) = (p for p in parts if not isinstance(p, Value))
+    return call.add(Scale(call.output, None, shift), values[0])
+
+
+@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(call: Call) -> Value:
+    value = widened(call, call.only(0), call.output)
+    mask, fill = call.elementwise(1), call.elementwise(2)
+    _finite(fill)
+    return call.add(Scale(call.output, lambda: 1 - mask().double(), lambda: mask().double() * wide(fill())), value)
+
+
+def _finite(constant: Source) -> None:
+    if not bool(constant().isfinite().all()):
+        raise Refused("an infinite constant has no bounds")
+
+
+@rule(aten.lerp.Scalar)
+def lerp(call: Call) -> Value:
+    """(1 - w) a + w b."""
+    if len(call.values) != 2:
+        raise Refused("wants two values of the network; write it out with constants")
+    weight = float(call["weight"])
+    parts = []
+    for value, factor in zip(call.values, (1 - weight, weight), strict=True):
+        size = torch.tensor(factor, dtype=torch.float64)
+        parts.append(call.add(Scale(call.output, lambda size=size: size, None), widened(call, value, call.output)))
+    return call.add(Add(call.output, (1.0, 1.0)), *parts)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Op, Refused, Value
+from optrelax.networks.ops import Add, Scale, Source, wide
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
@@ -31,21 +35,93 @@ def relu6(call: Call) -> Op:
     return activations.clamp(0.0, 6.0, "relu6")
 
 
-@rule(aten.clamp.default)
-def clamp(call: Call) -> Op:
-    low, high = call["min"], call["max"]
-    if low == 0 and high is None:
-        return activations.relu()
-    if low is None or high is None:
-        raise Refused("clamp needs two numbers (or min=0 alone)")
-    return activations.clamp(float(low), float(high), "clamp")
+@rule(aten.clamp.default, aten.clip.default)
+def clamp(call: Call) -> Op | Value:
+    return _clamped(call, call["min"], call["max"])
 
 
 @rule(aten.clamp_min.default)
-def clamp_min(call: Call) -> Op:
-    if call["min"] != 0:
-        raise Refused("clamp needs two numbers (or min=0 alone)")
-    return activations.relu()
+def clamp_min(call: Call) -> Op | Value:
+    return _clamped(call, call["min"], None)
+
+
+@rule(aten.clamp_max.default)
+def clamp_max(call: Call) -> Op | Value:
+    return _clamped(call, None, call["max"])
+
+
+def _clamped(call: Call, low: Any, high: Any) -> Op | Value:
+    low, high = (None if end is None or abs(float(end)) == math.inf else float(end) for end in (low, high))
+    if high is None:
+        return call.only(0) if low is None else activations.relu() if low == 0 else activations.floor(low)
+    return activations.ceiling(high) if low is None else activations.clamp(low, high, "clamp")
+
+
+@rule(aten.threshold)
+def threshold(call: Call) -> Op:
+    edge, value = float(call["threshold"]), float(call["value"])
+    if edge != value:
+        raise Refused(
+            f"jumps at {edge:g}, where it goes from {value:g} to {edge:g}; only value = threshold is continuous"
+        )
+    return activations.relu() if edge == 0 else activations.floor(edge)
+
+
+@rule(aten.hardshrink)
+def hardshrink(call: Call) -> Value:
+    if float(call["lambd"]) == 0:
+        return call.only(0)
+    raise Refused("jumps at lambd and -lambd; use Softshrink, which is continuous")
+
+
+@rule(aten.softshrink)
+def softshrink(call: Call) -> Op | Value:
+    size = float(call["lambd"])
+    if size == 0:
+        return call.only(0)
+    # x less what of it lies in [-size, size]: the hull of one is that of the other.
+    inside = call.add(activations.clamp(-size, size, "softshrink"), call.only(0))
+    return call.add(Add(call.output, (1.0, -1.0)), call.only(0), inside)
+
+
+@rule(aten.hardsigmoid)
+def hardsigmoid(call: Call) -> Value:
+    # relu6(x + 3) / 6
+    shifted = call.add(Scale(call.output, None, _number(3.0)), call.only(0))
+    inside = call.add(activations.clamp(0.0, 6.0, "hardsigmoid"), shifted)
+    return call.add(Scale(call.output, _number(1 / 6), None), inside)
+
+
+@rule(aten.abs)
+def absolute(call: Call) -> Op:
+    return activations.absolute()
+
+
+@rule(aten.rrelu)
+def rrelu(call: Call) -> Op:
+    if call["training"]:
+        raise Refused("is random in training mode; call .eval()")
+    return activations.leaky_relu((float(call["lower"]) + float(call["upper"])) / 2)
+
+
+@rule(aten.prelu, aten._prelu_kernel)
+def prelu(call: Call) -> Value:
+    """a x + (1 - a) relu(x), with the slopes read at each use: over [l, u] its hull is the triangle under the chord."""
+    value, read = call.only(0), call.constant(1)
+    if read is None:
+        raise Refused("has no slopes")
+    shape = value.shape
+    one_each = len(shape) > 0 and read().numel() > 1
+    view = (-1, *[1] * (len(shape) - 1)) if one_each else ()
+    positive = call.add(activations.relu(), value)
+    bent = call.add(Scale(shape, lambda: read().reshape(view), None), value)
+    rest = call.add(Scale(shape, lambda: 1 - wide(read()).reshape(view), None), positive)
+    return call.add(Add(shape, (1.0, 1.0)), bent, rest)
+
+
+def _number(value: float) -> Source:
+    number = torch.tensor(value, dtype=torch.float64)
+    return lambda: number
 
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import torch
 
-from optrelax.networks.calls import Call, Op, Value
+from optrelax.networks.calls import Call, Op, Refused, Value
 from optrelax.networks.ops import Reshape
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
 
 
-@rule(aten.flatten, aten.unflatten, aten.view.default, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze)
+@rule(
+    aten.flatten,
+    aten.unflatten,
+    aten.view.default,
+    aten._unsafe_view,
+    aten.reshape,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.view_as,
+    aten.reshape_as,
+)
 def reshape(call: Call) -> Op | Value:
     # Row by row an example keeps its place, and the batch stays in front: that is checked of every output.
     return call.value() if call.shape() == call.output else Reshape(call.shape(), call.output)
 
 
 # Of another type they are refused like any op: every value of a network has the type of its input.
-@rule(aten.clone, aten.contiguous, aten.detach, aten.alias, aten.to, aten._to_copy, aten.lift_fresh_copy)
+@rule(aten.clone, aten.contiguous, aten.positive, aten.alias, aten.to, aten._to_copy, aten.lift_fresh_copy)
 def same(call: Call) -> Value:
+    return call.value()
+
+
+@rule(aten.detach)
+def detach(call: Call) -> Value:
+    # Bounds depend on the weights before it through every pass; a gradient that stops there alone cannot be given.
+    if call.value().name != "input":
+        raise Refused("stops the gradient, which bounds would let through; detach the weights instead")
     return call.value()
