@@ -116,10 +116,10 @@ def _plain(argument: Any) -> Any:
 
 _MOVES = (
     "slice select narrow index index_select flip fliplr roll rot90 diagonal tril triu permute transpose movedim "
-    "moveaxis swapaxes swapdims mT mH adjoint split split_with_sizes chunk tensor_split unsafe_split "
-    "unsafe_chunk unbind hsplit repeat tile repeat_interleave unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle reflection_pad1d "
-    "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "moveaxis swapaxes swapdims mT mH adjoint split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk "
+    "unbind hsplit repeat tile repeat_interleave unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle "
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d"
 )
 for _name in _MOVES.split():
