@@ -346,15 +346,17 @@ def _max_pool(op: Greatest, node: Node, a: Tensor, walk: Rows) -> None:
     batch, k = kept.shape[:2]
     flat: Shape = (math.prod(op.input_shapes[0]),)
     pulled = kept.new_zeros(batch, k, *flat)
-    index = chosen.flatten(1)[:, None].expand(batch, k, -1)
-    pulled = pulled.scatter_add(2, index, kept.flatten(2))
+    index = flatten_from(chosen, 1)[:, None].expand(batch, k, -1)
+    entries = flatten_from(kept, 2)
+    pulled = pulled.scatter_add(2, index, entries)
     roof = torch.where(dominates, 0.0, top)
     size = None
     if walk.magnitude is not None:
         size = dot(a.abs(), roof.abs())
-        # Overlapping windows add coefficients of one input: at most one rounding a window entry.
-        reach = dot(pulled.abs(), walk.magnitude[node.inputs[0]].flatten(1))
-        walk.allow(gamma(windows.shape[-1] + 2, a.dtype) * reach)
+        # Overlapping windows add coefficients of one input, of both signs.
+        added = torch.zeros_like(pulled).scatter_add(2, index, entries.abs())
+        reach = dot(added, flatten_from(walk.magnitude[node.inputs[0]], 1))
+        walk.allow(gamma(op.readers + 2, a.dtype) * reach)
     walk.add_constant(dot(upper_part, roof), size, math.prod(node.shape))
     walk.add(node.inputs[0], pulled.reshape(batch, k, *op.input_shapes[0]))
 
@@ -363,8 +365,8 @@ def choose_entries(op: Greatest, before: Bounds, windows: Tensor) -> tuple[Tenso
     """Per window: flat index of the entry with the greatest lower bound, whether it dominates, greatest upper bound."""
     pad = windows < 0
     index = windows.clamp_min(0)
-    low = before.lower.flatten(1)[:, index].masked_fill(pad, -torch.inf)
-    high = before.upper.flatten(1)[:, index].masked_fill(pad, -torch.inf)
+    low = flatten_from(before.lower, 1)[:, index].masked_fill(pad, -torch.inf)
+    high = flatten_from(before.upper, 1)[:, index].masked_fill(pad, -torch.inf)
     best = low.argmax(-1, keepdim=True)
     others = high.scatter(-1, best, -torch.inf)
     dominates = (low.gather(-1, best) >= others.amax(-1, keepdim=True))[..., 0]

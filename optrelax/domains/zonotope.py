@@ -250,16 +250,16 @@ def _max_pool(op: Greatest, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
     before = z.bounds
     chosen, dominates, top = choose_entries(op, before, op.windows(z.center.device))
     low = op(before.lower)
-    index = chosen.flatten(1)
+    index = flatten_from(chosen, 1)
 
     def pick(
         x: Tensor,
     ) -> Tensor:  # [batch, *input] -> [batch, *output], zero where the window is an interval
-        return torch.where(dominates, x.flatten(1).gather(1, index).reshape(dominates.shape), 0.0)
+        return torch.where(dominates, flatten_from(x, 1).gather(1, index).reshape(dominates.shape), 0.0)
 
     def pick_rows(g: Tensor) -> Tensor:
         g = g.expand(index.shape[0], *g.shape[1:])
-        rows = g.flatten(2).gather(2, index[:, None].expand(-1, g.shape[1], -1))
+        rows = flatten_from(g, 2).gather(2, index[:, None].expand(-1, g.shape[1], -1))
         return torch.where(dominates[:, None], rows.reshape(*g.shape[:2], *op.shape), 0.0)
 
     middle, mu = (low + top) / 2, (top - low) / 2

@@ -38,6 +38,9 @@ class Greatest(Storable):
             raise ValueError(f"Greatest: index outside of -1 .. {n - 1} for an input of shape {tuple(input_shape)}")
         if math.prod(self.shape) and not bool((self._windows >= 0).any(-1).all()):
             raise ValueError("Greatest: the maximum of no entries has no value")
+        entries = self._windows[self._windows >= 0]
+        self.readers = int(torch.bincount(entries).max()) if entries.numel() else 0
+        """Windows that one input entry is in, at most."""
 
     @classmethod
     def over(cls, input_shape: Shape, dims: Sequence[int], keepdim: bool = False) -> Greatest:

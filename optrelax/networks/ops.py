@@ -431,13 +431,13 @@ class Reshape(Affine):
         self.input_shapes, self.shape = (input_shape,), shape
 
     def linear(self, *xs: Tensor) -> Tensor:
-        return xs[0].reshape(*_lead(xs[0], self.input_shapes[0]), *self.shape)
+        return xs[0].reshape((*_lead(xs[0], self.input_shapes[0]), *self.shape))
 
     def absolute(self, *rs: Tensor) -> Tensor:
         return self.linear(*rs)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
-        return (a.reshape(*_lead(a, self.shape), *self.input_shapes[0]),)
+        return (a.reshape((*_lead(a, self.shape), *self.input_shapes[0])),)
 
     def describe(self) -> dict[str, object]:
         return {"shape": self.shape}

@@ -49,7 +49,7 @@ def _sum(call: Call, sign: float) -> Op | Value:
     if isinstance(first, Value) and isinstance(second, Value):
         first, second = widened(call, first, shape), widened(call, second, shape)
         if abs(factor) == 1:
-            return Add(shape, (1.0, float(factor)))
+            return call.add(Add(shape, (1.0, float(factor))), first, second)
         size = torch.tensor(float(abs(factor)), dtype=torch.float64)
         scaled = call.add(Scale(shape, lambda: size, None), second)
         return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, scaled)

@@ -9,6 +9,7 @@ from optrelax.networks.ops import BatchNorm, Linear
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
+_DEVIATION = "divides by the deviation of the value itself, which is not affine; use batch norm, or no normalisation"
 
 
 @rule(aten.linear)
@@ -28,6 +29,20 @@ def batch_norm(call: Call) -> Op:
     if call["training"]:
         raise Refused("is in training mode; call .eval()")
     return BatchNorm(call.shape(), call["eps"], mean, variance, call.constant(1), call.constant(2))
+
+
+@rule(aten.instance_norm)
+def instance_norm(call: Call) -> Op:
+    call.only(0)
+    mean, variance = call.constant(3), call.constant(4)
+    if call["use_input_stats"] or mean is None or variance is None:
+        raise Refused(_DEVIATION)
+    return BatchNorm(call.shape(), call["eps"], mean, variance, call.constant(1), call.constant(2))
+
+
+@rule(aten.layer_norm, aten.group_norm, aten.rms_norm)
+def norm_of_the_value(call: Call) -> Op:
+    raise Refused(_DEVIATION)
 
 
 @rule(aten._native_batch_norm_legit_no_training)

@@ -87,17 +87,18 @@ def moving(function: Callable[..., Any]) -> Callable[[Call], Any]:
 
     def move_by(call: Call) -> Value | tuple[Value, ...]:
         value = call.only(0)
-        found = _moved(function, value.shape, [_plain(a) for a in call.args[1:]])
+        given = {name: _plain(a) for name, a in zip(call.names[1:], call.args[1:], strict=True)}
+        found = _moved(function, value.shape, given)
         values = tuple(move(call, value, index) for index in found)
         return values if len(call.shapes) > 1 or len(values) > 1 else values[0]
 
     return move_by
 
 
-def _moved(function: Callable[..., Any], shape: Shape, arguments: list[Any]) -> list[Tensor]:
+def _moved(function: Callable[..., Any], shape: Shape, arguments: dict[str, Any]) -> list[Tensor]:
     """What the function does to the entries of two examples: the index of each output."""
     one = numbers(shape)
-    found = function(torch.stack([one, one + one.numel()]), *arguments)
+    found = function(torch.stack([one, one + one.numel()]), **arguments)
     indices = []
     for moved in found if isinstance(found, (list, tuple)) else [found]:
         first = moved[0] if moved.dim() and len(moved) == 2 else None

@@ -87,16 +87,6 @@ def cubic_interpolation(call: Call) -> Op:
     return _interpolated(call, _in_a_column(call, aten.upsample_bicubic2d.default))
 
 
-@rule(aten._upsample_bilinear2d_aa)
-def smoothed_linear_interpolation(call: Call) -> Op:
-    return _interpolated(call, _in_a_column(call, aten._upsample_bilinear2d_aa.default))
-
-
-@rule(aten._upsample_bicubic2d_aa)
-def smoothed_cubic_interpolation(call: Call) -> Op:
-    return _interpolated(call, _in_a_column(call, aten._upsample_bicubic2d_aa.default))
-
-
 Resize = Callable[[Tensor, int, float | None], Tensor]  # signals [batch, 1, n], the new size and the factor asked for
 
 

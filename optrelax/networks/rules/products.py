@@ -136,6 +136,24 @@ def _scaled(call: Call, value: Value, factor: Any) -> Value:
     return call.add(Scale(value.shape, lambda: number, None), value)
 
 
+@rule(aten.tensordot)
+def tensordot(call: Call) -> Value:
+    """Dimensions of a value paired with dimensions of a constant: an einsum."""
+    first, second = call.args[:2]
+    if not isinstance(first, Value) or isinstance(second, Value):
+        raise Refused(PRODUCT if isinstance(second, Value) and isinstance(first, Value) else _BATCH)
+    mine, theirs = call.dims(call.args[2]), [d % len(second.shape) for d in call.args[3]]
+    if [d - 1 for d in call.args[2]] != list(mine):  # in the order in which the pairs are given
+        mine = tuple(d % (len(first.shape) + 1) - 1 for d in call.args[2])
+    letters = string.ascii_letters[: len(first.shape)]
+    own = list(string.ascii_letters[len(letters) : len(letters) + len(second.shape)])
+    for m, t in zip(mine, theirs, strict=True):
+        own[t] = letters[m]
+    out = [letter for d, letter in enumerate(letters) if d not in mine]
+    out += [letter for d, letter in enumerate(own) if d not in theirs]
+    return _contracted(call, first, letters, second, "".join(own), "".join(out))
+
+
 @rule(aten.einsum)
 def einsum(call: Call) -> Value:
     equation, operands = str(call.args[0]).replace(" ", ""), call.args[1]
