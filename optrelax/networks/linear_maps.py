@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Shape, Source, magnitude
+from optrelax.networks.ops import Affine, Scale, Shape, Source, magnitude, wide
 from optrelax.networks.storage import Settings, Tensors, stored
 from optrelax.networks.views import lead_of, normal_dim
 
@@ -101,6 +101,31 @@ class Product(Affine):
 
     def tensors(self) -> dict[str, Source]:
         return {"weight": self._weight}
+
+
+@stored("slope")
+class Slope(Scale):
+    """x times a slope a channel (or one for all), or with `rest` times what it lacks to 1; read at each use."""
+
+    def __init__(self, shape: Shape, slope: Source, rest: bool = False) -> None:
+        view = (-1, *[1] * (len(shape) - 1)) if slope().numel() > 1 else ()
+        self._slope, self.rest = slope, rest
+
+        def scale() -> Tensor:
+            a = slope().reshape(view)
+            return 1 - wide(a) if rest else a
+
+        super().__init__(shape, scale, None)
+
+    def describe(self) -> dict[str, object]:
+        return {"rest": self.rest}
+
+    def tensors(self) -> dict[str, Source]:
+        return {"slope": self._slope}
+
+    @classmethod
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Slope:
+        return cls(shapes[0], tensors.source("slope"), settings.flag("rest"))
 
 
 @stored("separable")

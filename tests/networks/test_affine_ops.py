@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.networks.convolutions import Convolution, Geometry, TransposedConvolution
-from optrelax.networks.linear_maps import Product, Separable, Sum, axis_matrix
+from optrelax.networks.linear_maps import Product, Separable, Slope, Sum, axis_matrix
 from optrelax.networks.ops import Add, Affine, AveragePool2d, BatchNorm, Conv2d, Linear, Reshape, Scale
 from optrelax.networks.views import Concatenate, Expand, Gather, Pad, Permute
 
@@ -87,6 +87,8 @@ CASES = [
     Case("outer product", lambda w: Product((2,), w, "i", "j", "ij"), ((3,),), lambda x, w: x[:, :, None] * w),
     Case("separable", lambda: Separable((2, 4, 3), {1: bilinear(4, 6), 2: bilinear(3, 2)}), (),
          lambda x: F.interpolate(x, size=(6, 2), mode="bilinear", align_corners=False)),
+    Case("slope", lambda a: Slope((3, 2), a), ((3,),), lambda x, a: x * a[:, None]),
+    Case("rest of a slope", lambda a: Slope((3, 2), a, rest=True), ((1,),), lambda x, a: x * (1 - a)),
     Case("separable in three", lambda: Separable((3, 2, 2), {0: -bilinear(3, 4), 1: bilinear(2, 3)})),
     Case("conv1d", lambda w, b: Convolution((2, 7), w, b, geometry((2,), (1,), (1,), 2)), ((4, 1, 3), (4,)),
          lambda x, w, b: F.conv1d(x, w, b, 2, 1, 1, 2)),

@@ -9,7 +9,8 @@ import torch
 
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Op, Refused, Value
-from optrelax.networks.ops import Add, Scale, Source, wide
+from optrelax.networks.linear_maps import Slope
+from optrelax.networks.ops import Add, Scale, Source
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
@@ -110,13 +111,10 @@ def prelu(call: Call) -> Value:
     value, read = call.only(0), call.constant(1)
     if read is None:
         raise Refused("has no slopes")
-    shape = value.shape
-    one_each = len(shape) > 0 and read().numel() > 1
-    view = (-1, *[1] * (len(shape) - 1)) if one_each else ()
     positive = call.add(activations.relu(), value)
-    bent = call.add(Scale(shape, lambda: read().reshape(view), None), value)
-    rest = call.add(Scale(shape, lambda: 1 - wide(read()).reshape(view), None), positive)
-    return call.add(Add(shape, (1.0, 1.0)), bent, rest)
+    bent = call.add(Slope(value.shape, read), value)
+    rest = call.add(Slope(value.shape, read, rest=True), positive)
+    return call.add(Add(value.shape, (1.0, 1.0)), bent, rest)
 
 
 def _number(value: float) -> Source:
