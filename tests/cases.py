@@ -206,6 +206,51 @@ class ResidualConv(nn.Module):
         return self.head(torch.flatten(self.pool(F.relu(y)), 1))
 
 
+class Joined(nn.Module):
+    """Branches joined, cut, turned round and summed, one layer for two of them; every op twice removed from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.mix = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.layer(x))
+        b = F.relu(self.layer(a.flip(1))) + a
+        rows = torch.stack([a, b, x[:, :1].expand_as(x)], 1)
+        left, right = (rows.transpose(1, 2) @ self.mix).chunk(2, dim=2)
+        joined = torch.cat([left.squeeze(2), F.pad(right[:, 1:, 0], (0, 1))[:, ::2], -b[:, [0, 2]]], 1)
+        return self.last(F.relu(joined.view(-1, 2, 4).mean(1)) - b.roll(1, 1))
+
+
+class Signals(nn.Module):
+    """Convolutions of signals, with an even kernel, strides that leave something over, and back up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv1d(1, 2, 2, padding="same")
+        self.pool, self.up = nn.AvgPool1d(2, ceil_mode=True), nn.ConvTranspose1d(2, 2, 3, stride=2, output_padding=1)
+        self.wide, self.last = nn.Upsample(size=5, mode="linear"), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.down(x)))
+        return self.last(self.wide(F.relu(self.up(x))).flatten(1))
+
+
+class Maxima(nn.Module):
+    """Maxima of branches and along a dimension, one-sided clamps, absolute values and slopes that are learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(3, 3)
+        self.bend = nn.PReLU(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.maximum(self.first(x), self.second(x).clamp_min(-0.3))
+        x = self.bend(x.reshape(-1, 2, 3)).amax(1)
+        return self.last(x).abs().clamp(max=0.8)
+
+
 class Shared(nn.Module):
     """One layer and one activation module, each used three times."""
 
@@ -378,6 +423,9 @@ NETWORKS = [
         (4,),
         relu_only=False,
     ),
+    NetworkCase("joined branches", Joined, (4,)),
+    NetworkCase("signals", Signals, (1, 5)),
+    NetworkCase("maxima", Maxima, (4,), relu_only=False, max_pool=True),
     NetworkCase("dead layer", lambda: _with_bias(-50.0), (4,)),
     NetworkCase("always active layer", lambda: _with_bias(50.0), (4,), in_float32=False),
     NetworkCase("weights of 1e-12", lambda: _scaled(1e-12), (4,)),

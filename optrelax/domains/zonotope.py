@@ -246,7 +246,7 @@ def _fresh_block(mu: Tensor) -> Block | None:
 def _max_pool(op: Greatest, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
     """A dominating entry passes through; any other window becomes its interval, a new error of its own."""
     if walk.errors == "projection":
-        raise UnsupportedOpError([Problem(node.path, "Greatest", "has no rule for random projection (cauchy)")])
+        raise UnsupportedOpError([Problem(node.path, type(op).__name__, "has no rule for random projection (cauchy)")])
     before = z.bounds
     chosen, dominates, top = choose_entries(op, before, op.windows(z.center.device))
     low = op(before.lower)

@@ -217,7 +217,7 @@ def test_an_even_number_of_projections_takes_the_mean_of_the_middle_two():
 
 def test_random_projection_has_no_rule_for_pooling_and_says_so():
     case = BY_NAME["max pool"]
-    with pytest.raises(ox.UnsupportedOpError, match=r"MaxPool2d: has no rule for random projection \(cauchy\)"):
+    with pytest.raises(ox.UnsupportedOpError, match=r"MaxPool: has no rule for random projection \(cauchy\)"):
         ox.bounds(case.network(), ox.LinfBall(inputs(case.input_shape, 1), 0.1), "cauchy")
 
 

@@ -102,12 +102,20 @@ def test_no_crossing_neuron_is_a_plain_lp():
     torch.testing.assert_close(answer.upper, expected, rtol=1e-7, atol=1e-7)
 
 
+def test_maxima_are_solved_exactly():
+    """Never above the values on a grid, and attained."""
+    network = ox.capture(nn.Sequential(nn.MaxPool1d(3, 2, 1), nn.Flatten()).double(), (1, 5))
+    ends = torch.tensor([[-1.0, 0.5, -2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 1.5, 3.0]], dtype=torch.float64)
+    region = ox.InputBox(ends[0].reshape(1, 1, 5), ends[1].reshape(1, 1, 5))
+    rows = torch.tensor([[[1.0, 1.0, 1.0], [-1.0, 2.0, -1.0], [-1.0, -1.0, -1.0], [0.0, -1.0, 1.0]]]).double()
+    grid = torch.cartesian_prod(*(torch.linspace(float(l), float(u), 7) for l, u in ends.mT))
+    values = network(grid.double()[:, None]) @ rows[0].mT
+    answer = Milp().minima(network, region, rows)
+    assert (answer.lower <= values.amin(0) + 1e-6).all()
+    torch.testing.assert_close(answer.lower, answer.upper, rtol=1e-6, atol=1e-6)
+
+
 def test_unsupported_and_bad_options():
-    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double()
-    network = ox.capture(net, (1, 5, 5))
-    region = ox.LinfBall(inputs((1, 5, 5), 1), 0.1)
-    with pytest.raises(ox.UnsupportedOpError, match="MaxPool2d"):
-        Milp().minima(network, region, torch.eye(2, dtype=torch.float64)[None])
     with pytest.raises(ValueError, match="time_limit must be > 0 seconds, got 0"):
         Milp(time_limit=0)
     with pytest.raises(ValueError, match="threads must be >= 1, got 0"):

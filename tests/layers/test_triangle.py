@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from cases import BY_NAME, CLOSED_FORMS, inputs, random_points, specification
+from cases import BY_NAME, CLOSED_FORMS, corners, inputs, random_points, specification
 from lp_networks import QUESTIONS, answer, assert_close, before, optimum, question
 from oracles import exact, fractions
 from torch import Tensor, nn
@@ -542,13 +542,21 @@ def test_bad_options_of_the_ascent(options, message):
         DualAscent(**options)
 
 
-def test_max_pool_is_refused_by_name():
-    case = BY_NAME["max pool"]
-    region = ox.LinfBall(inputs(case.input_shape, 1), 0.1)
-    for layer in (Triangle(), Layerwise(), Triangle(solver=Highs())):
-        with pytest.raises(ox.UnsupportedOpError, match="MaxPool2d") as caught:
-            layer.solve(case.module(), region, specification(3))
-        assert len(caught.value.problems) == 2
+@pytest.mark.parametrize("name", ["max pool", "dilated max pool", "maxima"])
+def test_maxima_are_composed_of_relus(name):
+    """Layers and solvers agree, no point escapes, and exact layerwise bounds are the tighter ones."""
+    case = BY_NAME[name]
+    network, region, rows = case.network(), ox.LinfBall(inputs(case.input_shape, 2), 0.1), specification(3)
+    points = torch.cat([corners(region, 40), random_points(region, 40)])
+    values = (network(points.flatten(0, 1)) @ rows.mT).unflatten(0, points.shape[:2])
+    found = {}
+    for key, layer in {"ascent": Triangle(), "highs": Triangle(solver=Highs()), "layerwise": Layerwise()}.items():
+        found[key] = layer.solve(network, region, rows)
+        assert (found[key].lower <= values + 1e-9).all(), key
+        assert set(layer.preactivation_bounds(network, region)) == {n.name for n in network.activations}
+    torch.testing.assert_close(found["ascent"].lower, found["highs"].lower, rtol=1e-3, atol=1e-3)
+    assert (found["layerwise"].lower >= found["highs"].lower - 1e-4).all()
+    assert (ox.lower_bounds(network, region, rows, "alpha-crown") <= values + 1e-9).all()
 
 
 def test_half_precision_and_autocast_are_refused():

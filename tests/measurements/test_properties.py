@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import optrelax as ox
 from optrelax.kernels import convolutions
 from optrelax.kernels.convolutions import ConvGeometry
-from optrelax.networks.ops import Conv2d, MaxPool2d
+from optrelax.networks.maxima import MaxPool
+from optrelax.networks.ops import Conv2d
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -197,8 +198,7 @@ def test_compiled_pulling_of_rows_is_the_transposed_convolution(shape, seed):
 def test_pooling_windows_are_those_of_torch(shape, seed):
     if any(2 * p > k for p, k in zip(shape.padding, shape.kernel, strict=True)):
         return  # torch refuses it
-    geometry = ConvGeometry(shape.stride, shape.padding, shape.dilation)
-    op = MaxPool2d(shape.input_shape, shape.kernel, geometry)
+    op = MaxPool(shape.input_shape, shape.kernel, shape.stride, shape.padding, shape.dilation)
     x = torch.randn(4, *shape.input_shape, generator=torch.Generator().manual_seed(seed))
     windows = op.windows(x.device)
     padded = torch.cat([x.flatten(1), torch.full((4, 1), -torch.inf)], 1)  # index -1 is padding

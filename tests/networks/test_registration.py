@@ -49,12 +49,12 @@ def assert_sound(net: nn.Module, shape: tuple[int, ...], relaxation: object) -> 
 
 @pytest.mark.parametrize("case", SOUND, ids=str)
 def test_an_activation_of_the_user_works_in_every_relaxation(case):
-    """torch.abs, as a function and as a method: the example of the documentation."""
+    """As a function and as a method, before the rule that the library has."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Absolute().double()
-    assert [p.op for p in ox.check(net, (4,)).problems] == ["abs", "abs"]
     ox.register_activation(torch.abs, "abs", activation=ABS)
+    assert [node.op for node in ox.capture(net, (4,)).activations] == [ABS, ABS]
     assert_sound(net, (4,), case.make())
 
 
@@ -105,7 +105,6 @@ class Reversed(nn.Module):
 @pytest.mark.parametrize("name", ["box", "hbox", "deepz", "crown", "cauchy"])
 def test_an_op_of_the_user_is_one_class(name):
     net = Reversed().double()
-    assert not ox.check(net, (4,)).ok
 
     @ox.register_op(torch.flip)
     def _flip(call: Call) -> Affine:
@@ -115,6 +114,7 @@ def test_an_op_of_the_user_is_one_class(name):
 
     if name != "cauchy":
         assert_sound(net, (4,), name)
+    assert any(isinstance(node.op, Reverse) for node in ox.capture(net, (4,)))
     torch.testing.assert_close(ox.capture(net, (4,))(torch.ones(1, 4).double()), net(torch.ones(1, 4).double()))
 
 

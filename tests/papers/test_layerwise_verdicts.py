@@ -74,10 +74,12 @@ def test_later_stages_decide_what_earlier_ones_leave() -> None:
     assert found[Stage.LP_LAST] + found[Stage.LP_ALL] > 0
 
 
-def test_max_pooling_is_refused() -> None:
-    net = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 10))
-    with pytest.raises(ox.UnsupportedOpError, match="MaxPool2d"):
-        Cascade(ox.capture(net, (1, 8, 8)))
+def test_max_pooling_is_composed_of_relus() -> None:
+    net = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 10)).double()
+    cascade = Cascade(ox.capture(net, (1, 8, 8)))
+    assert cascade.network.activations
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(cascade.network(x), net(x))
 
 
 @pytest.fixture
