@@ -190,4 +190,4 @@ def _most(matrix: Tensor, dim: int) -> int:
 
 def axis_matrix(function: Callable[[Tensor], Tensor], n: int) -> Tensor:
     """The matrix [out, n] of a linear function of signals [batch, 1, n], in float64."""
-    return function(torch.eye(n, dtype=torch.float64)[:, None])[:, 0].mT
+    return function(torch.eye(n, dtype=torch.float64, device="cpu")[:, None])[:, 0].mT

@@ -46,7 +46,7 @@ class Greatest(Storable):
     def over(cls, input_shape: Shape, dims: Sequence[int], keepdim: bool = False) -> Greatest:
         """The greatest entry along dimensions, which remain with size 1 (keepdim) or go."""
         rank = len(input_shape)
-        index = torch.arange(math.prod(input_shape)).reshape(input_shape)
+        index = torch.arange(math.prod(input_shape), device="cpu").reshape(input_shape)
         left = [d for d in range(rank) if d not in dims]
         shape = tuple(1 if d in dims else n for d, n in enumerate(input_shape) if keepdim or d not in dims)
         entries = math.prod(input_shape[d] for d in dims)
@@ -127,8 +127,8 @@ class MaxPool(Greatest):
         probe = torch.empty(1, *input_shape, device="meta")  # its shape is all that is asked
         places = []
         for d, (n, out) in enumerate(zip(input_shape[1:], self._pool(probe).shape[2:], strict=True)):
-            place = torch.arange(out)[:, None] * self.stride[d] - self.padding[d]
-            place = place + torch.arange(self.kernel[d]) * self.dilation[d]
+            place = torch.arange(out, device="cpu")[:, None] * self.stride[d] - self.padding[d]
+            place = place + torch.arange(self.kernel[d], device="cpu") * self.dilation[d]
             places.append(torch.where((place >= 0) & (place < n), place, -1))
         super().__init__(input_shape, _on_image(input_shape, places))
 
@@ -166,8 +166,8 @@ class MaxPool(Greatest):
 def _on_image(input_shape: Shape, places: Sequence[Tensor]) -> Tensor:
     """Flat index of every entry of every window: [c, *out, w]."""
     rank = len(places)
-    index = torch.arange(input_shape[0]).reshape(-1, *[1] * (2 * rank))  # [c, *out, *entries]
-    valid = torch.ones((), dtype=torch.bool)
+    index = torch.arange(input_shape[0], device="cpu").reshape(-1, *[1] * (2 * rank))  # [c, *out, *entries]
+    valid = torch.ones((), dtype=torch.bool, device="cpu")
     for d, (place, n) in enumerate(zip(places, input_shape[1:], strict=True)):
         out, entries = ([1] * d + [size] + [1] * (rank - 1 - d) for size in place.shape)
         place = place.reshape(*out, *entries)

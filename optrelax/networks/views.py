@@ -215,7 +215,9 @@ class Gather(Affine):
     @classmethod
     def moving(cls, function: Callable[[Tensor], Tensor], input_shape: Shape) -> Gather:
         """What `function` does to [1, *input_shape]; it may only move numbers and pad with zeros."""
-        numbers = torch.arange(1.0, math.prod(input_shape) + 1, dtype=torch.float64).reshape(1, *input_shape)
+        numbers = torch.arange(1.0, math.prod(input_shape) + 1, dtype=torch.float64, device="cpu").reshape(
+            1, *input_shape
+        )
         return cls(input_shape, function(numbers)[0].long() - 1)
 
     def linear(self, *xs: Tensor) -> Tensor:

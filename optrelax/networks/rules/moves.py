@@ -25,7 +25,7 @@ _MIXES = "mixes the batch: an example reads entries of another, or of none that 
 
 def numbers(shape: Shape) -> Tensor:
     """1, 2, 3, ... of this shape, in a type that every op takes."""
-    return torch.arange(1.0, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
+    return torch.arange(1.0, math.prod(shape) + 1, dtype=torch.float64, device="cpu").reshape(shape)
 
 
 def move(call: Call, value: Value, index: Tensor) -> Value:
@@ -161,7 +161,9 @@ def pad(call: Call) -> Value:
     fill = call["value"]
     if not fill:
         return padded
-    outside = torch.nn.functional.pad(torch.zeros(value.shape, dtype=torch.float64), amounts, value=float(fill))
+    outside = torch.nn.functional.pad(
+        torch.zeros(value.shape, dtype=torch.float64, device="cpu"), amounts, value=float(fill)
+    )
     return call.add(Scale(padded.shape, None, lambda: outside), padded)
 
 

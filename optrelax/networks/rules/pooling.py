@@ -73,7 +73,7 @@ def adaptive_max_pool(call: Call) -> tuple[Op, None]:
     for n, o in zip(shape[1:], out, strict=True):
         ranges = [(i * n // o, -(-(i + 1) * n // o)) for i in range(o)]
         most = max(stop - start for start, stop in ranges)
-        places.append(torch.tensor([[*range(a, b), *[-1] * (most - b + a)] for a, b in ranges]))
+        places.append(torch.tensor([[*range(a, b), *[-1] * (most - b + a)] for a, b in ranges], device="cpu"))
     return Greatest.on_image(shape, places), None
 
 
