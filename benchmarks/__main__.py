@@ -21,6 +21,7 @@ from optrelax.kernels.pages import keep_pages
 
 SUITES = (
     "closed_forms",
+    "deep",
     "shortcuts",
     "growth",
     "memory",
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="of closed_forms and memory; default all, some 20 minutes",
     )
+    add("--auto-lirpa", metavar="PATH", help="checkout of auto_LiRPA (0.7.1 is on no registry) for deep; default none")
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs=given.runs or (1 if given.quick else 5),
         data=given.data,
         cache=given.cache,
+        auto_lirpa=given.auto_lirpa,
         relaxations=tuple(given.relaxations),
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from optrelax.domains import frames
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, Conv2d, Linear
 from optrelax.relaxations import Box, Cauchy, Crown, DeepZ, FastLin, HBox, Relaxation
@@ -142,8 +143,18 @@ def _substitution(network: Network, batch: int, rows: int, sides: int) -> list[P
         source = node.inputs[0]
         if source not in network.exact_intervals:
             vectors = batch * sides * math.prod(node.shape)
-            found += _pulled(network, source, vectors, leave=_stretch(network, source))
+            found += _seen(network, source, _pulled(network, source, vectors, leave=_stretch(network, source)))
     return found + _pulled(network, network.output, batch * rows)
+
+
+def _seen(network: Network, source: str, products: list[Product]) -> list[Product]:
+    """Rows of a map's neurons are windows: as many whole ones as hold the same numbers, rounded down."""
+    plan = frames.plan(network, source)
+    if plan is None:
+        return products
+    shares = {p.node: frames.entries(network[p.node].shape, plan.frames[p.node]) for p in products}
+    sizes = {p.node: math.prod(network[p.node].shape) for p in products}
+    return [replace(p, vectors=p.vectors * shares[p.node] // sizes[p.node]) for p in products]
 
 
 def _zonotope(network: Network, batch: int, rows: int, relaxation: HBox | DeepZ | Cauchy) -> list[Product]:

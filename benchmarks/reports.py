@@ -37,6 +37,8 @@ class Options:
     data_dir: str | None = None
     cache: str = str(ROOT / "benchmarks" / "cache")
     """Folder of trained weights and optimal values, made again where they are missing."""
+    auto_lirpa: str | None = None
+    """A checkout of auto_LiRPA that `deep` compares with."""
     relaxations: tuple[str, ...] = ()
     """Those that closed_forms measures, box and crown among them; none given: all."""
 
@@ -108,7 +110,7 @@ class Report:
         """JSON-ready."""
         options = asdict(self.options)
         # Where files lie says nothing about the figures.
-        del options["data_dir"], options["cache"]
+        del options["data_dir"], options["cache"], options["auto_lirpa"]
         return {
             "format": FORMAT,
             "suite": self.suite,

@@ -126,6 +126,15 @@ def test_memory_is_measured_against_what_was_asked(tmp_path):
     assert bar["held"]
 
 
+def test_deep_networks_are_measured_by_windows_and_by_whole_rows(tmp_path):
+    main("deep", "--out", tmp_path)
+    record = stored(tmp_path, "deep")
+    (row,) = record["tables"][0]["rows"]
+    assert row["whole rows / windows"] == pytest.approx(row["whole rows [s]"] / row["windows [s]"])
+    assert row["auto_LiRPA [s]"] is None
+    assert record["bars"] == []
+
+
 def test_relaxation_steps_are_measured_and_stored(tmp_path):
     main("relaxation_steps", "--out", tmp_path)
     (table,) = stored(tmp_path, "relaxation_steps")["tables"]

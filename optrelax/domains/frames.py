@@ -183,14 +183,14 @@ def pull(network: Network, found: Plan, batch: int, rows: int, *, outward: bool)
         seen = found.frames.get(node.name)
         if seen is None:
             continue
-        own = batch * _entries(node.shape, seen) if apart else 0
+        own = batch * entries(node.shape, seen) if apart else 0
         apart = apart or isinstance(node.op, Activation)
-        made = batch * sum(_entries(network.shape_of(n), found.frames[n]) for n in node.inputs) if apart else 0
+        made = batch * sum(entries(network.shape_of(n), found.frames[n]) for n in node.inputs) if apart else 0
         if isinstance(node.op, Activation) and isinstance(seen, Frame) and not seen.whole:
             kept += 4 * made // rows
         kept += own
         passing = max(passing, own + 2 * made + (own + made if outward else 0))
-    return Pull(kept + batch * _entries(network.input_shape, found.frames.get(network.input, "rows")), passing)
+    return Pull(kept + batch * entries(network.input_shape, found.frames.get(network.input, "rows")), passing)
 
 
 def cost(network: Network, found: Plan) -> int:
@@ -199,9 +199,10 @@ def cost(network: Network, found: Plan) -> int:
     for node in network.nodes:
         seen = found.frames.get(node.name)
         if seen is not None and (each := getattr(node.op, "cost", int)()):
-            total += each * _entries(node.shape, seen) // math.prod(node.shape)
+            total += each * entries(node.shape, seen) // math.prod(node.shape)
     return total
 
 
-def _entries(shape: tuple[int, ...], seen: Seen) -> int:
+def entries(shape: tuple[int, ...], seen: Seen) -> int:
+    """Numbers of one row of one place at a node of this shape."""
     return shape[0] * math.prod(seen.size) if isinstance(seen, Frame) else math.prod(shape)
