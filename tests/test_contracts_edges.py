@@ -1,0 +1,187 @@
+"""The edges of floating point and of shapes, for every relaxation: overflow, denormal numbers, nothing at all."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from cases import BY_NAME, PLAIN, RELAXATIONS, inputs
+from oracles import Affinity, exact, fractions
+from torch import nn
+
+import optrelax as ox
+from optrelax.relaxations import names, resolve
+
+SOUND = [case.name for case in PLAIN if case.sound]
+LAYERS = [name for name in names() if name in ("alpha-crown", "triangle", "layerwise")]
+MAKE = {case.name: case.make for case in RELAXATIONS} | {name: (lambda n=name: resolve(n)) for name in LAYERS}
+each_relaxation = pytest.mark.parametrize("name", [*SOUND, *LAYERS])
+each_rounding = pytest.mark.parametrize("rounding", ["nearest", "outward"])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def filled(*layers: nn.Module, weights: list[list[float]], biases: list[list[float]]) -> nn.Sequential:
+    """A network of these numbers, in float64 at first."""
+    net = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        given = [layer for layer in net if isinstance(layer, (nn.Linear, nn.Conv2d))]
+        for layer, weight, bias in zip(given, weights, biases, strict=True):
+            layer.weight.copy_(torch.tensor(weight, dtype=torch.float64).reshape(layer.weight.shape))
+            layer.bias.copy_(torch.tensor(bias, dtype=torch.float64))
+    return net
+
+
+def rows_that_overflow(most: float) -> tuple[nn.Sequential, torch.Tensor]:
+    """Every value is an ordinary number, but the product of two layers' weights is not."""
+    big = math.sqrt(most) * 10
+    layers = (nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    net = filled(*layers, weights=[[big], [big], [-1.0]], biases=[[0.0], [0.0], [1.0]])
+    return net, torch.tensor([[100 / most]], dtype=torch.float64)
+
+
+def sums_that_overflow(most: float) -> tuple[nn.Sequential, torch.Tensor]:
+    """Parts of the sum lie beyond all numbers, the sum itself does not: no neuron that is dead.
+
+    At numbers of ordinary size, as `capture` tries, nothing overflows.
+    """
+    m = most * 0.6 / 1000
+    net = filled(
+        nn.Linear(6, 1),
+        nn.ReLU(),
+        nn.Linear(1, 1),
+        nn.ReLU(),
+        nn.Linear(1, 1),
+        weights=[[-m, -m, -m, m, m, 1.3 * m], [1 / most], [-1.0]],
+        biases=[[0.0], [0.1], [0.0]],
+    )
+    return net, torch.full((1, 6), 1000.0, dtype=torch.float64)
+
+
+def maps_that_overflow(most: float) -> tuple[nn.Sequential, torch.Tensor]:
+    """Convolutions: values and rows."""
+    layers = (nn.Conv2d(1, 1, 2, bias=True), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
+    m, big = most * 0.6 / 1000, math.sqrt(most) * 10
+    net = filled(*layers, weights=[[-m, -m, m, m], [big / most], [-big] * 4], biases=[[1.0], [0.0], [0.0]])
+    return net, torch.full((1, 1, 3, 3), 1000.0, dtype=torch.float64)
+
+
+OVERFLOWS: dict[str, Callable[[float], tuple[nn.Sequential, torch.Tensor]]] = {
+    "rows": rows_that_overflow,
+    "sums": sums_that_overflow,
+    "maps": maps_that_overflow,
+}
+
+
+@each_relaxation
+@each_rounding
+@each_dtype
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_what_overflows_is_no_bound(name, rounding, dtype, overflow):
+    """Never NaN, never on the wrong side, and no neuron is dead because its bounds are unknown."""
+    net, x = OVERFLOWS[overflow](torch.finfo(dtype).max)
+    net, x = net.to(dtype), x.to(dtype)
+    region, rows = ox.InputBox(x, 2 * x), torch.tensor([[1.0], [-1.0]], dtype=dtype)
+    values = [exact(net, fractions(at[0]))[0] for at in (x, 2 * x, 1.5 * x)]
+    with torch.no_grad():
+        low = ox.lower_bounds(net, region, rows, MAKE[name](), rounding=rounding)
+        before = ox.preactivation_bounds(net, region, MAKE[name](), rounding=rounding)
+    for row, bound in enumerate(low[0].tolist()):
+        assert not math.isnan(bound)
+        assert bound < math.inf
+        least = min(v if row == 0 else -v for v in values)
+        # To nearest: a relative error, of a number of ordinary size.
+        room = 0 if rounding == "outward" else Fraction(1, 1000) * (1 + abs(least))
+        assert bound == -math.inf or Fraction(bound) <= least + room
+    for b in before.values():
+        assert not bool(b.lower.isnan().any() | b.upper.isnan().any())
+        assert bool((b.lower < math.inf).all() & (b.upper > -math.inf).all())
+
+
+@each_relaxation
+@each_rounding
+@pytest.mark.parametrize("max_bytes", [None, 1])
+@pytest.mark.parametrize("net", ["fc", "strided conv", "max pool", "functional residual"])
+def test_empty_batches_and_no_rows_have_bounds_of_their_shape(name, rounding, max_bytes, net):
+    case, relaxation = BY_NAME[net], MAKE[name]().changed(rounding=rounding)
+    if name in LAYERS and case.max_pool:
+        return
+    network = case.network()
+    whole = ox.LinfBall(inputs(case.input_shape, 2), 0.1)
+    eye = torch.eye(network.outputs, dtype=torch.float64)
+    if max_bytes is not None and hasattr(relaxation, "max_bytes"):
+        relaxation = relaxation.changed(max_bytes=max_bytes)
+    for region, rows in ((whole.select(slice(0, 0)), eye), (whole, eye[:0]), (whole.select(slice(0, 0)), eye[:0])):
+        batch = region.shape[0]
+        low = ox.lower_bounds(network, region, rows, relaxation)
+        assert low.shape == (batch, len(rows))
+        low.sum().backward()
+    found = ox.bounds(network, whole.select(slice(0, 0)), relaxation)
+    assert found.lower.shape == found.upper.shape == (0, *network.output_shape)
+    before = ox.preactivation_bounds(network, whole.select(slice(0, 0)), relaxation)
+    assert all(before[node.path].lower.shape == (0, *network.shape_of(node.inputs[0])) for node in network.activations)
+
+
+# --- constants from the least denormal number to the greatest -----------------------------------------------------
+
+
+def sizes(dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Numbers from the least denormal to the greatest, evenly spaced in size."""
+    least, most = (-149, 127) if dtype == torch.float32 else (-1074, 1023)
+    exponents = torch.linspace(least, most, count, dtype=torch.float64).round()
+    return torch.ldexp(torch.linspace(1, 1.9, count, dtype=torch.float64), exponents).to(dtype)
+
+
+def scales(dtype: torch.dtype, n: int) -> nn.Module:
+    """Batch norms whose scale, mean * scale and shift are of every size; odd, so that sizes meet in other pairs."""
+    net = nn.Sequential(nn.BatchNorm1d(n, eps=1e-5), nn.LeakyReLU(1e-46)).to(dtype).eval()
+    some = sizes(dtype, n)
+    with torch.no_grad():
+        net[0].weight.copy_(some)
+        net[0].running_var.copy_(some.flip(0)[torch.arange(n) * 5 % n])
+        net[0].running_mean.copy_(some[torch.arange(n) * 3 % n])
+        net[0].bias.copy_(-some[torch.arange(n) * 7 % n])
+    return net
+
+
+def matrices(dtype: torch.dtype, n: int) -> nn.Module:
+    net = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n)).to(dtype).eval()
+    some = sizes(dtype, n)
+    with torch.no_grad():
+        for i, layer in enumerate((net[0], net[2])):
+            layer.weight.copy_(torch.diag(some[torch.arange(n) * (3 + 2 * i) % n] * (1 - 2 * i)))
+            layer.bias.zero_()
+    return net
+
+
+def constants(dtype: torch.dtype, n: int) -> nn.Module:
+    """Python numbers that the type does not hold, one after another."""
+    net = nn.Sequential(
+        Affinity(1e50, 1e30, 0.0),
+        nn.LeakyReLU(1e-46),
+        nn.Linear(n, n),
+        nn.Hardtanh(-1e-46, 1e-46),
+        Affinity(1e-30, 1, 0.1),
+    )
+    with torch.no_grad():
+        net[2].weight.copy_(torch.eye(n) * 1e30)
+        net[2].bias.zero_()
+    return net.to(dtype).eval()
+
+
+@each_dtype
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("build", [scales, matrices, constants])
+def test_allowances_hold_for_numbers_of_every_size(name, build, dtype):
+    """Rational values, one input other than 0 an example, so that no great one hides what a small one loses."""
+    n = 11
+    net, some = build(dtype, n), sizes(dtype, n)
+    x = torch.cat([torch.diag(some), -torch.diag(some[torch.arange(n) * 4 % n])])
+    to_zero = ox.InputBox(x.clamp(max=0), x.clamp(min=0))
+    with torch.no_grad():
+        found = [ox.bounds(net, at, MAKE[name](), rounding="outward") for at in (ox.InputBox(x, x), to_zero)]
+    for i, at in enumerate(x):
+        for b in found:
+            for low, high, v in zip(b.lower[i].tolist(), b.upper[i].tolist(), exact(net, fractions(at)), strict=True):
+                assert low == -math.inf or Fraction(low) <= v
+                assert high == math.inf or v <= Fraction(high)
