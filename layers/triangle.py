@@ -373,7 +373,7 @@ def solve_rows(
     batch, k = region.shape[0], rows.shape[1]
     example = torch.arange(batch, device=rows.device).repeat_interleave(k)
     flat_rows = rows.expand(batch, *rows.shape[1:]).reshape(batch * k, *network.output_shape)
-    if k <= rooms.lot < math.inf:  # a contradiction concerns all rows of an example
+    if 0 < k <= rooms.lot < math.inf:  # a contradiction concerns all rows of an example
         rooms = replace(rooms, lot=rooms.lot - rooms.lot % k)
     found = solve_problems(layer, network, network.output, flat_rows, region, preactivation, example, warm, rooms)
     lower, gap, status, iterations = (

@@ -311,7 +311,7 @@ def _enter(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> bool:
     g, region = op.geometry, walk.region
     assert region is not None
     before = frame.back(op.kernel, g)
-    m, n = a[0, 0].numel(), op.input_shapes[0][0] * before.size[0] * before.size[1]
+    m, n = math.prod(a.shape[2:]), op.input_shapes[0][0] * before.size[0] * before.size[1]
     # A row of the kernel fills vectors of 16 numbers.
     lanes = -(-op.kernel[1] * op.input_shapes[0][0] // 16) * 16
     if frame.whole or g.groups > 1 or m * n > 2 * m * op.kernel[0] * lanes:

@@ -139,7 +139,8 @@ class Substitution(Relaxation):
         room: float,
     ) -> Bounds:
         """Lower and upper bounds of every entry of a node."""
-        plan = frames.plan(network, source)
+        # Without examples there is no telling how many places a window's rows belong to.
+        plan = frames.plan(network, source) if region.shape[0] else None
         if plan is not None:
             return ordered(*self._windows(network, source, plan, region, lines, magnitude, room))
         shape = network.shape_of(source)
