@@ -155,8 +155,9 @@ static void NAME(dots)(int64_t G, int64_t k, int64_t d, const T *x, int64_t apar
 typedef struct {
     int64_t E, R, K, d, layers, direct, starts, most, check_every;
     const int64_t *first, *count, *back, *ahead, *begin;
-    const T *const *M, *radius, *N, *lines[5], *c_v, *c_y, *offset, *start, *average, *correction, *size;
-    T tol, threshold, first_memory, second_memory, tiny, *w, *taken, *v;
+    const T *const *M, *radius, *N, *lines[5], *c_v, *c_y, *offset, *start;
+    double step, decay, floor, first_memory, second_memory;
+    T tol, threshold, tiny, *w, *taken, *v;
     int64_t *iterations;
 } NAME(Given);
 
@@ -172,7 +173,22 @@ typedef struct {
     const T *c_v[SLOTS];
     T offset[SLOTS], value[SLOTS], along[SLOTS], bound[SLOTS], objective[SLOTS];
     int64_t problem[SLOTS], step[SLOTS];
+    double decayed[SLOTS], first_left[SLOTS], second_left[SLOTS]; /* powers of decay and of both memories */
+    T share[SLOTS], fix[SLOTS], by[SLOTS];                        /* rates of the iteration: `rates` in schedule.py */
 } NAME(Group);
+
+static void NAME(set_rates)(NAME(Group) *q, int64_t G) {
+    const NAME(Given) *in = q->in;
+    for (int64_t g = 0; g < G; g++) {
+        const double n = (double)q->step[g] + 1;
+        q->decayed[g] = n > 1 ? q->decayed[g] * in->decay : 1;
+        q->first_left[g] = (n > 1 ? q->first_left[g] : 1) * in->first_memory;
+        q->second_left[g] = (n > 1 ? q->second_left[g] : 1) * in->second_memory;
+        q->share[g] = (T)(30 * n * n * n / ((n + 1) * (2 * n + 1) * (3 * n * n + 3 * n - 1)));
+        q->fix[g] = (T)(1 / (1 - q->second_left[g]));
+        q->by[g] = (T)(in->step * (q->decayed[g] > in->floor ? q->decayed[g] : in->floor) / (1 - q->first_left[g]));
+    }
+}
 
 /* Coefficients of the slots' objectives pulled back through the lines: nu, those of the input in v, and constants. */
 static void NAME(pull)(NAME(Group) *q, int64_t G, const T *weights) {
@@ -229,8 +245,8 @@ static void NAME(push)(const NAME(Group) *q, int64_t t, int64_t G, const T *y, T
 /* Values of a layer on the lines its coefficients took; averages; the step of Adam on its weights. */
 static void NAME(forward)(NAME(Group) *q, int64_t t, int64_t g) {
     const NAME(Given) *in = q->in;
-    const T share = in->average[q->step[g]], fix = in->correction[q->step[g]], by = in->size[q->step[g]];
-    const T b1 = 1 - in->first_memory, b2 = in->second_memory, c2 = 1 - in->second_memory, least = in->tiny;
+    const T share = q->share[g], fix = q->fix[g], by = q->by[g];
+    const T b1 = 1 - (T)in->first_memory, b2 = (T)in->second_memory, c2 = 1 - (T)in->second_memory, least = in->tiny;
     const T *p = q->P + g * q->k, *A = q->A + g * q->k;
     T *w = q->w + g * q->k, *y = q->y + g * q->k, *taken = q->taken + g * q->k;
     T *mo = q->moment + g * q->k, *sq = q->square + g * q->k;
@@ -268,11 +284,12 @@ static T NAME(primal)(NAME(Group) *q, int64_t g) {
 /* An iteration of every slot. */
 static void NAME(iterate)(NAME(Group) *q, int64_t G) {
     const int64_t k = q->k;
+    NAME(set_rates)(q, G);
     NAME(pull)(q, G, q->w);
-    for (int64_t g = 0; g < G; g++) NAME(corner)(q, g, q->in->average[q->step[g]]);
+    for (int64_t g = 0; g < G; g++) NAME(corner)(q, g, q->share[g]);
     NAME(dots)(G, q->direct, q->d, q->v, q->d, q->rows_of_M, q->P, k);
     for (int64_t g = 0; g < G; g++) {
-        const T share = q->in->average[q->step[g]];
+        const T share = q->share[g];
         T *mean = q->mean + g * k, *p = q->P + g * k;
         memset(p + q->direct, 0, (k - q->direct) * sizeof(T));
         for (int64_t i = 0; i < q->direct; i++) mean[i] += share * (p[i] - mean[i]);
@@ -324,7 +341,9 @@ static void NAME(move)(NAME(Group) *q, int64_t to, int64_t from) {
     T *const alone[] = {q->offset, q->along, q->bound, q->objective};
     EACH(small) memcpy(small[i] + to * k, small[i] + from * k, k * sizeof(T));
     EACH(large) memcpy(large[i] + to * d, large[i] + from * d, d * sizeof(T));
+    double *const powers[] = {q->decayed, q->first_left, q->second_left};
     EACH(alone) alone[i][to] = alone[i][from];
+    EACH(powers) powers[i][to] = powers[i][from];
     q->c_v[to] = q->c_v[from], q->problem[to] = q->problem[from], q->step[to] = q->step[from];
 }
 
@@ -398,15 +417,16 @@ static void NAME(settle)(NAME(Group) *q, int64_t e, T *room) {
 
 /* Problems begin[e]..begin[e + 1] belong to example e. Of its K neurons, layer by layer from first[t] on, the first
 count[e, t] of a layer are real; M[e, k] is the address of a neuron's row, for the first `direct` layers; a layer reads
-none before back[t] and is read by none after ahead[t]. start [starts, R, K]: weights. rates [3, most + 1], iteration by
-iteration: share of the averages, correction of the second moment, step; threshold: NaN for none. A thread has room_size
+none before back[t] and is read by none after ahead[t]. start [starts, R, K]: weights. step, decay, floor and
+memories as `DualAscent` has them; threshold: NaN for none. A thread has room_size
 numbers of `room`, SLOTS (13 k + 3 d) + 2 k^2 + 5 k where k is K rounded up, and 4 K + layers + 1 of `index`.
 Found: weights and shares of the lower line [R, K], the point of the box around 0 [R, d]. */
 void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, const int64_t *first,
                   const int64_t *count, const int64_t *back, const int64_t *ahead, int64_t direct, const T *const *M,
                   const T *radius, const T *N, const T *m, const T *flat, const T *spread, const T *slope,
                   const T *intercept, const int64_t *begin, const T *c_v, const T *c_y, const T *offset,
-                  int64_t starts, const T *start, int64_t most, int64_t check_every, const T *rates,
+                  int64_t starts, const T *start, int64_t most, int64_t check_every, double step, double decay,
+                  double floor,
                   double tol, double threshold, double first_memory, double second_memory, double tiny,
                   int64_t room_size, T *room, int64_t *index, T *w, T *taken, T *v, int64_t *iterations,
                   int64_t threads) {
@@ -414,9 +434,8 @@ void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, co
         .E = E, .R = R, .K = K, .d = d, .layers = layers, .direct = direct, .starts = starts, .most = most,
         .check_every = check_every, .first = first, .count = count, .back = back, .ahead = ahead, .begin = begin,
         .M = M, .radius = radius, .N = N, .lines = {m, flat, spread, slope, intercept}, .c_v = c_v, .c_y = c_y,
-        .offset = offset, .start = start, .average = rates, .correction = rates + most + 1,
-        .size = rates + 2 * (most + 1), .tol = (T)tol, .threshold = (T)threshold, .first_memory = (T)first_memory,
-        .second_memory = (T)second_memory, .tiny = (T)tiny, .w = w, .taken = taken, .v = v, .iterations = iterations,
+        .offset = offset, .start = start, .step = step, .decay = decay, .floor = floor, .tol = (T)tol,
+        .threshold = (T)threshold, .first_memory = first_memory, .second_memory = second_memory, .tiny = (T)tiny, .w = w, .taken = taken, .v = v, .iterations = iterations,
     };
     int64_t shares = 0, next = 0;
     for (int64_t e = 0; e < E; e++) shares += SHARES(e);

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optrelax.kernels import native
 from optrelax.layers.ascent.dense_ascent import by_example
-from optrelax.layers.ascent.schedule import FIRST, MARGIN, SECOND, rates, tiny
+from optrelax.layers.ascent.schedule import FIRST, MARGIN, SECOND, tiny
 from optrelax.layers.batched import join
 from optrelax.layers.composition import Composition, Keep, Place, Stretches, kept_neurons
 from optrelax.layers.network_solver import Points
@@ -238,12 +238,12 @@ class _Chunk:
         k = -(-K // _LANES) * _LANES
         size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
         room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
-        steps = like.new_tensor([rates(options, step) for step in range(options.max_iterations + 1)]).mT.contiguous()
         kernels().call(
             *("ascend", like.dtype, E, R, K, d, len(places), first, real),
             *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
             *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
-            *(len(self.starts), start, options.max_iterations, options.check_every, steps),
+            *(len(self.starts), start, options.max_iterations, options.check_every),
+            *(options.step, options.decay, options.floor),
             *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
             *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, taken, v, iterations),
         )

@@ -15,6 +15,7 @@ import optrelax as ox
 from optrelax.kernels import native
 from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, evaluation
 from optrelax.layers.ascent import composed_ascent, dual_ascent
+from optrelax.layers.ascent.schedule import rates
 from optrelax.layers.composition import Keep, Stretches
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
 from optrelax.specifications import margins
@@ -363,3 +364,26 @@ def test_options_of_no_use_are_refused(option, message):
         object.__setattr__(plain, name, value)
     with pytest.raises(TypeError, match=message):
         plain.__post_init__()
+
+
+def test_a_schedule_is_that_of_its_definition():
+    """Weights n^4 over their sum, and Adam's corrections; a limit of a million iterations lays out nothing."""
+    options, total = DualAscent(step=0.3, decay=0.9, floor=0.02), 0
+    for step in range(60):
+        n = step + 1
+        total += n**4
+        wanted = (n**4 / total, 1 / (1 - 0.9**n), 0.3 * max(0.9**step, 0.02) / (1 - 0.7**n))
+        assert rates(options, step) == pytest.approx(wanted, rel=1e-12)
+
+
+@torch.no_grad()
+def test_the_limit_of_iterations_is_all_the_same_to_a_solve_that_ends(keep, monkeypatch):
+    net, region = random_net(12, 15, 15, 4, bias=0.3), box(12, 4, 0.1)
+    rows = torch.eye(4, dtype=torch.float64)
+    short, long = (
+        solved(monkeypatch, keep, Triangle(solver=DualAscent(max_iterations=most, tol=1e-3)), net, region, rows)
+        for most in (2_000, 10**12)
+    )
+    assert (short.status == 0).all()
+    assert torch.equal(short.lower, long.lower)
+    assert torch.equal(short.iterations, long.iterations)
