@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from optrelax.networks.calls import Call, Op, Value
 
 Result = Op | Value | tuple[Op | Value | None, ...]
 Rule = Callable[[Call], Result]
+_Rule = TypeVar("_Rule", bound=Rule)
 Target = type[nn.Module] | Callable[..., Any] | str
 
 _RULES: dict[Any, Rule] = {}
@@ -33,14 +34,14 @@ _FUNCTIONS: dict[Any, Rule] = {}
 _registered: list[Target] = []
 
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+def rule(*targets: Any) -> Callable[[_Rule], _Rule]:
     """Decorator: the rule of ATen ops, such as `torch.ops.aten.relu` (every overload) or `torch.ops.aten.add.Tensor`.
 
     An overload's own rule is preferred to that of all overloads.  In-place ops have none: a graph is made functional
     before rules see it, so `relu_` is `relu`.
     """
 
-    def decorate(function: Rule) -> Rule:
+    def decorate(function: _Rule) -> _Rule:
         for target in targets:
             if not isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
                 raise TypeError(f"rule: wants ops such as torch.ops.aten.relu, got {target!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -110,7 +111,8 @@ def negate(call: Call) -> Op:
 def where(call: Call) -> Value:
     """Chosen by a constant condition: each side times 1 or 0."""
     condition = call.elementwise(0)
-    parts = []
+    values: list[Value] = []
+    shift: Source | None = None
     for position, sign in ((1, 1.0), (2, -1.0)):
 
         def chosen(sign: float = sign) -> torch.Tensor:
@@ -118,15 +120,18 @@ def where(call: Call) -> Value:
 
         if isinstance(call.args[position], Value):
             value = widened(call, call.args[position], call.output)
-            parts.append(call.add(Scale(call.output, chosen, None), value))
+            values.append(call.add(Scale(call.output, chosen, None), value))
         else:
-            _finite(constant := call.elementwise(position))
-            parts.append(lambda chosen=chosen, constant=constant: chosen() * wide(constant()))
-    values = [p for p in parts if isinstance(p, Value)]
-    if len(values) == 2:
+            constant = call.elementwise(position)
+            _finite(constant)
+            shift = partial(_product, chosen, constant)
+    if shift is None:
         return call.add(Add(call.output, (1.0, 1.0)), *values)
-    (shift,) = (p for p in parts if not isinstance(p, Value))
     return call.add(Scale(call.output, None, shift), values[0])
+
+
+def _product(first: Source, second: Source) -> torch.Tensor:
+    return wide(first()) * wide(second())
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -151,5 +156,5 @@ def lerp(call: Call) -> Value:
     parts = []
     for value, factor in zip(call.values, (1 - weight, weight), strict=True):
         size = torch.tensor(factor, dtype=torch.float64)
-        parts.append(call.add(Scale(call.output, lambda size=size: size, None), widened(call, value, call.output)))
+        parts.append(call.add(Scale(call.output, size.clone, None), widened(call, value, call.output)))
     return call.add(Add(call.output, (1.0, 1.0)), *parts)

@@ -148,7 +148,7 @@ def widened(call: Call, value: Value, shape: Shape) -> Value:
 def pad(call: Call) -> Value:
     value = call.only(0)
     if "mode" in call.names and call["mode"] != "constant":
-        return moving(aten.pad)(call)  # type: ignore[no-any-return]
+        return moving(aten.pad)(call)
     amounts = [int(n) for n in call["pad"]]
     pairs = [(0, 0)] * len(value.shape)
     for i, pair in enumerate(itertools.batched(amounts, 2) if hasattr(itertools, "batched") else _pairs(amounts)):
@@ -189,13 +189,13 @@ def dstack(call: Call) -> Value:
 @rule(aten.stack)
 def stack(call: Call) -> Value:
     dim = _inner(call.args[1], len(call.output))
-    pieces = []
+    pieces: list[Value | _Piece] = []
     for piece in call.args[0]:
         shape = (*piece.shape[:dim], 1, *piece.shape[dim:])
         if isinstance(piece, Value):
             pieces.append(call.add(Reshape(piece.shape, shape), piece))
         else:
-            pieces.append(_Piece(lambda read=piece, shape=shape: read().reshape(shape), shape))
+            pieces.append(_Piece(piece, shape))
     return joined(call, pieces, dim + 1)
 
 
@@ -206,7 +206,7 @@ class _Piece:
         self.read, self.shape = read, shape
 
     def __call__(self) -> Tensor:
-        return self.read()
+        return self.read().reshape(self.shape)
 
 
 def _inner(dim: int, rank: int) -> int:
@@ -227,7 +227,9 @@ def joined(call: Call, pieces: list[Any], dim: int) -> Value:
     if len(values) == len(pieces):
         return call.add(Concatenate([v.shape for v in values], place), *values)
     # Constants stand where the values have zeros.
-    start, found, shift = 0, [], []
+    start = 0
+    found: list[tuple[Value, list[tuple[int, int]]]] = []
+    shift: list[Source | None] = []
     total = call.output[place]
     for piece in pieces:
         n = piece.shape[place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def average_pool(call: Call) -> Op:
         return AveragePool2d(shape, (kernel[0], kernel[1]), geometry, None if by is None else float(by))
     matrices = {}
     for d, (n, k, s, p) in enumerate(zip(shape[1:], kernel, stride, padding, strict=True), start=1):
-        matrices[d] = axis_matrix(lambda x, k=k, s=s, p=p: F.avg_pool1d(x, k, s, p, ceil_mode, counted), n)
+        pool = partial(F.avg_pool1d, kernel_size=k, stride=s, padding=p, ceil_mode=ceil_mode, count_include_pad=counted)
+        matrices[d] = axis_matrix(pool, n)
         if divisor is not None:  # sums instead: every window's entries count the same
             matrices[d] = (matrices[d] != 0).double() / (divisor if d == 1 else 1)
     return Separable(shape, matrices)
@@ -48,7 +50,7 @@ def adaptive_average_pool(call: Call) -> Op:
         kernel = (shape[1] // out[0], shape[2] // out[1])
         return AveragePool2d(shape, kernel, ConvGeometry(kernel), float(math.prod(kernel)))
     sizes = enumerate(zip(shape[1:], out, strict=True), start=1)
-    return Separable(shape, {d: axis_matrix(lambda x, o=o: F.adaptive_avg_pool1d(x, o), n) for d, (n, o) in sizes})
+    return Separable(shape, {d: axis_matrix(partial(F.adaptive_avg_pool1d, output_size=o), n) for d, (n, o) in sizes})
 
 
 @rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
@@ -79,7 +81,11 @@ def adaptive_max_pool(call: Call) -> tuple[Op, None]:
 
 @rule(aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d)
 def linear_interpolation(call: Call) -> Op:
-    return _interpolated(call, lambda x, o, s: aten.upsample_linear1d.default(x, [o], bool(call["align_corners"]), s))
+    def resize(out: int, factor: float | None, x: Tensor) -> Tensor:
+        found: Tensor = aten.upsample_linear1d.default(x, [out], bool(call["align_corners"]), factor)
+        return found
+
+    return _interpolated(call, resize)
 
 
 @rule(aten.upsample_bicubic2d)
@@ -87,13 +93,13 @@ def cubic_interpolation(call: Call) -> Op:
     return _interpolated(call, _in_a_column(call, aten.upsample_bicubic2d.default))
 
 
-Resize = Callable[[Tensor, int, float | None], Tensor]  # signals [batch, 1, n], the new size and the factor asked for
+Resize = Callable[[int, float | None, Tensor], Tensor]  # new size, the factor asked for, signals [batch, 1, n]
 
 
 def _in_a_column(call: Call, op: Any) -> Resize:
     """An op of images that have one column."""
 
-    def resize(x: Tensor, out: int, factor: float | None) -> Tensor:
+    def resize(out: int, factor: float | None, x: Tensor) -> Tensor:
         found: Tensor = op(x[..., None], [out, 1], bool(call["align_corners"]), factor, None)[..., 0]
         return found
 
@@ -108,5 +114,5 @@ def _interpolated(call: Call, resize: Resize) -> Op:
     matrices = {}
     for d, (n, o) in enumerate(zip(shape[1:], out, strict=True), start=1):
         factor = None if factors is None else float(factors[d - 1])
-        matrices[d] = axis_matrix(lambda x, o=o, factor=factor: resize(x, o, factor), n)
+        matrices[d] = axis_matrix(partial(resize, o, factor), n)
     return Separable(shape, matrices)

@@ -93,7 +93,7 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
     rows = "ab"[: len(inside)] if right else "bc"  # [a, b] @ [b, c]: b is summed
     if right and len(inside) == 1:
         rows = "b"
-    own = shape[:-2] if len(shape) > 1 else ()
+    own: Shape = tuple(shape[:-2])
     if len(own) == len(lead) + 1 and own[0] == 1:
         own, shape = own[1:], shape[1:]
     if len(own) > len(lead):
