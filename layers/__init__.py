@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optrelax.layers.programs.linear_program import LinearProgram
     from optrelax.layers.programs.lp_data import ProgramSolver
     from optrelax.layers.programs.lp_gradients import EnvelopeGradient, FixedDualGradient
+    from optrelax.layers.programs.mixed_integer import MIPSolution, MixedIntegerProgram
     from optrelax.layers.programs.pdhg import PDHG
     from optrelax.layers.programs.quadratic_program import QuadraticProgram
     from optrelax.layers.programs.regularised import Regularised
@@ -39,6 +40,8 @@ _HOMES = {
     "Auto": "programs.auto",
     "KKT": "programs.argmin",
     "ProgramSolver": "programs.lp_data",
+    "MIPSolution": "programs.mixed_integer",
+    "MixedIntegerProgram": "programs.mixed_integer",
     "QuadraticProgram": "programs.quadratic_program",
     "Cvxpy": "programs.cvxpy_solver",
     "EnvelopeGradient": "programs.lp_gradients",
@@ -69,7 +72,9 @@ __all__ = [
     "LPSolution",
     "Layerwise",
     "LinearProgram",
+    "MIPSolution",
     "Milp",
+    "MixedIntegerProgram",
     "ProgramSolver",
     "QuadraticProgram",
     "Regularised",

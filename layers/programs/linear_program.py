@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,9 @@ from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
 from optrelax.rounding import Rounding, check_rounding, down
 from optrelax.uncompiled import uncompiled
+
+if TYPE_CHECKING:
+    from optrelax.layers.programs.modelled import ModelledProgram
 
 
 @runtime_checkable
@@ -93,6 +96,23 @@ class LinearProgram(nn.Module):
         self.primal_gradient = primal_gradient
         self.feasibility = self._solver.tol if feasibility is None else feasibility
         self.throw = throw
+
+    @classmethod
+    def from_cvxpy(
+        cls, problem: Any, parameters: Sequence[Any], variables: Sequence[Any], **options: Any
+    ) -> ModelledProgram:
+        """A layer `layer(*parameters) -> variables` of a CVXPY problem; see `ModelledProgram`.
+
+        `options` are the program's: `solver`, `primal_gradient`, ... Of a linear program give
+        `primal_gradient=Regularised(strength)` where gradients of the variables are wanted.
+        """
+        from optrelax.layers.programs.modelled import ModelledProgram
+
+        return ModelledProgram(cls._of_problem(problem, **options), problem, parameters, variables)
+
+    @classmethod
+    def _of_problem(cls, problem: Any, **options: Any) -> Self:
+        return cls(**options)
 
     def extra_repr(self) -> str:
         """The options, for the module's repr."""
@@ -200,13 +220,36 @@ class LinearProgram(nn.Module):
         gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
         return LPSolution(
             lower=value,
-            primal=_shaped(primal.to(dtype), batch),
+            primal=self._explained(_shaped(primal.to(dtype), batch), given),
             inequality=_shaped(certificate.inequality.to(dtype), batch),
             equality=_shaped(certificate.equality.to(dtype), batch),
             gap=_shaped(gap, batch),
             status=_shaped(status, batch),
             iterations=_shaped(answer.iterations, batch),
             solver=answer.solver or type(self.solver).__name__,
+        )
+
+    def _explained(self, primal: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """A point without a gradient rule: its backward pass says which option gives one."""
+        if self.primal_gradient is not None or self._solver.differentiates or not torch.is_grad_enabled():
+            return primal
+        wanted = [tensor for tensor in given if tensor.requires_grad]
+        return _NoRule.apply(primal, self._owner, *wanted) if wanted else primal
+
+
+class _NoRule(torch.autograd.Function):
+    """Identity in a point; differentiating it is an error that names the cure."""
+
+    @staticmethod
+    def forward(ctx: Any, primal: Tensor, owner: str, *data: Tensor) -> Tensor:
+        ctx.owner = owner
+        return primal.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        cure = "KKT()" if ctx.owner == "QuadraticProgram" else "Regularised(strength)"
+        raise RuntimeError(
+            f"{ctx.owner}: primal has no gradient rule; give primal_gradient={cure}, or use primal.detach()"
         )
 
 

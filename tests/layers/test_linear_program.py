@@ -530,9 +530,9 @@ def test_nothing_is_kept_without_a_gradient() -> None:
 def test_only_lower_is_differentiable_by_default() -> None:
     found = LinearProgram(Highs())(*leaves(boxed(2, 4, 5, 1)))
     assert found.lower.requires_grad
-    assert not any(
-        part.requires_grad for part in (found.primal, found.inequality, found.equality, found.gap, found.status)
-    )
+    assert not any(part.requires_grad for part in (found.inequality, found.equality, found.gap, found.status))
+    with pytest.raises(RuntimeError, match=r"no gradient rule; give primal_gradient=Regularised\(strength\)"):
+        found.primal.sum().backward()
 
 
 def test_double_backward_is_an_error() -> None:

@@ -1,0 +1,195 @@
+"""The mixed-integer linear-program layer, by HiGHS's branch and bound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from optrelax.layers.programs import lp_data
+from optrelax.layers.programs.argmin import PrimalGradient
+from optrelax.layers.programs.highs_model import new_highs
+from optrelax.layers.programs.linear_program import LinearProgram
+from optrelax.layers.programs.lp_data import LPData, stack_rows
+from optrelax.layers.programs.modelled import integers_of
+from optrelax.layers.solutions import LPSolution, Status, require_optimal
+from optrelax.rounding import Rounding
+from optrelax.uncompiled import uncompiled
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MIPSolution(LPSolution):
+    """An integer point of each problem, and what is known below it.
+
+    `lower` is the safe bound of the linear relaxation: it holds for the integer program, and is all that is proved.
+    `gap` is `value` - `lower`. `inequality` and `equality` are the multipliers of the program with the integers held.
+    """
+
+    value: Float[Tensor, "*batch"] | None = None
+    """Objective of the integer point; inf without one. Its gradient is that of the program with the integers held."""
+    claimed: Float[Tensor, "*batch"] | None = None
+    """HiGHS's own lower bound by branch and bound: taken on trust, no certificate."""
+
+
+class MixedIntegerProgram(LinearProgram):
+    """min c.x subject to A x <= b, E x = d, lower <= x <= upper, x_j an integer where `integer`; any leading shape.
+
+    Sound: `lower` is the safe bound of the linear relaxation; `claimed`, HiGHS's bound, is no certificate.
+    Status: OPTIMAL where HiGHS closed its own gap (`mip_gap`), TIME_LIMIT where it ran out of `time_limit` seconds a
+        problem; INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word, but for a relaxation proved infeasible.
+    Gradient: of `value` with the integers held, which is exact wherever the optimal integers are unique; of `primal`
+        by `primal_gradient`, such as `Regularised(strength)`, taken of the linear relaxation at the integer point: a
+        surrogate, since the integer argmin is piecewise constant. `lower` has the relaxation's gradient.
+
+    Source: Ferber et al. 2020 (MIPaaL) differentiates a relaxation in the same way, strengthened by cuts.
+    """
+
+    _owner = "MixedIntegerProgram"
+
+    def __init__(
+        self,
+        integer: Tensor | Sequence[bool],
+        solver: object = "auto",
+        *,
+        time_limit: float | None = None,
+        mip_gap: float = 1e-6,
+        workers: int | None = None,
+        rounding: Rounding = "nearest",
+        primal_gradient: PrimalGradient | None = None,
+        throw: bool = False,
+    ) -> None:
+        """`integer` [n]; `solver` takes the linear programs; `workers`: problems at a time, default one a core."""
+        super().__init__(solver, rounding=rounding, primal_gradient=primal_gradient, throw=False)
+        mask = torch.as_tensor(integer)
+        if mask.dtype != torch.bool or mask.dim() != 1:
+            raise TypeError(
+                f"{self._owner}: integer must be a mask [n] of booleans, got {mask.dtype} {list(mask.shape)}"
+            )
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"{self._owner}: time_limit must be > 0 seconds, got {time_limit}")
+        if not mip_gap >= 0:
+            raise ValueError(f"{self._owner}: mip_gap must be >= 0, got {mip_gap}")
+        self.register_buffer("integer", mask, persistent=False)
+        self.time_limit, self.mip_gap, self.workers, self.raises = time_limit, mip_gap, workers, throw
+
+    @classmethod
+    def _of_problem(cls, problem: Any, **options: Any) -> MixedIntegerProgram:
+        return cls(integers_of(problem), **options)
+
+    @uncompiled
+    def forward(
+        self,
+        c: Float[Tensor, "*#batch n"],
+        A: Float[Tensor, "*#batch m n"] | None = None,
+        b: Float[Tensor, "*#batch m"] | None = None,
+        E: Float[Tensor, "*#batch p n"] | None = None,
+        d: Float[Tensor, "*#batch p"] | None = None,
+        lower: Float[Tensor, "*#batch n"] | None = None,
+        upper: Float[Tensor, "*#batch n"] | None = None,
+        *,
+        start: LPSolution | None = None,
+    ) -> MIPSolution:
+        """Solve the batch; `start` warm-starts the relaxation."""
+        given = lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner)
+        n = given["c"].shape[-1]
+        if self.integer.shape != (n,):
+            raise ValueError(f"{self._owner}: integer has {len(self.integer)} entries, c has {n} variable(s)")
+        relaxed = self._solve(given, start)
+        batch = relaxed.status.shape
+        data = lp_data.flatten(given, lp_data.batch_shape(given)).detach().double()
+        found = self._branch(data.map(Tensor.cpu))
+        point, claimed, status = (part.to(data.c.device) for part in found)
+        whole = torch.where(self.integer, point.reshape(*batch, n).round().to(given["c"]), 0.0)
+        held = {
+            "lower": torch.where(self.integer, whole, given["lower"]),
+            "upper": torch.where(self.integer, whole, given["upper"]),
+        }
+        fixed = LinearProgram(self._solver, rounding=self.rounding)
+        best = fixed(**(given | held))
+        settled = (status == Status.OPTIMAL) | (status == Status.TIME_LIMIT)
+        solved = settled.reshape(batch) & (best.status == Status.OPTIMAL) & relaxed.lower.isfinite()
+        value = torch.where(solved, best.lower, torch.inf)
+        status = torch.where(
+            settled.reshape(batch) & ~solved, int(Status.NUMERICAL), status.reshape(batch).to(torch.int8)
+        )
+        status = torch.where(relaxed.status == Status.INFEASIBLE, int(Status.INFEASIBLE), status).to(torch.int8)
+        primal = best.primal.detach()
+        if self.primal_gradient is not None:
+            # The integer point, with the relaxation's derivative.
+            primal = primal + (relaxed.primal - relaxed.primal.detach())
+        solution = MIPSolution(
+            lower=relaxed.lower,
+            primal=primal,
+            inequality=best.inequality,
+            equality=best.equality,
+            gap=(value - relaxed.lower).detach().nan_to_num(torch.inf, torch.inf, torch.inf),
+            status=status,
+            iterations=relaxed.iterations,
+            solver="Highs (branch and bound)",
+            value=value,
+            claimed=claimed.reshape(batch).to(given["c"]),
+        )
+        if self.raises:
+            require_optimal(self._owner, solution.status)
+        return solution
+
+    def _branch(self, data: LPData) -> tuple[Tensor, Tensor, Tensor]:
+        """(points, claimed bounds, statuses) of each problem, on the host."""
+        size, n = data.size[:2]
+        if size == 0:
+            return data.c, data.c.new_zeros(0), torch.zeros(0, dtype=torch.int8)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        kinds = self.integer.cpu().numpy()
+        with ThreadPoolExecutor(min(size, self.workers or cores)) as pool:
+            found = list(pool.map(lambda i: self._one(data.select(slice(i, i + 1)), kinds), range(size)))
+        points = torch.from_numpy(np.stack([point for point, _, _ in found]).reshape(size, n))
+        claimed = torch.tensor([bound for _, bound, _ in found], dtype=torch.float64)
+        return points, claimed, torch.tensor([int(status) for _, _, status in found], dtype=torch.int8)
+
+    def _one(self, data: LPData, integer: Any) -> tuple[Any, float, Status]:
+        import highspy
+        from scipy.sparse import csc_matrix
+
+        n = data.size[1]
+        A, E = (matrix if matrix.dim() == 2 else matrix[0] for matrix in (data.A, data.E))
+        matrix = csc_matrix(stack_rows(A, E).numpy())
+        program = highspy.HighsLp()
+        program.num_row_, program.num_col_ = matrix.shape
+        program.col_cost_, program.col_lower_, program.col_upper_ = (
+            part[0].numpy() for part in (data.c, data.lower, data.upper)
+        )
+        program.row_lower_ = torch.cat([torch.full_like(data.b[0], -torch.inf), data.d[0]]).numpy()
+        program.row_upper_ = torch.cat([data.b[0], data.d[0]]).numpy()
+        program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        program.a_matrix_.start_ = matrix.indptr.astype(np.int32, copy=False)
+        program.a_matrix_.index_ = matrix.indices.astype(np.int32, copy=False)
+        program.a_matrix_.value_ = matrix.data
+        whole, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+        program.integrality_ = [whole if kind else real for kind in integer]
+        solver = new_highs()
+        options: dict[str, Any] = {"threads": 1, "mip_rel_gap": self.mip_gap, "mip_feasibility_tolerance": 1e-9}
+        options |= {"small_matrix_value": 1e-12} | ({} if self.time_limit is None else {"time_limit": self.time_limit})
+        for name, value in options.items():
+            solver.setOptionValue(name, value)
+        if solver.passModel(program) == highspy.HighsStatus.kError:
+            return np.zeros(n), -np.inf, Status.NUMERICAL
+        solver.run()
+        kind, solution = highspy.HighsModelStatus, solver.getSolution()
+        point = np.array(solution.col_value) if solution.value_valid else np.zeros(n)
+        table = {
+            kind.kOptimal: Status.OPTIMAL,
+            kind.kTimeLimit: Status.TIME_LIMIT,
+            kind.kInfeasible: Status.INFEASIBLE,
+            kind.kUnbounded: Status.UNBOUNDED,
+        }
+        status = table.get(solver.getModelStatus(), Status.NUMERICAL)
+        info = solver.getInfo()
+        bound = float(info.mip_dual_bound if integer.any() else info.objective_function_value)
+        return point, bound if status in (Status.OPTIMAL, Status.TIME_LIMIT) else -np.inf, status
