@@ -27,6 +27,7 @@ SUITES = (
     "memory",
     "alpha_crown",
     "lp_layers",
+    "programs",
     "training_steps",
     "relaxation_steps",
     "vnncomp",

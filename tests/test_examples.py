@@ -247,3 +247,13 @@ def test_an_example_is_a_short_story(path):
 def test_every_example_is_run_here():
     tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_a_portfolio_learns_to_beat_equal_weights() -> None:
+    assert found(r"held out: (-?[\d.]+)", run("portfolio_in_twenty_lines.py")) > 0.5
+
+
+def test_learning_through_the_decision_beats_two_stages() -> None:
+    output = run("predict_then_optimise.py")
+    two_stage, through = (found(pattern, output) for pattern in (r"two-stage ([\d.]+)%", r"decision ([\d.]+)%"))
+    assert through < two_stage

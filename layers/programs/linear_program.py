@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -111,7 +111,7 @@ class LinearProgram(nn.Module):
         return ModelledProgram(cls._of_problem(problem, **options), problem, parameters, variables)
 
     @classmethod
-    def _of_problem(cls, problem: Any, **options: Any) -> Self:
+    def _of_problem(cls, problem: Any, **options: Any) -> LinearProgram:
         return cls(**options)
 
     def extra_repr(self) -> str:

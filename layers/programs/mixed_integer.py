@@ -55,7 +55,7 @@ class MixedIntegerProgram(LinearProgram):
 
     def __init__(
         self,
-        integer: Tensor | Sequence[bool],
+        integer: Tensor | Sequence[Any],
         solver: object = "auto",
         *,
         time_limit: float | None = None,

@@ -138,7 +138,19 @@ def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[Any, Any
     if canonical.P is not None and canonical.P.nnz and not quadratic:
         raise ValueError(f"{owner}: problem has a quadratic objective; use QuadraticProgram.from_cvxpy")
     ends = data.get("lower_bounds"), data.get("upper_bounds")
+    if integer and len(data["bool_vars_idx"]):
+        ends = _within_zero_and_one(ends, [int(i) for i in data["bool_vars_idx"]], canonical.x.size)
     return canonical, ends, _renamed(chain, inverse)
+
+
+def _within_zero_and_one(ends: tuple[Any, Any], index: list[int], size: int) -> tuple[Any, Any]:
+    """The bounds with those of booleans, which CVXPY leaves to the solver."""
+    import numpy as np
+
+    low = np.full(size, -np.inf) if ends[0] is None else np.array(ends[0], dtype=float)
+    high = np.full(size, np.inf) if ends[1] is None else np.array(ends[1], dtype=float)
+    low[index], high[index] = np.maximum(low[index], 0), np.minimum(high[index], 1)
+    return low, high
 
 
 def _renamed(chain: Any, inverse: Any) -> dict[int, Any]:
