@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.prices import in_float64, priced
 from optrelax.layers.problems import DualPoint, Problems, Weights, nearest_point
 from optrelax.layers.programs.highs import Highs
-from optrelax.layers.programs.lp_data import LPData
+from optrelax.layers.programs.lp_data import LPData, ProgramSolver
 from optrelax.layers.solutions import Status
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding
+
+Solver = NetworkSolver | ProgramSolver
+"""What a layer of network LPs takes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Exported(NetworkSolver):
     implied: whether the LP implies its pre-activation bounds; a claim of contradiction is then a rounding error.
     """
 
-    solver: Any
+    solver: ProgramSolver
     implied: bool = True
 
     feasibility: ClassVar[float] = 1e-6
@@ -43,7 +46,7 @@ class Exported(NetworkSolver):
     @property
     def tol(self) -> float:  # type: ignore[override]
         """The solver's."""
-        return float(self.solver.tol)
+        return self.solver.tol
 
     def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
         """Both points of R problems; the best of `starts` stands in where the solver fails."""
@@ -75,20 +78,13 @@ class Exported(NetworkSolver):
         return replace(mine.put(index, found), reason=reason)
 
 
-def network_solver(solver: Any, implied: bool = True) -> NetworkSolver:
+def network_solver(solver: Solver, implied: bool = True) -> NetworkSolver:
     """What solves network LPs for a layer's solver, given whether the LP implies its pre-activation bounds."""
     return solver if isinstance(solver, NetworkSolver) else Exported(solver, implied)
 
 
-def solves_networks(solver: Any) -> bool:
-    """Whether an object is a solver that network LPs can be handed to, directly or exported."""
-    if isinstance(solver, NetworkSolver):
-        return True
-    return not isinstance(solver, type) and any(hasattr(solver, entry) for entry in ("solve_sparse", "solve"))
-
-
 def solved_under_given_bounds(
-    solver: Any, problems: Problems, starts: Sequence[DualPoint], rounding: Rounding = "nearest"
+    solver: Solver, problems: Problems, starts: Sequence[DualPoint], rounding: Rounding = "nearest"
 ) -> Evaluation:
     """R problems whose pre-activation bounds are constraints that the LP does not imply.
 
@@ -163,7 +159,7 @@ def _points(problems: Problems, claim: _Claim) -> Points:
     return Points(dual, primal, claim.iterations, claim.status, claim.prices)
 
 
-def _solve(solver: Any, problems: Problems) -> _Claim:
+def _solve(solver: ProgramSolver, problems: Problems) -> _Claim:
     """Solve the problems example by example."""
     example = problems.example
     device = problems.rows.device
@@ -182,8 +178,7 @@ def _solve(solver: Any, problems: Problems) -> _Claim:
         index = (example == one).nonzero()[:, 0]
         program = _export(problems.select(index[:1]), maps)
         c, _ = program.objective(problems.rows[index])
-        dense = not hasattr(solver, "solve_sparse")
-        found = (_solve_dense if dense else _solve_sparse)(solver, program, c)
+        found = _solve_sparse(solver, program, c) if isinstance(solver, Highs) else _solve_dense(solver, program, c)
         found.require_fit(type(solver).__name__, program, len(c))
 
         def take(values: np.ndarray, like: Tensor) -> Tensor:
@@ -223,13 +218,13 @@ class _Rows:
                 raise ValueError(f"{owner}: {name} of {k} objectives: wanted shape {shape}, got {got}")
 
 
-def _solve_sparse(solver: Any, program: NetworkLP, c: np.ndarray) -> _Rows:
+def _solve_sparse(solver: Highs, program: NetworkLP, c: np.ndarray) -> _Rows:
     sides = (program.row_lower, program.row_upper, program.col_lower, program.col_upper)
     found = solver.solve_sparse(c, program.matrix, *sides)
     return _Rows(found.primal, found.duals, found.status, found.iterations)
 
 
-def _solve_dense(solver: Any, program: NetworkLP, c: np.ndarray) -> _Rows:
+def _solve_dense(solver: ProgramSolver, program: NetworkLP, c: np.ndarray) -> _Rows:
     low, high = (torch.from_numpy(side) for side in (program.row_lower, program.row_upper))
     matrix = torch.from_numpy(program.matrix.toarray())
     equal = low == high

@@ -16,9 +16,10 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import Evaluation, solved
-from optrelax.layers.exported import network_solver, solved_under_given_bounds, solves_networks
+from optrelax.layers.exported import Solver, network_solver, solved_under_given_bounds
 from optrelax.layers.network_gradients import Envelope, attach
 from optrelax.layers.network_lp import shared
+from optrelax.layers.network_solver import NetworkSolver
 from optrelax.layers.problems import (
     DualPoint,
     HullLines,
@@ -28,6 +29,7 @@ from optrelax.layers.problems import (
     crown_start,
     hull_lines,
 )
+from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.solutions import Solution, Status, require_optimal
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
@@ -98,7 +100,7 @@ class NetworkLayer(Relaxation, nn.Module):
     """
 
     preactivation: Relaxation | str | Mapping[str, Bounds] = field(default_factory=lambda: Intersect(Box(), FastLin()))
-    solver: Any = field(default_factory=DualAscent)
+    solver: Solver = field(default_factory=DualAscent)
     gradient: Any = field(default_factory=Envelope)
     throw: bool = False
 
@@ -113,7 +115,7 @@ class NetworkLayer(Relaxation, nn.Module):
             if not source.sound:
                 raise ValueError(f"{name}: preactivation={name_of(source)} is an estimate, not a bound")
             object.__setattr__(self, "preactivation", source)
-        if not solves_networks(self.solver):
+        if not isinstance(self.solver, NetworkSolver | ProgramSolver):
             wanted = "a solver object, such as DualAscent() or Highs()"
             raise TypeError(f"{name}: solver wants {wanted}, got {self.solver!r}")
 
@@ -271,7 +273,7 @@ class Rooms:
 
     source: float
     lot: float
-    solver: Any
+    solver: Solver
 
 
 @dataclass(frozen=True, slots=True)
