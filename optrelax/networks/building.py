@@ -28,6 +28,7 @@ _SHAPES_ONLY = {
     aten.new_ones.default,
     aten.new_full.default,
 }
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
 _RANDOM = "draws random numbers, so that it is no fixed function; draw them outside of forward"
 _DROPOUT = "is random in training mode, its default; pass training=self.training and call .eval()"
@@ -167,7 +168,7 @@ class Building:
         elif _is_random(node):
             self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
             self._values[node] = self._broken(value)
-        elif isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and not self._reads_value(node):
+        elif node.target in _SIZES or (isinstance(value, _SYMBOLS) and not self._reads_value(node)):
             self._values[node] = BATCH
         elif not self._reads_value(node):
             self._constant(node, value)
@@ -184,15 +185,19 @@ class Building:
 
     def _shape(self, value: Tensor) -> Shape | None:
         """Shape without the batch; None where the batch is not in front, alone."""
-        if value.dim() == 0 or not _same(value.shape[0], self.batch):
+        if value.dim() == 0 or not _is_batch(value.shape[0], self.batch) or any(map(self._moves, value.shape[1:])):
             return None
-        return tuple(int(n) for n in value.shape[1:]) if not any(map(_symbolic, value.shape[1:])) else None
+        return tuple(int(n) for n in value.shape[1:])
+
+    def _moves(self, size: Any) -> bool:
+        """Whether a size depends on the batch."""
+        return isinstance(size, torch.SymInt) or _is_batch(size, self.batch)
 
     def _constant(self, node: fx.Node, value: Any) -> None:
         if not isinstance(value, Tensor):
             self._values[node] = None if isinstance(value, (list, tuple)) else value
             return
-        batched = any(map(_symbolic, value.shape))
+        batched = any(map(self._moves, value.shape))
         shape = self._shape(value) if batched else tuple(value.shape)
         if shape is None:
             self._problem(node, f"mixes the batch: {self._sizes(value)}")
@@ -241,8 +246,9 @@ class Building:
         key = self._key(node)
         leaf = None if key is None else self.exported.leaves[key]
         rule = rule_of(node.target) if leaf is None else leaf.rule
-        shapes = [self._shape(v) if isinstance(v, Tensor) else () for v in outputs]
         single = not isinstance(value, (list, tuple))
+        read = {0} if single else {user.args[1] for user in node.users}
+        shapes = [self._shape(v) if isinstance(v, Tensor) and i in read else () for i, v in enumerate(outputs)]
         broken = [Value("", s or ()) for s in shapes]
         self._values[node] = broken[0] if single else tuple(broken)
         if rule is None:
@@ -335,14 +341,15 @@ def _several(found: Any, outputs: int) -> tuple[Any, ...]:
     return results
 
 
-def _symbolic(size: Any) -> bool:
-    return isinstance(size, torch.SymInt)
-
-
-def _same(size: Any, batch: Any) -> bool:
-    return _symbolic(size) and bool(size.node.expr == batch.node.expr)
-
-
 def _at(size: Any, batch: Any, value: int) -> int:
     """A size where the batch has that many examples."""
-    return int(size.node.expr.subs({batch.node.expr: value})) if _symbolic(size) else int(size)
+    if isinstance(size, torch.SymInt):
+        return int(size.node.expr.subs({batch.node.expr: value}))
+    return value if _is_batch(size, batch) else int(size)
+
+
+def _is_batch(size: Any, batch: Any) -> bool:
+    """Whether a size is that of the batch: a symbol, or, in a graph made of two, a number that no other size is."""
+    if isinstance(size, torch.SymInt):
+        return isinstance(batch, torch.SymInt) and bool(size.node.expr == batch.node.expr)
+    return type(batch) is int and size == batch

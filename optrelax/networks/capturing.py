@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import weakref
 from collections.abc import Sequence
@@ -123,16 +124,19 @@ def _first_shape(net: nn.Module) -> Shape:
 
 def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]:
     from optrelax.networks.building import Building
-    from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export
+    from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export, load
     from optrelax.networks.probing import disagreement, kind_of
 
+    load()
     problems = _module_problems(net)
     hooked = [p for p in problems if p.reason == _HOOKED]
     if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
         return None, problems  # not even run: hooks may do anything
     example = torch.zeros(BATCH_SIZE, *shape, **kind_of(net))
+    drawn = random.getstate()
     try:
-        built = Building(export(net, example)).run()
+        exported = export(net, example)
+        built = Building(exported).run()
     except ExportRefused as error:
         return None, problems or [error.problem]
     known = [p.where for p in problems]
@@ -140,7 +144,10 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
     if problems or built.output is None:
         return None, problems
     graph = Graph(tuple(built.nodes), built.output, shape)
-    if reason := disagreement(net, graph, example):
+    if reason := disagreement(net, graph, example, exported.from_two):
+        if random.getstate() != drawn:
+            random.setstate(drawn)
+            reason = f"draws random numbers, so that it is no fixed function: {reason}"
         return None, [Problem("(root)", type(net).__name__, reason)]
     return graph, []
 

@@ -11,6 +11,7 @@ import copy
 import functools
 import logging
 import os
+import random
 import sys
 import threading
 import traceback
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
+from optrelax.networks.batches import two_sizes, unify
 from optrelax.networks.ops import Shape, Source
 from optrelax.networks.registry import Rule, function_rule, module_rule, plain_functions
 
@@ -71,6 +73,8 @@ class Exported:
     """Parameters, buffers and constants, read at each use."""
     leaves: dict[int, Leaf]
     problems: list[Problem] = field(default_factory=list)
+    from_two: bool = False
+    """Whether it was made of the graphs of two sizes: torch then guards no other."""
 
 
 class ExportRefused(Exception):
@@ -201,6 +205,7 @@ class DependsOnValues(Exception):
 _FEATURE_DROPOUT = (F.dropout1d, F.dropout2d, F.dropout3d)
 _READS = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "__array__", "__contains__")
 _AUTOCAST = "autocast inside forward rounds to half precision; take it out, or put it around the call of the network"
+MIXES = "mixes the batch: forward works, or does the same, for some sizes of the batch only"
 _DATA_DEPENDENT = "forward reads a number out of a tensor; control flow must not depend on values"
 
 
@@ -284,11 +289,35 @@ class _Root(nn.Module):
         return self.net(x)
 
 
+@functools.cache
+def load() -> None:
+    """Import what torch.export needs, once; what these imports do to warnings and to Python's generator is undone."""
+    drawn = random.getstate()
+    with _quiet():
+        torch.export.export(nn.Identity(), (torch.zeros(2, 2),), strict=False)
+    random.setstate(drawn)
+
+
 def export(net: nn.Module, example: Tensor) -> Exported:
     """The graph of `net` on inputs like `example` [batch, *shape], any batch size.
 
     Raises ExportRefused with the reason in one sentence.
     """
+    try:
+        return _export(net, example, torch.export.Dim("batch", min=2))
+    except ExportRefused as error:
+        if error.problem.reason != MIXES:
+            raise
+        # `len(x)` must be a plain number: the graphs of two sizes, where they are alike but for that number.
+        sizes = two_sizes(net, tuple(example.shape[1:]))
+        first, second = (_export(net, example[:1].expand(size, *example.shape[1:]).clone(), None) for size in sizes)
+        if not unify(first.graph, second.graph, first.input, sizes):
+            raise
+        first.from_two = True
+        return first
+
+
+def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
     try:
         replica = replicate(net)
     except Exception as error:
@@ -297,26 +326,24 @@ def export(net: nn.Module, example: Tensor) -> Exported:
     _keep_leaves(replica)
     _current.leaves = {}
     root = _Root(replica.module)
-    devices = {example.device.type, "cpu"}
+    shapes = None if batch is None else ({0: batch},)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for device in devices:
+            for device in {example.device.type, "cpu"}:
                 stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(_kept_functions(net))
             stack.enter_context(_Calls())
-            batch = torch.export.Dim("batch", min=2)
-            program = torch.export.export(root, (example,), dynamic_shapes=({0: batch},), strict=False)
+            program = torch.export.export(root, (example,), dynamic_shapes=shapes, strict=False)
             return _exported(net, program, replica)
     except ExportRefused:
         raise
     except Exception as error:
         raise ExportRefused(_why(replica.module, error, tuple(example.shape[1:]))) from error
     finally:
-        leaves, _current.leaves = _current.leaves, {}
-        del leaves
+        _current.leaves = {}
 
 
 def _why(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
@@ -328,7 +355,7 @@ def _why(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
     elif "in-place operation" in text and "leaf" in text:
         reason = "forward changes a parameter or constant in place; use the form that copies"
     elif "specialized" in text or "Constraints violated" in text or "ConstraintViolation" in name:
-        reason = "mixes the batch: forward works, or does the same, for some sizes of the batch only"
+        reason = MIXES
     elif name == "UserError" or type(error).__module__.startswith(("torch._dynamo", "torch.fx", "torch._export")):
         reason = f"cannot be exported: {_sentence(error)}"
     elif "missing a required argument" in text or "positional argument" in text:

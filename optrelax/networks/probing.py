@@ -12,18 +12,21 @@ from optrelax.networks.exporting import replicate
 from optrelax.networks.graph import Graph
 
 _SIZES = (1, 4)  # two sizes of the batch
+_MORE_SIZES = (2, 3, 7, 32, 100, 1000)  # where nothing else shows that the size decides nothing
+_ALONE = 8  # examples that are also given one by one
+_MOST = 2**22  # numbers of one probe
 _SEED = 20_240_607
 
 
-def disagreement(net: nn.Module, graph: Graph, example: Tensor) -> str | None:
+def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool = False) -> str | None:
     """How the network that was captured from `net` differs from it on probes like `example`; None where it does not.
 
     The module runs as a copy with tensors of its own, so that nothing of it changes; random inputs come from a
-    generator of their own.
+    generator of their own.  every_size: more sizes of the batch.
     """
     replica = replicate(net, share=False).module
     with torch.inference_mode(False), torch.no_grad():
-        for name, x in _probes(example):
+        for name, x in _probes(example, every_size):
             try:
                 wanted = replica(x.clone())
             except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
@@ -31,6 +34,8 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor) -> str | None:
             found = graph.values(x)[graph.output]
             if reason := compare(wanted, found, _scale(graph, x), len(graph.nodes)):
                 return f"the captured graph is another function than the module on {name}: {reason}"
+            if len(x) > _ALONE:
+                continue
             alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
             if reason := compare(wanted, alone, _scale(graph, x), len(graph.nodes)):
                 return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
@@ -54,10 +59,11 @@ def kind_of(net: nn.Module) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "device": tensor.device}
 
 
-def _probes(example: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _probes(example: Tensor, every_size: bool) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(_SEED)
     shape = example.shape[1:]
-    for size in _SIZES:
+    most = _MOST // max(1, example[0].numel())
+    for size in (*_SIZES, *(n for n in _MORE_SIZES if every_size and n <= most)):
         x = torch.randn(size, *shape, generator=generator, dtype=torch.float64).to(example)
         yield "random inputs", x
     corners = [torch.zeros(shape), torch.ones(shape), -torch.ones(shape), torch.full(shape, 100.0)]
