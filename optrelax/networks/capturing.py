@@ -106,8 +106,8 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
         graph, problems = _capture(net, shape)
         if problems or graph is None:
             raise UnsupportedOpError(problems, supported())
+        graph.snapshot = snapshot  # a network that someone holds looks at what can be seen
         if snapshot.known:
-            graph.snapshot = snapshot
             _CACHE[net] = [_Kept(snapshot, shape, generation(), graph), *_CACHE.get(net, ())][:_KEPT]
     return graph
 

@@ -12,7 +12,8 @@ import functools
 import logging
 import pathlib
 import types
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,24 @@ _STANDARD = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
 _DEEPEST = 6
+_IN_PYTHON = 1 << 9  # the flag of types that a class statement made
 _MISSING = object()
+
+
+class _Same:
+    """Equal to another of the same object, as long as that lives."""
+
+    def __init__(self, value: Any) -> None:
+        self.ref = weakref.ref(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.ref() is other.ref() and self.ref() is not None
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    return weakref.ref(value) if value is not None else (lambda: None)
 
 
 class _Unknown(Exception):
@@ -44,7 +62,7 @@ class Snapshot:
     def __init__(self, net: nn.Module) -> None:
         self.known = True
         self._states: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._children: list[tuple[dict[str, Any], tuple[int, ...]]] = []
+        self._children: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._hooks: list[tuple[dict[str, Any], int]] = []
         self._counts: list[tuple[dict[str, Any], int]] = []
         self._tensors: list[tuple[dict[str, Any], str, torch.Size, torch.dtype, torch.device]] = []
@@ -65,10 +83,10 @@ class Snapshot:
                 return False
             if any(state != wanted for state, wanted in self._states):
                 return False
-        except RuntimeError:  # a tensor was put in place of another: no bool
+        except (RuntimeError, ValueError, TypeError):  # a tensor or array was put in place of another: no bool
             return False
-        for children, ids in self._children:
-            if tuple(map(id, children.values())) != ids:
+        for children, refs in self._children:
+            if len(children) != len(refs) or any(r() is not c for r, c in zip(refs, children.values(), strict=True)):
                 return False
         for counted, count in self._counts:
             if len(counted) != count:
@@ -93,7 +111,8 @@ class Snapshot:
         state = vars(module)
         self._states.append((state, dict(state)))
         if state["_modules"]:
-            self._children.append((state["_modules"], tuple(map(id, state["_modules"].values()))))
+            # An id would do for the next module made in the place of one that is gone.
+            self._children.append((state["_modules"], tuple(map(_reference, state["_modules"].values()))))
         self._counts += [(state[key], len(state[key])) for key in (*_HOOKS, *_TENSORS, "_modules")]
         for key in _TENSORS:
             for name, tensor in state[key].items():
@@ -203,15 +222,22 @@ def _freeze(value: Any, depth: int) -> Any:
     if value is _MISSING or isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
-        return id(value)
+        return _Same(value)
     if isinstance(value, types.FunctionType):
-        return id(value), id(value.__code__), _freeze(value.__defaults__, depth), _freeze(value.__kwdefaults__, depth)
+        return (
+            _Same(value),
+            _Same(value.__code__),
+            _freeze(value.__defaults__, depth),
+            _freeze(value.__kwdefaults__, depth),
+        )
     if depth > _DEEPEST:
         raise _Unknown
     if isinstance(value, (list, tuple)):
         return type(value), tuple(_freeze(v, depth + 1) for v in value)
     if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(_freeze(v, depth + 1) for v in value)
+        if not all(isinstance(v, _PLAIN) for v in value):
+            raise _Unknown
+        return type(value), frozenset(value)
     if isinstance(value, (dict, types.MappingProxyType)):
         return type(value), tuple((k, _freeze(v, depth + 1)) for k, v in value.items())
     if isinstance(value, types.MethodType):
@@ -225,9 +251,12 @@ def _freeze(value: Any, depth: int) -> Any:
     if hasattr(value, "tobytes") and hasattr(value, "nbytes"):  # an array
         return type(value), value.tobytes()
     if type(value).__module__.startswith("optrelax.") or isinstance(value, torch._C._FunctionBase):
-        return id(value)
+        return _Same(value)
+    if type(value) is types.SimpleNamespace:
+        return type(value), _freeze(vars(value), depth + 1)
+    # A class written in C may hold what no attribute shows, and so may what is derived from it.
+    if any(cls is not object and not cls.__flags__ & _IN_PYTHON for cls in type(value).__mro__):
+        raise _Unknown
     slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-    if slots or (hasattr(value, "__dict__") and type(value).__init__ is not object.__init__) or vars(value):
-        inner = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
-        return type(value), id(value), _freeze(inner, depth + 1)
-    raise _Unknown
+    inner = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+    return type(value), _freeze(inner, depth + 1)
