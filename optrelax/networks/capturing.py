@@ -138,6 +138,8 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
         exported = export(net, example)
         built = Building(exported).run()
     except ExportRefused as error:
+        if random.getstate() != drawn:
+            random.setstate(drawn)
         return None, problems or [error.problem]
     known = [p.where for p in problems]
     problems += [p for p in built.problems if not any(p.where == w or p.where.startswith(f"{w}.") for w in known)]
