@@ -35,6 +35,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network, Node, Op
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.onnx_files import is_onnx, read_onnx
+from optrelax.networks.onnx_writing import write_onnx
 from optrelax.networks.ops import Affine, Shape, Source
 from optrelax.networks.storage import Settings, Tensors
 from optrelax.output.files import read_tensors, write_tensors
@@ -63,6 +64,8 @@ def save(
 ) -> None:
     """Store a network, weights and graph, so that `load` needs nothing else; written whole or not at all.
 
+    path: a safetensors file, or one that ends in .onnx: then opset 17 with an open batch, equal in value to the
+    rounding of the weights' type, and an op without an ONNX form is refused with all others (UnsupportedOpError).
     input_shape: without the batch, where `net` is a module whose first layer does not say it.
     extra: JSON-ready facts to keep with it (data set, eps, relaxation), see `read_extra`.
     Raises UnsupportedOpError for a module that cannot be captured, NotImplementedError for an op of the user's that is
@@ -70,6 +73,11 @@ def save(
     that is not JSON, OSError where the file cannot be written.
     """
     network = net if isinstance(net, Network) else capture(net, input_shape)
+    if is_onnx(path):
+        if extra:
+            raise ValueError("save: an ONNX file keeps no extra facts; store them in a safetensors file")
+        write_onnx(network, path)
+        return
     store = _Store(network.module)
     try:
         facts = json.loads(json.dumps(dict(extra or {}), allow_nan=False))

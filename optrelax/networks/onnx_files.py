@@ -91,8 +91,8 @@ def reference_of(model: onnx.ModelProto) -> Callable[[Tensor], Tensor]:
     shape = (1, *_input_shape(value)[0])
 
     def replay(x: Tensor) -> Tensor:
-        outputs = [evaluator.run(None, {value.name: row.cpu().reshape(shape).numpy()})[0] for row in x]
-        return torch.cat([torch.from_numpy(np.asarray(output)) for output in outputs])
+        outputs: list[Any] = [evaluator.run(None, {value.name: row.cpu().reshape(shape).numpy()}) for row in x]
+        return torch.cat([torch.from_numpy(np.asarray(output[0])) for output in outputs])
 
     return replay
 

@@ -149,7 +149,8 @@ def thresholded(node: OnnxNode) -> Function:
 def prelu(node: OnnxNode) -> Function:
     slope, rank = node.constant(1), len(node.value(0).shape)
     if slope.numel() == 1:
-        return lambda x, a: F.prelu(x, a.reshape(1))
+        (number,) = node.numbers(1)
+        return lambda x, _: F.leaky_relu(x, number)
     # A slope a channel is [channels, 1, ...], counted from the right.
     full = (1,) * (rank - slope.dim()) + tuple(slope.shape)
     if rank < 2 or len(full) != rank or full[0] != 1 or any(n != 1 for n in full[2:]):

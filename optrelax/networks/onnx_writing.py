@@ -1,0 +1,289 @@
+"""Captured networks as ONNX files: one small function an op, from the graph's own op to ONNX nodes.
+
+Values equal the network's to the rounding of its type. Batch norm and quotients are written as what they are computed
+from, not as computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.networks import convolutions, linear_maps, maxima, ops, views
+from optrelax.networks.activations import Activation
+from optrelax.networks.graph import Network, Node
+from optrelax.output.files import write_whole
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OPSET", "write_onnx"]
+
+OPSET = 17
+_Writer = Callable[["_File", Node, Any, list[str]], str]
+_WRITERS: dict[type, _Writer] = {}
+_W = TypeVar("_W", bound=_Writer)
+
+
+def write_onnx(network: Network, path: str | os.PathLike[str]) -> None:
+    """Store a network as an ONNX file of opset 17 with an open batch dimension, whole or not at all.
+
+    Raises UnsupportedOpError that lists every op without a writer; RuntimeError without the onnx package.
+    """
+    from optrelax.networks.onnx_files import _package
+
+    _package()
+    file = _File(network)
+    problems = []
+    names = {network.input: "input"}
+    for node in network:
+        try:
+            writer = _WRITERS.get(type(node.op))
+            if writer is None:
+                raise ValueError("has no ONNX form here")
+            names[node.name] = writer(file, node, node.op, [names.get(name, "") for name in node.inputs])
+        except ValueError as error:
+            problems.append(Problem(node.path, type(node.op).__name__, str(error)))
+    if problems:
+        raise UnsupportedOpError(problems)
+    write_whole(path, file.model(names[network.output]).SerializeToString())
+
+
+def _writer(*kinds: type) -> Callable[[_W], _W]:
+    def register(function: _W) -> _W:
+        for kind in kinds:
+            _WRITERS[kind] = function
+        return function
+
+    return register
+
+
+class _File:
+    """Nodes and tensors so far."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        floats = [t.dtype for t in network.module.state_dict().values() if isinstance(t, Tensor)]
+        self.dtype = torch.float64 if torch.float64 in floats else torch.float32
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Another node; the name of its value."""
+        from onnx import helper
+
+        name = f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def tensor(self, name: str, value: Tensor) -> str:
+        """Another constant, in the network's type; its name."""
+        return self._add(name, value.detach().to("cpu", self.dtype).contiguous().numpy())
+
+    def integers(self, name: str, numbers: Sequence[int]) -> str:
+        """Another list of integers; its name."""
+        return self._add(name, np.array(numbers, dtype=np.int64))
+
+    def _add(self, name: str, array: Any) -> str:
+        from onnx import numpy_helper
+
+        name = f"{name}_{len(self.tensors)}"
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        """With the batch first."""
+        if 0 in shape:
+            raise ValueError(f"shape {list(shape)} is empty")
+        return self.node("Reshape", [x, self.integers("shape", [-1, *shape])])
+
+    def model(self, output: str) -> onnx.ModelProto:
+        """The whole, checked."""
+        import onnx
+        from onnx import helper
+
+        kind = onnx.TensorProto.DOUBLE if self.dtype == torch.float64 else onnx.TensorProto.FLOAT
+        shapes = self.network.input_shape, self.network.output_shape
+        last = self.node("Identity", [output])
+        named = zip(("input", last), shapes, strict=True)
+        ends = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, shape in named]
+        graph = helper.make_graph(self.nodes, "optrelax", ends[:1], ends[1:], self.tensors)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="optrelax")
+        made.ir_version = 8  # that of opset 17
+        onnx.checker.check_model(made)
+        return made
+
+
+def _parameters(file: _File, node: Node, op: Any, *names: str) -> list[str]:
+    """The op's tensors of these names, as far as it has them."""
+    held = op.tensors()
+    return [file.tensor(f"{node.path}.{name}", held[name]()) for name in names if name in held]
+
+
+@_writer(ops.Linear)
+def _linear(file: _File, node: Node, op: ops.Linear, xs: list[str]) -> str:
+    if len(op.shape) == 1:
+        return file.node("Gemm", [*xs, *_parameters(file, node, op, "weight", "bias")], transB=1)
+    held = op.tensors()
+    y = file.node("MatMul", [*xs, file.tensor(f"{node.path}.weight", held["weight"]().mT)])
+    return file.node("Add", [y, *_parameters(file, node, op, "bias")]) if "bias" in held else y
+
+
+@_writer(ops.Conv2d, convolutions.Convolution)
+def _convolution(file: _File, node: Node, op: Any, xs: list[str]) -> str:
+    g = op.geometry
+    return file.node(
+        "Conv",
+        [*xs, *_parameters(file, node, op, "weight", "bias")],
+        strides=list(g.stride),
+        pads=[*g.padding, *g.padding],
+        dilations=list(g.dilation),
+        group=g.groups,
+    )
+
+
+@_writer(ops.Scale)
+def _scale(file: _File, node: Node, op: ops.Scale, xs: list[str]) -> str:
+    (y,) = xs
+    for name, kind in (("scale", "Mul"), ("shift", "Add")):
+        for tensor in _parameters(file, node, op, name):
+            y = file.node(kind, [y, tensor])
+    return y if y != xs[0] else file.node("Identity", xs)
+
+
+@_writer(ops.Divide)
+def _divide(file: _File, node: Node, op: ops.Divide, xs: list[str]) -> str:
+    return file.node("Div", [*xs, *_parameters(file, node, op, "divisor")])
+
+
+@_writer(ops.BatchNorm)
+def _batch_norm(file: _File, node: Node, op: ops.BatchNorm, xs: list[str]) -> str:
+    held = op.tensors()
+    like = held["running_mean"]()
+    scale = held["weight"]() if "weight" in held else torch.ones_like(like)
+    shift = held["bias"]() if "bias" in held else torch.zeros_like(like)
+    # The file's epsilon is in single precision; what that rounds off goes to the variance.
+    variance = held["running_var"]().double() + (op.eps - float(np.float32(op.eps)))
+    named = {"weight": scale, "bias": shift, "running_mean": like, "running_var": variance}
+    tensors = [file.tensor(f"{node.path}.{name}", value) for name, value in named.items()]
+    return file.node("BatchNormalization", [*xs, *tensors], epsilon=op.eps)
+
+
+@_writer(ops.AveragePool2d)
+def _average_pool(file: _File, node: Node, op: ops.AveragePool2d, xs: list[str]) -> str:
+    kernel, g = op.kernel, op.geometry
+    y = file.node(
+        "AveragePool",
+        xs,
+        kernel_shape=list(kernel),
+        strides=list(g.stride),
+        pads=[*g.padding, *g.padding],
+        count_include_pad=int(op.divisor is not None),
+    )
+    if op.divisor in (None, kernel[0] * kernel[1]):
+        return y
+    return file.node("Mul", [y, file.tensor("divisor", torch.tensor(kernel[0] * kernel[1] / float(op.divisor or 1)))])
+
+
+@_writer(maxima.Greatest)
+def _greatest(file: _File, node: Node, op: maxima.Greatest, xs: list[str]) -> str:
+    windows = op.tensors()["windows"]() if not isinstance(op, maxima.MaxPool) else op._windows
+    # An entry that is none becomes one of the window's own: twice the same changes no maximum.
+    filled = torch.where(windows < 0, windows.amax(-1, keepdim=True), windows)
+    flat = file.reshape(xs[0], [int(np.prod(op.input_shapes[0]))])
+    y = file.node("Gather", [flat, file.integers("windows", filled.reshape(-1).tolist())], axis=1)
+    y = file.reshape(y, [int(np.prod(op.shape)), windows.shape[-1]])
+    return file.reshape(file.node("ReduceMax", [y], axes=[2], keepdims=0), op.shape)
+
+
+@_writer(maxima.MaxPool)
+def _max_pool(file: _File, node: Node, op: maxima.MaxPool, xs: list[str]) -> str:
+    if op.ceil_mode:  # how many windows there are is not the same in every opset
+        return _greatest(file, node, op, xs)
+    return file.node(
+        "MaxPool",
+        xs,
+        kernel_shape=list(op.kernel),
+        strides=list(op.stride),
+        pads=[*op.padding, *op.padding],
+        dilations=list(op.dilation),
+    )
+
+
+@_writer(ops.Reshape)
+def _reshape(file: _File, node: Node, op: ops.Reshape, xs: list[str]) -> str:
+    return file.reshape(xs[0], op.shape)
+
+
+@_writer(ops.Add)
+def _add(file: _File, node: Node, op: ops.Add, xs: list[str]) -> str:
+    y = xs[0] if op.signs[0] == 1 else file.node("Neg", xs[:1])
+    for sign, x in zip(op.signs[1:], xs[1:], strict=True):
+        y = file.node("Add" if sign == 1 else "Sub", [y, x])
+    return y if len(xs) > 1 or op.signs[0] != 1 else file.node("Identity", xs)
+
+
+@_writer(linear_maps.Sum)
+def _sum(file: _File, node: Node, op: linear_maps.Sum, xs: list[str]) -> str:
+    if not op.dims:
+        raise ValueError("sums no dimension")
+    axes = file.integers("axes", [d + 1 for d in op.dims])
+    y = file.node("ReduceSum", [*xs, axes], keepdims=int(op.keepdim))
+    return y if op.divisor == 1 else file.node("Div", [y, file.tensor("divisor", torch.tensor(op.divisor))])
+
+
+@_writer(views.Permute)
+def _permute(file: _File, node: Node, op: views.Permute, xs: list[str]) -> str:
+    return file.node("Transpose", xs, perm=[0, *(d + 1 for d in op.dims)])
+
+
+@_writer(views.Pad)
+def _pad(file: _File, node: Node, op: views.Pad, xs: list[str]) -> str:
+    (y,) = xs
+    sizes = op.input_shapes[0]
+    cut = [(d, -min(0, a), n + min(0, b)) for d, (n, (a, b)) in enumerate(zip(sizes, op.amounts, strict=True))]
+    cut = [(d, start, stop) for d, start, stop in cut if (start, stop) != (0, sizes[d])]
+    if cut:
+        numbers = ([start for _, start, _ in cut], [stop for *_, stop in cut], [d + 1 for d, *_ in cut])
+        y = file.node("Slice", [y, *(file.integers("slice", n) for n in numbers)])
+    begin, end = ([max(0, pair[side]) for pair in op.amounts] for side in (0, 1))
+    if any(begin + end):
+        y = file.node("Pad", [y, file.integers("pads", [0, *begin, 0, *end])])
+    return y if y != xs[0] else file.node("Identity", xs)
+
+
+@_writer(views.Concatenate)
+def _concatenate(file: _File, node: Node, op: views.Concatenate, xs: list[str]) -> str:
+    return file.node("Concat", xs, axis=op.dim + 1)
+
+
+@_writer(views.Gather)
+def _gather(file: _File, node: Node, op: views.Gather, xs: list[str]) -> str:
+    index = op.index.tolist()
+    if min(index, default=-1) < 0:
+        raise ValueError("leaves entries empty")
+    count = int(np.prod(op.input_shapes[0]))
+    y = file.node("Gather", [file.reshape(xs[0], [count]), file.integers("index", index)], axis=1)
+    return file.reshape(y, op.shape)
+
+
+@_writer(Activation)
+def _activation(file: _File, node: Node, op: Activation, xs: list[str]) -> str:
+    if op.kinks == (0.0,) and op.slopes == (0.0, 1.0) and op.intercepts == (0.0, 0.0):
+        return file.node("Relu", xs)
+    if op.kinks == (0.0,) and op.slopes[1] == 1.0 and op.intercepts == (0.0, 0.0):
+        slope = float(np.float32(op.slopes[0]))
+        if slope != op.slopes[0]:
+            slopes = file.tensor("slope", torch.tensor([op.slopes[0]], dtype=torch.float64))
+            return file.node("PRelu", [*xs, slopes])
+        return file.node("LeakyRelu", xs, alpha=slope)
+    if len(op.kinks) == 2 and op.slopes == (0.0, 1.0, 0.0) and op.intercepts[1] == 0.0:
+        ends = [file.tensor("end", torch.tensor(kink, dtype=torch.float64)) for kink in op.kinks]
+        return file.node("Clip", [*xs, *ends])
+    raise ValueError(f"{op.name} has no ONNX form here")
