@@ -193,7 +193,7 @@ def _average_pool(file: _File, node: Node, op: ops.AveragePool2d, xs: list[str])
 
 @_writer(maxima.Greatest)
 def _greatest(file: _File, node: Node, op: maxima.Greatest, xs: list[str]) -> str:
-    windows = op.tensors()["windows"]() if not isinstance(op, maxima.MaxPool) else op._windows
+    windows = op.windows(torch.device("cpu"))
     # An entry that is none becomes one of the window's own: twice the same changes no maximum.
     filled = torch.where(windows < 0, windows.amax(-1, keepdim=True), windows)
     flat = file.reshape(xs[0], [int(np.prod(op.input_shapes[0]))])
