@@ -29,7 +29,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             # The compiler evaluates a module's attributes while it traces, and finds a function marked as disabled.
-            return getattr(here, name)(*args, **kwargs)  # type: ignore[no-any-return]
+            return getattr(here, name)(*args, **kwargs)
         return function(*args, **kwargs)
 
     return guarded
@@ -40,5 +40,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import torch._dynamo
 
-    value = globals()[name] = torch._dynamo.disable(_functions[name])  # type: ignore[no-untyped-call]
+    value = globals()[name] = torch._dynamo.disable(_functions[name])
     return value

@@ -137,7 +137,7 @@ class _Argmin(torch.autograd.Function):
         m = data.size[2]
         left = g - times(Q.double(), p) - transposed_times(stack_rows(data.A, data.E), q)
         at_bound = left / (active.lower.double() + active.upper.double()).clamp(min=1)
-        shapes = [None if part is None else part.shape for part in ctx.parts]
+        shapes = [torch.Size() if part is None else part.shape for part in ctx.parts]
         rules = (
             lambda: -p,
             lambda: -outer_sum(z[:, :m], p, shapes[1]) - outer_sum(q[:, :m], x, shapes[1]),

@@ -91,7 +91,8 @@ class Highs(ProgramSolver):
         )
         status = _checked(host, primal, duals, status)
         answer = (primal, duals[:, :m].clamp(min=0), duals[:, m:], status, iterations)
-        return Answer(*(part.to(data.c.device) for part in answer))
+        x, y, v, codes, counts = (part.to(data.c.device) for part in answer)
+        return Answer(x, y, v, codes, counts)
 
     def solve_sparse(
         self,

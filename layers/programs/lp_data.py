@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
@@ -70,7 +70,8 @@ class LPData:
     def map(self, function: Callable[[Tensor], Tensor]) -> LPData:
         """The same data with `function` applied to every tensor."""
         parts = (getattr(self, entry.name) for entry in fields(self))
-        return LPData(*(part if part is None else function(part) for part in parts))
+        made: list[Any] = [part if part is None else function(part) for part in parts]
+        return LPData(*made)
 
     def detach(self) -> LPData:
         """The same data outside the autograd graph."""
@@ -274,4 +275,5 @@ def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
             return value
         return value.expand(batch + tail).reshape(batch.numel(), *tail)
 
-    return LPData(*(flat(name) for name in NAMES), flat("P") if "P" in data else None)
+    parts: list[Any] = [*(flat(name) for name in NAMES), flat("P") if "P" in data else None]
+    return LPData(*parts)

@@ -52,6 +52,7 @@ class MixedIntegerProgram(LinearProgram):
     """
 
     _owner = "MixedIntegerProgram"
+    integer: Tensor
 
     def __init__(
         self,

@@ -71,13 +71,13 @@ class ModelledProgram(nn.Module):
         table = self._affine("A", vector)
         table = table.reshape(*table.shape[:-1], n + 1, rows).mT
         A, b = -table[..., :n], table[..., n]
-        data = [c, A[..., p:, :], b[..., p:], A[..., :p, :], b[..., :p]]
+        data: list[Tensor | None] = [c, A[..., p:, :], b[..., p:], A[..., :p, :], b[..., :p]]
         data += [None if end is None else torch.as_tensor(end).to(c) for end in self.bounds]
         if self.P_constant is not None:
             P = self._affine("P", vector)
             P = P.reshape(*P.shape[:-1], n, n)
             # CVXPY writes x.P x / 2, too, but may keep one triangle's rounding apart from the other's.
-            data.insert(0, (P + P.mT) / 2)
+            data = [(P + P.mT) / 2, *data]
         solution: LPSolution = self.program(*data)
         return solution
 
