@@ -116,7 +116,7 @@ GOOD: dict[str, Step] = {
     "assert": lambda m, x: x if x.shape[-1] == WIDTH and x.is_floating_point() else x * 0,
     "norm": lambda m, x: m.norm(x),
     "dropout off": lambda m, x: m.drop(x),
-    "detach": lambda m, x: x.detach().clone().contiguous(),
+    "clone": lambda m, x: x.clone().contiguous(),
     "float": lambda m, x: x.float().to(torch.float32),
     "alpha": lambda m, x: torch.add(x, m.offset, alpha=2),
     "weight norm": lambda m, x: m.shared(x),
