@@ -91,6 +91,28 @@ def test_bounds_and_gradients_are_those_of_whole_rows(seed):
     assert_equal(ours, theirs, 1e-10)
 
 
+class _Cat(nn.Module):
+    """Channels of two branches behind one another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        return torch.cat([self.a(x), self.b(x)], 1)
+
+
+@pytest.mark.parametrize("relaxation", ["crown", "fast-lin"])
+def test_concatenated_channels(relaxation):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), _Cat(), nn.ReLU(), nn.Conv2d(5, 2, 3), nn.ReLU(), nn.Flatten())
+    net = net.append(nn.Linear(40, 3)).double()
+    captured = ox.capture(net, (1, 8, 9))
+    seen = frames.plan(captured, captured.activations[-1].inputs[0]).frames
+    assert all(isinstance(frame, frames.Frame) and not frame.whole for frame in seen.values())
+    assert_equal(*(bounds_and_gradients(net, captured, relaxation, windows) for windows in (True, False)), 1e-10)
+
+
 def test_windows_are_taken_and_outgrow_their_map():
     seen = []
     for seed in range(12):
