@@ -218,14 +218,19 @@ def _attained(problems: Problems, point: PrimalPoint) -> tuple[PrimalPoint, Feas
 
 def _within(tol: float, lower: Tensor, objective: Tensor) -> Tensor:
     near = objective - lower <= tol * lower.abs().clamp_min(1)
-    return near & lower.isfinite() & objective.isfinite()
+    return near & _ordinary(lower) & objective.isfinite()
+
+
+def _ordinary(lower: Tensor) -> Tensor:
+    """False where two such values added would overflow: no optimum is claimed there."""
+    return lower.abs() <= torch.finfo(lower.dtype).max / 2
 
 
 def _reasons(points: Points, lower: Tensor) -> Tensor:
     """Why a problem is not OPTIMAL, as far as a solver is believed: a claim that its points do not bear out is none."""
     reason = torch.full_like(points.iterations, int(Status.ITERATION_LIMIT)) if points.reason is None else points.reason
     honest = (reason == Status.ITERATION_LIMIT) | (reason == Status.TIME_LIMIT)
-    return torch.where(honest & lower.isfinite(), reason, int(Status.NUMERICAL))
+    return torch.where(honest & _ordinary(lower), reason, int(Status.NUMERICAL))
 
 
 def _too_wide(problems: Problems, dual: DualPoint, objective: Tensor, tol: float, status: Tensor) -> Tensor:

@@ -324,26 +324,35 @@ def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
         reason = f"cannot be copied for its capture: {_sentence(error)}"
         raise ExportRefused(Problem("(root)", type(net).__name__, reason)) from error
     _keep_leaves(replica)
-    _current.leaves = {}
-    root = _Root(replica.module)
-    shapes = None if batch is None else ({0: batch},)
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_quiet())
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            for device in {example.device.type, "cpu"}:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            stack.enter_context(_kept_functions(net))
-            stack.enter_context(_Calls())
-            program = torch.export.export(root, (example,), dynamic_shapes=shapes, strict=False)
-            return _exported(net, program, replica)
+        try:
+            return _program(net, replica, example, batch, gradients=True)
+        except RuntimeError as error:
+            # Running statistics that are parameters: forward runs without gradients alone.
+            if "is not differentiable with respect to argument" not in str(error):
+                raise
+            return _program(net, replica, example, batch, gradients=False)
     except ExportRefused:
         raise
     except Exception as error:
         raise ExportRefused(_why(replica.module, error, tuple(example.shape[1:]))) from error
     finally:
         _current.leaves = {}
+
+
+def _program(net: nn.Module, replica: Replica, example: Tensor, batch: Any, gradients: bool) -> Exported:
+    _current.leaves = {}
+    shapes = None if batch is None else ({0: batch},)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        for device in {example.device.type, "cpu"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_kept_functions(net))
+        stack.enter_context(_Calls())
+        program = torch.export.export(_Root(replica.module), (example,), dynamic_shapes=shapes, strict=False)
+        return _exported(net, program, replica)
 
 
 def _why(net: nn.Module, error: BaseException, shape: Shape) -> Problem:

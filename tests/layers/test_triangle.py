@@ -565,3 +565,18 @@ def test_half_precision_and_autocast_are_refused():
         Triangle().solve(net, region, rows)
     with pytest.raises(ValueError, match="float"):
         Triangle().solve(net.half(), ox.InputBox(region.lower.float(), region.upper.float()), rows)
+
+
+def test_no_optimum_is_claimed_beside_the_overflow_threshold():
+    """The optimum, -3e38, is a float32: another such value added would be none."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), net[0].bias.zero_()
+        net[2].weight.fill_(-2.0), net[2].bias.zero_()
+    region = ox.LinfBall(torch.zeros(1, 1), 1.5e38)
+    for rounding in ("nearest", "outward"):
+        found = Triangle(rounding=rounding).solve(net, region, torch.eye(1))
+        assert found.status.item() == Status.NUMERICAL
+        assert found.lower.item() <= -2 * torch.tensor(1.5e38).item()
+        with pytest.raises(UnsolvedError, match="NUMERICAL"):
+            Triangle(rounding=rounding, throw=True).solve(net, region, torch.eye(1))

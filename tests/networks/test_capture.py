@@ -534,3 +534,22 @@ def test_threads_may_capture_and_compute_at_the_same_time():
             assert all(task.result() for task in [*tasks, pool.submit(computing)])
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_running_statistics_may_be_parts_of_a_parameter():
+    """Then forward runs without gradients alone, and so does its export."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 3) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.weight[:, 0], self.weight[:, 1])
+
+    net, x = Net().eval(), torch.rand(5, 4)
+    network = ox.capture(net, (4,))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), net(x))
+        net.weight.mul_(2)
+        torch.testing.assert_close(network(x), net(x))
