@@ -159,7 +159,7 @@ class _Search:
 
     def start(self) -> Slopes:
         """CROWN's choice for every target."""
-        hulls = {n.name: hull_lines(n.op, self.given[n.name]) for n in self.network.activations}  # type: ignore[arg-type]
+        hulls = {n.name: hull_lines(n.op, self.given[n.name]) for n in self.network.activations}
         crown = crown_start(self.network, self.given, hulls)
         slopes: Slopes = {name: crown.select(example.repeat(2)) for name, (example, _) in self.places.items()}
         slopes[None] = crown.select(torch.arange(self.batch, device=self.region.device).repeat_interleave(self.k))

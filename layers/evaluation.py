@@ -73,8 +73,16 @@ def solved(
     """A solver's points for R problems, evaluated; options as for `evaluate`."""
     with torch.no_grad():
         points = solver.solve(problems, starts)
-        options = {"tol": solver.tol, "feasibility": solver.feasibility, "owner": type(solver).__name__}
-        return evaluate(problems, points, start=starts[0], rounding=rounding, implied=implied, **options)
+        return evaluate(
+            problems,
+            points,
+            solver.tol,
+            start=starts[0],
+            rounding=rounding,
+            implied=implied,
+            feasibility=solver.feasibility,
+            owner=type(solver).__name__,
+        )
 
 
 def evaluate(

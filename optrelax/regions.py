@@ -108,9 +108,8 @@ class LinfBall(InputBox):
         if x.dim() == 0:
             raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
         least, greatest = _extremes(x)
-        if not isinstance(eps, numbers.Real):
-            eps = _numbers("eps", eps)
-        radius = _radius(x, eps)
+        size: float | Tensor = float(eps) if isinstance(eps, numbers.Real) else _numbers("eps", eps)
+        radius = _radius(x, size)
         lower, upper = x - radius, x + radius
         low, high = -math.inf, math.inf
         if clip is not None:
@@ -125,11 +124,11 @@ class LinfBall(InputBox):
                         f"{outside.numel()} entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the "
                         "range of clip"
                     )
-            lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)  # type: ignore[arg-type]
+            lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
         object.__setattr__(self, "x", x)
-        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "eps", size)
         object.__setattr__(self, "clip", clip)
         # Between finite ends the box is finite and in order: only an infinite clip or an overflow needs another look.
         if clip is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in clip):

@@ -164,7 +164,7 @@ def fail(message: str) -> typer.Exit:
 
 
 # Of typer's public errors the one whose base is that of everything wrong with a command line.
-_UsageError: type[Exception] = typer.BadParameter.__base__
+_UsageError: Any = typer.BadParameter.__base__
 
 
 def run(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -163,7 +164,7 @@ class Building:
             found = self._values[node.args[0]][node.args[1]]  # type: ignore[index]
             if found is None:
                 self._problem(node, "this output has no rule")
-                found = Value("", self._shape(value) or ())
+                found = Value("", (self._shape(value) if isinstance(value, Tensor) else None) or ())
             self._values[node] = found
         elif _is_random(node):
             self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
@@ -203,7 +204,8 @@ class Building:
             self._problem(node, f"mixes the batch: {self._sizes(value)}")
             self._values[node] = LiveTensor(lambda: torch.zeros(()), (), value.dtype)
             return
-        found = LiveConstant(lambda size, node=node: self._evaluate(node, size, {}), shape, value.dtype, batched)
+        read = functools.partial(self._evaluated, node)
+        found = LiveConstant(read, shape, value.dtype, batched)
         self._values[node] = found
         if self._reads_batch(node) and found.depends_on_batch():
             self._problem(node, "mixes the batch: a constant depends on the batch size")
@@ -219,6 +221,9 @@ class Building:
                 return True
             stack.extend(top.all_input_nodes)
         return False
+
+    def _evaluated(self, node: fx.Node, size: int) -> Any:
+        return self._evaluate(node, size, {})
 
     def _evaluate(self, node: fx.Node, size: int, memo: dict[fx.Node, Any]) -> Any:
         """A node that does not depend on the input, for a batch of that size."""
@@ -274,8 +279,8 @@ class Building:
             return self._add(node, op, values)
 
         if leaf is not None:
-            given = arguments_of(leaf, [self._argument(a) for a in node.args[0]])  # type: ignore[union-attr]
-            args, kwargs = pytree.tree_map_only(torch.SymInt, lambda _: BATCH, given)
+            whole = arguments_of(leaf, [self._argument(a) for a in node.args[0]])  # type: ignore[union-attr]
+            args, kwargs = pytree.tree_map_only(torch.SymInt, lambda _: BATCH, whole)
             self._read = (call := Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add)).values
             return call
         schema = node.target._schema  # type: ignore[union-attr]

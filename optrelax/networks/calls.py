@@ -142,7 +142,7 @@ class Call:
         read = as_source(found)
         if read is None:
             raise Refused(f"argument {name or position} is missing")
-        shape = getattr(found, "shape", ())
+        shape: tuple[int, ...] = getattr(found, "shape", ())
         if len(shape) <= len(self.output):
             return read
         if shape[0] != 1:

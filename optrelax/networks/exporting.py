@@ -103,15 +103,15 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
     for module in modules:
         for tensor in _tensors(vars(module)):
             memo[id(tensor)] = tensor if share else _clone(tensor)
-        for tensor in module._parameters.values():  # put in by a functional call, a parameter is a plain tensor
-            if share and tensor is not None and not isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
+        for given in module._parameters.values():  # put in by a functional call, a parameter is a plain tensor
+            if share and given is not None and not isinstance(given, nn.Parameter):
+                memo[id(given)] = nn.Parameter(given.detach(), given.requires_grad)
         if isinstance(inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module):
             memo.setdefault(id(module), copy.deepcopy(inner, memo))  # compiled: what is compiled
     found = copy.deepcopy(net, memo)
     originals = {id(memo[id(m)]): m for m in modules if id(m) in memo}
     for module in found.modules():
-        module._compiled_call_impl = None  # type: ignore[assignment]
+        module._compiled_call_impl = None
     return Replica(found, originals)
 
 
@@ -243,9 +243,10 @@ def _keep_leaves(replica: Replica) -> None:
         run, name, proxy = module.forward, type(module).__name__, weakref.proxy(original)
 
         def forward(*args: Any, _call: Any = (rule, name, proxy, run), **kwargs: Any) -> Any:
-            return _call_leaf(*_call, args, kwargs)
+            rule, name, proxy, run = _call
+            return _call_leaf(rule, name, proxy, run, args, kwargs)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
 
 # --- export -------------------------------------------------------------------------------------------------------
@@ -562,10 +563,13 @@ def _renamed(graph: fx.Graph) -> bool:
             return False
         found.append((node, value, functional))
     for node, value, functional in found:
-        at = order[node]
         node.target = functional
-        value.replace_all_uses_with(node, delete_user_cb=lambda user, at=at: order[user] > at)
+        value.replace_all_uses_with(node, delete_user_cb=functools.partial(_is_later, order, order[node]))
     return True
+
+
+def _is_later(order: dict[fx.Node, int], at: int, user: fx.Node) -> bool:
+    return order[user] > at
 
 
 def _functional_form(target: Any) -> Any:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from optrelax.networks.graph import kinds_of
 
-_PLAIN = (int, float, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, type, range)
+_PLAIN: tuple[type, ...] = (int, float, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN += (enum.Enum, type, range)
 _PLAIN += (torch.memory_format, torch.layout, pathlib.PurePath, types.BuiltinFunctionType, logging.Logger, slice)
 _PLAIN += (type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType, torch._ops.OpOverload)
 _PLAIN += (torch._ops.OpOverloadPacket,)

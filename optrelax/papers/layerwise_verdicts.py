@@ -254,7 +254,7 @@ class Cascade:
     def _hulls(self, bounds: Mapping[str, Bounds], target: str) -> dict[str, HullLines]:
         wanted = self.network.ancestors(target)
         return {
-            node.name: hull_lines(node.op, bounds[node.name])  # type: ignore[arg-type]
+            node.name: hull_lines(node.op, bounds[node.name])
             for node in self.network.activations
             if node.name in wanted
         }

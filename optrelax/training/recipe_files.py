@@ -54,7 +54,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def _checked(file: Path, name: str, kind: str, value: Any) -> Any:
     wanted = _KINDS[kind.removesuffix(" | None")]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+    fits = isinstance(value, wanted) and (not isinstance(value, bool) or bool in wanted)
+    if not fits:
         raise ValueError(f"{file}: {name} must be {' or '.join(t.__name__ for t in wanted)}, got {value!r}")
     if name == "milestones":
         return tuple(float(_checked(file, "an entry of milestones", "float", epoch)) for epoch in value)
