@@ -111,7 +111,8 @@ class LinfBall(InputBox):
         size: float | Tensor = float(eps) if isinstance(eps, numbers.Real) else _numbers("eps", eps)
         radius = _radius(x, size)
         lower, upper = x - radius, x + radius
-        low, high = -math.inf, math.inf
+        low: float | Tensor = -math.inf
+        high: float | Tensor = math.inf
         if clip is not None:
             clip = low, high = _range(x, clip)
             # In the type of x, as the ends of the box are.

@@ -311,7 +311,10 @@ def export(net: nn.Module, example: Tensor) -> Exported:
             raise
         # `len(x)` must be a plain number: the graphs of two sizes, where they are alike but for that number.
         sizes = two_sizes(net, tuple(example.shape[1:]))
-        first, second = (_export(net, example[:1].expand(size, *example.shape[1:]).clone(), None) for size in sizes)
+        try:
+            first, second = (_export(net, example[:1].expand(size, *example.shape[1:]).clone(), None) for size in sizes)
+        except ExportRefused:
+            raise error from None  # it works for one size alone
         if not unify(first.graph, second.graph, first.input, sizes):
             raise
         first.from_two = True
