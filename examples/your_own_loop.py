@@ -38,7 +38,7 @@ class Net(nn.Module):
 def train(net: nn.Module, epochs: int) -> None:
     """Each step bounds the margins of a batch over its boxes and descends on their cross-entropy."""
     digits = ox.load_dataset("digits", split="train")
-    network = ox.capture(net, digits.input_shape)  # once: a step that is handed the module traces it again
+    network = ox.capture(net, digits.input_shape)  # says at once what cannot be bounded
     order = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     eps = Linear(0.0, EPS, begin=1.0, length=epochs / 2)  # from 0, after one epoch of natural training

@@ -129,6 +129,9 @@ class Slope(Scale):
 
 
 @stored("separable")
+_MOST_GAIN = 2**20
+
+
 class Separable(Affine):
     """One fixed matrix [out, in] on each of some dimensions: pooling means, interpolation.
 
@@ -142,6 +145,12 @@ class Separable(Affine):
                 raise ValueError(f"Separable: matrix {tuple(matrix.shape)} on dimension {d} of {tuple(input_shape)}")
             shape[d] = matrix.shape[0]
         self.matrices = {d: matrix.detach().double().cpu() for d, matrix in matrices.items()}
+        for dim in (0, 1):
+            # What underflows in one product, by 2^-150 in float32, is multiplied by those that follow. The allowance for
+            # underflow counts the least normal number, 2^24 times as much: it holds as long as they gain no more.
+            gain = math.prod(float(m.abs().sum(dim).max()) for m in self.matrices.values() if m.numel())
+            if not gain <= _MOST_GAIN:
+                raise ValueError(f"Separable: sums of absolute coefficients may be {_MOST_GAIN} at most, got {gain:g}")
         self.input_shapes, self.shape = (tuple(input_shape),), tuple(shape)
         across, down = ([_most(matrix, dim) for matrix in self.matrices.values()] for dim in (1, 0))
         self.fan_in, self.fan_out = max(1, math.prod(across)), max(1, math.prod(down))

@@ -236,3 +236,11 @@ def test_rows_that_all_examples_share_go_with_rows_of_each(case):
 def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         build()
+
+
+def test_a_separable_map_may_not_lift_what_underflows_over_its_allowance():
+    steep = torch.full((2, 2), 1e4, dtype=torch.float64)
+    Separable((3, 2), {1: steep})
+    for matrices in ({0: steep, 1: steep}, {1: torch.full((2, 2), torch.nan, dtype=torch.float64)}):
+        with pytest.raises(ValueError, match="sums of absolute coefficients may be 1048576 at most"):
+            Separable((2, 2), matrices)
