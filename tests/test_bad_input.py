@@ -165,10 +165,15 @@ for line in json.load(sys.stdin):
         print(f"{type(error).__name__}: {str(error).splitlines()[0]}")
 """
 SLOPES = "'chord', 'box', 'diag', 'switch', 'soft' or 'slanted'"
+_NO_REGION = (
+    "TypeError: region: wants an InputBox or LinfBall, got Tensor; "
+    "write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)"
+)
+_NO_LABELS = "TypeError: margins: labels must be integers, got torch.float32; use labels.long()"
 RAW = {
-    "ox.bounds(net, x)": "TypeError: region: wants an InputBox or LinfBall, got Tensor; write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)",
-    "ox.lower_bounds(net, x, rows)": "TypeError: region: wants an InputBox or LinfBall, got Tensor; write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)",
-    "ox.preactivation_bounds(net, x)": "TypeError: region: wants an InputBox or LinfBall, got Tensor; write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)",
+    "ox.bounds(net, x)": _NO_REGION,
+    "ox.lower_bounds(net, x, rows)": _NO_REGION,
+    "ox.preactivation_bounds(net, x)": _NO_REGION,
     "ox.bounds('net.pt', ball)": "TypeError: capture: wants an nn.Module or a Network, got str",
     "ox.check(3)": "TypeError: capture: wants an nn.Module or a Network, got int",
     "ox.bounds(net, ball, 3)": "TypeError: relaxation: wants a name or a relaxation object, got int",
@@ -196,8 +201,8 @@ RAW = {
     "ox.LinfBall(x, None)": "TypeError: LinfBall: eps must be a number or a tensor, got NoneType",
     "ox.LinfBall(x, 0.1, clip=1.0)": "TypeError: LinfBall: clip must be (low, high) or None, got 1.0",
     "ox.capture(net, 3)": "TypeError: capture: input_shape must be numbers such as (1, 28, 28), got 3",
-    "ox.margins(torch.tensor([0.5]), 2)": "TypeError: margins: labels must be integers, got torch.float32; use labels.long()",
-    "ox.margins([0.5], 2)": "TypeError: margins: labels must be integers, got torch.float32; use labels.long()",
+    "ox.margins(torch.tensor([0.5]), 2)": _NO_LABELS,
+    "ox.margins([0.5], 2)": _NO_LABELS,
     "ox.Box(omega='a')": "TypeError: Box: omega must be a number, got 'a'",
     "ox.bounds(net, ball, 'box-widen:omega=a')": (
         "ValueError: relaxation 'box-widen:omega=a': Box: omega must be a number, got 'a'"

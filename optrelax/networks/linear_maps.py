@@ -128,10 +128,10 @@ class Slope(Scale):
         return cls(shapes[0], tensors.source("slope"), settings.flag("rest"))
 
 
-@stored("separable")
 _MOST_GAIN = 2**20
 
 
+@stored("separable")
 class Separable(Affine):
     """One fixed matrix [out, in] on each of some dimensions: pooling means, interpolation.
 
@@ -146,8 +146,8 @@ class Separable(Affine):
             shape[d] = matrix.shape[0]
         self.matrices = {d: matrix.detach().double().cpu() for d, matrix in matrices.items()}
         for dim in (0, 1):
-            # What underflows in one product, by 2^-150 in float32, is multiplied by those that follow. The allowance for
-            # underflow counts the least normal number, 2^24 times as much: it holds as long as they gain no more.
+            # What underflows in one product, by 2^-150 in float32, is multiplied by those that follow. The allowance
+            # for underflow counts the least normal number, 2^24 times as much: it holds as long as they gain no more.
             gain = math.prod(float(m.abs().sum(dim).max()) for m in self.matrices.values() if m.numel())
             if not gain <= _MOST_GAIN:
                 raise ValueError(f"Separable: sums of absolute coefficients may be {_MOST_GAIN} at most, got {gain:g}")
