@@ -204,8 +204,8 @@ def test_failed_examples_make_exit_code_1(run, checkpoint, tmp_path):
     np.savez(tmp_path / "own.npz", x=x, labels=np.array([0, 1, 2]))
     code, out, err = run("certify", checkpoint, "--data", str(tmp_path / "own.npz"), "--eps", "0.01", "--no-clip")
     assert code == 1
-    assert "error 33.33 %" in out
-    assert "1 example(s) failed; the first is example 1: the bound of crown is not a number" in err
+    assert "failed 33.33 %" in out
+    assert "1 example(s) failed; the first is example 1: crown: no bound; the network may overflow" in err
 
 
 @pytest.mark.parametrize("name", ["x", "images"])
@@ -308,6 +308,7 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
     (tmp / "cut.npz").write_bytes(Path(checkpoint).read_bytes()[:200])
     (tmp / "cut.safetensors").write_bytes(b"\0" * 20)
     (tmp / "net.onnx").write_bytes(b"")
+    (tmp / "net.keras").write_bytes(b"")
     torch.save(network().state_dict(), tmp / "net.pt")
     torch.save([1, 2], tmp / "list.pt")
     (tmp / "file").write_text("")
@@ -320,7 +321,8 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
 
     return {
         "no checkpoint": (net("none.npz"), "none.npz: no such file; expected a safetensors file"),
-        "unknown ending": (net("net.onnx"), "ends in '.onnx'; expected"),
+        "unknown ending": (net("net.keras"), "ends in '.keras'; expected"),
+        "no ONNX file": (net("net.onnx"), "expected an ONNX file with a graph of nodes, got none"),
         "truncated npz": (net("cut.npz"), "cut.npz: expected a complete npz"),
         "truncated safetensors": (net("cut.safetensors"), "cut.safetensors: expected a complete safetensors file"),
         "gap in npz": (net("gap.npz"), "expected arrays weight0, bias0, weight1, ..., got ['weight0', 'weight2']"),
