@@ -127,7 +127,7 @@ def band_lines(
         lam, _, high = relu_lines.relu_lines(l, u, "chord")
         return Lines(lam, torch.zeros_like(high), lam, high)
     crossing, a, b = activation.ends(l, u)
-    exact_slope, exact_intercept = activation.piece(l)
+    exact_slope, exact_intercept = activation.piece(activation.decisive(l, u))
     lam = _band_slope(activation, a, b, slope, gamma, kappa)
     low, high = activation.band(lam, a, b)
     lam = torch.where(crossing, lam, exact_slope)

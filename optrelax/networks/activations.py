@@ -142,9 +142,14 @@ class Activation(Storable):
         a = torch.where(crossing, l, first - 1 - abs(first))
         return crossing, a, torch.where(crossing, u, last + 1 + abs(last))
 
+    def decisive(self, l: Tensor, u: Tensor) -> Tensor:
+        """A point whose piece is that of all of [l, u], where no kink lies inside; NaN where an end that decides is."""
+        at = torch.where(u.isnan() & ~(l >= self.kinks[-1]), u, l)
+        return torch.where(l.isnan() & (u <= self.kinks[0]), -torch.inf, at)
+
     def piece(self, l: Tensor) -> Line:
-        """Slope and intercept of the piece that starts at or before l (constants: no gradient)."""
-        slope = torch.full_like(l, self.slopes[0])
+        """Slope and intercept of the piece that starts at or before l (constants: no gradient); what is NaN has none."""
+        slope = torch.where(l.isnan(), l.detach(), self.slopes[0])
         intercept = torch.full_like(l, self.intercepts[0])
         for kink, s, i in zip(self.kinks, self.slopes[1:], self.intercepts[1:], strict=True):
             slope = torch.where(l >= kink, s, slope)
@@ -180,7 +185,7 @@ class Activation(Storable):
         l, u [*batch, *shape]; lines alike.
         """
         crossing, a, b = self.ends(l, u)
-        exact = self.piece(l)
+        exact = self.piece(self.decisive(l, u))
         if len(self.kinks) == 1:
             left, right = (self._constant(i, l) for i in (0, 1))
             chord = self._chord(a, b)

@@ -132,7 +132,8 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
     hooked = [p for p in problems if p.reason == _HOOKED]
     if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
         return None, problems  # not even run: hooks may do anything
-    example = torch.zeros(BATCH_SIZE, *shape, **kind_of(net))
+    with torch.inference_mode(False):
+        example = torch.zeros(BATCH_SIZE, *shape, **kind_of(net))
     drawn = random.getstate()
     try:
         exported = export(net, example)
