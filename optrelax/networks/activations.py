@@ -148,7 +148,7 @@ class Activation(Storable):
         return torch.where(l.isnan() & (u <= self.kinks[0]), -torch.inf, at)
 
     def piece(self, l: Tensor) -> Line:
-        """Slope and intercept of the piece that starts at or before l (constants: no gradient); what is NaN has none."""
+        """Slope and intercept of the piece that starts at or before l, constants without a gradient; of NaN, NaN."""
         slope = torch.where(l.isnan(), l.detach(), self.slopes[0])
         intercept = torch.full_like(l, self.intercepts[0])
         for kink, s, i in zip(self.kinks, self.slopes[1:], self.intercepts[1:], strict=True):
