@@ -58,7 +58,8 @@ class Cvxpy(ProgramSolver):
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems; the conic solvers start afresh."""
         host = data.map(lambda tensor: tensor.double().cpu())
-        host = without_open_rows(replace(host, b=binding(host)))
+        limits = binding(host)
+        host = without_open_rows(replace(host, b=limits))
         finite = torch.cat([host.lower.isfinite(), host.upper.isfinite()], -1)
         # A parametrised problem has fixed constraints: one layer for each set of finite bounds in the batch.
         patterns, which = finite.unique(dim=0, return_inverse=True)
@@ -68,6 +69,7 @@ class Cvxpy(ProgramSolver):
             parts.append((index, self._solve_alike(host.select(index), pattern.tolist())))
         order = torch.cat([index for index, _ in parts]).argsort()
         primal, y, v, status = (torch.cat([part[i] for _, part in parts])[order] for i in range(4))
+        y = torch.where(limits == torch.inf, 0.0, y)  # the least price of a side of 1e8 would cost the bound much
         objective = (data.c * primal.to(data.c)).sum(-1) if self.layer else None
         device = data.c.device
         return Answer(

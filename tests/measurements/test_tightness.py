@@ -316,5 +316,5 @@ def test_help_states_units_and_defaults(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run("--help") == 0
     out = capsys.readouterr().out
-    for text in ("units of the pixels", "[default: 0.0001]", "width of --clip", "logits", "Seconds"):
+    for text in ("Largest eps", "(0.0001)", "width of --clip", "Where gaps are measured", "Seconds"):
         assert text in out
