@@ -129,5 +129,6 @@ def launched(device: torch.device) -> Iterator[Processes]:
         dist.init_process_group(backend, init_method=launch.meeting, rank=launch.rank, world_size=launch.count)
     try:
         yield Processes.current()
+        dist.barrier()  # all leave together: gloo aborts a process whose partner is gone before its threads have ended
     finally:
         dist.destroy_process_group()

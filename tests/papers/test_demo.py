@@ -172,7 +172,7 @@ def test_the_list_of_recipes(capsys):
         (["train", "mnist-fc-small-box", "--data-dir", "nowhere"], "nowhere/mnist"),
         (["train", "digits-fc-small-box", "--device", "tpu:0"], "--device must be cpu"),
         (["train", "digits-fc-small-box", "--subset", "9999"], "n must lie in 1 .. 1437"),
-        (["demo", "--data", "svhn"], "unknown recipe 'svhn-fc-small-natural'"),
+        (["demo", "--data", "svhn"], "'svhn' is not one of 'digits', 'mnist'"),
         (["demo", "--eps", "0"], "eps must be > 0"),
     ],
 )

@@ -290,12 +290,13 @@ def test_another_configuration_is_not_resumed(tmp_path):
 def test_other_threads_or_versions_are_told(tmp_path, caplog):
     trained(tmp_path)
     train(network(), data(), settings(), folder=tmp_path, resume=True)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("optrelax")]
     config = json.loads((tmp_path / "config.json").read_text())
     config["threads"] = 99
     (tmp_path / "config.json").write_text(json.dumps(config))
     train(network(), data(), settings(), folder=tmp_path, resume=True)
-    assert caplog.messages[0].endswith(f"may differ: threads (99 there, {torch.get_num_threads()} here)")
+    (told,) = (r.getMessage() for r in caplog.records if r.name.startswith("optrelax"))
+    assert told.endswith(f"may differ: threads (99 there, {torch.get_num_threads()} here)")
 
 
 def test_training_goes_on_from_a_stored_network(tmp_path):
@@ -539,6 +540,7 @@ if sys.argv[1] == "1":  # the first process's weights count
 history = train(net, data(32), settings(epochs=1, pieces=2), folder=sys.argv[2] + "/run").history
 save_file(net.state_dict(), f"{sys.argv[2]}/{sys.argv[1]}.safetensors")
 print(history[0].loss, history[0].natural_accuracy)
+dist.barrier()  # gloo aborts a process whose partner is gone before it has ended its threads
 dist.destroy_process_group()
 """
 
