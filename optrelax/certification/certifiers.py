@@ -284,9 +284,6 @@ class Certifier:
             return Verdict.ERROR, message
         if worst <= 0:
             return Verdict.ATTACKED, ""
-        if lower and max(lower) == -math.inf:
-            message = f"{', '.join(self.relaxations)}: no bound; the network may overflow on this region"
-            return Verdict.ERROR, message
         return (Verdict.CERTIFIED if proofs else Verdict.UNDECIDED), ""
 
     def confirm(self, example: Example) -> None:
