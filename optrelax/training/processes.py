@@ -129,6 +129,8 @@ def launched(device: torch.device) -> Iterator[Processes]:
         dist.init_process_group(backend, init_method=launch.meeting, rank=launch.rank, world_size=launch.count)
     try:
         yield Processes.current()
-        dist.barrier()  # all leave together: gloo aborts a process whose partner is gone before its threads have ended
+        if dist.is_initialized():
+            # All leave together: gloo aborts a process whose partner is gone before its own threads have ended.
+            dist.barrier()
     finally:
         dist.destroy_process_group()
