@@ -1,6 +1,7 @@
 """Run the benchmarks: print their tables, and store them with the machine they were measured on.
 
-python -m benchmarks                        all suites
+python -m benchmarks                        all suites but gpu
+python -m benchmarks gpu                    what a CUDA device can show, in eight minutes
 python -m benchmarks closed_forms --quick   one suite, a trial run of a minute or two
 """
 
@@ -22,6 +23,7 @@ from optrelax.kernels.pages import keep_pages
 SUITES = (
     "closed_forms",
     "deep",
+    "gpu",
     "shortcuts",
     "growth",
     "memory",
@@ -40,13 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
+    add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all but gpu")
     add("--quick", action="store_true", help="few examples, relaxations and runs, to see that all works")
     add("--runs", type=int, help="counted rounds; default 5, quick 1")
     add(
         "--threads", type=int, default=cores(), help="of torch, and LPs of other solvers at a time; default %(default)s"
     )
-    add("--device", default="cpu", help="where the relaxations and layers run; default %(default)s")
+    add("--device", help="where the relaxations and layers run; default cpu, of gpu cuda where there is one")
+    add("--minutes", type=float, default=8.0, help="of gpu, after which no part begins; default %(default)s")
     add("--data", default="mnist", choices=("mnist", "digits"), help="images of lp_layers; default %(default)s")
     add(
         "--relaxations",
@@ -71,17 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(
         threads=given.threads,
         quick=given.quick,
-        device=given.device,
+        device=given.device or ("cuda" if "gpu" in given.suites and torch.cuda.is_available() else "cpu"),
         runs=given.runs or (1 if given.quick else 5),
         data=given.data,
         cache=given.cache,
         auto_lirpa=given.auto_lirpa,
         relaxations=tuple(given.relaxations),
+        out=str(given.out),
+        minutes=given.minutes,
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
     )
     torch.set_num_threads(options.threads)
     keep_pages()
-    for suite in given.suites or SUITES:
+    for suite in given.suites or [name for name in SUITES if name != "gpu"]:
         report = importlib.import_module(f"benchmarks.{suite}").run(options)
         report.show()
         for path in report.write(given.out):

@@ -33,14 +33,15 @@ class Trained:
     def network(self, options: Options) -> nn.Sequential:
         """The trained network in float32, from the cache where it is there."""
         wanted = self.recipe(options.data)
-        path = Path(options.cache) / f"{wanted.name}-{self._digest(wanted)}.safetensors"
+        where = "" if options.device == "cpu" else f"-{options.device.replace(':', '')}"
+        path = Path(options.cache) / f"{wanted.name}{where}-{self._digest(wanted)}.safetensors"
         images = load_dataset(options.data, options.data_dir, split="train")
         net = wanted.network(images, self.seed)
         if path.exists():
             net.load_state_dict(read_tensors(path)[0])
         else:
-            self._train(net, images, wanted, path)
-        return net.eval()
+            self._train(net.to(options.device), images, wanted, path)
+        return net.cpu().eval()
 
     def _train(self, net: nn.Sequential, images: Dataset, wanted: Recipe, path: Path) -> None:
         train(net, images, wanted.training(self.seed))

@@ -16,7 +16,7 @@ import torch
 from benchmarks.measuring import ROOT, cores
 from optrelax import __version__
 from optrelax.output.files import write_whole
-from optrelax.output.tables import rich_table, write_json
+from optrelax.output.tables import write_json
 
 FORMAT = "optrelax benchmark 1"
 _PACKAGES = ("torch", "numpy", "scipy", "highspy", "cvxpy", "cvxpylayers", "diffcp", "scs", "auto_LiRPA")
@@ -39,6 +39,10 @@ class Options:
     """Folder of trained weights and optimal values, made again where they are missing."""
     auto_lirpa: str | None = None
     """A checkout of auto_LiRPA that `deep` compares with."""
+    out: str | None = None
+    """Folder of the results, for suites that store what they have before they end."""
+    minutes: float | None = None
+    """No part of `gpu` begins after these."""
     relaxations: tuple[str, ...] = ()
     """Those that closed_forms measures, box and crown among them; none given: all."""
 
@@ -110,7 +114,8 @@ class Report:
         """JSON-ready."""
         options = asdict(self.options)
         # Where files lie says nothing about the figures.
-        del options["data_dir"], options["cache"], options["auto_lirpa"]
+        for where in ("data_dir", "cache", "auto_lirpa", "out"):
+            del options[where]
         return {
             "format": FORMAT,
             "suite": self.suite,
@@ -142,19 +147,12 @@ class Report:
 
     def show(self) -> None:
         """Print on the terminal."""
-        import polars as pl
         from rich.console import Console
+        from rich.markdown import Markdown
 
         # Wide tables are cut to the terminal's width by default; a log or a pipe takes them whole.
         console = Console(width=None if os.isatty(1) else 320)
-        console.print(f"[bold]{self.title}[/bold]")
-        for key, value in self.environment.items():
-            console.print(f"  {key}: {_cell(value)}", highlight=False, markup=False)
-        for table in self.tables:
-            frame = pl.DataFrame(table.rows, infer_schema_length=None, strict=False)
-            console.print(rich_table(frame, title=table.title))
-        if self.bars:
-            console.print(rich_table(pl.DataFrame([bar.row for bar in self.bars]), title="bars"))
+        console.print(Markdown(self.markdown()))
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:

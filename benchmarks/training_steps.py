@@ -52,8 +52,8 @@ def _table(name: str, net: nn.Module, options: Options) -> Table:
     x, labels = images.images.to(options.device), images.labels.to(options.device)
     losses = {loss: recipe(f"{options.data}-fc-small-{loss}").loss() for loss in NAMES}
     network = ox.capture(net, x.shape[1:])  # once, as `train` does
-    tasks: dict[str, Task] = {"own step": _own(net, x, labels)}
-    tasks |= {loss: _step(network, call, x, labels) for loss, call in losses.items()}
+    tasks: dict[str, Task] = {"own step": own_step(net, x, labels)}
+    tasks |= {loss: step(network, call, x, labels) for loss, call in losses.items()}
     timed = interleaved(tasks, runs=options.runs, device=options.device)
     rows = []
     for loss, call in losses.items():
@@ -84,21 +84,25 @@ def _row(loss: str, seconds: float, crown: float, own: float, solved: Any) -> Ro
     }
 
 
-def _terms(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> LossTerms:
-    return loss(net, ox.LinfBall(x, _EPS, _CLIP), labels)
+def _terms(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor, eps: float = _EPS) -> LossTerms:
+    return loss(net, ox.LinfBall(x, eps, _CLIP), labels)
 
 
-def _step(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor) -> Task:
-    def step() -> None:
+def step(net: ox.Network, loss: Callable[..., LossTerms], x: Tensor, labels: Tensor, eps: float = _EPS) -> Task:
+    """The loss and its gradient."""
+
+    def run() -> None:
         net.module.zero_grad(set_to_none=True)
-        _terms(net, loss, x, labels).total.backward()
+        _terms(net, loss, x, labels, eps).total.backward()
 
-    return step
+    return run
 
 
-def _own(net: nn.Module, x: Tensor, labels: Tensor) -> Task:
-    def step() -> None:
+def own_step(net: nn.Module, x: Tensor, labels: Tensor) -> Task:
+    """The network's own cross-entropy and its gradient."""
+
+    def run() -> None:
         net.zero_grad(set_to_none=True)
         F.cross_entropy(net(x), labels).backward()
 
-    return step
+    return run

@@ -118,9 +118,12 @@ class Cascade:
         self.closed_form = Intersect(Box(), FastLin(), Crown())
 
     def decide(self, x: Tensor, region: InputBox, rows: Tensor) -> Tensor:
-        """Stage of every image: x [batch, *input_shape] in float64, rows [batch, k, *output_shape] -> [batch]."""
+        """Stage of every image: x [batch, *input_shape] in float64, rows [batch, k, *output_shape] -> [batch].
+
+        All on the network's device.
+        """
         with torch.no_grad():
-            stage = torch.full((x.shape[0],), int(Stage.UNDECIDED), dtype=torch.int64)
+            stage = torch.full((x.shape[0],), int(Stage.UNDECIDED), dtype=torch.int64, device=x.device)
             margins = (self.network(x).flatten(1)[:, None] * rows.flatten(2)).sum(2)
             stage[(margins <= 0).any(1)] = Stage.MISCLASSIFIED
             preactivation = self.closed_form.preactivation_bounds(self.network, region)
@@ -139,7 +142,7 @@ class Cascade:
     def _closed_margins(self, region: InputBox, rows: Tensor, bounds: Mapping[str, Bounds]) -> Tensor:
         """The better of CROWN's and Fast-Lin's bound on these pre-activation bounds, [batch, k]."""
         batch, k = rows.shape[:2]
-        example = torch.arange(batch).repeat_interleave(k)
+        example = torch.arange(batch, device=rows.device).repeat_interleave(k)
         problems = self._problems(self.network.output, rows.flatten(0, 1), region, bounds, example)
         starts = self._starts(bounds, self.network.output, example)
         values = [backward_sweep(problems, start).value for start in starts]
@@ -199,9 +202,9 @@ class Cascade:
         problems = self._problems(self.network.output, rows[example, row], region, bounds, example)
         answer = solved(attempt.margins, problems, self._starts(bounds, self.network.output, example))
         attained = inner_objective(problems, answer.primal, brackets, example)
-        positive = torch.ones(len(index), dtype=torch.bool)
+        positive = torch.ones(len(index), dtype=torch.bool, device=index.device)
         positive[example[answer.lower <= _AMBIGUOUS]] = False
-        refuted = torch.zeros(len(index), dtype=torch.bool)
+        refuted = torch.zeros_like(positive)
         refuted[example[attained <= -_AMBIGUOUS]] = True
         stage[index[positive]] = Stage.LP_ALL
         stage[index[refuted & ~positive]] = Stage.LP_ALL_REFUTED
@@ -229,8 +232,8 @@ class Cascade:
         if len(example):
             source = node.inputs[0]
             shape = self.network.shape_of(source)
-            rows = torch.zeros(len(example), math.prod(shape), dtype=lower.dtype)
-            rows[torch.arange(len(example)), neuron] = 1
+            rows = lower.new_zeros(len(example), math.prod(shape))
+            rows.scatter_(1, neuron[:, None], 1.0)
             both, twice = torch.cat([rows, -rows]).reshape(-1, *shape), example.repeat(2)
             bounds = {name: b.outer for name, b in brackets.items()}
             problems = self._problems(source, both, region, bounds, twice)
