@@ -13,9 +13,9 @@ from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Options, Row, Table
 from optrelax.layers import DualAscent, Solution, Triangle
 from optrelax.layers.ascent import composed_ascent
-from optrelax.layers.composition import Keep
+from optrelax.layers.composition import KeptNeurons
 
-_WAYS: dict[str, Keep | None] = {"crossing": "crossing", "all but the dead": "alive", "all, in sweeps": None}
+_WAYS: dict[str, KeptNeurons | None] = {"crossing": "crossing", "all but the dead": "alive", "all, in sweeps": None}
 
 
 def measure(cases: Iterable[Case], options: Options) -> Table:
@@ -54,7 +54,7 @@ def _rows(case: Case, options: Options) -> list[Row]:
     ]
 
 
-def _by(way: Keep | None, work: Callable[[], Solution]) -> Callable[[], Solution]:
+def _by(way: KeptNeurons | None, work: Callable[[], Solution]) -> Callable[[], Solution]:
     def task() -> Solution:
         with unittest.mock.patch.object(composed_ascent, "plan", return_value=way):
             return work()

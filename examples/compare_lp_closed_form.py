@@ -17,7 +17,7 @@ from optrelax.layers.milp import Milp
 from optrelax.output.plots import write_figure
 from optrelax.training import Training, train
 from optrelax.training.losses import AdversarialLoss
-from optrelax.training.schedules import Constant, Linear
+from optrelax.training.schedules import ConstantSchedule, LinearRamp
 
 # The LP of the triangles bounds each hidden neuron first. "triangle:preactivation=crown" takes crown's bounds of them,
 # so that it cannot be looser than crown; layerwise solves LPs for them too.
@@ -30,8 +30,10 @@ def trained(data: str, data_dir: Path | None, eps: float, epochs: int) -> ox.Net
     images = images.subset(min(len(images), 5000))
     inputs = math.prod(images.input_shape)
     net = ox.models.fc(inputs, 30, 30, 30, images.classes, seed=0, normalize=normalization(data))
-    growing = Linear(0.0, eps, begin=epochs / 10, length=epochs / 2)
-    training = Training(loss=AdversarialLoss(kappa=0.5), epochs=epochs, eps=growing, lr=Constant(2e-3), batch=50)
+    growing = LinearRamp(0.0, eps, begin=epochs / 10, length=epochs / 2)
+    training = Training(
+        loss=AdversarialLoss(kappa=0.5), epochs=epochs, eps=growing, lr=ConstantSchedule(2e-3), batch=50
+    )
     return train(net, images, training).network
 
 

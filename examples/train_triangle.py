@@ -19,8 +19,8 @@ import optrelax as ox
 from optrelax.data.datasets import Dataset, normalization
 from optrelax.layers import DualAscent, Status, Triangle
 from optrelax.output.tables import text_table
-from optrelax.training import Progress, Training, train
-from optrelax.training.schedules import Linear, Steps
+from optrelax.training import Training, TrainingProgress, train
+from optrelax.training.schedules import LinearRamp, StepDecay
 
 # The last two start from the same bounds of the hidden neurons, so that the LP cannot be looser than crown.
 CERTIFIERS = ["box", "crown-ibp", "deepz", "crown", "triangle:preactivation=crown"]
@@ -32,14 +32,14 @@ def training(eps: float, epochs: int, iterations: int) -> Training:
     return Training(
         loss=ox.CertifiedLoss(layer, kappa=0.5),
         epochs=epochs,
-        eps=Linear(0.0, eps, begin=0.05 * epochs, length=0.5 * epochs),
-        kappa=Linear(1.0, 0.5, begin=0.05 * epochs, length=0.5 * epochs),
-        lr=Steps(2e-3, at=(0.8 * epochs,)),
+        eps=LinearRamp(0.0, eps, begin=0.05 * epochs, length=0.5 * epochs),
+        kappa=LinearRamp(1.0, 0.5, begin=0.05 * epochs, length=0.5 * epochs),
+        lr=StepDecay(2e-3, at=(0.8 * epochs,)),
         batch=50,
     )
 
 
-def watch(now: Progress) -> None:
+def watch(now: TrainingProgress) -> None:
     """A line an epoch."""
     if now.step == now.steps:
         held = "-" if now.robust_accuracy is None else f"{100 * now.robust_accuracy:.1f} %"

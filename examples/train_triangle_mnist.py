@@ -15,11 +15,11 @@ from pathlib import Path
 import optrelax as ox
 from optrelax.kernels.pages import keep_pages
 from optrelax.output.tables import text_table
-from optrelax.training import Progress, train
+from optrelax.training import TrainingProgress, train
 from optrelax.training.recipes import Recipe, recipe
 
 
-def watch(now: Progress) -> None:
+def watch(now: TrainingProgress) -> None:
     """A line every quarter of an epoch."""
     if 4 * now.step % now.steps >= 4:
         return

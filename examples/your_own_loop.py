@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.kernels.pages import keep_pages
-from optrelax.training.schedules import Linear
+from optrelax.training.schedules import LinearRamp
 
 EPS = 0.1  # pixels lie in [0, 1]
 
@@ -41,8 +41,8 @@ def train(net: nn.Module, epochs: int) -> None:
     network = ox.capture(net, digits.input_shape)  # says at once what cannot be bounded
     order = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    eps = Linear(0.0, EPS, begin=1.0, length=epochs / 2)  # from 0, after one epoch of natural training
-    kappa = Linear(1.0, 0.5, begin=1.0, length=epochs / 2)  # weight of the natural loss
+    eps = LinearRamp(0.0, EPS, begin=1.0, length=epochs / 2)  # from 0, after one epoch of natural training
+    kappa = LinearRamp(1.0, 0.5, begin=1.0, length=epochs / 2)  # weight of the natural loss
     for epoch in range(epochs):
         batches = torch.randperm(len(digits), generator=order).split(50)
         for step, index in enumerate(batches):

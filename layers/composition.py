@@ -15,12 +15,12 @@ from optrelax.layers.problems import HullLines, Problems, Weights
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
 
-Keep = Literal["crossing", "alive", "all"]
+KeptNeurons = Literal["crossing", "alive", "all"]
 _UNITS = 2**21  # entries of the unit rows that a matrix is made of, at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NeuronSlots:
     """Where the kept neurons of one activation stand in the vector of all kept neurons."""
 
     name: str
@@ -33,7 +33,7 @@ class Place:
 
     @property
     def span(self) -> slice:
-        """The place itself."""
+        """Its entries in that vector."""
         return slice(self.first, self.last)
 
     def gather(self, values: Tensor, default: float = 0.0) -> Tensor:
@@ -51,7 +51,7 @@ class Place:
         return flat.scatter(-1, at, values)[..., :-1].reshape(rest.shape)
 
 
-class Stretches:
+class AffineBlocks:
     """What lies between activations as matrices on the values behind it: shared by examples, made once a solve."""
 
     def __init__(self, network: Network, like: Tensor) -> None:
@@ -113,7 +113,7 @@ class Stretches:
         return stops | pending
 
 
-def kept_neurons(h: HullLines, keep: Keep) -> Tensor:
+def kept_neurons(h: HullLines, keep: KeptNeurons) -> Tensor:
     """Which neurons of an activation a composition keeps, [R, *shape]."""
     if keep == "alive":
         slope, intercept = affine_line(h)
@@ -133,16 +133,16 @@ class Composition:
     """
 
     problems: Problems
-    keep: Keep = "crossing"
-    given: Stretches | None = None
+    keep: KeptNeurons = "crossing"
+    given: AffineBlocks | None = None
 
     @cached_property
-    def stretches(self) -> Stretches:
+    def blocks(self) -> AffineBlocks:
         """The network's matrices between activations."""
-        return self.given or Stretches(self.problems.network, self.problems.rows)
+        return self.given or AffineBlocks(self.problems.network, self.problems.rows)
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def slots(self) -> tuple[NeuronSlots, ...]:
         """Kept neurons in topological order of their activations."""
         found, first = [], 0
         for node in self.problems.network.activations:
@@ -156,14 +156,14 @@ class Composition:
                 count = int(kept.sum(1).max()) if kept.numel() else 0
                 index = kept.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
                 real = kept.gather(1, index)
-            found.append(Place(node.name, index, real, first, first + index.shape[1]))
+            found.append(NeuronSlots(node.name, index, real, first, first + index.shape[1]))
             first += index.shape[1]
         return tuple(found)
 
     @cached_property
     def width(self) -> int:
         """K, the number of kept neurons, padding included."""
-        return self.places[-1].last if self.places else 0
+        return self.slots[-1].last if self.slots else 0
 
     @cached_property
     def rest(self) -> Weights:
@@ -175,13 +175,13 @@ class Composition:
             for name, h in self.problems.hulls.items()
         }
 
-    def neurons(self, place: Place) -> tuple[Tensor, Tensor]:
-        """The kept pre-activations of a place as `pull` gives rows."""
+    def neurons(self, slot: NeuronSlots) -> tuple[Tensor, Tensor]:
+        """The kept pre-activations of an activation as `pull` gives rows."""
         # The rows of the matrices, picked: a product with unit rows would cost as much as a sweep.
-        keep = place.real.to(self.problems.rows)
+        keep = slot.real.to(self.problems.rows)
         pending = {}
-        for name, matrix in self.stretches.matrices(place.name).items():
-            pending[name] = matrix[place.index] * keep.reshape(*keep.shape, *[1] * (matrix.dim() - 1))
+        for name, matrix in self.blocks.matrices(slot.name).items():
+            pending[name] = matrix[slot.index] * keep.reshape(*keep.shape, *[1] * (matrix.dim() - 1))
         return self._walk(pending, keep.shape)
 
     def pull(self, target: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ class Composition:
     def _walk(self, pending: Weights, lead: torch.Size) -> tuple[Tensor, Tensor]:
         network, like = self.problems.network, self.problems.rows
         on_values = like.new_zeros(*lead, self.width)
-        places = {place.name: place for place in self.places}
+        slots = {slot.name: slot for slot in self.slots}
         for node in reversed(network.nodes):
             if node.name not in pending:
                 continue
@@ -215,9 +215,9 @@ class Composition:
             if isinstance(node.op, Affine):
                 pulls = list(zip(node.inputs, node.op.transpose(a), strict=True))
             else:
-                place, flat = places[node.name], flatten_from(a, 2)
-                picked = flat if self.keep == "all" else flat.gather(2, place.index[:, None].expand(-1, lead[1], -1))
-                on_values[:, :, place.span] += picked * place.real[:, None]
+                slot, flat = slots[node.name], flatten_from(a, 2)
+                picked = flat if self.keep == "all" else flat.gather(2, slot.index[:, None].expand(-1, lead[1], -1))
+                on_values[:, :, slot.span] += picked * slot.real[:, None]
                 if self.keep != "crossing":
                     continue
                 pulls = self._before(node, a * self.rest[node.name][0][:, None])
@@ -230,10 +230,10 @@ class Composition:
 
     def _before(self, node: Node, a: Tensor) -> list[tuple[str, Tensor]]:
         """Rows of an activation's pre-activation as rows of what lies behind it, one op or a whole stretch back."""
-        if node.name not in self.stretches.dense:
+        if node.name not in self.blocks.dense:
             return [(node.inputs[0], a)]
         flat = flatten_from(a, 2)
         return [
             (name, (flat @ flatten_from(matrix, 1)).reshape(*a.shape[:2], *matrix.shape[1:]))
-            for name, matrix in self.stretches.matrices(node.name).items()
+            for name, matrix in self.blocks.matrices(node.name).items()
         ]

@@ -31,7 +31,7 @@ Solver = NetworkSolver | ProgramSolver
 
 
 @dataclass(frozen=True)
-class Exported(NetworkSolver):
+class ProgramSolverAdapter(NetworkSolver):
     """A solver of explicit LPs as a solver of network LPs: one model an example, its rows as objectives; in float64.
 
     solver: `Highs` (its sparse entry), or another solver of `LinearProgram` (dense).
@@ -80,7 +80,7 @@ class Exported(NetworkSolver):
 
 def network_solver(solver: Solver, implied: bool = True) -> NetworkSolver:
     """What solves network LPs for a layer's solver, given whether the LP implies its pre-activation bounds."""
-    return solver if isinstance(solver, NetworkSolver) else Exported(solver, implied)
+    return solver if isinstance(solver, NetworkSolver) else ProgramSolverAdapter(solver, implied)
 
 
 def solved_under_given_bounds(
@@ -100,7 +100,7 @@ def solved_under_given_bounds(
             found = _better_bound(problems, found, known, first.tol, rounding)
         index = (~_settled(found, first.threshold)).nonzero()[:, 0]
         if index.numel() and not isinstance(solver, Highs):
-            rest = Exported(Highs(tol=first.tol), implied=False)
+            rest = ProgramSolverAdapter(Highs(tol=first.tol), implied=False)
             mine = [s.select(index) for s in (*starts, found.dual)]
             part = solved(rest, problems.select(index), mine, rounding=rounding, implied=False).points_alone()
             found = found.put(index, replace(part, iterations=part.iterations + found.iterations[index]))

@@ -209,7 +209,7 @@ class _Newton:
         r_e = (q.M @ self.v[..., None])[..., 0] + (q.N @ self.y[..., None])[..., 0] + q.m - self.p
         return r_v, r_p, r_y, r_e
 
-    def _lengths(self, step: _Step) -> tuple[Tensor, Tensor]:
+    def _lengths(self, step: _NewtonStep) -> tuple[Tensor, Tensor]:
         """Longest steps that keep slacks and multipliers positive."""
         primal = torch.minimum(
             torch.minimum(_longest(self.w_low, step.v, 1), _longest(self.w_high, -step.v, 1)),
@@ -221,7 +221,7 @@ class _Newton:
         )
         return primal, dual
 
-    def _complementarity(self, step: _Step, primal: Tensor, dual: Tensor) -> Tensor:
+    def _complementarity(self, step: _NewtonStep, primal: Tensor, dual: Tensor) -> Tensor:
         a, b = primal[:, None], dual[:, None]
         return (
             ((self.z_low + b * step.z_low) * (self.w_low + a * step.v)).sum(1)
@@ -229,7 +229,7 @@ class _Newton:
             + ((self.lam + b * step.lam) * (self.w + a * step.w)).sum((0, 2))
         )
 
-    def _move(self, step: _Step, primal: Tensor, dual: Tensor) -> None:
+    def _move(self, step: _NewtonStep, primal: Tensor, dual: Tensor) -> None:
         # A problem at rest has a step of 0 and no NaN from 0 * inf.
         a, b = primal[:, None], dual[:, None]
         live = self.live[:, None]
@@ -252,7 +252,7 @@ def _longest(x: Tensor, dx: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _NewtonStep:
     nu: Tensor
     v: Tensor
     p: Tensor
@@ -329,7 +329,7 @@ class _Direction:
         pivots = torch.where(usable[:, None], pivots, still)
         return cls(state, residual, d_v, e_pp, e_py, scaled, row_scale, (factors, pivots), usable)
 
-    def solve(self, low: Tensor, high: Tensor, target: Tensor) -> _Step:
+    def solve(self, low: Tensor, high: Tensor, target: Tensor) -> _NewtonStep:
         s, q = self.state, self.state.problem
         r_v, r_p, r_y, r_e = self.residual
         b_v = r_v + low / s.w_low - high / s.w_high
@@ -343,7 +343,7 @@ class _Direction:
         v = (b_v - (q.M.mT @ nu[..., None])[..., 0]) / self.d_v
         p = r_e + (q.M @ v[..., None])[..., 0] + (q.N @ y[..., None])[..., 0]
         w = s.g_p * p + s.g_y * y
-        return _Step(
+        return _NewtonStep(
             nu,
             v,
             p,

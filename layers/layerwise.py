@@ -12,7 +12,7 @@ from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.network_lp import shared
 from optrelax.layers.solutions import Solution
-from optrelax.layers.triangle import NetworkLayer, Rooms, Warm, network_layer, solve_problems, solve_rows
+from optrelax.layers.triangle import LayerBudget, NetworkLayer, Warm, network_layer, solve_problems, solve_rows
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import InputBox
@@ -34,13 +34,13 @@ class Layerwise(NetworkLayer):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered
-        return shared(network, self.refine(lowered, region, self.rooms(lowered, region, 0)))
+        return shared(network, self.refine(lowered, region, self.budget(lowered, region, 0)))
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
         region, lowered = self.prepare(region), network.lowered
-        rooms = self.rooms(lowered, region, rows.shape[1])
-        bounds = self.refine(lowered, region, rooms)
-        found = solve_rows(self, lowered, region, rows, bounds, warm, rooms)
+        budget = self.budget(lowered, region, rows.shape[1])
+        bounds = self.refine(lowered, region, budget)
+        found = solve_rows(self, lowered, region, rows, bounds, warm, budget)
         return replace(found, preactivation=shared(network, bounds))
 
     def problem_count(self, network: Network, batch: int, k: int) -> int:
@@ -48,9 +48,9 @@ class Layerwise(NetworkLayer):
         neurons = sum(math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
         return batch * (2 * neurons + k)
 
-    def refine(self, network: Network, region: InputBox, rooms: Rooms) -> Preactivation:
+    def refine(self, network: Network, region: InputBox, budget: LayerBudget) -> Preactivation:
         """Pre-activation bounds of every activation: LP optima where the neuron crosses."""
-        given = self.closed_form(network, region, rooms.source)
+        given = self.closed_form(network, region, budget.source)
         balls = interval.propagate(network, region, rounding=self.rounding).balls
         bounds: Preactivation = {}
         for node in network.activations:
@@ -61,7 +61,7 @@ class Layerwise(NetworkLayer):
                 exact = balls[source].bounds
                 bounds[node.name] = self._tighten(before, exact.lower, exact.upper)
             else:
-                bounds[node.name] = self._solve_neurons(network, region, node, before, bounds, rooms)
+                bounds[node.name] = self._solve_neurons(network, region, node, before, bounds, budget)
         return bounds
 
     def _solve_neurons(
@@ -71,7 +71,7 @@ class Layerwise(NetworkLayer):
         node: Node,
         before: Bounds,
         bounds: Preactivation,
-        rooms: Rooms,
+        budget: LayerBudget,
     ) -> Bounds:
         """Both LPs of every crossing neuron of one activation, on the bounds of the layers before."""
         activation = node.op
@@ -83,12 +83,12 @@ class Layerwise(NetworkLayer):
         source = node.inputs[0]
         shape = network.shape_of(source)
         lows, highs = [], []
-        for piece in torch.arange(example.numel(), device=example.device).split(self._piece(network, region, rooms)):
+        for piece in torch.arange(example.numel(), device=example.device).split(self._piece(network, region, budget)):
             rows = lower.new_zeros(piece.numel(), math.prod(shape))
             rows[torch.arange(piece.numel(), device=rows.device), neuron[piece]] = 1
             both = torch.cat([rows, -rows]).reshape(-1, *shape)
             owner = example[piece].repeat(2)
-            found = solve_problems(self, network, source, both, region, bounds, owner, None, rooms).lower
+            found = solve_problems(self, network, source, both, region, bounds, owner, None, budget).lower
             low, high = found.chunk(2)
             lows.append(low)
             highs.append(-high)
@@ -111,8 +111,8 @@ class Layerwise(NetworkLayer):
         empty = low.detach() > high.detach()
         return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))
 
-    def _piece(self, network: Network, region: InputBox, rooms: Rooms) -> int:
+    def _piece(self, network: Network, region: InputBox, budget: LayerBudget) -> int:
         """Neurons whose two LPs are laid out at once."""
         hidden = sum(math.prod(n.shape) for n in network.activations)
         each = 2 * region.lower.element_size() * (4 * math.prod(network.input_shape) + 16 * hidden)
-        return max(1, int(min(_PIECE_BYTES // each, rooms.lot // 2)))
+        return max(1, int(min(_PIECE_BYTES // each, budget.lot // 2)))

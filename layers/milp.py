@@ -91,7 +91,7 @@ class Milp:
             before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, box)
             program = export(network, box, before, integer=True, maps=AffineMaps(network))
             costs, offsets = program.objective(rows[0].double())
-        search = _Search(network, box, rows[0].detach().double().reshape(rows.shape[1], -1), program)
+        search = _MilpSearch(network, box, rows[0].detach().double().reshape(rows.shape[1], -1), program)
         lower = torch.full((rows.shape[1],), -torch.inf, dtype=torch.float64)
         open_rows = []
         for row in order:
@@ -114,7 +114,7 @@ class Milp:
 
 
 @dataclass
-class _Search:
+class _MilpSearch:
     """One example's program, and the best points found in it."""
 
     network: Network

@@ -127,7 +127,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(flatten_from(a, 1), flatten_from(b, 1))
 
 
-class _Value(torch.autograd.Function):
+class _NetworkValue(torch.autograd.Function):
     """The solver's bound with the gradient of another function; once."""
 
     @staticmethod
@@ -149,4 +149,4 @@ def attach(value: Tensor, rule: Tensor) -> Tensor:
     optimal value.
     """
     usable = value.isfinite() & rule.detach().isfinite()
-    return _Value.apply(torch.where(usable, rule, 0.0), value, usable)
+    return _NetworkValue.apply(torch.where(usable, rule, 0.0), value, usable)

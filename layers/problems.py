@@ -163,7 +163,7 @@ class Backward(Batched):
     """Lower bound of each problem, [R]."""
     coefficients: Weights
     """A at the value of each activation, [R, *shape]."""
-    taken: Weights
+    on_lower: Weights
     """1 where the coefficient took the lower line, 0 where it took the upper one."""
     input: Tensor
     """Coefficients of the input (its reduced costs), [R, *input shape]."""
@@ -181,7 +181,7 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
     pending = {problems.target: problems.rows}
     constant = problems.rows.new_zeros(problems.count)
     met: Weights = {}
-    taken: Weights = {}
+    on_lower: Weights = {}
     for node in reversed(network.nodes):
         if node.name not in pending:
             continue
@@ -199,7 +199,7 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         # relu, not clamp: its gradient is 0 at 0, so that a coefficient of 0 counts for the upper line alone.
         up = a.relu()
         down = a - up
-        met[node.name], taken[node.name] = a, up.detach().sign()
+        met[node.name], on_lower[node.name] = a, up.detach().sign()
         pulled = torch.addcmul(up * below[0], down, above[0])
         constant = constant + _dot(down, above[1])
         if not h.origin:
@@ -213,7 +213,7 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         pending[name] = pending[name] + pulled if name in pending else pulled
     a = pending.get(network.input, torch.zeros_like(problems.lower))
     corner = problems.center - torch.copysign(problems.radius, a)
-    return Backward(constant + _dot(a, corner), met, taken, a, corner)
+    return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent
         if h.above1 is not None:
             beta[node.name] = a.clamp_max(0) * _spread(h.above0, h.above1, z)
         low = below[0] * z if h.origin else torch.addcmul(below[1], below[0], z)
-        values[node.name] = torch.lerp(torch.addcmul(above[1], above[0], z), low, back.taken[node.name])
+        values[node.name] = torch.lerp(torch.addcmul(above[1], above[0], z), low, back.on_lower[node.name])
     return Ascent(alpha, beta)
 
 

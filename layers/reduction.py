@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from optrelax.layers.composition import Composition, Place
+from optrelax.layers.composition import Composition, NeuronSlots
 from optrelax.layers.prices import priced
 from optrelax.layers.problems import (
     DualPoint,
@@ -26,7 +26,7 @@ class Reduced:
     """min c_v.v + c_y.y + offset, p = M v + N y + m, v in [-1, 1]^d, (p, y) in the hull of each of K neurons.
 
     M [R, K, d], N [R, K, K] strictly lower block triangular, m [R, K]; neurons of one layer stand together
-    (`places`), padded with neurons that read and feed nothing.
+    (`slots`), padded with neurons that read and feed nothing.
     """
 
     M: Tensor
@@ -40,7 +40,7 @@ class Reduced:
     middle: Tensor
     """A pre-activation inside (l, u), and `inside` a value strictly inside the hull there: [R, K]."""
     inside: Tensor
-    places: tuple[Place, ...]
+    slots: tuple[NeuronSlots, ...]
     """Of the crossing neurons, layer by layer."""
 
     def dual_point(self, problems: Problems, prices: Tensor) -> DualPoint:
@@ -50,9 +50,9 @@ class Reduced:
         method puts weight on lines below and above at once, which their shares cannot say.
         """
         given: Weights = {}
-        for place in self.places:
-            like = torch.zeros_like(problems.hulls[place.name].before[0])
-            given[place.name] = place.scatter(prices[:, place.span], like)
+        for slot in self.slots:
+            like = torch.zeros_like(problems.hulls[slot.name].before[0])
+            given[slot.name] = slot.scatter(prices[:, slot.span], like)
         return priced(problems, given, crossing_only=True)
 
     def primal_point(self, problems: Problems, v: Tensor, y: Tensor) -> PrimalPoint:
@@ -60,11 +60,11 @@ class Reduced:
         center, radius = (problems.lower + problems.upper) / 2, (problems.upper - problems.lower) / 2
         x = center + radius * v.reshape(center.shape).clamp(-1, 1)
         tau = {name: torch.zeros_like(h.below0[0]) for name, h in problems.hulls.items()}
-        for place in self.places:
-            name, h = place.name, problems.hulls[place.name]
+        for slot in self.slots:
+            name, h = slot.name, problems.hulls[slot.name]
             before = primal_sweep(problems, PrimalPoint(x, tau)).before[name]
             low, high = floor_and_ceiling(h, before)
-            wanted = place.scatter(y[:, place.span], torch.zeros_like(before))
+            wanted = slot.scatter(y[:, slot.span], torch.zeros_like(before))
             room = high - low
             fraction = (wanted - low) / torch.where(room > 0, room, 1.0)
             tau[name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
@@ -96,14 +96,14 @@ def reduce_problems(problems: Problems) -> Reduced:
     new = problems.rows.new_zeros
     M, N, m = new(*shape, problems.lower[0].numel()), new(*shape, composition.width), new(*shape)
     values, reached = composition.values(problems.center)
-    for place in composition.places:
-        if place.first < place.last:
-            M[:, place.span], N[:, place.span] = composition.neurons(place)
-            m[:, place.span] = place.gather(values[place.name])
+    for slot in composition.slots:
+        if slot.first < slot.last:
+            M[:, slot.span], N[:, slot.span] = composition.neurons(slot)
+            m[:, slot.span] = slot.gather(values[slot.name])
     c_x, c_y = composition.pull(problems.target, problems.rows[:, None])
     offset = (problems.rows * reached).flatten(1).sum(1)
     radius = flatten_from(problems.radius, 1)
-    constraints, middle, inside = _hulls(problems, composition.places, shape)
+    constraints, middle, inside = _hulls(problems, composition.slots, shape)
     return Reduced(
         M * radius[:, None],
         N,
@@ -114,30 +114,30 @@ def reduce_problems(problems: Problems) -> Reduced:
         constraints,
         middle,
         inside,
-        composition.places,
+        composition.slots,
     )
 
 
 def _hulls(
-    problems: Problems, places: tuple[Place, ...], shape: tuple[int, int]
+    problems: Problems, slots: tuple[NeuronSlots, ...], shape: tuple[int, int]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """Constraints of the crossing neurons in order, and a point strictly inside each hull."""
-    two = any(problems.hulls[place.name].above1 is not None for place in places)
+    two = any(problems.hulls[slot.name].above1 is not None for slot in slots)
     new = problems.rows.new_zeros
     count = 4 if two else 3
     g_p, g_y, h = new(count, *shape), new(count, *shape), new(count, *shape)
     middle, inside = new(*shape), new(*shape)
-    for place in places:
-        if place.first == place.last:
+    for slot in slots:
+        if slot.first == slot.last:
             continue
-        lines = problems.hulls[place.name]
+        lines = problems.hulls[slot.name]
         sides = [(lines.below0, 1.0), (lines.below1, 1.0), (lines.above0, -1.0)]
         if two:
             sides.append((lines.above1 or lines.above0, -1.0))
 
         # Padding gets the triangle of a ReLU on [-1, 1].
         defaults = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.5), (0.5, 0.5))
-        at, pick = place.span, place.gather
+        at, pick = slot.span, slot.gather
         for c, ((line, sign), (slope, intercept)) in enumerate(zip(sides, defaults[: len(sides)], strict=True)):
             g_p[c, :, at] = -sign * pick(line[0], slope)
             g_y[c, :, at] = sign

@@ -209,7 +209,7 @@ class NetworkLayer(Relaxation, nn.Module):
             solver = network_solver(self.solver).bytes_needed(inputs, hidden, 1)
         return int(first + lots.fixed + lots.kept * lots.count + lots.least + 2 * solver)
 
-    def rooms(self, network: Network, region: InputBox, k: int) -> Rooms:
+    def budget(self, network: Network, region: InputBox, k: int) -> LayerBudget:
         """`max_bytes` shared between the pre-activation bounds and the LPs."""
         source, lots = self._source_bytes(network, region), self._lots(network, region, k)
         needs = [source, lots.fixed + lots.solver + lots.each * lots.count]
@@ -222,25 +222,25 @@ class NetworkLayer(Relaxation, nn.Module):
             # Without a backward pass lots of so many cost next to nothing.
             for_lps = min(for_lps, lots.fixed + lots.solver + lots.kept * lots.count + lots.each * _MANY)
         if needs[1] <= for_lps:
-            return Rooms(for_source, math.inf, self.solver)
+            return LayerBudget(for_source, math.inf, self.solver)
         left = for_lps - lots.fixed - lots.kept * lots.count
         solver = self.solver
         if lots.solver:
             least = min(left / 2, lots.solver)
             solver = network_solver(solver).within(least)
             left -= least
-        return Rooms(for_source, lots.size(left), solver)
+        return LayerBudget(for_source, lots.size(left), solver)
 
     def _source_bytes(self, network: Network, region: InputBox) -> int:
         source = self.preactivation
         return bytes_needed(source, network, region, 0) if isinstance(source, Relaxation) else 0
 
-    def _lots(self, network: Network, region: InputBox, k: int) -> _Lots:
+    def _lots(self, network: Network, region: InputBox, k: int) -> LotSizes:
         batch, size = region.shape[0], 8 if self.outward else region.lower.element_size()
         inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
         gradient, count = torch.is_grad_enabled(), self.problem_count(network, batch, k)
         outputs = math.prod(network.output_shape) if k else 0
-        return _Lots(
+        return LotSizes(
             count=count,
             each=size * (6 * outputs + (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden)),
             # The input's point, the weights of both points, and for hulls with two lines above a second kind; without
@@ -268,7 +268,7 @@ def _same(mine: object, other: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class LayerBudget:
     """What a layer's memory allows: bytes for the closed form, LPs at a time (infinite: all), and the solver in it."""
 
     source: float
@@ -277,7 +277,7 @@ class Rooms:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lots:
+class LotSizes:
     """LPs at most; bytes of one being solved and differentiated, of one that waits, of what all share, of a solver."""
 
     count: int
@@ -349,13 +349,13 @@ class Triangle(NetworkLayer):
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered
-        return shared(network, self.closed_form(lowered, region, self.rooms(lowered, region, 0).source))
+        return shared(network, self.closed_form(lowered, region, self.budget(lowered, region, 0).source))
 
     def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
         region, network = self.prepare(region), network.lowered
-        rooms = self.rooms(network, region, rows.shape[1])
-        preactivation = self.closed_form(network, region, rooms.source)
-        return solve_rows(self, network, region, rows, preactivation, warm, rooms)
+        budget = self.budget(network, region, rows.shape[1])
+        preactivation = self.closed_form(network, region, budget.source)
+        return solve_rows(self, network, region, rows, preactivation, warm, budget)
 
 
 def solve_rows(
@@ -365,19 +365,19 @@ def solve_rows(
     rows: Tensor,
     preactivation: Preactivation,
     warm: Warm | None = None,
-    rooms: Rooms | None = None,
+    budget: LayerBudget | None = None,
 ) -> Solution:
     """Solve one LP for each example and row of the output on given pre-activation bounds: [batch, k].
 
-    rooms: None for all at a time.
+    budget: None for all at a time.
     """
-    rooms = Rooms(math.inf, math.inf, layer.solver) if rooms is None else rooms
+    budget = LayerBudget(math.inf, math.inf, layer.solver) if budget is None else budget
     batch, k = region.shape[0], rows.shape[1]
     example = torch.arange(batch, device=rows.device).repeat_interleave(k)
     flat_rows = rows.expand(batch, *rows.shape[1:]).reshape(batch * k, *network.output_shape)
-    if 0 < k <= rooms.lot < math.inf:  # a contradiction concerns all rows of an example
-        rooms = replace(rooms, lot=rooms.lot - rooms.lot % k)
-    found = solve_problems(layer, network, network.output, flat_rows, region, preactivation, example, warm, rooms)
+    if 0 < k <= budget.lot < math.inf:  # a contradiction concerns all rows of an example
+        budget = replace(budget, lot=budget.lot - budget.lot % k)
+    found = solve_problems(layer, network, network.output, flat_rows, region, preactivation, example, warm, budget)
     lower, gap, status, iterations = (
         t.reshape(batch, k) for t in (found.lower, found.gap, found.status, found.iterations)
     )
@@ -397,18 +397,18 @@ def solve_problems(
     preactivation: Preactivation,
     example: Tensor,
     warm: Warm | None,
-    rooms: Rooms,
+    budget: LayerBudget,
 ) -> Solution:
     """Solve R problems, rows[r] . value(target) over example[r]: `Solution` with [R] entries."""
     wanted = network.ancestors(target)
     bounds = {node.name: preactivation[node.name] for node in network.activations if node.name in wanted}
     hulls = {name: hull_lines(network[name].op, b) for name, b in bounds.items()}  # type: ignore[arg-type]
     given, own = _starts(network, target, bounds, hulls, len(rows), warm)
-    whole = _Lot(layer, rooms, network, target, rows, region, bounds, hulls, example)
-    if rooms.lot == math.inf:
+    whole = _Lot(layer, budget, network, target, rows, region, bounds, hulls, example)
+    if budget.lot == math.inf:
         return whole.solve([*(p.select(example) for p in given), *own])
     found = []
-    for index in torch.arange(len(rows), device=rows.device).split(int(rooms.lot)):
+    for index in torch.arange(len(rows), device=rows.device).split(int(budget.lot)):
         lot = replace(whole, rows=rows[index], example=example[index])
         found.append(lot.solve([*(p.select(lot.example) for p in given), *(p.select(index) for p in own)]))
     return _joined(found, target)
@@ -419,7 +419,7 @@ class _Lot:
     """Problems that are solved together."""
 
     layer: NetworkLayer
-    rooms: Rooms
+    budget: LayerBudget
     network: Network
     target: str
     rows: Tensor
@@ -437,7 +437,7 @@ class _Lot:
 
     def solve(self, starts: list[DualPoint]) -> Solution:
         """The bounds and, where gradients are wanted, what they are a function of."""
-        layer, again = self.layer, self.rooms.lot != math.inf
+        layer, again = self.layer, self.budget.lot != math.inf
         differentiable = torch.is_grad_enabled()
         with torch.set_grad_enabled(differentiable and not again):
             problems = self.problems()
@@ -451,7 +451,7 @@ class _Lot:
         return Solution(lower, found.gap, found.status, found.iterations, Warm(found.dual, self.target))
 
     def _found(self, problems: Problems, starts: list[DualPoint]) -> Evaluation:
-        layer, solver = self.layer, self.rooms.solver
+        layer, solver = self.layer, self.budget.solver
         if layer.implied:
             found = solved(network_solver(solver), problems, starts, rounding=layer.rounding)
         else:

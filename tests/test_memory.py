@@ -188,9 +188,9 @@ def test_no_limit_has_a_name_in_a_string():
 @pytest.mark.parametrize("graph", [0, 1, 40_000])
 @pytest.mark.parametrize("count", [1, 900, 10**6])
 def test_lots_are_as_large_as_numbers_and_graphs_of_all_allow(count, graph):
-    from optrelax.layers.triangle import _Lots
+    from optrelax.layers.triangle import LotSizes
 
-    lots = _Lots(count=count, each=100_000, kept=0, fixed=0, solver=0, graph=graph)
+    lots = LotSizes(count=count, each=100_000, kept=0, fixed=0, solver=0, graph=graph)
 
     def taken(size):
         return size * lots.each + count / size * graph
@@ -212,7 +212,7 @@ def test_many_classes_make_no_lots_of_single_problems(limit, gradient):
     network, region = ox.capture(net, (16,)), ox.LinfBall(torch.zeros(20, 16, dtype=torch.float64), 0.1)
     layer = Triangle(max_bytes=limit, rounding="outward")
     with torch.set_grad_enabled(gradient):
-        lots, lot = layer._lots(network, region, 149), layer.rooms(network, region, 149).lot
+        lots, lot = layer._lots(network, region, 149), layer.budget(network, region, 149).lot
     assert lots.count == 20 * 149
     assert lots.count / lot <= max(100, 2 * lots.each / lots.kept), "single problems take a call each"
     if not gradient:

@@ -22,7 +22,7 @@ from optrelax.kernels import native
 from optrelax.layers.ascent.dense_ascent import by_example
 from optrelax.layers.ascent.schedule import FIRST, MARGIN, SECOND, tiny
 from optrelax.layers.batched import join
-from optrelax.layers.composition import Composition, Keep, Place, Stretches, kept_neurons
+from optrelax.layers.composition import AffineBlocks, Composition, KeptNeurons, NeuronSlots, kept_neurons
 from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.networks.graph import Network
@@ -69,32 +69,32 @@ def examples(problems: Problems) -> Examples | None:
     return Examples(problems, *by_example(problems))
 
 
-def plan(given: Examples, iterations: int, stretches: Stretches) -> Keep | None:
+def plan(given: Examples, iterations: int, blocks: AffineBlocks) -> KeptNeurons | None:
     """Which neurons to keep so that rows and iterations take the fewest multiply-adds; None where sweeps take fewer."""
     problems, network = given.problems, given.problems.network
     inputs = problems.lower[0].numel()
     sweeps = 2 * min(iterations + 1, _USUAL) * problems.count / given.count
 
-    def kept(keep: Keep) -> dict[str, float]:
+    def kept(keep: KeptNeurons) -> dict[str, float]:
         masks = {name: kept_neurons(h.select(given.first), keep) for name, h in problems.hulls.items()}
         return {name: float(mask.sum()) / given.count for name, mask in masks.items()}
 
     crossing, alive = kept("crossing"), kept("alive")
     few, many = sum(crossing.values()), sum(alive.values())
-    rows = sum(n * _cost(network, _behind(network, stretches, name)) for name, n in crossing.items())
-    reads = {name: sum(alive.get(s, inputs) for s in stretches.sources[name]) for name in alive}
+    rows = sum(n * _cost(network, _behind(network, blocks, name)) for name, n in crossing.items())
+    reads = {name: sum(alive.get(s, inputs) for s in blocks.sources[name]) for name in alive}
 
     def rate(kept: float) -> float:
         """Of a multiply-add of the kernel: matrices that leave the cache cost more."""
         return 0.9 + kept * (inputs + 2 * kept) * problems.rows.element_size() / _CACHE
 
-    costs: dict[Keep | None, float] = {
+    costs: dict[KeptNeurons | None, float] = {
         "crossing": rows + sweeps * few * (few / 2 + inputs) * rate(few),
         "alive": sweeps * sum(n * reads[name] for name, n in alive.items()) * rate(many),
         None: sweeps * _cost(network, problems.wanted),
     }
     # Of convolutions: others take no more room than their weights.
-    written_out = sum(stretches.entries(name) for name in problems.hulls.keys() - stretches.dense)
+    written_out = sum(blocks.entries(name) for name in problems.hulls.keys() - blocks.dense)
     if written_out * problems.rows.element_size() > _room(given):
         return None
     return min(costs, key=lambda keep: costs[keep])
@@ -108,9 +108,9 @@ def _room(given: Examples) -> int:
     return min(_BYTES, counted)
 
 
-def _behind(network: Network, stretches: Stretches, name: str) -> frozenset[str]:
+def _behind(network: Network, blocks: AffineBlocks, name: str) -> frozenset[str]:
     """What the rows of an activation's pre-activation are pulled through: all behind the activations it reads."""
-    sources = stretches.sources[name] - {network.input}
+    sources = blocks.sources[name] - {network.input}
     return frozenset().union(*(network.ancestors(source) for source in sources))
 
 
@@ -125,13 +125,13 @@ def solve(options: DualAscent, problems: Problems, starts: Sequence[DualPoint]) 
     given = examples(problems)
     if given is None:
         return None
-    stretches = Stretches(problems.network, problems.rows)
-    keep = plan(given, options.max_iterations, stretches)
+    blocks = AffineBlocks(problems.network, problems.rows)
+    keep = plan(given, options.max_iterations, blocks)
     if keep is None:
         return None
-    size = _examples_at_once(options, given, keep, stretches)
+    size = _examples_at_once(options, given, keep, blocks)
     if size >= given.count and bool((given.of.diff() >= 0).all()):
-        return _Chunk(given, starts, keep, stretches).run(options)
+        return _Chunk(given, starts, keep, blocks).run(options)
     order, ends = given.of.argsort(stable=True), torch.bincount(given.of, minlength=given.count).cumsum(0)
     parts = []
     for start in range(0, given.count, size):
@@ -140,17 +140,17 @@ def solve(options: DualAscent, problems: Problems, starts: Sequence[DualPoint]) 
         of = given.of[index] - start
         first = torch.searchsorted(of, torch.arange(stop - start, device=of.device))
         part = Examples(problems.select(index), first, of)
-        parts.append(_Chunk(part, [s.select(index) for s in starts], keep, stretches).run(options))
+        parts.append(_Chunk(part, [s.select(index) for s in starts], keep, blocks).run(options))
     return join(parts).select(order.argsort())
 
 
-def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretches: Stretches) -> int:
+def _examples_at_once(options: DualAscent, given: Examples, keep: KeptNeurons, blocks: AffineBlocks) -> int:
     """Examples whose matrices, and what their rows are pulled through, fit the memory."""
     problems, network = given.problems, given.problems.network
     masks = [kept_neurons(h.select(given.first), keep) for h in problems.hulls.values()]
     kept = [int(flatten_from(mask, 1).sum(1).max()) for mask in masks]
     inputs, each, every = problems.lower[0].numel(), int(given.of.bincount().max()), sum(kept)
-    ops = problems.wanted if problems.hulls.keys() - stretches.dense else problems.hulls
+    ops = problems.wanted if problems.hulls.keys() - blocks.dense else problems.hulls
     widest = max(math.prod(network.shape_of(name)) for name in ops)
     copies = 2 if inputs % _LANES else 1
     # Of the first activation the rows are the network's own; those of one are pulled back at a time.
@@ -165,11 +165,11 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: Keep, stretche
 class _Chunk:
     """The matrices of some examples and their problems, as the kernel reads them."""
 
-    def __init__(self, given: Examples, starts: Sequence[DualPoint], keep: Keep, stretches: Stretches) -> None:
+    def __init__(self, given: Examples, starts: Sequence[DualPoint], keep: KeptNeurons, blocks: AffineBlocks) -> None:
         problems, network, self.of = given.problems, given.problems.network, given.of
-        self.problems, self.starts, self.stretches = problems, starts, stretches
+        self.problems, self.starts, self.blocks = problems, starts, blocks
         single = problems.select(given.first)
-        self.composition = composition = Composition(single, keep, stretches)
+        self.composition = composition = Composition(single, keep, blocks)
         self.counts = torch.bincount(given.of, minlength=given.count)
         E, K = given.count, composition.width
         self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
@@ -179,95 +179,94 @@ class _Chunk:
         self.kept_alive: list[Tensor] = []
         self.N, self.m = problems.rows.new_zeros(E, K, K), problems.rows.new_zeros(E, K)
         self.lines = [problems.rows.new_zeros(E, K) for _ in range(4)]
-        for place in composition.places:
-            if place.first == place.last:
+        for slot in composition.slots:
+            if slot.first == slot.last:
                 continue
-            at, h = place.span, single.hulls[place.name]
-            self.m[:, at] = place.gather(values[place.name])
-            flat, steep, slope, intercept = (place.gather(t) for t in (h.below0[0], h.below1[0], *h.above0))
+            at, h = slot.span, single.hulls[slot.name]
+            self.m[:, at] = slot.gather(values[slot.name])
+            flat, steep, slope, intercept = (slot.gather(t) for t in (h.below0[0], h.below1[0], *h.above0))
             for to, found in zip(self.lines, (flat, steep - flat, slope, intercept), strict=True):
                 to[:, at] = found
-            if set(stretches.sources[place.name]) == {network.input}:  # the network's own matrix, for all examples
-                M, index = _padded(flatten_from(stretches.matrices(place.name)[network.input], 1)), place.index
+            if set(blocks.sources[slot.name]) == {network.input}:  # the network's own matrix, for all examples
+                M, index = _padded(flatten_from(blocks.matrices(slot.name)[network.input], 1)), slot.index
             else:
-                on_input, self.N[:, at] = composition.neurons(place)
-                if not self.reads(place, network.input):
+                on_input, self.N[:, at] = composition.neurons(slot)
+                if not self.reads(slot, network.input):
                     on_input = on_input[:1, :1]  # zeros
                 M = _padded(on_input)
                 index = torch.arange(M.shape[:-1].numel(), device=M.device).reshape(M.shape[:-1])
-                index = index.expand(E, place.last - place.first)
+                index = index.expand(E, slot.last - slot.first)
             self.kept_alive.append(M)
             self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
         # Objectives, as many an example as its problems at most.
         before = self.counts.cumsum(0) - self.counts
-        slot = (self.of, torch.arange(problems.count, device=self.of.device) - before[self.of])
+        lane = (self.of, torch.arange(problems.count, device=self.of.device) - before[self.of])
         rows = problems.rows.new_zeros(E, int(self.counts.max()), *problems.rows.shape[1:])
-        rows[slot] = problems.rows
+        rows[lane] = problems.rows
         c_v, c_y = composition.pull(problems.target, rows)
-        self.c_v, self.c_y = _padded(c_v[slot]), c_y[slot].contiguous()
+        self.c_v, self.c_y = _padded(c_v[lane]), c_y[lane].contiguous()
         self.offset = torch.linalg.vecdot(flatten_from(problems.rows, 1), flatten_from(reached[self.of], 1))
 
-    def reads(self, place: Place, source: str) -> bool:
-        """Whether a place may read another's values, or the input, with nothing kept between them."""
+    def reads(self, slot: NeuronSlots, source: str) -> bool:
+        """Whether an activation may read another's values, or the input, with nothing kept between them."""
         network = self.problems.network
         if self.composition.keep == "crossing":
-            return source == network.input or source in network.ancestors(network[place.name].inputs[0])
-        return source in self.stretches.sources[place.name]
+            return source == network.input or source in network.ancestors(network[slot.name].inputs[0])
+        return source in self.blocks.sources[slot.name]
 
     def _reach(self) -> tuple[list[int], list[int], int]:
-        """First place that each one reads, last one that reads it, itself for none; and how many may read the input."""
-        places = self.composition.places
-        reads = [[s for s in range(t) if self.reads(place, places[s].name)] for t, place in enumerate(places)]
+        """First slots that each one reads, last one that reads it, itself for none; and how many may read the input."""
+        slots = self.composition.slots
+        reads = [[s for s in range(t) if self.reads(slot, slots[s].name)] for t, slot in enumerate(slots)]
         back = [min(of, default=t) for t, of in enumerate(reads)]
-        ahead = [max((s for s, of in enumerate(reads) if t in of), default=t) for t in range(len(places))]
-        direct = [t for t, place in enumerate(places) if self.reads(place, self.problems.network.input)]
+        ahead = [max((s for s, of in enumerate(reads) if t in of), default=t) for t in range(len(slots))]
+        direct = [t for t, slot in enumerate(slots) if self.reads(slot, self.problems.network.input)]
         return back, ahead, direct[-1] + 1
 
     def run(self, options: DualAscent) -> Points:
         """Every problem to its end."""
-        places, like = self.composition.places, self.c_v
+        slots, like = self.composition.slots, self.c_v
         R, E, K, d = len(self.of), len(self.counts), self.composition.width, like.shape[1]
-        first = self.of.new_tensor([place.first for place in places])
+        first = self.of.new_tensor([slot.first for slot in slots])
         back, ahead, direct = self._reach()
-        real = torch.stack([place.real.sum(1) for place in places], 1).contiguous()
+        real = torch.stack([slot.real.sum(1) for slot in slots], 1).contiguous()
         begin = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
         start = torch.cat([self._kept(s) for s in self.starts])
-        w, taken, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
+        w, on_lower, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
         iterations = self.of.new_empty(R)
         threads = torch.get_num_threads()
         k = -(-K // _LANES) * _LANES
         size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
-        room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(places) + 1)
+        room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(slots) + 1)
         kernels().call(
-            *("ascend", like.dtype, E, R, K, d, len(places), first, real),
+            *("ascend", like.dtype, E, R, K, d, len(slots), first, real),
             *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
             *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
             *(len(self.starts), start, options.max_iterations, options.check_every),
             *(options.step, options.decay, options.floor),
             *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
-            *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, taken, v, iterations),
+            *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, on_lower, v, iterations),
         )
-        return self._points(w, taken, v, iterations)
+        return self._points(w, on_lower, v, iterations)
 
     def _kept(self, start: DualPoint) -> Tensor:
         """Weights of the kept neurons, [R, K]."""
         parts = [
-            flatten_from(start.alpha[place.name], 1).gather(1, place.index[self.of])
-            for place in self.composition.places
+            flatten_from(start.alpha[slot.name], 1).gather(1, slot.index[self.of]) for slot in self.composition.slots
         ]
         return torch.cat(parts, 1)
 
-    def _points(self, w: Tensor, taken: Tensor, v: Tensor, iterations: Tensor) -> Points:
+    def _points(self, w: Tensor, on_lower: Tensor, v: Tensor, iterations: Tensor) -> Points:
         alpha, tau = {}, {}
-        for place in self.composition.places:
-            index, real = place.index[self.of], place.real[self.of]
-            given = flatten_from(self.starts[0].alpha[place.name], 1)
+        for slot in self.composition.slots:
+            index, real = slot.index[self.of], slot.real[self.of]
+            given = flatten_from(self.starts[0].alpha[slot.name], 1)
             # Padding names neurons that do not cross: they stay as they were.
-            mine = torch.where(real, w[:, place.span], given.gather(1, index))
-            shape = self.problems.hulls[place.name].free.shape
-            alpha[place.name] = given.scatter(1, index, mine).reshape(shape)
-            share = torch.where(real, 1 - taken[:, place.span], 0)
-            tau[place.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
+            mine = torch.where(real, w[:, slot.span], given.gather(1, index))
+            shape = self.problems.hulls[slot.name].free.shape
+            alpha[slot.name] = given.scatter(1, index, mine).reshape(shape)
+            share = torch.where(real, 1 - on_lower[:, slot.span], 0)
+            tau[slot.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
         x = self.center[self.of] + v[:, : self.center.shape[1]]
         return Points(DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
 
 
-class Lines(NamedTuple):
+class LayerLines(NamedTuple):
     """Of one layer of each example, [E, n]: lower slope at weight 0, what weight 1 adds, upper slope and intercept."""
 
     flat: Tensor
@@ -67,14 +67,14 @@ def chain(problems: Problems) -> Chain | None:
     composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
     weights, constants = [], []
     values, reached = composition.values(torch.zeros_like(composition.problems.lower))
-    for t, place in enumerate(composition.places):
-        on_input, on_values = composition.neurons(place)
-        weights.append((on_input if t == 0 else on_values[..., composition.places[t - 1].span])[0].contiguous())
-        constants.append(values[place.name].flatten())
+    for t, slot in enumerate(composition.slots):
+        on_input, on_values = composition.neurons(slot)
+        weights.append((on_input if t == 0 else on_values[..., composition.slots[t - 1].span])[0].contiguous())
+        constants.append(values[slot.name].flatten())
     _, c = composition.pull(problems.target, problems.rows[None])
     offset = flatten_from(problems.rows, 1) @ reached.flatten()
-    names = tuple(place.name for place in composition.places)
-    last = composition.places[-1].span
+    names = tuple(slot.name for slot in composition.slots)
+    last = composition.slots[-1].span
     return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset)
 
 
@@ -84,8 +84,8 @@ def chain(problems: Problems) -> Chain | None:
 class EagerPasses:
     """The passes over vectors in PyTorch's operations, on any device."""
 
-    def __init__(self, example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor) -> None:
-        self.lines = [Lines(*(t[example] for t in of)) for of in lines]
+    def __init__(self, example: Tensor, lines: Sequence[LayerLines], center: Tensor, radius: Tensor) -> None:
+        self.lines = [LayerLines(*(t[example] for t in of)) for of in lines]
         self.center, self.radius = center[example], radius[example]
 
     def backward(self, t: int, A: Tensor, w: Tensor, m: Tensor, nu: Tensor, before: Tensor, value: Tensor) -> None:
@@ -128,26 +128,26 @@ class EagerPasses:
         lower = up.sign()
         low = torch.addcmul(flat, spread, state.w) * z
         torch.lerp(torch.addcmul(intercept, slope, z), low, lower, out=y)
-        state.taken.lerp_(lower, rates.average)
+        state.on_lower.lerp_(lower, rates.average)
         g = up * spread * z
         state.moment.lerp_(g, 1 - FIRST)
         state.square.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
         size = (state.square * rates.correction).sqrt_().add_(tiny(g.dtype))
         state.w.addcdiv_(state.moment, size, value=rates.step).clamp_(0, 1)
 
-    def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
+    def primal(self, t: int, p: Tensor, m: Tensor, on_lower: Tensor, y: Tensor) -> None:
         """Feasible values y: from the hull's floor up by the share of iterations that took the upper line."""
         flat, spread, slope, intercept = self.lines[t]
         z = p + m
         low = torch.maximum(flat * z, (flat + spread) * z)
-        torch.addcmul(low, 1 - taken, torch.addcmul(intercept, slope, z) - low, out=y)
+        torch.addcmul(low, 1 - on_lower, torch.addcmul(intercept, slope, z) - low, out=y)
 
 
 class NativePasses:
     """The same, compiled: each reads and writes its vectors once."""
 
     def __init__(
-        self, kernels: native.Build, example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor
+        self, kernels: native.Build, example: Tensor, lines: Sequence[LayerLines], center: Tensor, radius: Tensor
     ) -> None:
         self.kernels, self.example = kernels, example.contiguous()
         self.lines = lines
@@ -179,13 +179,13 @@ class NativePasses:
         rates: Rates,
     ) -> None:
         """As `EagerPasses.forward`."""
-        given = (*p.shape, self.example, p, m, A, state.w, *self.lines[t], y, state.taken, mean, rates.average)
+        given = (*p.shape, self.example, p, m, A, state.w, *self.lines[t], y, state.on_lower, mean, rates.average)
         adam = (state.moment, state.square, better, state.best, FIRST, SECOND, rates.correction, rates.step)
         self.kernels.call("forward", self.dtype, *given, *adam, tiny(self.dtype))
 
-    def primal(self, t: int, p: Tensor, m: Tensor, taken: Tensor, y: Tensor) -> None:
+    def primal(self, t: int, p: Tensor, m: Tensor, on_lower: Tensor, y: Tensor) -> None:
         """As `EagerPasses.primal`."""
-        self.kernels.call("primal", self.dtype, *p.shape, self.example, p, m, *self.lines[t], taken, y)
+        self.kernels.call("primal", self.dtype, *p.shape, self.example, p, m, *self.lines[t], on_lower, y)
 
 
 Passes = EagerPasses | NativePasses
@@ -197,7 +197,7 @@ def kernels() -> native.Build:
     return native.build(Path(__file__).with_name("ascent.c"))
 
 
-def passes(example: Tensor, lines: Sequence[Lines], center: Tensor, radius: Tensor) -> Passes:
+def passes(example: Tensor, lines: Sequence[LayerLines], center: Tensor, radius: Tensor) -> Passes:
     """Compiled passes where they work, eager ones elsewhere."""
     found = kernels()
     if found.supports(center):
@@ -214,8 +214,8 @@ class Layer:
 
     w: Tensor
     best: Tensor
-    taken: Tensor
-    best_taken: Tensor
+    on_lower: Tensor
+    best_on_lower: Tensor
     moment: Tensor
     square: Tensor
 
@@ -306,14 +306,14 @@ class DenseAscent:
         net, values = self.chain, self.v
         for t, layer in enumerate(self.layers):
             p = self.p if t == 0 else torch.mm(values, net.weights[t].mT, out=self.before[t])
-            self.passes.primal(t, p, net.constants[t], layer.taken, self.y[t])
+            self.passes.primal(t, p, net.constants[t], layer.on_lower, self.y[t])
             values = self.y[t]
         objective = self.offset + torch.linalg.vecdot(self.c, values)
         better = (objective < self.objective).nonzero()[:, 0]
         self.objective[better] = objective[better]
         self.best_v[better] = self.v[better]
         for layer in self.layers:
-            layer.best_taken[better] = layer.taken[better]
+            layer.best_on_lower[better] = layer.on_lower[better]
         self.iterations[self.live] = step
         return finished(self.options, self.best, self.objective)
 
@@ -332,7 +332,7 @@ class DenseAscent:
         """Write the live problems' results back."""
         for found, layer in zip(self.found, self.layers, strict=True):
             found.best[self.live] = layer.best
-            found.best_taken[self.live] = layer.best_taken
+            found.best_on_lower[self.live] = layer.best_on_lower
         self.found_v[self.live] = self.best_v
 
     def _best_start(self, starts: Sequence[DualPoint]) -> list[Tensor]:
@@ -361,7 +361,7 @@ class DenseAscent:
         shapes = {name: problems.hulls[name].free.shape for name in self.chain.names}
         layers = dict(zip(self.chain.names, self.found, strict=True))
         alpha = {name: layers[name].best.reshape(shape) for name, shape in shapes.items()}
-        tau = {name: (1 - layers[name].best_taken).reshape(shape) for name, shape in shapes.items()}
+        tau = {name: (1 - layers[name].best_on_lower).reshape(shape) for name, shape in shapes.items()}
         primal = PrimalPoint(self.found_v.reshape(problems.lower.shape), tau)
         return Points(DualPoint(alpha, {}), primal, self.iterations)
 
@@ -376,12 +376,12 @@ def by_example(problems: Problems) -> tuple[Tensor, Tensor]:
     return first, example
 
 
-def _lines(problems: Problems, name: str, first: Tensor) -> Lines:
+def _lines(problems: Problems, name: str, first: Tensor) -> LayerLines:
     h = problems.hulls[name]
     flat, steep, slope, intercept = (
         flatten_from(t[first], 1).contiguous() for t in (h.below0[0], h.below1[0], *h.above0)
     )
-    return Lines(flat, steep - flat, slope, intercept)
+    return LayerLines(flat, steep - flat, slope, intercept)
 
 
 def part(given: Chain, index: Tensor) -> Chain:

@@ -147,13 +147,13 @@ class _Ascent:
         self.moments: dict[Any, Tensor] = {}
         self.squares: dict[Any, Tensor] = {}
         self.x = corner.clone()
-        self.taken = {n: t.clone() for n, t in back.taken.items()}
+        self.on_lower = {n: t.clone() for n, t in back.on_lower.items()}
         # Results of all problems of the chunk; live ones are written back at every check.
         self.best = back.value.clone()
         self.best_weights = {key: w.clone() for key, w in self.weights.items()}
         self.objective = torch.full_like(back.value, torch.inf)
         self.best_x = corner.clone()
-        self.best_taken = {n: t.clone() for n, t in self.taken.items()}
+        self.best_on_lower = {n: t.clone() for n, t in self.on_lower.items()}
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
         self.done = torch.zeros(count, dtype=torch.bool, device=device)
         self.live_best = self.best.clone()
@@ -196,8 +196,8 @@ class _Ascent:
     def _average(self, now: Rates, back: Backward) -> None:
         """Weighted means of the minimisers' choices."""
         self.x.lerp_(back.corner, now.average)
-        for name, taken in back.taken.items():
-            self.taken[name].lerp_(taken, now.average)
+        for name, on_lower in back.on_lower.items():
+            self.on_lower[name].lerp_(on_lower, now.average)
 
     def _adam(self, now: Rates, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
         least = tiny(self.live_best.dtype)
@@ -217,15 +217,15 @@ class _Ascent:
         """Evaluate the averaged primal point, write back what is best, mark what is finished."""
         # A corner is the centre plus or minus the radius: it may leave the box by an ulp.
         x = self.x.clamp(self.problems.lower, self.problems.upper)
-        point = PrimalPoint(x, {n: 1 - t for n, t in self.taken.items()})
+        point = PrimalPoint(x, {n: 1 - t for n, t in self.on_lower.items()})
         objective = primal_sweep(self.problems, point).objective
         index = self.live
         better = objective < self.objective[index]
         improved = index[better]
         self.objective[improved] = objective[better]
         self.best_x[improved] = x[better]
-        for name, t in self.taken.items():
-            self.best_taken[name][improved] = t[better]
+        for name, t in self.on_lower.items():
+            self.best_on_lower[name][improved] = t[better]
         self.best[index] = self.live_best
         for key, w in self.live_weights.items():
             self.best_weights[key][index] = w
@@ -245,7 +245,7 @@ class _Ascent:
         self.moments = {k: w[keep] for k, w in self.moments.items()}
         self.squares = {k: w[keep] for k, w in self.squares.items()}
         self.x = self.x[keep]
-        self.taken = {n: t[keep] for n, t in self.taken.items()}
+        self.on_lower = {n: t[keep] for n, t in self.on_lower.items()}
         self.live_best = self.best[self.live]
         self.live_weights = {k: w[self.live] for k, w in self.best_weights.items()}
 
@@ -254,5 +254,5 @@ class _Ascent:
             {n: w for (kind, n), w in self.best_weights.items() if kind == "alpha"},
             {n: w for (kind, n), w in self.best_weights.items() if kind == "beta"},
         )
-        primal = PrimalPoint(self.best_x, {n: 1 - t for n, t in self.best_taken.items()})
+        primal = PrimalPoint(self.best_x, {n: 1 - t for n, t in self.best_on_lower.items()})
         return Points(dual, primal, self.iterations)

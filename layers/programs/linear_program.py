@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.argmin import PrimalGradient
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
-from optrelax.layers.programs.lp_gradients import EnvelopeGradient, SaddlePoint, ValueGradient, attach_value
+from optrelax.layers.programs.lp_gradients import EnvelopeGradient, LagrangianPoint, ValueGradient, attach_value
 from optrelax.layers.programs.quadratic_bounds import certify_quadratic
 from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
@@ -199,7 +199,7 @@ class LinearProgram(nn.Module):
         def sane(part: Tensor) -> Tensor:
             return _shaped(torch.where(live.unsqueeze(-1), part, 0.0).to(dtype), batch)
 
-        saddle = SaddlePoint(
+        saddle = LagrangianPoint(
             primal=sane(answer.primal),
             inequality=sane(certificate.inequality),
             equality=sane(certificate.equality),

@@ -23,7 +23,7 @@ from optrelax.layers.first_order import first_order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SaddlePoint:
+class LagrangianPoint:
     """The point at which a Lagrangian is differentiated, one a problem."""
 
     primal: Float[Tensor, "*batch n"]
@@ -41,7 +41,7 @@ class SaddlePoint:
 class ValueGradient(Protocol):
     """A rule that chooses the x of the module's formula."""
 
-    def point(self, saddle: SaddlePoint) -> Float[Tensor, "*batch n"]:
+    def point(self, saddle: LagrangianPoint) -> Float[Tensor, "*batch n"]:
         """The x at which the Lagrangian is differentiated."""
 
 
@@ -54,7 +54,7 @@ class EnvelopeGradient:
     Lagrangian's gradient at the present pair.  Infinite bounds have gradient 0.  Source: Gal 1995, Danskin 1967.
     """
 
-    def point(self, saddle: SaddlePoint) -> Tensor:
+    def point(self, saddle: LagrangianPoint) -> Tensor:
         """The solver's primal point."""
         return saddle.primal
 
@@ -67,7 +67,7 @@ class FixedDualGradient:
     where every reduced cost is non-zero (x at a corner of the box), which is rare.  Needs no primal point.
     """
 
-    def point(self, saddle: SaddlePoint) -> Tensor:
+    def point(self, saddle: LagrangianPoint) -> Tensor:
         """The box's minimiser of the Lagrangian; 0 or the nearest bound where the reduced cost is 0."""
         middle = torch.zeros_like(saddle.reduced).clamp(saddle.lower, saddle.upper)
         at_bound = torch.where(saddle.reduced > 0, saddle.lower, saddle.upper)
@@ -75,7 +75,7 @@ class FixedDualGradient:
 
 
 def attach_value(
-    value: Float[Tensor, "*batch"], rule: ValueGradient, saddle: SaddlePoint, data: Sequence[Tensor]
+    value: Float[Tensor, "*batch"], rule: ValueGradient, saddle: LagrangianPoint, data: Sequence[Tensor]
 ) -> Float[Tensor, "*batch"]:
     """`value` with the rule's gradient in c, A, b, E, d, lower, upper and P (`data`, each of its own leading shape).
 
@@ -85,11 +85,11 @@ def attach_value(
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data)):
         return value
     x, r = rule.point(saddle), saddle.reduced
-    result: Tensor = _Value.apply(value, x, saddle.inequality, saddle.equality, r, saddle.live, *data)
+    result: Tensor = _ProgramValue.apply(value, x, saddle.inequality, saddle.equality, r, saddle.live, *data)
     return result
 
 
-class _Value(torch.autograd.Function):
+class _ProgramValue(torch.autograd.Function):
     """Identity in `value`; its backward pass is the module's formula. Keeps vectors only, and no solver state."""
 
     @staticmethod

@@ -67,7 +67,7 @@ class PDHG(ProgramSolver):
         tol = 0.9 * self.tol
         scaled = Scaled.of(data)
         state = Iterate.begin(scaled, start)
-        run = _Run(data, scaled, state, Best.begin(scaled, state))
+        run = _PDHGSolve(data, scaled, state, Best.begin(scaled, state))
         run.look(tol)
         # Looks come at fixed iterations, whatever the limit: a larger limit only adds looks.
         while (following := run.done + min(max(run.done, 1), self.check_every)) <= self.max_iterations:
@@ -88,7 +88,7 @@ def _bounds_only(data: LPData) -> Answer:
     return Answer(x, data.b, data.d, status, torch.zeros_like(status, dtype=torch.int64))
 
 
-class _Run:
+class _PDHGSolve:
     """One solve: the problems still running, and the answers of those that have finished."""
 
     def __init__(self, data: LPData, scaled: Scaled, state: Iterate, best: Best) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optrelax.exactness import require_exact_products
 from optrelax.layers.programs.lp_data import LPData, times, transposed_times
-from optrelax.layers.programs.rays import Rows, balance
+from optrelax.layers.programs.rays import ExactRows, balance
 from optrelax.layers.programs.safe_bounds import Certificate, box_bound, implied_box, violations
 from optrelax.rounding import SLACK, Rounding, gamma, underflow, up
 
@@ -92,7 +92,7 @@ def _balanced(
     y, v = y.clone(), v.clone()
     m = data.size[2]
     for i in (open_.any(-1) & (curvature == 0)).nonzero().squeeze(-1).tolist():
-        found = balance(Rows.of(data, i, box), costs[i], torch.cat([y[i], v[i]]))
+        found = balance(ExactRows.of(data, i, box), costs[i], torch.cat([y[i], v[i]]))
         if found is not None:
             y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:]
     return y, v

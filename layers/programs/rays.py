@@ -28,7 +28,7 @@ _SMALL = 1e-5  # a residual above this part of its terms is no rounding: nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class ExactRows:
     """The constraints of one problem: M x <= sides for the first m rows, M x = sides for the rest, in a box."""
 
     M: Float[Tensor, "rows n"]
@@ -38,7 +38,7 @@ class Rows:
     high: Float[Tensor, " n"]
 
     @classmethod
-    def of(cls, data: LPData, i: int, box: tuple[Tensor, Tensor]) -> Rows:
+    def of(cls, data: LPData, i: int, box: tuple[Tensor, Tensor]) -> ExactRows:
         """Problem i of float64 data, with this box for its variables."""
         A, E = ((matrix if matrix.dim() == 2 else matrix[i]).cpu() for matrix in (data.A, data.E))
         M, sides = torch.cat([A, E]), torch.cat([data.b[i], data.d[i]]).cpu()
@@ -60,7 +60,7 @@ class Balanced:
     near: float
 
 
-def balance(rows: Rows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) -> Balanced | None:
+def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) -> Balanced | None:
     """Multipliers near s whose reduced costs fit the infinite bounds exactly; None where none are found."""
     c, s = c.cpu(), s.cpu().clone()
     s[: rows.m] = s[: rows.m].clamp(min=0)
@@ -106,7 +106,7 @@ def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B
     proved = dual_bound(zero, y, v, box, "outward")[0] > 0
     for i in (~proved).nonzero().squeeze(-1).tolist():
         if size[i] > 0 and bool((box[0][i].isinf() | box[1][i].isinf()).any()):
-            found = balance(Rows.of(zero, i, box), zero.c[i], torch.cat([y[i], v[i]]))
+            found = balance(ExactRows.of(zero, i, box), zero.c[i], torch.cat([y[i], v[i]]))
             proved[i] = found is not None and found.bound > 0
     return proved
 
@@ -126,7 +126,7 @@ def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"]) -> Bool[Tensor, " 
     likely = (size.squeeze(-1) > 0) & (wrong <= _SMALL) & ((data.c * ray).sum(-1) < 0)
     for i in likely.nonzero().squeeze(-1).tolist():
         box = data.lower, data.upper
-        likely[i] = _falls(Rows.of(data, i, box), data.c[i], ray[i])
+        likely[i] = _falls(ExactRows.of(data, i, box), data.c[i], ray[i])
     return likely
 
 
@@ -153,7 +153,7 @@ def _products(M: Tensor, s: Tensor, c: Tensor | None = None) -> tuple[Tensor, Te
     return start + M @ s, 2 * SLACK * (gamma(terms, _F64) * size + underflow(terms, _F64))
 
 
-def _vanishing(rows: Rows, c: Tensor, s: Tensor) -> Tensor | None:
+def _vanishing(rows: ExactRows, c: Tensor, s: Tensor) -> Tensor | None:
     """The columns whose reduced costs have to vanish; None where one is too large for that."""
     value, error = _products(rows.M.mT, s, c)
     size = c.abs() + rows.M.mT.abs() @ s.abs()
@@ -217,7 +217,7 @@ def _correction(M: Tensor, residual: Tensor, scales: Tensor) -> Tensor | None:
     return torch.where(scales > 0, found + underflow(q, _F64), 0.0)
 
 
-def _bounded(rows: Rows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Tensor) -> Balanced:
+def _bounded(rows: ExactRows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Tensor) -> Balanced:
     """The bound of every multiplier within `slack` of s whose reduced costs vanish where they must."""
     from optrelax.layers.programs.safe_bounds import box_bound
 
@@ -234,7 +234,7 @@ def _bounded(rows: Rows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Tensor)
     return Balanced(s, bounds[0], bounds[1])
 
 
-def _falls(rows: Rows, c: Tensor, ray: Tensor) -> bool:
+def _falls(rows: ExactRows, c: Tensor, ray: Tensor) -> bool:
     """Whether an exact ray near this one keeps every constraint of one problem and lowers the objective."""
     c, ray = c.cpu(), ray.cpu()
     ray = torch.where(rows.low.isfinite(), ray.clamp(min=0), ray)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from optrelax.exactness import require_exact_products
 from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
-from optrelax.layers.programs.rays import Rows, balance
+from optrelax.layers.programs.rays import ExactRows, balance
 from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
 
 _CHUNK = 2**24  # entries of one [problems, rows, n] block when bounds are implied
@@ -183,7 +183,7 @@ def _balanced(
     y, v, lower = y.clone(), v.clone(), lower.clone()
     m = data.size[2]
     for i in (lower == -torch.inf).nonzero().squeeze(-1).tolist():
-        found = balance(Rows.of(data, i, box), data.c[i], torch.cat([y[i], v[i]]))
+        found = balance(ExactRows.of(data, i, box), data.c[i], torch.cat([y[i], v[i]]))
         if found is None:
             continue
         y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:]

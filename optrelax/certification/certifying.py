@@ -23,13 +23,13 @@ from optrelax.rounding import Rounding
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
 
-__all__ = ["CertificationReport", "Progress", "Verdict", "certify"]
+__all__ = ["CertificationProgress", "CertificationReport", "Verdict", "certify"]
 
 _PGD = PGD()
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CertificationProgress:
     """How far a run has come."""
 
     done: int
@@ -53,7 +53,7 @@ def certify(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     resume: str | os.PathLike[str] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[CertificationProgress], None] | None = None,
 ) -> CertificationReport:
     """Certify every example of `data` against all inputs within eps of it in the maximum norm.
 
@@ -93,7 +93,7 @@ def certify(
 
 
 def _collect(
-    run: Certifier, size: int, journal: Journal | None, progress: Callable[[Progress], None] | None
+    run: Certifier, size: int, journal: Journal | None, progress: Callable[[CertificationProgress], None] | None
 ) -> list[Example]:
     """Everything in order, what the journal holds first."""
     index = run.samples.index.tolist()
@@ -104,7 +104,7 @@ def _collect(
 
     def tell() -> None:
         if progress is not None:
-            progress(Progress(len(found), len(index), dict(counts)))
+            progress(CertificationProgress(len(found), len(index), dict(counts)))
 
     tell()
     for chunk in torch.arange(len(index)).split(size) if index else ():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from optrelax.layers.milp import Milp
 
-__all__ = ["DECIMALS", "DEFAULT", "Comparison", "Progress", "compare"]
+__all__ = ["DECIMALS", "DEFAULT", "Comparison", "ComparisonProgress", "compare"]
 
 DEFAULT = ("box", "crown", "triangle", "layerwise")
 """Closed forms and LPs, from loose to tight."""
@@ -40,7 +40,7 @@ DECIMALS = {"certified %": 2, "closed %": 1, "mean bound": 4, "worst bound": 4, 
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ComparisonProgress:
     """How far a comparison has come: examples of one relaxation's run."""
 
     relaxation: str
@@ -123,7 +123,7 @@ def compare(
     max_bytes: int | None = None,
     repeats: int = 3,
     patience: float = 30.0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[ComparisonProgress], None] | None = None,
 ) -> Comparison:
     """Bound the margins of the same examples over the same regions by each relaxation, and take the time.
 
@@ -198,7 +198,7 @@ class _Contest:
 
     run: Certifier
     size: int
-    progress: Callable[[Progress], None]
+    progress: Callable[[ComparisonProgress], None]
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +224,7 @@ class _Contest:
             self._wait()
             seconds += time.perf_counter() - begin
             parts.append(found)
-            self.progress(Progress(name, int(positions[-1]) + 1, len(self.run.samples), before))
+            self.progress(ComparisonProgress(name, int(positions[-1]) + 1, len(self.run.samples), before))
         lower, gap, closed = (_joined([part[i] for part in parts]) for i in range(3))
         assert lower is not None
         return lower.double(), gap if gap is None else gap.double(), closed, seconds
@@ -259,7 +259,7 @@ class _Contest:
             begin = time.perf_counter()
             lower, upper = self._smallest(milp, position, best[position])
             found.append((lower, upper, time.perf_counter() - begin))
-            self.progress(Progress(MILP, position + 1, len(best), 0))
+            self.progress(ComparisonProgress(MILP, position + 1, len(best), 0))
         lowers, uppers, seconds = torch.tensor(found, dtype=torch.float64).unbind(1)
         return _Exact(milp, lowers, uppers, seconds)
 

@@ -60,7 +60,7 @@ def read_property(path: str | os.PathLike[str]) -> Property:
 
 def parse_property(text: str) -> Property:
     """The property that a VNN-LIB text states.  Errors as `read_property`."""
-    reader = _Reader()
+    reader = _PropertyReader()
     for line, expression in _expressions(text):
         try:
             reader.take(expression)
@@ -138,7 +138,7 @@ class _All:
 Formula = _Atom | _Any | _All
 
 
-class _Reader:
+class _PropertyReader:
     """What the file has said so far."""
 
     def __init__(self) -> None:

@@ -28,12 +28,12 @@ from optrelax.regions import InputBox
 from optrelax.relaxations import Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
 
-__all__ = ["Counterexample", "PropertyVerdict", "Status", "default_attack", "verify"]
+__all__ = ["Counterexample", "PropertyStatus", "PropertyVerdict", "default_attack", "verify"]
 
 PathLike = str | os.PathLike[str]
 
 
-class Status(StrEnum):
+class PropertyStatus(StrEnum):
     """What verification found."""
 
     HOLDS = "holds"
@@ -58,7 +58,7 @@ class Counterexample:
 class PropertyVerdict:
     """holds: proved for every input; violated: a counterexample was replayed; unknown: neither."""
 
-    status: Status
+    status: PropertyStatus
     counterexample: Counterexample | None
     relaxation: str
     """The one after which nothing was left open; empty where none was."""
@@ -129,7 +129,7 @@ def verify(
     _require_fit(network, wanted, dtype)
     with torch.no_grad():
         cases = [_Open.of(case, network, dtype) for case in wanted.cases]
-        run = _Run(network, replay, dtype, begin, timeout, rounding, cases)
+        run = _Verification(network, replay, dtype, begin, timeout, rounding, cases)
         return run.decide(relaxations, default_attack(wanted.inputs) if attack is True else attack or None)
 
 
@@ -200,7 +200,7 @@ def _bits(dtype: torch.dtype) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Verification:
     network: Network
     replay: Callable[[Tensor], Tensor]
     dtype: torch.dtype
@@ -212,24 +212,24 @@ class _Run:
     def decide(self, relaxations: Mapping[str, Any], attack: PGD | None) -> PropertyVerdict:
         """Bounds and attack in turn."""
         if not self.cases:
-            return self._verdict(Status.HOLDS, "", "no input lies in the property's box")
+            return self._verdict(PropertyStatus.HOLDS, "", "no input lies in the property's box")
         notes: list[str] = []
         for number, (name, relaxation) in enumerate(relaxations.items()):
             for case in self._open():
                 if self._late():
-                    return self._verdict(Status.UNKNOWN, "", f"stopped after {self.timeout:g} s")
+                    return self._verdict(PropertyStatus.UNKNOWN, "", f"stopped after {self.timeout:g} s")
                 if len(case.spec.rows):
                     self._bound(case, relaxation)
             if not self._open():
-                return self._verdict(Status.HOLDS, name)
+                return self._verdict(PropertyStatus.HOLDS, name)
             for case in self._open() if attack is not None and number == 0 else ():
                 assert attack is not None
                 if self._late():
-                    return self._verdict(Status.UNKNOWN, "", f"stopped after {self.timeout:g} s")
+                    return self._verdict(PropertyStatus.UNKNOWN, "", f"stopped after {self.timeout:g} s")
                 found = self._attacked(case, attack, notes)
                 if found is not None:
-                    return self._verdict(Status.VIOLATED, "", found.note, found)
-        return self._verdict(Status.UNKNOWN, "", "; ".join(dict.fromkeys(notes)))
+                    return self._verdict(PropertyStatus.VIOLATED, "", found.note, found)
+        return self._verdict(PropertyStatus.UNKNOWN, "", "; ".join(dict.fromkeys(notes)))
 
     def _open(self) -> list[_Open]:
         return [case for case in self.cases if any(case.left)]
@@ -289,7 +289,7 @@ class _Run:
         return torch.where((near >= box.lower) & (near <= box.upper), near, points)
 
     def _verdict(
-        self, status: Status, relaxation: str, message: str = "", found: Counterexample | None = None
+        self, status: PropertyStatus, relaxation: str, message: str = "", found: Counterexample | None = None
     ) -> PropertyVerdict:
         bounds = [bound for case in self.cases for bound in case.lower]
         return PropertyVerdict(

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Cells",
     "Examples",
-    "Folder",
     "Least",
     "LineBudget",
     "Lines",
+    "ResultFolder",
     "bar",
     "continuity",
     "landscape",
@@ -121,7 +121,7 @@ def tightness(
 
     largest = None if limit is None else parse_number("--limit", limit)
     where = None if at is None else parse_number("--at", at)
-    folder = Folder.opened(out, table_format)
+    folder = ResultFolder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     with bar("tightness") as progress:
         result = ox.measure_tightness(
@@ -203,7 +203,7 @@ def continuity(
     from optrelax.networks.checkpoint_files import read_network
 
     radius = parse_number("--eps", eps)
-    folder = Folder.opened(out, table_format)
+    folder = ResultFolder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     way: Any = direction
     if to is not None:
@@ -284,7 +284,7 @@ def sensitivity(
     import optrelax as ox
 
     radius = parse_number("--eps", eps)
-    folder = Folder.opened(out, table_format)
+    folder = ResultFolder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     with bar("sensitivity") as progress:
         result = ox.measure_sensitivity(
@@ -354,7 +354,7 @@ def landscape(
     import optrelax as ox
 
     ball = parse_number("--eps", eps)
-    folder = Folder.opened(out, table_format)
+    folder = ResultFolder.opened(out, table_format)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     with bar("landscape") as progress:
         result = ox.measure_landscape(
@@ -381,14 +381,14 @@ def landscape(
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class ResultFolder:
     """Where results go, if anywhere."""
 
     path: Path | None
     ending: str
 
     @classmethod
-    def opened(cls, path: Path | None, ending: str) -> Folder:
+    def opened(cls, path: Path | None, ending: str) -> ResultFolder:
         """Check everything about the output before the work starts."""
         from optrelax.output.tables import require_writable
 

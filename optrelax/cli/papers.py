@@ -13,7 +13,7 @@ from optrelax.cli.inputs import DataDir, Json, Seed, Subset, option
 from optrelax.cli.progress_bars import report_bar
 
 if TYPE_CHECKING:
-    from optrelax.papers.barrier import BarrierRow, Batch
+    from optrelax.papers.barrier import BarrierRow, StageOutcomes
 
 __all__ = ["barrier"]
 
@@ -73,7 +73,7 @@ def barrier(
     with Progress(console=stderr(), transient=True) as bar:
         task = bar.add_task("barrier", total=None)
 
-        def update(batch: Batch, finished: int, total: int) -> None:
+        def update(batch: StageOutcomes, finished: int, total: int) -> None:
             bar.update(task, completed=finished, total=total, description=f"barrier {batch.row}")
 
         batches = run_barrier(

@@ -25,11 +25,11 @@ __all__ = ["certification_bar", "comparison_bar", "measurement_bar", "report_bar
 
 
 @contextlib.contextmanager
-def certification_bar(title: str) -> Iterator[Callable[[certification.Progress], None]]:
+def certification_bar(title: str) -> Iterator[Callable[[certification.CertificationProgress], None]]:
     """A callback for `certify` that draws a bar with the verdicts so far."""
     with _bar(title) as draw:
 
-        def update(progress: certification.Progress) -> None:
+        def update(progress: certification.CertificationProgress) -> None:
             shown = [f"{count} {verdict}" for verdict, count in progress.counts.items() if count]
             draw(progress.done, progress.total, shown)
 
@@ -37,11 +37,11 @@ def certification_bar(title: str) -> Iterator[Callable[[certification.Progress],
 
 
 @contextlib.contextmanager
-def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]]:
+def comparison_bar(title: str) -> Iterator[Callable[[comparison.ComparisonProgress], None]]:
     """A callback for `compare` that draws a bar a run of each relaxation."""
     with _bar(title) as draw:
 
-        def update(progress: comparison.Progress) -> None:
+        def update(progress: comparison.ComparisonProgress) -> None:
             run = [f"run {progress.run + 1}"] if progress.run else []
             draw(progress.done, progress.total, [progress.relaxation, *run])
 
@@ -49,7 +49,7 @@ def comparison_bar(title: str) -> Iterator[Callable[[comparison.Progress], None]
 
 
 @contextlib.contextmanager
-def measurement_bar(title: str) -> Iterator[Callable[[stages.Progress], None]]:
+def measurement_bar(title: str) -> Iterator[Callable[[stages.MeasurementProgress], None]]:
     """A callback for the measurements that draws a bar a stage."""
     with _bar(title) as draw:
         yield lambda progress: draw(progress.done, progress.total, [progress.stage])
@@ -80,11 +80,11 @@ def report_bar(title: str) -> Iterator[Callable[[rows.RowProgress], None]]:
 
 
 @contextlib.contextmanager
-def training_bar(title: str) -> Iterator[Callable[[training.Progress], None]]:
+def training_bar(title: str) -> Iterator[Callable[[training.TrainingProgress], None]]:
     """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
     with _bar(title, every=None) as draw:
 
-        def update(progress: training.Progress) -> None:
+        def update(progress: training.TrainingProgress) -> None:
             shown = [f"epoch {progress.epoch}/{progress.epochs}", f"eps {progress.eps:.3g}"]
             shown += [f"loss {progress.loss:.3f}", f"accuracy {100 * progress.natural_accuracy:.1f} %"]
             if progress.robust_accuracy is not None:
@@ -112,10 +112,10 @@ def _bar(title: str, every: int | None = 100) -> Iterator[Draw]:
         with _drawn_bar(title, console) as draw:
             yield draw
     else:
-        yield _Lines(title, console, every)
+        yield _ProgressLines(title, console, every)
 
 
-class _Lines:
+class _ProgressLines:
     """Progress as lines, for files and pipes."""
 
     def __init__(self, title: str, console: Console, every: int | None) -> None:

@@ -26,7 +26,7 @@ from optrelax.cli.inputs import (
     read_data,
     read_device,
 )
-from optrelax.cli.measuring import Cells, Examples, Folder, Least, LineBudget, Lines, bar, measures, show_measured
+from optrelax.cli.measuring import Cells, Examples, Least, LineBudget, Lines, ResultFolder, bar, measures, show_measured
 
 __all__ = ["series"]
 
@@ -94,7 +94,7 @@ def series(
     from optrelax.measurements.series_files import series_networks, series_paths
 
     radius = parse_number("--eps", eps)
-    folder = Folder.opened(out, table_format)
+    folder = ResultFolder.opened(out, table_format)
     x, labels, classes = read_data(data, data_dir, split)
     paths = series_paths(checkpoints)
     shape = tuple(x.shape[1:])

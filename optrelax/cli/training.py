@@ -131,7 +131,7 @@ def train(
         return
     folder = Path("runs") / row.name if out is None else out
     with launched(read_device(device)) as processes:
-        work = _Work(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
+        work = _RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
         how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
         how["keep_every"] = keep_every
         result = work.run(first=processes.rank == 0, **how)
@@ -167,7 +167,7 @@ def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _RecipeRun:
     """One run by a recipe."""
 
     row: Recipe

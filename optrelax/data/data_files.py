@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DatasetError", "Folder", "read_cifar", "read_idx", "read_svhn"]
+__all__ = ["DataFolder", "DatasetError", "read_cifar", "read_idx", "read_svhn"]
 
 Pixels = NDArray[np.uint8]
 Arrays = tuple[Pixels, NDArray[np.integer[Any]]]  # images [n, c, h, w], labels [n]
@@ -25,7 +25,7 @@ class DatasetError(FileNotFoundError):
     """A data set's file is missing: which one, everywhere it was looked for, and how to get it."""
 
 
-class Folder:
+class DataFolder:
     """Where the files of one data set are looked for: DIR/<name>/, other usual folders, then DIR itself.
 
     DIR is `data_dir`, or else the environment variable OPTRELAX_DATA.

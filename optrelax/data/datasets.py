@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optrelax.data.data_files import Arrays, DatasetError, Folder, read_cifar, read_idx, read_svhn
+from optrelax.data.data_files import Arrays, DataFolder, DatasetError, read_cifar, read_idx, read_svhn
 from optrelax.errors import suggest
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Split = Literal["train", "test"]
-Reader = Callable[[Folder, Split], Arrays]
+Reader = Callable[[DataFolder, Split], Arrays]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +160,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, spli
     entry = _entry(name)
     if split not in ("train", "test"):
         raise ValueError(f"load_dataset: split must be 'train' or 'test', got {split!r}")
-    images, labels = entry.read(Folder(name, data_dir, entry.aliases), split)
+    images, labels = entry.read(DataFolder(name, data_dir, entry.aliases), split)
     pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32)).div_(entry.white)
     return Dataset(name, split, pixels, torch.from_numpy(labels.astype(np.int64)), entry.classes)
 
@@ -172,7 +172,7 @@ def _entry(name: str) -> _Entry:
 
 
 @dataset("digits", mean=[0.3052], std=[0.3763], white=16)
-def _digits(folder: Folder, split: Split) -> Arrays:
+def _digits(folder: DataFolder, split: Split) -> Arrays:
     """scikit-learn's 1,797 real digits, 8x8 in 17 grey levels; every fifth example is the test set."""
     from sklearn.datasets import load_digits
 
@@ -183,16 +183,16 @@ def _digits(folder: Folder, split: Split) -> Arrays:
 
 
 @dataset("mnist", mean=[0.1307], std=[0.3081], aliases=["MNIST/raw"])
-def _mnist(folder: Folder, split: Split) -> Arrays:
+def _mnist(folder: DataFolder, split: Split) -> Arrays:
     return _idx_pair(folder, split, "http://yann.lecun.com/exdb/mnist or a mirror")
 
 
 @dataset("fashion-mnist", mean=[0.2861], std=[0.3530], aliases=["FashionMNIST/raw"])
-def _fashion_mnist(folder: Folder, split: Split) -> Arrays:
+def _fashion_mnist(folder: DataFolder, split: Split) -> Arrays:
     return _idx_pair(folder, split, "https://github.com/zalandoresearch/fashion-mnist")
 
 
-def _idx_pair(folder: Folder, split: Split, url: str) -> Arrays:
+def _idx_pair(folder: DataFolder, split: Split, url: str) -> Arrays:
     """The image file and the label file of one split."""
     advice = f"put the four IDX files of {url}, gzipped or not, into {folder.home}"
     stem = "train" if split == "train" else "t10k"
@@ -212,7 +212,7 @@ def _idx_pair(folder: Folder, split: Split, url: str) -> Arrays:
     std=[0.2023, 0.1994, 0.2010],
     aliases=["cifar10/cifar-10-batches-bin", "cifar-10-batches-bin"],
 )
-def _cifar10(folder: Folder, split: Split) -> Arrays:
+def _cifar10(folder: DataFolder, split: Split) -> Arrays:
     """The binary version, or the folder that torchvision downloads."""
     batches = ["test_batch.bin"] if split == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
     pickled = next((place for place in folder.places if (place / "cifar-10-batches-py").is_dir()), None)
@@ -239,14 +239,14 @@ def _cifar10_of_torchvision(root: Path, split: Split) -> Arrays:
 
 
 @dataset("svhn", mean=[0.4377, 0.4438, 0.4728], std=[0.1980, 0.2011, 0.1970])
-def _svhn(folder: Folder, split: Split) -> Arrays:
+def _svhn(folder: DataFolder, split: Split) -> Arrays:
     file = f"{split}_32x32.mat"
     site = "http://ufldl.stanford.edu/housenumbers"
     advice = f"put {file} of {site} into {folder.home}; or{_torchvision(folder, 'SVHN')}"
     return read_svhn(folder.require(file, advice=advice))
 
 
-def _torchvision(folder: Folder, name: str) -> str:
+def _torchvision(folder: DataFolder, name: str) -> str:
     """How to download a data set with torchvision into a folder that is looked at here."""
     first = "" if find_spec("torchvision") else " first pip install 'optrelax[vision]', then"
     where = "DIR" if folder.root is None else repr(str(folder.root))

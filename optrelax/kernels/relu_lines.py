@@ -32,12 +32,12 @@ def relu_lines(l: Tensor, u: Tensor, below: Below) -> tuple[Tensor, Tensor, Tens
 
     Gradient: of the upper line in l and u, to any order; "chord": the lower slope is the upper slope itself.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _Lines.apply(*native.laid_out(*torch.broadcast_tensors(l, u)), below)
+    found: tuple[Tensor, Tensor, Tensor] = _ReluLines.apply(*native.laid_out(*torch.broadcast_tensors(l, u)), below)
     lower, upper, intercept = found
     return (upper if below == "chord" else lower), upper, intercept
 
 
-class _Lines(torch.autograd.Function):
+class _ReluLines(torch.autograd.Function):
     """Keeps both ends."""
 
     @staticmethod

@@ -62,11 +62,11 @@ def ends_through(a: Tensor, weight: Tensor, center: Tensor, radius: Tensor) -> t
     a [batch, k, m], weight W [m, n], center and radius [batch, n].
     Gradient: in rows and weight, exact, to any order; where an entry of a W is 0, the middle of the box.
     """
-    found: tuple[Tensor, Tensor] = _Ends.apply(*native.laid_out(a, weight, center, radius))
+    found: tuple[Tensor, Tensor] = _SignedEnds.apply(*native.laid_out(a, weight, center, radius))
     return found
 
 
-class _Ends(torch.autograd.Function):
+class _SignedEnds(torch.autograd.Function):
     """Saves the rows, the weight, the box and a bit for every entry of the product."""
 
     @staticmethod

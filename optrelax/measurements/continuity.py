@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.measurements.jumps import Found, Jump, JumpFinder, Sample
-from optrelax.measurements.questions import Question, ask
-from optrelax.measurements.stages import Progress, Watch
+from optrelax.measurements.jumps import Jump, JumpFinder, LineJumps, Sample
+from optrelax.measurements.questions import MarginProblem, ask
+from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.measurements.switches import CAUSES, EVERYWHERE, expected_causes, sources, switch_functions
 from optrelax.measurements.weight_lines import (
     Direction,
@@ -92,7 +92,7 @@ def measure_continuity(
     cells: int = 32,
     budget: int = 20000,
     seed: int = 0,
-    progress: Watch | None = None,
+    progress: ReportProgress | None = None,
 ) -> Continuity:
     """Find the jumps of each relaxation's bounds, and of the certified loss on them, as the weights move along lines.
 
@@ -131,7 +131,7 @@ def measure_continuity(
             line = _search(part, weights, relaxation, way, reach, least, cells, budget)
             rows.append(replace(line, name=name, line=i, unit=norm(way) / size))
             if progress is not None:
-                progress(Progress(name, done + 1, len(stages)))
+                progress(MeasurementProgress(name, done + 1, len(stages)))
     settings = question.settings() | {
         "direction": direction if isinstance(direction, str) else "given",
         "length": reach,
@@ -161,7 +161,7 @@ def _precise(relaxation: Any) -> Any:
 
 
 def _direction(
-    part: Question,
+    part: MarginProblem,
     weights: MovingWeights,
     relaxation: Any,
     direction: Direction | Mapping[str, Tensor] | Net,
@@ -186,7 +186,7 @@ def _direction(
 class _Line:
     """What one line of one relaxation holds."""
 
-    found: Found
+    found: LineJumps
     causes: Tensor  # int [e], of every switch function
     margins: int  # values are that many margins' bounds, then the loss
     examples: int
@@ -212,7 +212,7 @@ class _Line:
 
 
 def _search(
-    part: Question,
+    part: MarginProblem,
     weights: MovingWeights,
     relaxation: Any,
     way: Weights,
@@ -279,7 +279,7 @@ def _counted(line: _Line, what: str) -> list[Jump]:
     return kept
 
 
-def _table(question: Question, rows: Sequence[_Line]) -> pl.DataFrame:
+def _table(question: MarginProblem, rows: Sequence[_Line]) -> pl.DataFrame:
     import polars as pl
 
     return pl.DataFrame(

@@ -48,7 +48,7 @@ _Sides = tuple[tuple[Tracked, Tracked], tuple[Tracked, Tracked]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
+class NeuronBounds:
     """Pre-activation bounds of one node, [n] each."""
 
     l: Tracked
@@ -158,10 +158,10 @@ class _Walk(Arithmetic):
     def _parts(self, node: Node) -> list[tuple[Tracked, str]]:
         return list(zip(self.linear[node.name].matrices, node.inputs, strict=True))
 
-    def _intervals(self, relaxation: Box) -> tuple[dict[str, _Ends], dict[str, tuple[Tracked, Tracked]]]:
+    def _intervals(self, relaxation: Box) -> tuple[dict[str, NeuronBounds], dict[str, tuple[Tracked, Tracked]]]:
         """Pre-activation bounds, and both ends of every node's value."""
         found = {self.network.input: self._input()}
-        before: dict[str, _Ends] = {}
+        before: dict[str, NeuronBounds] = {}
         for node in self.network:
             if isinstance(node.op, Affine):
                 bias, parts = self.linear[node.name].bias, self._parts(node)
@@ -172,7 +172,7 @@ class _Walk(Arithmetic):
                 found[node.name] = (low, high)
             else:
                 l, u = self._loosened(relaxation, *found[node.inputs[0]])
-                before[node.name] = _Ends(l, u)
+                before[node.name] = NeuronBounds(l, u)
                 found[node.name] = (self._image(node.op, l), self._image(node.op, u))
         return before, found
 
@@ -191,12 +191,14 @@ class _Walk(Arithmetic):
         slope, intercept = (t.numpy() for t in op.piece(torch.from_numpy(end.value)))
         return self.plus(self.scaled(self.constant(slope), end), self.constant(intercept))
 
-    def _hybrid(self, relaxation: HBox) -> tuple[dict[str, _Ends], dict[str, tuple[Tracked | None, Tracked, Tracked]]]:
+    def _hybrid(
+        self, relaxation: HBox
+    ) -> tuple[dict[str, NeuronBounds], dict[str, tuple[Tracked | None, Tracked, Tracked]]]:
         """Pre-activation bounds; of every node's value the input's coefficients [n, pixels] and an interval's ends."""
         pixels = len(self.region.lower.flatten())
         zero = self.constant(np.zeros(pixels))
         state = {self.network.input: (self.constant(np.eye(pixels)), zero, zero)}
-        before: dict[str, _Ends] = {}
+        before: dict[str, NeuronBounds] = {}
         for node in self.network:
             if isinstance(node.op, Affine):
                 bias, parts = self.linear[node.name].bias, [(m, state[i]) for m, i in self._parts(node)]
@@ -207,7 +209,7 @@ class _Walk(Arithmetic):
                 state[node.name] = (self.plus(*(self.matmul(m, a) for m, (a, _, _) in parts)), low, high)
             else:
                 a, low, high = state[node.inputs[0]]
-                ends = _Ends(
+                ends = NeuronBounds(
                     self.plus(self.least(a, *self._input()), low),
                     self.minus(self.plus(self.least(self.minus(a), *self._input()), self.minus(high))),
                 )
@@ -240,12 +242,12 @@ class _Walk(Arithmetic):
             terms.append(self.least(self.plus(*noise), *self._input()))
         return self.plus(*terms)
 
-    def _lines(self, relaxation: Any) -> tuple[dict[str, _Sides], dict[str, _Ends]]:
+    def _lines(self, relaxation: Any) -> tuple[dict[str, _Sides], dict[str, NeuronBounds]]:
         """Both lines, and the pre-activation bounds, of every activation."""
         given = None if relaxation.preactivation is None else self._preactivation(relaxation.preactivation)
         intervals = self._intervals(Box())[0]
         lines: dict[str, _Sides] = {}
-        ends: dict[str, _Ends] = {}
+        ends: dict[str, NeuronBounds] = {}
         for node in self.network.activations:
             source = node.inputs[0]
             if given is not None:
@@ -255,18 +257,18 @@ class _Walk(Arithmetic):
             else:
                 eye = np.eye(math.prod(node.shape))
                 low = self._substituted(source, eye, lines, ends)
-                ends[node.name] = _Ends(low, self.minus(self._substituted(source, -eye, lines, ends)))
+                ends[node.name] = NeuronBounds(low, self.minus(self._substituted(source, -eye, lines, ends)))
             lines[node.name] = self._sides(relaxation, node.op, ends[node.name])
         return lines, ends
 
-    def _preactivation(self, relaxation: Any) -> dict[str, _Ends]:
+    def _preactivation(self, relaxation: Any) -> dict[str, NeuronBounds]:
         if type(relaxation) is Box:
             return self._intervals(relaxation)[0]
         if type(relaxation) is HBox:
             return self._hybrid(relaxation)[0]
         raise ValueError(f"step_degrees: has no rule for pre-activation bounds by {name_of(relaxation)}")
 
-    def _sides(self, relaxation: Any, op: Any, before: _Ends) -> _Sides:
+    def _sides(self, relaxation: Any, op: Any, before: NeuronBounds) -> _Sides:
         """Degrees of the relaxation's own lines, read off their numbers: constant slopes, or parts of the chord's."""
         l, u = (torch.from_numpy(end.value) for end in (before.l, before.u))
         lines = relaxation.lines(op, l, u)
@@ -337,7 +339,7 @@ class _Walk(Arithmetic):
         raise ValueError(f"step_degrees: a line of {op.name} touches it at no end or kink")
 
     def _substituted(
-        self, target: str, rows: Values, lines: Mapping[str, _Sides], ends: Mapping[str, _Ends]
+        self, target: str, rows: Values, lines: Mapping[str, _Sides], ends: Mapping[str, NeuronBounds]
     ) -> Tracked:
         """Back-substitution: [k].
 
@@ -350,7 +352,7 @@ class _Walk(Arithmetic):
         return Tracked(np.array([v for v, _ in found]), ratio)
 
     def _at_corner(
-        self, target: str, row: Values, lines: Mapping[str, _Sides], ends: Mapping[str, _Ends]
+        self, target: str, row: Values, lines: Mapping[str, _Sides], ends: Mapping[str, NeuronBounds]
     ) -> tuple[float, Ratio | None]:
         coefficients = self._coefficients(target, row, lines)
         low, high = self._input()
@@ -395,7 +397,7 @@ class _Walk(Arithmetic):
         z: Tracked,
         below: NDArray[np.bool_],
         lines: Mapping[str, _Sides],
-        ends: Mapping[str, _Ends],
+        ends: Mapping[str, NeuronBounds],
     ) -> Tracked:
         """The chosen line of each neuron at z."""
         (slope0, intercept0), (slope1, intercept1) = lines[node.name]
@@ -406,7 +408,9 @@ class _Walk(Arithmetic):
             ratio[i] = self._on_line(node.op, z, slope, intercept, ends[node.name], i)
         return Tracked(value, ratio)
 
-    def _on_line(self, op: Any, z: Tracked, slope: Tracked, intercept: Tracked, ends: _Ends, i: int) -> Ratio | None:
+    def _on_line(
+        self, op: Any, z: Tracked, slope: Tracked, intercept: Tracked, ends: NeuronBounds, i: int
+    ) -> Ratio | None:
         touched = []
         for end in (ends.l, ends.u):
             at = float(end.value[i])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Found", "Jump", "JumpFinder", "Sample"]
+__all__ = ["Jump", "JumpFinder", "LineJumps", "Sample"]
 
 _BLIND = 0.8  # share of a cell's change that a half keeps, above which it may hold a jump: 1/2 where it is smooth
 
@@ -55,7 +55,7 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class LineJumps:
     """What one line holds."""
 
     jumps: list[Jump]
@@ -84,7 +84,7 @@ class JumpFinder:
     spent: int = 0
     jumps: list[Jump] = field(default_factory=list)
 
-    def run(self, start: float, end: float) -> Found:
+    def run(self, start: float, end: float) -> LineJumps:
         """Every jump between start and end."""
         grid = [self._at(start + (end - start) * i / self.cells) for i in range(self.cells + 1)]
         coarse = list(grid)
@@ -95,7 +95,7 @@ class JumpFinder:
             for left, right in ((a, middle), (middle, b)):
                 complete &= self._cell(left, right, self._suspect(a, middle, b, left.t, right.t))
         coarse.sort(key=lambda sample: sample.t)
-        return Found(self._merged(), coarse, self.spent, complete)
+        return LineJumps(self._merged(), coarse, self.spent, complete)
 
     def _at(self, t: float) -> Sample:
         self.spent += 1

@@ -11,7 +11,7 @@ import torch
 
 from optrelax.analysis import Net
 from optrelax.measurements.questions import ask
-from optrelax.measurements.stages import Progress, Watch
+from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.measurements.weight_lines import filter_normalised, moving
 from optrelax.relaxations import Relaxation
 from optrelax.training.losses import certified_cross_entropy
@@ -89,7 +89,7 @@ def measure_landscape(
     examples: int = 16,
     clip: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
-    progress: Watch | None = None,
+    progress: ReportProgress | None = None,
 ) -> Landscape:
     """The certified loss on some examples over a line or a plane of weights through the network's own.
 
@@ -123,7 +123,7 @@ def measure_landscape(
                 lower = relaxation.lower_bounds(question.network, question.region, question.rows)
                 rows.append((name, a, b, float(certified_cross_entropy(lower))))
             if progress is not None:
-                progress(Progress("landscape", done + 1, len(places)))
+                progress(MeasurementProgress("landscape", done + 1, len(places)))
     import polars as pl
 
     frame = pl.DataFrame(rows, schema=["relaxation", "a", "b", "loss"], orient="row")

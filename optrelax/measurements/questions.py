@@ -19,11 +19,11 @@ from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import name_of, resolve
 from optrelax.specifications import label_rows
 
-__all__ = ["Question", "ask"]
+__all__ = ["MarginProblem", "ask"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Question:
+class MarginProblem:
     """The margins of some examples over their regions, in float64."""
 
     network: Network
@@ -34,12 +34,12 @@ class Question:
     region: InputBox
     rows: Tensor  # [n, k, *output_shape]
 
-    def part(self, which: slice) -> Question:
+    def part(self, which: slice) -> MarginProblem:
         """The same about some of the examples."""
         s = self.samples
         samples = Samples(s.x[which], s.labels[which], s.index[which])
         region = InputBox(self.region.lower[which], self.region.upper[which])
-        return Question(self.network, self.relaxations, samples, self.eps, self.clip, region, self.rows[which])
+        return MarginProblem(self.network, self.relaxations, samples, self.eps, self.clip, region, self.rows[which])
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -55,7 +55,7 @@ class Question:
 
 def ask(
     owner: str, net: Net, data: Any, relaxations: Any, eps: float, clip: tuple[float, float] | None, count: int
-) -> Question:
+) -> MarginProblem:
     """Check everything that the measurements share; errors begin with the name of the `owner`.
 
     count: evenly spaced examples to take.  Estimates such as `cauchy` are allowed: this is about training.
@@ -72,7 +72,7 @@ def ask(
     x = samples.x.to(device_of(network), torch.float64)
     rows = label_rows(samples.labels, network.output_shape, "measure").to(x)
     ball = LinfBall(x, float(eps), clip)
-    return Question(
+    return MarginProblem(
         network=network,
         relaxations=_named(owner, relaxations),
         samples=samples,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
-from optrelax.measurements.questions import Question, ask
-from optrelax.measurements.stages import Progress, Watch
+from optrelax.measurements.questions import MarginProblem, ask
+from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, moving, norm
 from optrelax.relaxations import Relaxation
 
@@ -70,7 +70,7 @@ def measure_sensitivity(
     degrees: bool = True,
     clip: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
-    progress: Watch | None = None,
+    progress: ReportProgress | None = None,
 ) -> Sensitivity:
     """How the certified loss on some examples, and its gradient, change with small relative steps of the weights.
 
@@ -94,7 +94,7 @@ def measure_sensitivity(
             probe = _Probe(question, weights, question.relaxations[name])
             rows += [{"relaxation": name, **row} for row in probe.rows(size, draws, ascent, seed)]
             if progress is not None:
-                progress(Progress(name, done + 1, len(stages)))
+                progress(MeasurementProgress(name, done + 1, len(stages)))
     import polars as pl
 
     settings = question.settings() | {
@@ -107,7 +107,7 @@ def measure_sensitivity(
     return Sensitivity(pl.DataFrame(rows), settings)
 
 
-def _degrees(question: Question) -> dict[str, list[int] | None]:
+def _degrees(question: MarginProblem) -> dict[str, list[int] | None]:
     """Degrees of the bound by relaxation; None where they are not known."""
     from optrelax.measurements.degrees import step_degrees
 
@@ -127,7 +127,7 @@ def _degrees(question: Question) -> dict[str, list[int] | None]:
 class _Probe:
     """One relaxation's loss at moved weights."""
 
-    question: Question
+    question: MarginProblem
     weights: MovingWeights
     relaxation: Any
 

@@ -21,7 +21,7 @@ from optrelax.measurements.questions import ask
 from optrelax.measurements.records import Records
 from optrelax.measurements.sensitivity import measure_sensitivity
 from optrelax.measurements.series_files import PathLike, series_networks
-from optrelax.measurements.stages import Progress, Watch
+from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.measurements.tightness import measure_tightness
 from optrelax.networks.graph import Network
 from optrelax.relaxations import Relaxation
@@ -98,7 +98,7 @@ def measure_series(
     budget: int = 20000,
     seed: int = 0,
     journal: PathLike | None = None,
-    progress: Watch | None = None,
+    progress: ReportProgress | None = None,
 ) -> Series:
     """Continuity, sensitivity, tightness and certified accuracy of every relaxation at every checkpoint.
 
@@ -127,7 +127,7 @@ def measure_series(
     lining = {"length": length, "lines": lines, "examples": examples, "least": least, "cells": cells, "budget": budget}
     scanning = {"resolution": resolution, "points": points}
     shared = {"clip": clip, "seed": seed}
-    work = _Work(
+    work = _SeriesRun(
         networks=networks,
         data=(everything.x, everything.labels),
         eps=float(eps),
@@ -177,7 +177,7 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Work:
+class _SeriesRun:
     """One series: every network by every relaxation."""
 
     networks: Mapping[int, Network]
@@ -190,7 +190,7 @@ class _Work:
     certifying: Mapping[str, Any]
     scanning: Mapping[str, Any] | None
 
-    def run(self, records: Records, progress: Watch | None) -> pl.DataFrame:
+    def run(self, records: Records, progress: ReportProgress | None) -> pl.DataFrame:
         """Do what the records lack, and collect the table."""
         tasks = [task for epoch in self.networks for task in self._tasks(epoch)]
         rows: dict[tuple[int, str], dict[str, Any]] = {(e, n): {} for e in self.networks for n in self.relaxations}
@@ -202,7 +202,7 @@ class _Work:
             for name, columns in found.items():
                 rows[task.epoch, name] |= columns
             if progress is not None:
-                progress(Progress(task.stage, done, len(tasks)))
+                progress(MeasurementProgress(task.stage, done, len(tasks)))
         return _table(rows)
 
     def _tasks(self, epoch: int) -> Iterator[_Task]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Progress", "Watch"]
+__all__ = ["MeasurementProgress", "ReportProgress"]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class MeasurementProgress:
     """Steps of one stage."""
 
     stage: str
@@ -17,4 +17,4 @@ class Progress:
     total: int
 
 
-Watch = Callable[[Progress], None]
+ReportProgress = Callable[[MeasurementProgress], None]

@@ -17,7 +17,7 @@ from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.data.samples import gather
 from optrelax.measurements.margin_ranges import found_ranges
 from optrelax.measurements.radii import RadiusSearch, monotone
-from optrelax.measurements.stages import Progress, Watch
+from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
@@ -94,7 +94,7 @@ def measure_tightness(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-    progress: Watch | None = None,
+    progress: ReportProgress | None = None,
 ) -> Tightness:
     """Certified robustness of a fixed network as a function of eps, by each relaxation, and the area under it.
 
@@ -122,7 +122,7 @@ def measure_tightness(
 
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
-            progress(Progress(stage, done, total))
+            progress(MeasurementProgress(stage, done, total))
 
     search = RadiusSearch(run, size, top, resolution, points, tell)
     with torch.no_grad():

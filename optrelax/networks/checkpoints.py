@@ -412,12 +412,12 @@ def _container(kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple
             module.register_buffer(leaf, tensors[key])
         else:
             module.register_parameter(leaf, nn.Parameter(tensors[key], requires_grad=kind == "trainable"))
-        sources[key] = _Reader(module, leaf)
+        sources[key] = _Attribute(module, leaf)
     return root, sources
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _Attribute:
     """Reads an attribute at each use, so that it follows .to() and training."""
 
     module: nn.Module

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.onnx_nodes import RULES, Function, OnnxNode, Value, require_small
+from optrelax.networks.onnx_nodes import RULES, Function, OnnxNode, OnnxValue, require_small
 
 # Their rules register on import.
 from optrelax.networks import onnx_ops, onnx_shapes  # isort: skip  # noqa: F401
@@ -24,7 +24,7 @@ __all__ = ["GraphBuilder", "OnnxModule"]
 _FAILURES = (ValueError, TypeError, RuntimeError, IndexError, KeyError, OverflowError)
 
 
-class _Step(nn.Module):
+class _NodeStep(nn.Module):
     """One node: a function of values that were computed before and of constants of its own."""
 
     def __init__(self, op: str, function: Function) -> None:
@@ -54,7 +54,7 @@ class OnnxModule(nn.Module):
         self.input_shape, self.own_shape = input_shape, own_shape
         self.order: list[str] = []
 
-    def append(self, name: str, step: _Step) -> None:
+    def append(self, name: str, step: _NodeStep) -> None:
         """The next node."""
         self.add_module(name, step)
         self.order.append(name)
@@ -65,7 +65,7 @@ class OnnxModule(nn.Module):
             x = x.unflatten(1, self.own_shape) if len(self.own_shape) > 1 else x
         values = {self.input: x}
         for name in self.order:
-            step: _Step = getattr(self, name)
+            step: _NodeStep = getattr(self, name)
             found = step(values)
             values.update(zip(step.outputs, found if isinstance(found, (tuple, list)) else (found,), strict=False))
         return values[self.output]
@@ -75,15 +75,15 @@ class GraphBuilder:
     """Adds the nodes of a graph in order; `problems` are those that have no rule."""
 
     def __init__(self, input: str, own_shape: Sequence[int], dtype: torch.dtype, opset: int) -> None:
-        self.values: dict[str, Value] = {input: Value(input, (1, *own_shape), dtype)}
+        self.values: dict[str, OnnxValue] = {input: OnnxValue(input, (1, *own_shape), dtype)}
         self.input, self.own_shape, self.opset = input, tuple(own_shape), opset
         self.problems: list[Problem] = []
         self.lost: set[str] = set()  # what comes out of a node with a problem
-        self.steps: list[tuple[str, _Step]] = []
+        self.steps: list[tuple[str, _NodeStep]] = []
 
     def add_constant(self, name: str, value: Tensor) -> None:
         """An initializer."""
-        self.values[name] = Value(name, tuple(value.shape), value.dtype, value)
+        self.values[name] = OnnxValue(name, tuple(value.shape), value.dtype, value)
 
     def add(
         self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: dict[str, Any]
@@ -141,14 +141,14 @@ class GraphBuilder:
         for output, two, three in zip(outputs, *shapes, strict=False):
             if two.dim() < 1 or two.shape[0] != 2 or three.shape != (3, *two.shape[1:]):
                 raise ValueError(f"gives {list(two.shape)} for a batch of 2: the batch must stay the first dimension")
-            self.values[output] = Value(output, (1, *two.shape[1:]), two.dtype)
-        step = _Step(node.op, function)
+            self.values[output] = OnnxValue(output, (1, *two.shape[1:]), two.dtype)
+        step = _NodeStep(node.op, function)
         step.outputs = outputs
         for place, value in enumerate(kept):
             step.arguments.append(None if value is None else self._argument(step, value, place not in node.statistics))
         self.steps.append((name, step))
 
-    def _outputs(self, function: Function, kept: Sequence[Value | None], batch: int) -> tuple[Tensor, ...]:
+    def _outputs(self, function: Function, kept: Sequence[OnnxValue | None], batch: int) -> tuple[Tensor, ...]:
         """What the function gives for a batch, as `meta` tensors: shapes without numbers."""
         given: list[Tensor | None] = []
         for v in kept:
@@ -161,7 +161,7 @@ class GraphBuilder:
         found = function(*given)
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
-    def _argument(self, step: _Step, value: Value, trained: bool) -> tuple[str, str]:
+    def _argument(self, step: _NodeStep, value: OnnxValue, trained: bool) -> tuple[str, str]:
         if value.constant is None:
             return "value", value.name
         name = _fresh(_identifier(value.name), lambda n: hasattr(step, n))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_ENTRIES", "RULES", "OnnxNode", "Value", "require_small", "rule"]
+__all__ = ["MOST_ENTRIES", "RULES", "OnnxNode", "OnnxValue", "require_small", "rule"]
 
 Function = Callable[..., Any]
 Rule = Callable[["OnnxNode"], Function]
@@ -37,7 +37,7 @@ def rule(*ops: str) -> Callable[[_R], _R]:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class OnnxValue:
     """A value of the graph: a constant, or the shape and type that it has for one example."""
 
     name: str
@@ -52,7 +52,7 @@ class OnnxNode:
 
     op: str
     attributes: Mapping[str, Any]
-    inputs: Sequence[Value | None]
+    inputs: Sequence[OnnxValue | None]
     outputs: int
     opset: int
     consumed: set[int] = field(default_factory=set)
@@ -68,7 +68,7 @@ class OnnxNode:
         """Whether the optional input is there."""
         return place < len(self.inputs) and self.inputs[place] is not None
 
-    def value(self, place: int) -> Value:
+    def value(self, place: int) -> OnnxValue:
         """An input that must be there."""
         found = self.inputs[place] if place < len(self.inputs) else None
         if found is None:

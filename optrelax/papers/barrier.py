@@ -61,7 +61,7 @@ ROWS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StageOutcomes:
     """Some images of one row and the stage that decided each."""
 
     row: str
@@ -81,8 +81,8 @@ def run_barrier(
     workers: int = 1,
     device: str = "cpu",
     journal: Path | None = None,
-    progress: Callable[[Batch, int, int], None] | None = None,
-) -> list[Batch]:
+    progress: Callable[[StageOutcomes, int, int], None] | None = None,
+) -> list[StageOutcomes]:
     """Decide every image of every row, in processes of one thread; batches already in the journal are not done again.
 
     On a CUDA device one worker with large batches is fastest.
@@ -112,7 +112,7 @@ def run_barrier(
 
 def _decided(
     left: list[tuple[BarrierRow, tuple[int, ...]]], weights: Path, data_dir: Path | None, workers: int, device: str
-) -> Iterator[Batch]:
+) -> Iterator[StageOutcomes]:
     """Batches as they are finished."""
     if workers == 1:
         for row, chunk in left:
@@ -120,7 +120,7 @@ def _decided(
         return
     # spawn: a forked child would inherit torch's thread pool without its threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        waiting: set[Future[Batch]] = {
+        waiting: set[Future[StageOutcomes]] = {
             pool.submit(_decide, row, chunk, weights, data_dir, device) for row, chunk in left
         }
         try:
@@ -145,7 +145,7 @@ def _data(data_dir: Path | None) -> Any:
     return load_dataset("mnist", data_dir, "test")
 
 
-def _decide(row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Path | None, device: str) -> Batch:
+def _decide(row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Path | None, device: str) -> StageOutcomes:
     begin = time.perf_counter()
     data = _data(data_dir)
     index = torch.tensor(chunk)
@@ -153,7 +153,7 @@ def _decide(row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Pa
     ball = LinfBall(x, row.eps, clip=(0.0, 1.0))
     rows = margins(labels, data.classes).double()
     stages = _cascade(weights / f"{row.network}.npz", device).decide(x, InputBox(ball.lower, ball.upper), rows)
-    return Batch(row.key, chunk, tuple(stages.tolist()), time.perf_counter() - begin)
+    return StageOutcomes(row.key, chunk, tuple(stages.tolist()), time.perf_counter() - begin)
 
 
 def _fingerprint(weights: Path, rows: tuple[BarrierRow, ...]) -> dict[str, str]:
@@ -163,7 +163,7 @@ def _fingerprint(weights: Path, rows: tuple[BarrierRow, ...]) -> dict[str, str]:
 
 def _read_journal(
     journal: Path | None, weights: Path, rows: tuple[BarrierRow, ...]
-) -> dict[tuple[str, tuple[int, ...]], Batch]:
+) -> dict[tuple[str, tuple[int, ...]], StageOutcomes]:
     if journal is None:
         return {}
     digests = _fingerprint(weights, rows)
@@ -180,17 +180,17 @@ def _read_journal(
         raise ValueError(f"{journal}: is no journal of the barrier table; choose another --out")
     if any(header["weights"].get(name) != digest for name, digest in digests.items()):
         raise ValueError(f"{journal}: was written for other weights; choose another --out")
-    found: dict[tuple[str, tuple[int, ...]], Batch] = {}
+    found: dict[tuple[str, tuple[int, ...]], StageOutcomes] = {}
     for line in lines[1:-1]:  # what follows the last newline was cut off
         entry = json.loads(line)
-        batch = Batch(entry["row"], tuple(entry["images"]), tuple(entry["stages"]), entry["seconds"])
+        batch = StageOutcomes(entry["row"], tuple(entry["images"]), tuple(entry["stages"]), entry["seconds"])
         found[batch.row, batch.images] = batch
     whole = "\n".join(lines[:-1]) + "\n"
     journal.write_text(whole)
     return found
 
 
-def _append(journal: Path | None, batch: Batch) -> None:
+def _append(journal: Path | None, batch: StageOutcomes) -> None:
     if journal is None:
         return
     entry = {"row": batch.row, "images": batch.images, "stages": batch.stages, "seconds": round(batch.seconds, 3)}
@@ -198,14 +198,14 @@ def _append(journal: Path | None, batch: Batch) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def barrier_frame(batches: list[Batch], rows: tuple[BarrierRow, ...] = ROWS) -> pl.DataFrame:
+def barrier_frame(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = ROWS) -> pl.DataFrame:
     """`barrier_lines` as a frame."""
     import polars as pl
 
     return pl.DataFrame(barrier_lines(batches, rows))
 
 
-def barrier_lines(batches: list[Batch], rows: tuple[BarrierRow, ...] = ROWS) -> list[dict[str, Any]]:
+def barrier_lines(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = ROWS) -> list[dict[str, Any]]:
     """One line a row: published and measured figures in percent, how many images each stage decided, and time."""
     lines = []
     for row in rows:

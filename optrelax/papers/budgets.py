@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BUDGETS", "Measuring", "Scale", "Training"]
+__all__ = ["BUDGETS", "ExperimentScale", "Measuring", "NetworkTraining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class NetworkTraining:
     """How networks are trained, and how many test images certify them.
 
     changes: of the recipe's numbers.  said: the same in words.  suffix: of the run's name, where two ways would share
@@ -45,7 +45,7 @@ class Measuring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class ExperimentScale:
     """One budget.
 
     anchor, networks, modified, loosened: how the networks of tables 1 to 4 are trained.  natural_anchor,
@@ -56,12 +56,12 @@ class Scale:
     warning: tuple[str, ...]
     seeds: int
     loose_seeds: int
-    anchor: Training
-    natural_anchor: Training
-    natural_small: Training
-    networks: tuple[Training, ...]
-    modified: Training
-    loosened: Training
+    anchor: NetworkTraining
+    natural_anchor: NetworkTraining
+    natural_small: NetworkTraining
+    networks: tuple[NetworkTraining, ...]
+    modified: NetworkTraining
+    loosened: NetworkTraining
     omegas: tuple[float, ...]
     grids: tuple[float, ...]
     degrees_hidden: tuple[int, ...]
@@ -71,7 +71,7 @@ class Scale:
 
 # --- smoke: scikit-learn's digits, seconds ------------------------------------------------------------------------
 
-_TINY = Training(
+_TINY = NetworkTraining(
     label="digits, FC-SMALL",
     data="digits",
     model="fc-small",
@@ -79,7 +79,7 @@ _TINY = Training(
     changes={"epochs": 4, "subset": 200, "eps": 0.05},
     said="FC-SMALL (64-100-100-10), 200 digits, 4 epochs, eps 0.05",
 )
-_TINY_NATURAL = Training(
+_TINY_NATURAL = NetworkTraining(
     label="digits, FC-SMALL",
     data="digits",
     model="fc-small",
@@ -102,7 +102,7 @@ _TINY_MEASURES = Measuring(
     lp_images=2,
     lp_length=1e-4,
 )
-_SMOKE = Scale(
+_SMOKE = ExperimentScale(
     name="smoke",
     warning=(
         "Budget `smoke` shows that everything runs, on scikit-learn's digits in place of the paper's data: its figures "
@@ -132,7 +132,7 @@ _SHORT_SAID = (
     "training certify next to nothing), half the final weight on the natural loss, learning rate 2e-3, batch 25; one "
     "schedule for all, chosen on Box and CROWN-IBP (R)"
 )
-_CPU_SMALL = Training(
+_CPU_SMALL = NetworkTraining(
     label="mnist, FC-SMALL",
     data="mnist",
     model="fc-small",
@@ -140,7 +140,7 @@ _CPU_SMALL = Training(
     changes=_SHORT,
     said=_SHORT_SAID.format("FC-SMALL in place of the paper's FC"),
 )
-_CPU_FASHION = Training(
+_CPU_FASHION = NetworkTraining(
     label="fashion-mnist, FC-SMALL",
     data="fashion-mnist",
     model="fc-small",
@@ -148,7 +148,7 @@ _CPU_FASHION = Training(
     changes=_SHORT,
     said="as MNIST, FC-SMALL",
 )
-_CPU_CONV = Training(
+_CPU_CONV = NetworkTraining(
     label="mnist, CONV",
     data="mnist",
     model="conv",
@@ -158,7 +158,7 @@ _CPU_CONV = Training(
     "on the natural loss, learning rate 2e-3, batch 25 (chosen on Box); warm-up, mixing and L1 as in the paper, epochs "
     "in their shares",
 )
-_CPU = Scale(
+_CPU = ExperimentScale(
     name="cpu",
     warning=(
         "Budget `cpu` trains on a few hundredths of the paper's images at most, one seed where none is named: its "
@@ -168,7 +168,7 @@ _CPU = Scale(
     seeds=1,
     loose_seeds=2,
     anchor=_CPU_CONV,
-    natural_anchor=Training(
+    natural_anchor=NetworkTraining(
         label="mnist, CONV",
         data="mnist",
         model="conv",
@@ -176,7 +176,7 @@ _CPU = Scale(
         changes={"epochs": 3},
         said="CONV trained naturally on all of MNIST for 3 epochs",
     ),
-    natural_small=Training(
+    natural_small=NetworkTraining(
         label="mnist, FC-SMALL",
         data="mnist",
         model="fc-small",
@@ -186,7 +186,7 @@ _CPU = Scale(
     ),
     networks=(_CPU_SMALL, _CPU_FASHION, _CPU_CONV),
     modified=_CPU_SMALL,
-    loosened=Training(
+    loosened=NetworkTraining(
         label="mnist, FC-SMALL",
         data="mnist",
         model="fc-small",
@@ -234,8 +234,8 @@ _CPU = Scale(
 # --- full: the paper's schedule -----------------------------------------------------------------------------------
 
 
-def _paper(data: str, model: str) -> Training:
-    return Training(
+def _paper(data: str, model: str) -> NetworkTraining:
+    return NetworkTraining(
         label=f"{data}, {model.upper()}",
         data=data,
         model=model,
@@ -245,7 +245,7 @@ def _paper(data: str, model: str) -> Training:
     )
 
 
-_FULL_SMALL = Training(
+_FULL_SMALL = NetworkTraining(
     label="mnist, FC-SMALL",
     data="mnist",
     model="fc-small",
@@ -253,13 +253,13 @@ _FULL_SMALL = Training(
     changes={"eps": 0.3},
     said="FC-SMALL on all of MNIST for 100 epochs, eps 0.3",
 )
-_FULL = Scale(
+_FULL = ExperimentScale(
     name="full",
     warning=(),
     seeds=1,
     loose_seeds=3,
     anchor=_paper("mnist", "conv"),
-    natural_anchor=Training(
+    natural_anchor=NetworkTraining(
         label="mnist, CONV",
         data="mnist",
         model="conv",
@@ -267,7 +267,7 @@ _FULL = Scale(
         changes={"epochs": 20},
         said="CONV trained naturally on all of MNIST for 20 epochs",
     ),
-    natural_small=Training(
+    natural_small=NetworkTraining(
         label="mnist, FC-SMALL",
         data="mnist",
         model="fc-small",

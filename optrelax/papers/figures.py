@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optrelax.output.plots import blank_figure, line_styles
-from optrelax.papers.frames import Found
+from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.plans import FIVE, Line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def tightness_lines(found: Found, names: Sequence[str], title: str) -> Figure | None:
+def tightness_lines(found: TableOutcomes, names: Sequence[str], title: str) -> Figure | None:
     """Certified fraction against eps of the named relaxations, and the attack's limit."""
     from optrelax.measurements.figures import tightness_curves
 
@@ -54,11 +54,11 @@ def _steps(radii: Sequence[float]) -> tuple[list[float], list[float]]:
     return [0.0, *positive], [left / total, *((left - 1 - i) / total for i in range(left))]
 
 
-def _named(found: Found, names: Sequence[str]) -> list[Line]:
+def _named(found: TableOutcomes, names: Sequence[str]) -> list[Line]:
     return [line for line in found.plan.lines if line.label in names]
 
 
-def jump_lines(found: Found, names: Sequence[str], title: str) -> Figure | None:
+def jump_lines(found: TableOutcomes, names: Sequence[str], title: str) -> Figure | None:
     """The loss along the first line of each named relaxation, with its jumps."""
     import polars as pl
 
@@ -82,7 +82,7 @@ def jump_lines(found: Found, names: Sequence[str], title: str) -> Figure | None:
     return jump_panels(frame, pl.DataFrame(jumps, schema=schema), 0, title=title)
 
 
-def sensitivity_lines(found: Found, names: Sequence[str], title: str) -> Figure | None:
+def sensitivity_lines(found: TableOutcomes, names: Sequence[str], title: str) -> Figure | None:
     """Change of loss and gradient against the size of the step."""
     import polars as pl
 
@@ -129,7 +129,7 @@ def _look(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def accuracy_dots(found: Found, frame: pl.DataFrame, title: str) -> Figure:
+def accuracy_dots(found: TableOutcomes, frame: pl.DataFrame, title: str) -> Figure:
     """Accuracy, accuracy under attack, certified accuracies: a row a network, dots with different marks.
 
     A published certified accuracy, where there is one, is a hollow diamond.
@@ -229,7 +229,7 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
     return figure
 
 
-def main_names(found: Found) -> list[str]:
+def main_names(found: TableOutcomes) -> list[str]:
     """The relaxations that figures with room for a few show: the paper's five, and the LPs where measured."""
     labels = [line.label for line in found.plan.lines]
     lps = [name for name in labels if name.startswith(("triangle", "layerwise"))]

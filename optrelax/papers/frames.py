@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optrelax.papers.plans import Line, Plan
+from optrelax.papers.plans import Line, TablePlan
 from optrelax.papers.published import ANCHOR
 from optrelax.papers.rows import Outcome, Row
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = [
-    "Found",
+    "TableOutcomes",
     "loosened_frame",
     "properties_frame",
     "summary_frame",
@@ -29,10 +29,10 @@ _STEP = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TableOutcomes:
     """A plan and what became of its rows."""
 
-    plan: Plan
+    plan: TablePlan
     outcomes: Mapping[str, Outcome]
 
     def answer(self, row: Row | None) -> Mapping[str, Any] | None:
@@ -50,7 +50,7 @@ class Found:
         return sum(self.outcomes[name].seconds for name in rows)
 
 
-def _certified(found: Found, line: Line) -> dict[str, Any]:
+def _certified(found: TableOutcomes, line: Line) -> dict[str, Any]:
     """Accuracies in percent over the line's seeds: means, and the range of what matters most."""
     answers = [a for row in line.certified if (a := found.answer(row)) is not None]
     if not answers:
@@ -71,7 +71,7 @@ def _certified(found: Found, line: Line) -> dict[str, Any]:
     }
 
 
-def _tight(found: Found, line: Line) -> dict[str, Any]:
+def _tight(found: TableOutcomes, line: Line) -> dict[str, Any]:
     answer = found.answer(line.tight)
     if answer is None:
         return {}
@@ -86,7 +86,7 @@ def _tight(found: Found, line: Line) -> dict[str, Any]:
     }
 
 
-def _jumps(found: Found, line: Line) -> dict[str, Any]:
+def _jumps(found: TableOutcomes, line: Line) -> dict[str, Any]:
     answer = found.answer(line.jumps)
     if answer is None:
         return {}
@@ -102,7 +102,7 @@ def _jumps(found: Found, line: Line) -> dict[str, Any]:
     }
 
 
-def _steps(found: Found, line: Line) -> dict[str, Any]:
+def _steps(found: TableOutcomes, line: Line) -> dict[str, Any]:
     answer = found.answer(line.steps)
     if answer is None:
         return {}
@@ -119,7 +119,7 @@ def _steps(found: Found, line: Line) -> dict[str, Any]:
     }
 
 
-def _degrees(found: Found, line: Line) -> dict[str, Any]:
+def _degrees(found: TableOutcomes, line: Line) -> dict[str, Any]:
     answer = found.answer(line.degrees)
     if answer is None:
         return {}
@@ -139,7 +139,7 @@ def _frame(lines: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> p
     return pl.DataFrame([[line.get(name) for name in columns] for line in lines], schema=schema, orient="row")
 
 
-def summary_frame(found: Found) -> pl.DataFrame:
+def summary_frame(found: TableOutcomes) -> pl.DataFrame:
     """The published table of relaxations with our figures beside: published columns end in `(paper)`."""
     lines = []
     for line in found.plan.lines:
@@ -168,7 +168,7 @@ def summary_frame(found: Found) -> pl.DataFrame:
     return _frame(lines, {name: str if name in words else float for name in names})
 
 
-def trained_frame(found: Found) -> pl.DataFrame:
+def trained_frame(found: TableOutcomes) -> pl.DataFrame:
     """What training gave, a line a way of training."""
     published = found.plan.published
     lines = []
@@ -195,14 +195,14 @@ def _is_conv(line: Line) -> bool:
     return run is not None and run.row.data == "mnist" and run.row.model == "conv" and run.row.eps == 0.3
 
 
-def tightness_frame(found: Found) -> pl.DataFrame:
+def tightness_frame(found: TableOutcomes) -> pl.DataFrame:
     """Tightness of each relaxation on the fixed network."""
     lines = [{"relaxation": line.label, **_tight(found, line)} for line in found.plan.lines if line.tight is not None]
     columns: dict[str, type] = {"relaxation": str, "area": float, "low": float, "high": float}
     return _frame(lines, columns | {"images": int, "gap": float, "propagation %": float})
 
 
-def properties_frame(found: Found) -> pl.DataFrame:
+def properties_frame(found: TableOutcomes) -> pl.DataFrame:
     """Continuity and sensitivity of each relaxation on the fixed network, and what training with it gave."""
     lines = []
     for line in found.plan.lines:
@@ -218,7 +218,7 @@ def properties_frame(found: Found) -> pl.DataFrame:
     return _frame(lines, columns)
 
 
-def together_frame(found: Found) -> pl.DataFrame:
+def together_frame(found: TableOutcomes) -> pl.DataFrame:
     """What training gave beside the three properties, the essentials of each."""
     lines = []
     for line in found.plan.lines:
@@ -229,7 +229,7 @@ def together_frame(found: Found) -> pl.DataFrame:
     return _frame(lines, columns | {"loss change %": float})
 
 
-def loosened_frame(found: Found) -> pl.DataFrame:
+def loosened_frame(found: TableOutcomes) -> pl.DataFrame:
     """Loosened Box: kind, omega, F, and what training with it gave."""
     lines = []
     for line in found.plan.lines:

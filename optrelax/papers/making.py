@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optrelax.papers.frames import Found
+from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.plans import plan
-from optrelax.papers.reports import Report, write_index, write_report
+from optrelax.papers.reports import WrittenReport, write_index, write_report
 from optrelax.papers.rows import RowProgress, do_rows
 
 __all__ = ["make_reports"]
@@ -23,7 +23,7 @@ def make_reports(
     seed: int = 0,
     command: str = "",
     watch: Callable[[RowProgress], None] | None = None,
-) -> list[Report]:
+) -> list[WrittenReport]:
     """Make the reports of some tables in `folder`/TABLE; several share their networks and get an index.md.
 
     Trained networks and answers that `folder` holds are used again: a call that was interrupted goes on, row by row.
@@ -36,7 +36,7 @@ def make_reports(
     plans = [plan(table, budget, seed) for table in tables]
     rows = [row for one in plans for row in one.rows()]
     outcomes = do_rows(rows, folder, data_dir=data_dir, workers=workers, watch=watch)
-    reports = [write_report(Found(one, outcomes), folder, command) for one in plans]
+    reports = [write_report(TableOutcomes(one, outcomes), folder, command) for one in plans]
     if len(reports) > 1:
         write_index(reports, folder, command)
     return reports

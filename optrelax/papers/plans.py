@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from optrelax.errors import suggest
-from optrelax.papers.budgets import BUDGETS, Scale, Training
-from optrelax.papers.questions import Certified, Degrees, Jumps, Steps, Tight, safe
+from optrelax.papers.budgets import BUDGETS, ExperimentScale, NetworkTraining
+from optrelax.papers.questions import Certified, Degrees, Jumps, Tight, WeightSteps, safe
 from optrelax.papers.rows import Row
 from optrelax.training.recipes import Recipe, recipe
 from optrelax.training.sweeps import SweepRun
 
-__all__ = ["FIVE", "MODIFIED", "TABLES", "Line", "Plan", "plan"]
+__all__ = ["FIVE", "MODIFIED", "TABLES", "Line", "TablePlan", "plan"]
 
 FIVE = ("box", "hbox", "crown-ibp", "deepz", "crown")
 """The paper's relaxations; `crown-ibp` is its CROWN-IBP (R)."""
@@ -60,7 +60,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TablePlan:
     """A table within a budget: its lines, and what must be said about them."""
 
     table: str
@@ -98,7 +98,7 @@ def _base(method: str) -> str:
     raise ValueError(f"no way of training for {method!r}")
 
 
-def _trained(how: Training, method: str, seed: int, relaxation: str | None = None) -> SweepRun:
+def _trained(how: NetworkTraining, method: str, seed: int, relaxation: str | None = None) -> SweepRun:
     """A network trained by a method, or by a relaxation with the method's settings."""
     small = how.model == "fc-small"
     kind = "crown-ibp" if small and method == "crown-ibp-r" else method
@@ -114,7 +114,7 @@ def _trained(how: Training, method: str, seed: int, relaxation: str | None = Non
     return _run(row, seed, f"{row.name}{how.suffix}")
 
 
-def _natural(how: Training, seed: int) -> SweepRun:
+def _natural(how: NetworkTraining, seed: int) -> SweepRun:
     """A network trained without any robust loss."""
     base = recipe(f"{how.data}-fc-small-natural").override(**how.changes)
     row = replace(base, name=f"{how.data}-{how.model}-natural", model=how.model, l1=0.0)
@@ -125,12 +125,12 @@ def _own(method: str) -> str:
     return _OWN.get(method, method)
 
 
-def _certified(run: SweepRun, how: Training, own: str) -> Row:
+def _certified(run: SweepRun, how: NetworkTraining, own: str) -> Row:
     several = tuple(dict.fromkeys((own, *_REFERENCES)))
     return Row(how.data, run, Certified(relaxations=several, eps=run.row.eps, images=how.images))
 
 
-def _fixed(scale: Scale, how: Training, seed: int) -> Row:
+def _fixed(scale: ExperimentScale, how: NetworkTraining, seed: int) -> Row:
     m = scale.conv if how.model == "conv" else scale.small
     question = Certified(relaxations=_REFERENCES, eps=m.eps, images=how.images)
     return Row(how.data, _natural(how, seed), question)
@@ -144,7 +144,7 @@ class _Measured(NamedTuple):
     steps: Row
 
 
-def _measured(scale: Scale, how: Training, seed: int, relaxation: str) -> _Measured:
+def _measured(scale: ExperimentScale, how: NetworkTraining, seed: int, relaxation: str) -> _Measured:
     """Tightness, continuity and sensitivity of a relaxation on the naturally trained network."""
     run = _natural(how, seed)
     kind = relaxation.split(":")[0]
@@ -165,14 +165,16 @@ def _measured(scale: Scale, how: Training, seed: int, relaxation: str) -> _Measu
         cells=m.cells,
         seed=seed,
     )
-    steps = Steps(relaxation=relaxation, eps=m.eps, steps=m.steps, examples=m.step_examples, draws=m.draws, seed=seed)
+    steps = WeightSteps(
+        relaxation=relaxation, eps=m.eps, steps=m.steps, examples=m.step_examples, draws=m.draws, seed=seed
+    )
     return _Measured(*(Row(how.data, run, question) for question in (tight, jumps, steps)))
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _table1(scale: Scale, seed: int) -> Plan:
+def _table1(scale: ExperimentScale, seed: int) -> TablePlan:
     """The five relaxations: their properties on one network, and what training with each gives."""
     how, natural = scale.anchor, scale.natural_anchor
     lines = []
@@ -212,7 +214,7 @@ def _table1(scale: Scale, seed: int) -> Plan:
     )
 
 
-def _table2(scale: Scale, seed: int) -> Plan:
+def _table2(scale: ExperimentScale, seed: int) -> TablePlan:
     """Certified accuracy of training by each method, for data sets and networks."""
     lines = []
     for how in scale.networks:
@@ -231,7 +233,7 @@ def _table2(scale: Scale, seed: int) -> Plan:
     return _plan("table2", scale, seed, "Training by six methods", lines, notes, None, True)
 
 
-def _table3(scale: Scale, seed: int) -> Plan:
+def _table3(scale: ExperimentScale, seed: int) -> TablePlan:
     """Every modified relaxation: trained with, and measured."""
     how = scale.modified
     lines = []
@@ -259,7 +261,7 @@ def _table3(scale: Scale, seed: int) -> Plan:
     return _plan("table3", scale, seed, "Modified relaxations", lines, notes, _fixed(scale, scale.natural_small, seed))
 
 
-def _table4(scale: Scale, seed: int) -> Plan:
+def _table4(scale: ExperimentScale, seed: int) -> TablePlan:
     """Loosened Box: widened by omega, continuous or in F jumps a unit."""
     how = scale.loosened
     lines = [_loosened(how, "box", "box", None, None, scale, seed)]
@@ -279,7 +281,13 @@ def _table4(scale: Scale, seed: int) -> Plan:
 
 
 def _loosened(
-    how: Training, name: str, kind: str, omega: float | None, grid: float | None, scale: Scale, seed: int
+    how: NetworkTraining,
+    name: str,
+    kind: str,
+    omega: float | None,
+    grid: float | None,
+    scale: ExperimentScale,
+    seed: int,
 ) -> Line:
     relaxation = None if name == "box" else name
     runs = [_trained(how, "box", seed + i, relaxation) for i in range(scale.loose_seeds)]
@@ -294,7 +302,7 @@ def _loosened(
     )
 
 
-def _properties(scale: Scale, seed: int) -> Plan:
+def _properties(scale: ExperimentScale, seed: int) -> TablePlan:
     """Every relaxation's three properties on one network."""
     how = scale.natural_small
     names = ("box", "box-widen:omega=0.01", "box-round:omega=0.01,F=10", *MODIFIED, *LPS)
@@ -328,7 +336,7 @@ def _properties(scale: Scale, seed: int) -> Plan:
     )
 
 
-def _network_note(scale: Scale, how: Training) -> tuple[str, ...]:
+def _network_note(scale: ExperimentScale, how: NetworkTraining) -> tuple[str, ...]:
     m = scale.conv if how.model == "conv" else scale.small
     return (
         f"Fixed network: {how.said}.",
@@ -341,21 +349,21 @@ def _network_note(scale: Scale, how: Training) -> tuple[str, ...]:
     )
 
 
-def _images(how: Training) -> str:
+def _images(how: NetworkTraining) -> str:
     return "the whole test set" if how.images >= 10_000 else f"{how.images:,} evenly spaced test images"
 
 
 def _plan(
     table: str,
-    scale: Scale,
+    scale: ExperimentScale,
     seed: int,
     title: str,
     lines: Sequence[Line],
     notes: Sequence[str],
     fixed: Row | None = None,
     published: bool = False,
-) -> Plan:
-    return Plan(
+) -> TablePlan:
+    return TablePlan(
         table=table,
         budget=scale.name,
         seed=seed,
@@ -367,7 +375,7 @@ def _plan(
     )
 
 
-_MAKERS: dict[str, Callable[[Scale, int], Plan]] = {
+_MAKERS: dict[str, Callable[[ExperimentScale, int], TablePlan]] = {
     "table1": _table1,
     "table2": _table2,
     "table3": _table3,
@@ -378,7 +386,7 @@ TABLES = tuple(_MAKERS)
 """What `plan` knows."""
 
 
-def plan(table: str, budget: str, seed: int = 0) -> Plan:
+def plan(table: str, budget: str, seed: int = 0) -> TablePlan:
     """The plan of a table within a budget.  ValueError for a name that is neither, or a negative seed."""
     if table not in _MAKERS:
         raise ValueError(f"paper: no table {table!r}; {suggest(table, TABLES)}")

@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 from optrelax.data.datasets import Dataset
 from optrelax.networks.graph import Network
 
-__all__ = ["Certified", "Degrees", "Jumps", "Question", "Steps", "Tight"]
+__all__ = ["Certified", "Degrees", "Jumps", "Measurement", "Tight", "WeightSteps"]
 
 Json = dict[str, Any]
 
 
 @runtime_checkable
-class Question(Protocol):
+class Measurement(Protocol):
     """Something to measure on a network, or on none."""
 
     @property
@@ -140,7 +140,7 @@ class Jumps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
+class WeightSteps:
     """How one relaxation's loss and gradient react to small steps of the weights."""
 
     relaxation: str

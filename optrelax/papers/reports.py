@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from optrelax.output.files import write_whole
 from optrelax.output.plots import write_figure
 from optrelax.output.tables import json_text, write_frame
-from optrelax.papers.frames import Found
+from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.published import SETTING, SOURCE
 from optrelax.papers.sections import Section, sections
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Report", "write_index", "write_report"]
+__all__ = ["WrittenReport", "write_index", "write_report"]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class WrittenReport:
     """What was written of a table."""
 
     table: str
@@ -48,7 +48,7 @@ class Report:
         }
 
 
-def write_report(found: Found, folder: Path, command: str) -> Report:
+def write_report(found: TableOutcomes, folder: Path, command: str) -> WrittenReport:
     """Write report.md, report.html, report.json, and each table and figure, into folder/TABLE.
 
     command: what the reader types to get the same.
@@ -65,12 +65,12 @@ def write_report(found: Found, folder: Path, command: str) -> Report:
     write_whole(home / "report.html", html_page(text, found.plan.title, home).encode())
     tables = {name: frame.to_dicts() for part in parts for name, frame in part.tables.items()}
     plan = found.plan
-    report = Report(plan.table, plan.title, plan.budget, found.seconds(), found.failed(), tables, home)
+    report = WrittenReport(plan.table, plan.title, plan.budget, found.seconds(), found.failed(), tables, home)
     write_whole(home / "report.json", (json_text(report.summary() | {"report": "report.html"}) + "\n").encode())
     return report
 
 
-def write_index(reports: Sequence[Report], folder: Path, command: str) -> Path:
+def write_index(reports: Sequence[WrittenReport], folder: Path, command: str) -> Path:
     """index.md: the reports of one folder, with what they took."""
     lines = ["# The tables, measured again", "", f"One run: `{command}`.", ""]
     lines += ["| report | what | budget | minutes of its processes, by the clock | rows that failed |"]
@@ -88,7 +88,7 @@ def write_index(reports: Sequence[Report], folder: Path, command: str) -> Path:
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def _markdown(found: Found, parts: Sequence[Section], command: str) -> str:
+def _markdown(found: TableOutcomes, parts: Sequence[Section], command: str) -> str:
     plan = found.plan
     lines = [f"# {plan.title}", "", f"Report `{plan.table}`, budget `{plan.budget}`, first seed {plan.seed}.", ""]
     lines += ["## What was measured", "", *(f"- {note}" for note in plan.notes), ""]
@@ -106,7 +106,7 @@ def _markdown(found: Found, parts: Sequence[Section], command: str) -> str:
     return "\n".join(lines)
 
 
-def _origin(found: Found, command: str) -> list[str]:
+def _origin(found: TableOutcomes, command: str) -> list[str]:
     versions: dict[str, list[str]] = {}
     for row in found.plan.rows():
         for name, value in (found.outcomes[row.name].versions or {}).items():

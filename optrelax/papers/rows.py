@@ -25,7 +25,7 @@ import torch
 
 from optrelax.data.datasets import Dataset, load_dataset
 from optrelax.output.tables import write_json
-from optrelax.papers.questions import Question
+from optrelax.papers.questions import Measurement
 from optrelax.training.runs import _differences, record, versions
 from optrelax.training.sweeps import SweepRun, train_run
 
@@ -45,7 +45,7 @@ class Row:
 
     data: str
     run: SweepRun | None
-    question: Question | None = None
+    question: Measurement | None = None
 
     @property
     def name(self) -> str:

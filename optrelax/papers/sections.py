@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optrelax.papers import figures
 from optrelax.papers.frames import (
-    Found,
+    TableOutcomes,
     loosened_frame,
     properties_frame,
     summary_frame,
@@ -54,7 +54,7 @@ class Section:
     decimals: Mapping[str, int] = field(default_factory=lambda: _DECIMALS)
 
 
-def sections(found: Found) -> list[Section]:
+def sections(found: TableOutcomes) -> list[Section]:
     """The parts of a table's report."""
     return _MAKERS[found.plan.table](found)
 
@@ -62,7 +62,7 @@ def sections(found: Found) -> list[Section]:
 # --- remarks ------------------------------------------------------------------------------------------------------
 
 
-def _trained_remarks(found: Found) -> list[str]:
+def _trained_remarks(found: TableOutcomes) -> list[str]:
     images = sorted({row.question.images for line in found.plan.lines for row in line.certified})  # type: ignore[union-attr]
     least = min(images)
     spread = 196 * (0.25 / least) ** 0.5
@@ -99,7 +99,7 @@ _STEP_REMARK = (
 _DEGREE_REMARK = "*degrees*: numerator / denominator of the bound as a function of the step; 0 below: a polynomial."
 
 
-def _contradictions(found: Found) -> list[str]:
+def _contradictions(found: TableOutcomes) -> list[str]:
     """Evidence against the paper's statements, as it was found."""
     remarks = []
     for line in found.plan.lines:
@@ -127,7 +127,7 @@ def _kept(*pictures: tuple[str, Figure | None, str]) -> list[Picture]:
     return [Picture(name, figure, caption) for name, figure, caption in pictures if figure is not None]
 
 
-def _measured(found: Found, names: Sequence[str]) -> list[Section]:
+def _measured(found: TableOutcomes, names: Sequence[str]) -> list[Section]:
     """The three properties on the fixed network."""
     shown = ", ".join(names)
     tight = tightness_frame(found)
@@ -188,7 +188,7 @@ def _measured(found: Found, names: Sequence[str]) -> list[Section]:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _table1(found: Found) -> list[Section]:
+def _table1(found: TableOutcomes) -> list[Section]:
     summary = summary_frame(found)
     how = (
         "*tightness*, *jumps met* and *loss change* (1 % of the weights, up the loss) are of one fixed, naturally "
@@ -224,7 +224,7 @@ def _table1(found: Found) -> list[Section]:
     ]
 
 
-def _table2(found: Found) -> list[Section]:
+def _table2(found: TableOutcomes) -> list[Section]:
     trained = trained_frame(found)
     caption = (
         "Accuracies of each network, by data set, architecture and way of training; the truth lies between certified "
@@ -243,7 +243,7 @@ def _table2(found: Found) -> list[Section]:
     ]
 
 
-def _table3(found: Found) -> list[Section]:
+def _table3(found: TableOutcomes) -> list[Section]:
     together = together_frame(found)
     caption = (
         "Certified accuracy after training (by any bound) against tightness on the fixed, naturally trained network, a "
@@ -268,7 +268,7 @@ def _table3(found: Found) -> list[Section]:
     ]
 
 
-def _table4(found: Found) -> list[Section]:
+def _table4(found: TableOutcomes) -> list[Section]:
     frame = loosened_frame(found)
     caption = (
         "Natural and certified accuracy (by any bound) of training with loosened Box, means over seeds, colours from 0 "
@@ -290,11 +290,11 @@ def _table4(found: Found) -> list[Section]:
     ]
 
 
-def _properties(found: Found) -> list[Section]:
+def _properties(found: TableOutcomes) -> list[Section]:
     return _measured(found, figures.main_names(found))
 
 
-_MAKERS: dict[str, Callable[[Found], list[Section]]] = {
+_MAKERS: dict[str, Callable[[TableOutcomes], list[Section]]] = {
     "table1": _table1,
     "table2": _table2,
     "table3": _table3,

@@ -69,27 +69,27 @@ class Substitution(Relaxation):
         if self.preactivation is not None:
             return self._given(network, region, math.inf if self.max_bytes is None else self.max_bytes)
         region = self.prepare(region)
-        size, rooms = self._cut(network, region, 0)
+        size, budget = self._cut(network, region, 0)
         if size < region.shape[0]:
-            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            whole = replace(self, max_bytes=_whole_bytes(budget))
             return memory.in_pieces(network, lambda r, _: whole.preactivation_bounds(network, r), region, None, size)
-        return self._layers(network, region, rooms)[0]
+        return self._layers(network, region, budget)[0]
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
         region = self.prepare(region)
-        size, rooms = self._cut(network, region, rows.shape[1])
+        size, budget = self._cut(network, region, rows.shape[1])
         if size < region.shape[0]:
-            whole = replace(self, max_bytes=_whole_bytes(rooms))
+            whole = replace(self, max_bytes=_whole_bytes(budget))
             return memory.in_pieces(network, partial(whole.lower_bounds, network), region, rows, size)
-        return self._lower_bounds(network, region, rows, rooms)
+        return self._lower_bounds(network, region, rows, budget)
 
-    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: Rooms) -> Tensor:
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, budget: MemoryBudget) -> Tensor:
         """Lower bounds of rows, the examples not cut any more."""
-        _, lines = self._layers(network, region, rooms)
+        _, lines = self._layers(network, region, budget)
         magnitude = None
         if self.outward:
             magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
-        return self._substitute(network, network.output, rows, region, lines, magnitude, rooms.rows)
+        return self._substitute(network, network.output, rows, region, lines, magnitude, budget.rows)
 
     def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
         """The pre-activation bounds of the relaxation they come from."""
@@ -98,10 +98,10 @@ class Substitution(Relaxation):
         return limited(source, room).preactivation_bounds(network, region)
 
     def _layers(
-        self, network: Network, region: InputBox, rooms: Rooms
+        self, network: Network, region: InputBox, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
-        given = None if self.preactivation is None else self._given(network, region, rooms.source)
+        given = None if self.preactivation is None else self._given(network, region, budget.source)
         enough = _without_rows(network, given)
         # Outward rounding wants the sizes of all values.
         targets = None if self.outward else enough
@@ -118,7 +118,7 @@ class Substitution(Relaxation):
             elif source in enough:
                 before = balls[source].bounds
             else:
-                before = self._both(network, source, region, lines, magnitude, rooms.rows)
+                before = self._both(network, source, region, lines, magnitude, budget.rows)
             if isinstance(node.op, Greatest):
                 lines[node.name] = before
             else:
@@ -264,18 +264,18 @@ class Substitution(Relaxation):
                 pulled = max(pulled, rows * frames.pull(network, plan, 1, rows, outward=self.outward).whole)
         return source + self._bytes(network, one, 0)[0] + region.lower.element_size() * pulled
 
-    def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, Rooms]:
+    def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, MemoryBudget]:
         """Examples at a time, and the memory for each part of the work."""
         source = self._source_bytes(network, region)
         fixed, pulled = self._bytes(network, region, k)
         need = source + fixed + pulled
         most = memory.limit(self.max_bytes, need, region.device)
         if need <= most:
-            return math.inf, Rooms(most, math.inf, math.inf)
+            return math.inf, MemoryBudget(most, math.inf, math.inf)
         for_source, own = memory.shares(most, [source, fixed + pulled])
         if region.shape[0] > 1 and fixed > own / 2:
-            return max(1, own / 2 * region.shape[0] // fixed), Rooms(most, for_source, own)
-        return math.inf, Rooms(most, for_source, own - fixed)
+            return max(1, own / 2 * region.shape[0] // fixed), MemoryBudget(most, for_source, own)
+        return math.inf, MemoryBudget(most, for_source, own - fixed)
 
     def _source_bytes(self, network: Network, region: InputBox) -> int:
         return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
@@ -320,7 +320,7 @@ class Substitution(Relaxation):
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class MemoryBudget:
     """Bytes for a pass, for the relaxation of its pre-activation bounds, and for its rows; infinite: not cut."""
 
     whole: float
@@ -328,8 +328,8 @@ class Rooms:
     rows: float
 
 
-def _whole_bytes(rooms: Rooms) -> int:
-    return max(1, int(rooms.whole))
+def _whole_bytes(budget: MemoryBudget) -> int:
+    return max(1, int(budget.whole))
 
 
 @dataclass(frozen=True, kw_only=True)

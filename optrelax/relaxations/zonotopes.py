@@ -21,7 +21,7 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows, pooled
-from optrelax.relaxations.substitution import Rooms, Substitution
+from optrelax.relaxations.substitution import MemoryBudget, Substitution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,13 +270,13 @@ class _Hybrid(Substitution):
     parallel: ClassVar[bool] = True
 
     def _layers(
-        self, network: Network, region: InputBox, rooms: Rooms
+        self, network: Network, region: InputBox, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
-        bounds, maps, _ = self._hybrid(network, region, rooms)
+        bounds, maps, _ = self._hybrid(network, region, budget)
         return bounds, {**maps}
 
     def _hybrid(
-        self, network: Network, region: InputBox, rooms: Rooms
+        self, network: Network, region: InputBox, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines], dict[str, Tensor]]:
         """Pre-activation bounds, each activation's affine map (as two equal lines), half widths of interval parts."""
         exact = interval.propagate(network, region, targets=_exact_sources(network)).balls
@@ -301,10 +301,10 @@ class _Hybrid(Substitution):
                 plan = frames.plan(network, source)
                 if plan is None:
                     eye = identity_rows(shape, region.lower)
-                    low, high = self._ranges(network, source, eye, region, maps, rooms.rows)
+                    low, high = self._ranges(network, source, eye, region, maps, budget.rows)
                     low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
                 else:
-                    low, high = self._windows(network, source, plan, region, maps, None, rooms.rows)
+                    low, high = self._windows(network, source, plan, region, maps, None, budget.rows)
                 before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
             band = self.lines_of.lines(node.op, before.lower, before.upper)
             lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
@@ -314,9 +314,9 @@ class _Hybrid(Substitution):
             betas[node.name] = error if beta is None else error + lam.abs() * beta
         return bounds, maps, betas
 
-    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, rooms: Rooms) -> Tensor:
-        _, maps, betas = self._hybrid(network, region, rooms)
-        shared = self._substitute(network, network.output, rows, region, maps, None, rooms.rows)
+    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, budget: MemoryBudget) -> Tensor:
+        _, maps, betas = self._hybrid(network, region, budget)
+        shared = self._substitute(network, network.output, rows, region, maps, None, budget.rows)
         front = backsubstitution.pull(
             network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
         )

@@ -7,11 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optrelax.training.trainer import EpochMetrics, Progress, Training, TrainingError, TrainingResult, train
+    from optrelax.training.trainer import EpochMetrics, Training, TrainingError, TrainingProgress, TrainingResult, train
 
 _HOME = "optrelax.training.trainer"
 
-__all__ = ["EpochMetrics", "Progress", "Training", "TrainingError", "TrainingResult", "train"]
+__all__ = ["EpochMetrics", "Training", "TrainingError", "TrainingProgress", "TrainingResult", "train"]
 
 
 def __getattr__(name: str) -> Any:

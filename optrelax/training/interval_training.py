@@ -19,7 +19,7 @@ from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.training.losses import LossTerms
 
-__all__ = ["Regularised", "initialise"]
+__all__ = ["IntervalRegularised", "initialise"]
 
 
 def initialise(net: nn.Module | Network, generator: torch.Generator | None = None, *, input_shape: Any = None) -> None:
@@ -43,7 +43,7 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
 
 
 @dataclass(frozen=True)
-class Regularised:
+class IntervalRegularised:
     """A loss plus the interval regularisers of Shi et al.: tightness, and balance of active and inactive neurons.
 
     With r the mean half width of the pre-activation intervals (by Box) of a layer, r0 that of the region:

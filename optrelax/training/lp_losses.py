@@ -165,12 +165,12 @@ class LPLoss(WeightedLoss):
         layer: Any = resolve(self.layer)
         if batch.memory is not None:
             batch.memory.reserve(_plan(batch.network, layer), self.memory_bytes)
-        watch = _Watch(self.fallback, layer.rounding, batch.memory, batch.index)
+        review = _FallbackReview(self.fallback, layer.rounding, batch.memory, batch.index)
         solver = _Recalled(network_solver(layer.solver), batch.memory, batch.index)
         watched = replace(layer, solver=solver, gradient=_Safeguard(layer.gradient))
-        watched.review = watch
+        watched.review = review
         found = watched.solve(batch.network, batch.region, batch.rows).lower
-        return Robust(certified_cross_entropy(found), found, watch.solved())
+        return Robust(certified_cross_entropy(found), found, review.solved())
 
 
 def _plan(network: Network, layer: NetworkLayer) -> Plan:
@@ -240,7 +240,7 @@ class _Recalled(NetworkSolver):
         return self.solver.solve(problems, [crown, warm] if bool(known.all()) else [*starts, warm])
 
 
-class _Watch:
+class _FallbackReview:
     """Sees what a layer finds during one step: keeps it in the memory, counts how it ended, puts the fallback in."""
 
     def __init__(self, fallback: str, rounding: Rounding, memory: DualMemory | None, index: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax.training.losses import LossTerms, Solved
 
-__all__ = ["EpochMetrics", "Meter", "Progress"]
+__all__ = ["EpochMetrics", "Meter", "TrainingProgress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class EpochMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """Where a run stands after a step; what a progress bar shows."""
 
     epoch: int  # from 1
@@ -126,9 +126,9 @@ class Meter:
     def _mean(self, name: str, count: str) -> float | None:
         return self.sums[name] / self.sums[count] if self.sums[count] else None
 
-    def progress(self, epoch: int, epochs: int, step: int, steps: int, eps: float) -> Progress:
+    def progress(self, epoch: int, epochs: int, step: int, steps: int, eps: float) -> TrainingProgress:
         """Where the run stands: epoch and step from 0."""
-        return Progress(
+        return TrainingProgress(
             epoch=epoch + 1,
             epochs=epochs,
             step=step + 1,

@@ -17,12 +17,12 @@ from optrelax.networks import models
 from optrelax.relaxations import resolve
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.recipe_budgets import BUDGETS, cut
-from optrelax.training.schedules import Linear, Schedule, Smooth, Stages, Steps
+from optrelax.training.schedules import LinearRamp, Schedule, Smooth, Stages, StepDecay
 from optrelax.training.trainer import Training
 
 __all__ = ["BUDGETS", "METHODS", "Recipe", "names", "recipe"]
 
-_RAMPS: dict[str, Callable[[float, float, float, float], Schedule]] = {"linear": Linear, "smooth": Smooth}
+_RAMPS: dict[str, Callable[[float, float, float, float], Schedule]] = {"linear": LinearRamp, "smooth": Smooth}
 METHODS = ("natural", "pgd", "certified", "fused", "landscape", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "colt")
 """Kinds of losses; those of `_BOUNDED` take a relaxation."""
 _BOUNDED = ("certified", "fused")
@@ -210,9 +210,9 @@ class Recipe:
     def _wrapped(self, loss: Any) -> Any:
         """The loss with the regularisers and the smoothing around it."""
         if self.regularise > 0:
-            from optrelax.training.interval_training import Regularised
+            from optrelax.training.interval_training import IntervalRegularised
 
-            loss = Regularised(loss, eps=self.eps, weight=self.regularise)
+            loss = IntervalRegularised(loss, eps=self.eps, weight=self.regularise)
         if self.smoothing is not None:
             from optrelax.training.smoothing import GradientSmoothing, ParameterExploration
 
@@ -222,7 +222,7 @@ class Recipe:
 
     def training(self, seed: int = 0, pieces: int = 1) -> Training:
         """The settings as the objects that `train` takes."""
-        lr = Steps(self.lr, self.lr_factor, self.milestones)
+        lr = StepDecay(self.lr, self.lr_factor, self.milestones)
         same: dict[str, Any] = {"epochs": self.epochs, "lr": lr, "batch": self.batch, "seed": seed, "pieces": pieces}
         if self.method == "natural":
             return Training(loss=self.loss(), **same)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Constant", "Linear", "Schedule", "Smooth", "Stages", "Steps"]
+__all__ = ["ConstantSchedule", "LinearRamp", "Schedule", "Smooth", "Stages", "StepDecay"]
 
 
 @runtime_checkable
@@ -22,7 +22,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class ConstantSchedule:
     """The same value throughout."""
 
     value: float
@@ -35,7 +35,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearRamp:
     """From `start` to `end` along a line, over `length` epochs from epoch `begin` on; length 0 is a jump."""
 
     start: float
@@ -84,7 +84,7 @@ class Smooth:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepDecay:
     """`start`, multiplied by `factor` at each epoch of `at`: a learning rate with milestones."""
 
     start: float

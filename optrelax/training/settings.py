@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from optrelax.training.losses import Loss
-from optrelax.training.schedules import Constant, Schedule, Stages
+from optrelax.training.schedules import ConstantSchedule, Schedule, Stages
 
 __all__ = ["Training"]
 
@@ -28,11 +28,11 @@ class Training:
 
     loss: Loss | Stages
     epochs: int
-    eps: Schedule = field(default_factory=lambda: Constant(0.0))
+    eps: Schedule = field(default_factory=lambda: ConstantSchedule(0.0))
     kappa: Schedule | None = None
     beta: Schedule | None = None
     sigma: Schedule | None = None
-    lr: Schedule = field(default_factory=lambda: Constant(5e-4))
+    lr: Schedule = field(default_factory=lambda: ConstantSchedule(5e-4))
     batch: int = 100
     pieces: int = 1
     clip: tuple[float, float] | None = (0.0, 1.0)

@@ -28,12 +28,12 @@ from optrelax.relaxations import name_of
 from optrelax.training.event_files import event_file, require_tensorboard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.training.losses import LossTerms
-from optrelax.training.meters import EpochMetrics, Meter, Progress
+from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
 from optrelax.training.processes import Processes
 from optrelax.training.runs import RunFolder, State, record
 from optrelax.training.settings import Training
 
-__all__ = ["EpochMetrics", "Progress", "Training", "TrainingError", "TrainingResult", "train"]
+__all__ = ["EpochMetrics", "Training", "TrainingError", "TrainingProgress", "TrainingResult", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def train(
     checkpoint_every: float = 5.0,
     keep_every: int | None = None,
     tensorboard: bool = False,
-    watch: Callable[[Progress], None] | None = None,
+    watch: Callable[[TrainingProgress], None] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Train a network in place.
@@ -101,7 +101,7 @@ def train(
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
     network.require_eval()
     kept = None if folder is None else RunFolder(Path(folder))
-    run = _Run(network, images, labels, training, kept, checkpoint_every, keep_every)
+    run = _TrainingRun(network, images, labels, training, kept, checkpoint_every, keep_every)
     facts, state = dict(facts or {}), State()
     with contextlib.ExitStack() as stack:
         if kept is not None:
@@ -129,7 +129,7 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-class _Run:
+class _TrainingRun:
     """The loop: one network, its optimiser, the data, the settings, and where it is kept."""
 
     def __init__(
@@ -208,7 +208,7 @@ class _Run:
         return iter(order.split(self.training.batch))
 
     def epochs(
-        self, state: State, facts: Mapping[str, Any], watch: Callable[[Progress], None] | None
+        self, state: State, facts: Mapping[str, Any], watch: Callable[[TrainingProgress], None] | None
     ) -> Iterator[EpochMetrics]:
         """The epochs from a state on, each stored before its metrics come out."""
         for epoch in range(state.epochs, self.training.epochs):
@@ -224,7 +224,7 @@ class _Run:
             self.processes.wait()
             yield metrics
 
-    def epoch(self, epoch: int, state: State, watch: Callable[[Progress], None] | None) -> EpochMetrics:
+    def epoch(self, epoch: int, state: State, watch: Callable[[TrainingProgress], None] | None) -> EpochMetrics:
         """The epoch's steps, those that `state` has behind it left out."""
         meter, training = Meter(), self.training
         eps = lr = 0.0

@@ -14,7 +14,7 @@ from cases import inputs
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.certification.comparison import Progress, compare
+from optrelax.certification.comparison import ComparisonProgress, compare
 from optrelax.cli import main
 from optrelax.layers import DualAscent, Layerwise, Triangle
 from optrelax.layers.milp import Milp
@@ -220,7 +220,7 @@ SLEPT: list[int] = []
 
 def test_times_are_medians_of_warm_runs():
     SLEPT.clear()
-    seen: list[Progress] = []
+    seen: list[ComparisonProgress] = []
     result = compare(network(), examples(10), EPS, Sleeper(), batch_size=5, repeats=3, progress=seen.append)
     row = result.table.row(0, named=True)
     assert SLEPT == [5] * 8

@@ -7,15 +7,15 @@ import pytest
 from rich.console import Console
 
 from optrelax.cli import progress_bars
-from optrelax.training.meters import Progress
+from optrelax.training.meters import TrainingProgress
 
 
-def progress(**changes) -> Progress:
+def progress(**changes) -> TrainingProgress:
     values = {
         "epoch": 3, "epochs": 100, "step": 7, "steps": 600, "loss": 1.234567, "natural_accuracy": 0.912,
         "robust_accuracy": 0.456, "eps": 0.0871, "unfinished": 0.25, "median_gap": 1e-3,
     }  # fmt: skip
-    return Progress(**(values | changes))
+    return TrainingProgress(**(values | changes))
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

@@ -21,7 +21,7 @@ from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.kernels import band_step, native, relax_step, relu_lines
 from optrelax.layers import DualAscent, Triangle
 from optrelax.layers.ascent import composed_ascent, dense_ascent
-from optrelax.layers.ascent.dense_ascent import EagerPasses, Layer, Lines, NativePasses, kernels
+from optrelax.layers.ascent.dense_ascent import EagerPasses, Layer, LayerLines, NativePasses, kernels
 from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
 from optrelax.networks import activations
 
@@ -48,7 +48,7 @@ def arguments(dtype: torch.dtype, count: int, width: int, seed: int = 0) -> dict
         "w": shares[0],
         "m": draw(width),
         "p": draw(count, width),
-        "taken": shares[1],
+        "on_lower": shares[1],
         "moment": draw(count, width),
         "square": shares[2],
         "value": draw(count),
@@ -56,7 +56,7 @@ def arguments(dtype: torch.dtype, count: int, width: int, seed: int = 0) -> dict
 
 
 def both(given: dict[str, torch.Tensor]) -> list[EagerPasses | NativePasses]:
-    lines = [Lines(*given["lines"])]
+    lines = [LayerLines(*given["lines"])]
     rest = (given["example"], lines, given["center"], given["radius"])
     return [EagerPasses(*rest), NativePasses(kernels(), *rest)]
 
@@ -75,14 +75,14 @@ def test_compiled_passes_are_the_eager_ones(dtype, count, width):
         constant = value.clone()
         mean, best = given["p"].clone(), constant + 1e4 * (-1) ** torch.arange(count)
         better = passes.corner(nu, 0.25, v, mean, value, best)
-        names = ("w", "w", "taken", "taken", "moment", "square")
+        names = ("w", "w", "on_lower", "on_lower", "moment", "square")
         layer = Layer(*(given[name].clone() for name in names))
         layer.best.fill_(-1.0)
         average = given["p"].clone()
         rates = Rates(0.125, 1 / (1 - SECOND**2), 0.3 / (1 - FIRST**2))
         passes.forward(0, given["p"] + 1, given["m"], given["A"], layer, y, average, better, rates)
         passes.forward(0, given["p"], given["m"], given["A"], layer, y, None, ~better, rates)
-        passes.primal(0, given["p"], given["m"], layer.taken, tight)
+        passes.primal(0, given["p"], given["m"], layer.on_lower, tight)
         state = [getattr(layer, name) for name in Layer.__slots__]
         found.append([nu, constant, v, mean, value, best, better, average, y, tight, *state])
         assert better.tolist() == [i % 2 == 1 for i in range(count)]
@@ -98,11 +98,11 @@ def test_a_refused_argument_leaves_the_kernel_as_it_was():
     with pytest.raises(RuntimeError, match="wants contiguous"):
         found.call("primal", torch.float64, 5.0, 17.0, torch.zeros(5))
     given = arguments(torch.float64, 5, 17)
-    example, lines, taken = given["example"], given["lines"], given["taken"]
+    example, lines, on_lower = given["example"], given["lines"], given["on_lower"]
     y = torch.empty_like(given["p"])
-    found.call("primal", torch.float64, 5, 17, example, given["p"], given["m"], *lines, taken, y)
+    found.call("primal", torch.float64, 5, 17, example, given["p"], given["m"], *lines, on_lower, y)
     wanted = torch.empty_like(y)
-    both(given)[0].primal(0, given["p"], given["m"], taken, wanted)
+    both(given)[0].primal(0, given["p"], given["m"], on_lower, wanted)
     torch.testing.assert_close(y, wanted)
 
 

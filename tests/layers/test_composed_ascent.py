@@ -16,7 +16,7 @@ from optrelax.kernels import native
 from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, evaluation
 from optrelax.layers.ascent import composed_ascent, dual_ascent
 from optrelax.layers.ascent.schedule import rates
-from optrelax.layers.composition import Keep, Stretches
+from optrelax.layers.composition import AffineBlocks, KeptNeurons
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
 from optrelax.specifications import margins
 
@@ -31,16 +31,16 @@ def compiled() -> None:
 
 
 @pytest.fixture(params=["crossing", "alive"])
-def keep(request: pytest.FixtureRequest) -> Keep:
+def keep(request: pytest.FixtureRequest) -> KeptNeurons:
     """Stable neurons composed away, or only the dead ones."""
     return request.param  # type: ignore[no-any-return]
 
 
-def always(monkeypatch: pytest.MonkeyPatch, keep: Keep | None) -> None:
+def always(monkeypatch: pytest.MonkeyPatch, keep: KeptNeurons | None) -> None:
     monkeypatch.setattr(composed_ascent, "plan", lambda *given: keep)
 
 
-def solved(monkeypatch: pytest.MonkeyPatch, keep: Keep | None, layer: Any, *given: Any, **more: Any) -> Any:
+def solved(monkeypatch: pytest.MonkeyPatch, keep: KeptNeurons | None, layer: Any, *given: Any, **more: Any) -> Any:
     always(monkeypatch, keep)
     with torch.no_grad():
         return layer.solve(*given, **more)
@@ -266,18 +266,18 @@ def test_gradients_are_those_of_the_other_way(keep, monkeypatch):
 def test_the_cheapest_way_is_taken():
     """Few cross and few are dead: composed; all cross: kept; matrices beyond cache or memory: the sweeps."""
 
-    def planned(net: nn.Module, copies: int, iterations: int, count: int | None = None) -> Keep | None:
+    def planned(net: nn.Module, copies: int, iterations: int, count: int | None = None) -> KeptNeurons | None:
         rows = torch.eye(10, dtype=torch.float64).repeat(3 * copies, 1)
         problems, _ = problems_of(net, box(60, 3, 0.3), rows, torch.arange(3).repeat_interleave(10 * copies))
         problems = problems.select(torch.arange(problems.count)[:count])
         given = composed_ascent.examples(problems)
         assert given is not None
-        return composed_ascent.plan(given, iterations, Stretches(problems.network, problems.rows))
+        return composed_ascent.plan(given, iterations, AffineBlocks(problems.network, problems.rows))
 
     active = random_net(60, 80, 80, 10)
     with torch.no_grad():
-        for place in (0, 2):
-            active[place].bias[4:] += 9.0
+        for slot in (0, 2):
+            active[slot].bias[4:] += 9.0
     assert planned(active, 3, 200) == "crossing"
     assert planned(random_net(60, 80, 80, 10), 1, 200) == "alive"
     assert planned(random_net(60, 600, 600, 10), 1, 200) is None

@@ -64,15 +64,15 @@ def test_the_reduced_problem_is_the_same_problem(name):
     sweep = primal_sweep(made, point)
     v = ((x - made.center) / made.radius).flatten(1)
     p, y = torch.zeros(2, *reduced.m.shape, dtype=torch.float64).unbind()
-    for place in reduced.places:
-        p[:, place.span] = place.gather(sweep.before[place.name])
-        y[:, place.span] = place.gather(sweep.after[place.name])
+    for slot in reduced.slots:
+        p[:, slot.span] = slot.gather(sweep.before[slot.name])
+        y[:, slot.span] = slot.gather(sweep.after[slot.name])
     made_up = (reduced.M @ v[..., None] + reduced.N @ y[..., None])[..., 0] + reduced.m
     assert_close(made_up, p, 1e-11)
     value = (reduced.c_v * v).sum(1) + (reduced.c_y * y).sum(1) + reduced.offset
     assert_close(value, sweep.objective, 1e-11)
     g_p, g_y, h = reduced.constraints
-    real = torch.cat([place.real for place in reduced.places], 1)
+    real = torch.cat([slot.real for slot in reduced.slots], 1)
     assert (torch.where(real, g_p * p + g_y * y - h, 0.0) >= -1e-11).all()
     inside = g_p * reduced.middle + g_y * reduced.inside - h
     assert (inside > 0).all(), "the start is not strictly inside"

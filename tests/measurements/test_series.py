@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import optrelax as ox
 from optrelax.cli import main
 from optrelax.measurements.series_files import series_paths
-from optrelax.measurements.stages import Progress
+from optrelax.measurements.stages import MeasurementProgress
 from optrelax.output import json_lines
 from optrelax.training import Training, train
 from optrelax.training.losses import CertifiedLoss
-from optrelax.training.schedules import Constant
+from optrelax.training.schedules import ConstantSchedule
 
 TINY = {"lines": 1, "examples": 1, "cells": 2, "subset": 3, "points": 2, "resolution": 0.02}
 NAMES = ["box", "hbox"]
@@ -30,7 +30,9 @@ def data() -> tuple[Tensor, Tensor]:
 def run(tmp_path_factory) -> Path:
     """Three epochs; the networks of the second and of the last one can be had."""
     folder = tmp_path_factory.mktemp("run")
-    training = Training(loss=CertifiedLoss("box", kappa=0.5), epochs=3, eps=Constant(0.05), lr=Constant(1e-2), batch=4)
+    training = Training(
+        loss=CertifiedLoss("box", kappa=0.5), epochs=3, eps=ConstantSchedule(0.05), lr=ConstantSchedule(1e-2), batch=4
+    )
     train(ox.models.fc(4, 6, 3, seed=0), data(), training, folder=folder, keep_every=2)
     return folder
 
@@ -129,7 +131,7 @@ def test_an_interrupted_series_goes_on(run, series, tmp_path, monkeypatch):
 
     journal = tmp_path / "journal.jsonl"
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: MeasurementProgress) -> None:
         if progress.done == 5:
             raise Stop
 

@@ -14,7 +14,7 @@ from optrelax.cli import main
 from optrelax.layers import DualAscent, Triangle
 from optrelax.layers.milp import Milp
 from optrelax.measurements.radii import monotone
-from optrelax.measurements.stages import Progress
+from optrelax.measurements.stages import MeasurementProgress
 from optrelax.output.plots import write_figure
 from optrelax.relaxations import Relaxation, resolve
 
@@ -224,7 +224,7 @@ def test_monotone_is_what_the_paper_says(name, expected):
 
 
 def test_same_seed_same_result_and_progress_ends(measured):
-    seen: list[Progress] = []
+    seen: list[MeasurementProgress] = []
     again = ox.measure_tightness(network(), examples(), NAMES[:3], resolution=RESOLUTION, progress=seen.append)
     columns = ["relaxation", "area", "low", "high"]
     both = [t.table.select(columns).filter(pl.col("relaxation").is_in(NAMES[:3])) for t in (measured, again)]

@@ -12,11 +12,13 @@ from optrelax.cli import main
 from optrelax.networks.checkpoint_files import read_network
 from optrelax.training import Training, train
 from optrelax.training.losses import CertifiedLoss
-from optrelax.training.meters import Progress
+from optrelax.training.meters import TrainingProgress
 from optrelax.training.runs import RunFolder
-from optrelax.training.schedules import Constant
+from optrelax.training.schedules import ConstantSchedule
 
-SETTINGS = Training(loss=CertifiedLoss("box", kappa=0.5), epochs=5, eps=Constant(0.02), lr=Constant(1e-2), batch=10)
+SETTINGS = Training(
+    loss=CertifiedLoss("box", kappa=0.5), epochs=5, eps=ConstantSchedule(0.02), lr=ConstantSchedule(1e-2), batch=10
+)
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -35,7 +37,7 @@ def test_every_so_many_epochs_the_network_is_kept(tmp_path):
     states: dict[int, list[Tensor]] = {}
     net = network()
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         if progress.step == progress.steps:
             states[progress.epoch] = [p.detach().clone() for p in net.parameters()]
 
@@ -66,7 +68,7 @@ class Stop(Exception):
 def test_an_interrupted_run_keeps_the_same_files(tmp_path, where, monkeypatch):
     train(network(), data(), SETTINGS, folder=tmp_path / "whole", keep_every=2)
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         if where == "in an epoch" and (progress.epoch, progress.step) == (4, 1):
             raise Stop
 
@@ -88,7 +90,7 @@ def test_an_interrupted_run_keeps_the_same_files(tmp_path, where, monkeypatch):
 
 
 def test_a_run_resumes_with_another_interval(tmp_path):
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         if (progress.epoch, progress.step) == (3, 1):
             raise Stop
 

@@ -12,9 +12,9 @@ import pytest
 from optrelax.cli import main
 from optrelax.papers import plans, reports, rows
 from optrelax.papers.budgets import BUDGETS
-from optrelax.papers.frames import Found
+from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.making import make_reports
-from optrelax.papers.plans import MODIFIED, TABLES, Line, Plan, plan
+from optrelax.papers.plans import MODIFIED, TABLES, Line, TablePlan, plan
 from optrelax.papers.published import ANCHOR
 from optrelax.papers.questions import Certified, Degrees, Jumps, Steps, Tight
 from optrelax.papers.reports import html_page, write_report
@@ -46,7 +46,7 @@ def properties(name: str, run: SweepRun) -> dict[str, Row]:
     return {key: Row("digits", run, question) for key, question in questions.items()}
 
 
-def small_plan(table="table1", names=FIVE, seeds=1) -> Plan:
+def small_plan(table="table1", names=FIVE, seeds=1) -> TablePlan:
     """A plan of the usual form with next to nothing to do."""
     natural = tiny("natural")
     lines = []
@@ -56,7 +56,7 @@ def small_plan(table="table1", names=FIVE, seeds=1) -> Plan:
         own = tuple(certified(run, *dict.fromkeys((name, "box"))) for run in runs)
         lines.append(Line(label=name, relaxation=name, own=name, certified=own, **properties(name, natural)))
     fixed = certified(natural, "box", "crown")
-    return Plan(
+    return TablePlan(
         table=table,
         budget="smoke",
         seed=0,
@@ -69,12 +69,12 @@ def small_plan(table="table1", names=FIVE, seeds=1) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Plan]:
+def made(tmp_path_factory) -> tuple[Path, TablePlan]:
     """A folder with every row of a tiny table 1, and its report."""
     folder, small = tmp_path_factory.mktemp("paper"), small_plan()
     with pytest.MonkeyPatch.context() as patch:
         sketch(patch)
-        write_report(Found(small, do_rows(small.rows(), folder)), folder, "optrelax paper table1")
+        write_report(TableOutcomes(small, do_rows(small.rows(), folder)), folder, "optrelax paper table1")
     return folder, small
 
 
@@ -154,7 +154,7 @@ def test_rows_that_are_there_are_not_done_again_and_make_the_same_report(made, t
     folder, small = made
     before = (folder / "table1" / "report.md").read_text()
     forbid(monkeypatch)
-    found = Found(small, do_rows(small.rows(), folder))
+    found = TableOutcomes(small, do_rows(small.rows(), folder))
     again = write_report(found, tmp_path, "optrelax paper table1")
     assert (tmp_path / "table1" / "report.md").read_text() == before
     assert not again.failed
@@ -227,7 +227,7 @@ def test_a_failing_row_loses_no_other(tmp_path, undrawn):
     outcomes = do_rows(small.rows(), tmp_path, watch=seen.append)
     assert seen[-1].failed == 2
     assert seen[-1].done + seen[-1].failed == seen[-1].total == len(outcomes)
-    report = write_report(Found(small, outcomes), tmp_path, "optrelax paper table1")
+    report = write_report(TableOutcomes(small, outcomes), tmp_path, "optrelax paper table1")
     assert set(report.failed) == {"crown-seed=0", "crown-seed=0.certified"}
     assert "was not trained" in report.failed["crown-seed=0.certified"]
     text = (tmp_path / "table1" / "report.md").read_text()
@@ -343,7 +343,7 @@ def test_every_table_has_its_report(made, table, tmp_path, undrawn):
             for line, kind, (omega, f) in zip(lines, kinds, grid, strict=True)
         )
     small = replace(small, table=table, lines=lines)
-    report = write_report(Found(small, do_rows(small.rows(), folder)), tmp_path, "c")
+    report = write_report(TableOutcomes(small, do_rows(small.rows(), folder)), tmp_path, "c")
     assert report.tables
     assert all(frame for frame in report.tables.values())
     assert list((tmp_path / table).glob("*.png"))
@@ -359,7 +359,7 @@ def test_seeds_have_a_mean_and_a_range(tmp_path):
         outcomes[f"{name}.certified"] = rows.Outcome(answer)
     from optrelax.papers.frames import trained_frame
 
-    (row,) = trained_frame(Found(small, outcomes)).to_dicts()
+    (row,) = trained_frame(TableOutcomes(small, outcomes)).to_dicts()
     assert (row["accuracy %"], row["certified %"], row["seeds"]) == (pytest.approx(60), pytest.approx(40), 2)
     assert row["range"] == pytest.approx(40)
 
@@ -387,7 +387,7 @@ def test_commands_make_and_reuse_reports(tmp_path, monkeypatch, capsys, undrawn)
     assert "optrelax paper all --budget smoke" in index
 
 
-def one_network(*_: object) -> Plan:
+def one_network(*_: object) -> TablePlan:
     small = small_plan(names=("box",))
     return replace(small, table="table2", fixed=None, lines=(replace(small.lines[0], tight=None, jumps=None),))
 

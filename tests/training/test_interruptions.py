@@ -25,12 +25,12 @@ from optrelax.cli import main as main_command
 from optrelax.data.datasets import Dataset
 from optrelax.layers import DualAscent, Triangle
 from optrelax.output import files
-from optrelax.training import EpochMetrics, Progress, Training, event_files, meters, train
+from optrelax.training import EpochMetrics, Training, TrainingProgress, event_files, meters, train
 from optrelax.training import trainer as training_module
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss
 from optrelax.training.lp_losses import LPLoss
 from optrelax.training.runs import RunFolder
-from optrelax.training.schedules import Linear, Stages, Steps
+from optrelax.training.schedules import LinearRamp, Stages, StepDecay
 
 STEPS = 5  # an epoch
 
@@ -50,9 +50,9 @@ def settings(**changes: object) -> Training:
     chosen = {
         "loss": Stages((AdversarialLoss(steps=2), lps), (0.0, 1.0)),
         "epochs": 3,
-        "eps": Linear(0.0, 0.05, length=2.0),
-        "kappa": Linear(1.0, 0.3, length=2.0),
-        "lr": Steps(1e-2, 0.1, at=(2.5,)),
+        "eps": LinearRamp(0.0, 0.05, length=2.0),
+        "kappa": LinearRamp(1.0, 0.3, length=2.0),
+        "lr": StepDecay(1e-2, 0.1, at=(2.5,)),
         "batch": 14,
         "seed": 5,
     }
@@ -80,7 +80,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying_at(kind: str, count: int) -> Callable[[Progress], None]:
+def dying_at(kind: str, count: int) -> Callable[[TrainingProgress], None]:
     """What `train` calls after every step, in a process that dies at the count-th moment of a kind."""
     left = [count]
 
@@ -243,8 +243,8 @@ class Stop(Exception):
     pass
 
 
-def stop_at(epoch: int, step: int) -> Callable[[Progress], None]:
-    def watch(progress: Progress) -> None:
+def stop_at(epoch: int, step: int) -> Callable[[TrainingProgress], None]:
+    def watch(progress: TrainingProgress) -> None:
         if (progress.epoch, progress.step) == (epoch, step):
             raise Stop
 
@@ -260,7 +260,7 @@ def test_a_state_is_stored_when_its_time_has_come(tmp_path, monkeypatch, every, 
     minutes = [0.0]
     stop = stop_at(2, 4)
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         minutes[0] += 1
         stop(progress)
 
@@ -297,7 +297,7 @@ def test_a_full_disk_within_an_epoch_leaves_the_state_before(tmp_path, monkeypat
 def test_seconds_count_those_before_the_interruption(tmp_path, monkeypatch):
     now = [0.0]
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         now[0] += 1
         if (progress.step, now[0]) == (3, 3):
             raise Stop

@@ -11,7 +11,7 @@ import optrelax as ox
 from optrelax.training import Training, train
 from optrelax.training.latent_losses import LatentLoss, cut_after, values_after
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss
-from optrelax.training.schedules import Constant, Stages
+from optrelax.training.schedules import ConstantSchedule, Stages
 
 CLASSES = 4
 
@@ -73,7 +73,7 @@ def test_layers_before_the_stage_get_no_gradient(net, region, labels):
     assert net[1].weight.grad is None
     assert net[3].weight.grad.abs().sum() > 0
     before = net[1].weight.detach().clone()
-    made = Training(loss=LatentLoss(stage=1), epochs=2, eps=Constant(0.1), lr=Constant(1e-2), batch=5)
+    made = Training(loss=LatentLoss(stage=1), epochs=2, eps=ConstantSchedule(0.1), lr=ConstantSchedule(1e-2), batch=5)
     train(net, (region.x, labels), made)
     assert torch.equal(net[1].weight, before)
 
@@ -81,7 +81,9 @@ def test_layers_before_the_stage_get_no_gradient(net, region, labels):
 def test_stages_train(net, region, labels):
     stages = Stages((LatentLoss(stage=0), LatentLoss(stage=1)), (0.0, 10.0))
     history = train(
-        net, (region.x, labels), Training(loss=stages, epochs=40, eps=Constant(0.02), lr=Constant(2e-2), batch=5)
+        net,
+        (region.x, labels),
+        Training(loss=stages, epochs=40, eps=ConstantSchedule(0.02), lr=ConstantSchedule(2e-2), batch=5),
     ).history
     assert history[-1].robust_loss < history[10].robust_loss
     assert history[-1].natural_loss < history[0].natural_loss - 0.1

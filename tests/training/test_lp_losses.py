@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.layers import DualAscent, Envelope, FixedSlopes, Highs, Layerwise, Triangle
-from optrelax.training import Progress, Training, train
-from optrelax.training.interval_training import Regularised
+from optrelax.training import Training, TrainingProgress, train
+from optrelax.training.interval_training import IntervalRegularised
 from optrelax.training.losses import CertifiedLoss
 from optrelax.training.lp_losses import DualMemory, LPLoss
 from optrelax.training.meters import GapCounts
-from optrelax.training.schedules import Constant, Linear, Stages
+from optrelax.training.schedules import ConstantSchedule, LinearRamp, Stages
 from optrelax.training.smoothing import GradientSmoothing
 
 CLASSES = 4
@@ -188,8 +188,8 @@ def settings(layer: object = None, **changes: object) -> Training:
     chosen = {
         "loss": LPLoss(layer=made),
         "epochs": 4,
-        "eps": Linear(0.0, 0.2, length=2.0),
-        "lr": Constant(1e-2),
+        "eps": LinearRamp(0.0, 0.2, length=2.0),
+        "lr": ConstantSchedule(1e-2),
         "batch": 16,
     }
     return Training(**{**chosen, **changes})
@@ -199,7 +199,7 @@ class Stop(Exception):
     pass
 
 
-def stop(progress: Progress) -> None:
+def stop(progress: TrainingProgress) -> None:
     if (progress.epoch, progress.step) == (3, 2):
         raise Stop
 
@@ -224,7 +224,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, layer):
 
 
 def test_metrics_count_what_was_not_finished():
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     history = train(network(), data(), settings(epochs=2), watch=seen.append).history
     assert 0 < history[1].unfinished <= 1
     assert 0 <= history[1].median_gap < 1
@@ -250,15 +250,17 @@ def test_the_median_gap_is_right_to_its_class():
 
 def test_relaxations_take_turns():
     stages = Stages((CertifiedLoss("box"), CertifiedLoss("crown-ibp"), settings().loss), (0.0, 1.0, 2.0))
-    history = train(network(), data(), settings(loss=stages, kappa=Linear(1.0, 0.0, length=1.0))).history
+    history = train(network(), data(), settings(loss=stages, kappa=LinearRamp(1.0, 0.0, length=1.0))).history
     assert [line.unfinished is None for line in history] == [True, True, False, False]
     # Until the stage changes, nothing knows of later ones.
-    first = train(network(), data(), settings(loss=CertifiedLoss("box"), epochs=1, kappa=Linear(1.0, 0.0, length=1.0)))
+    first = train(
+        network(), data(), settings(loss=CertifiedLoss("box"), epochs=1, kappa=LinearRamp(1.0, 0.0, length=1.0))
+    )
     assert replace(first.history[0], seconds=0) == replace(history[0], seconds=0)
 
 
 def wrapped(loss: object) -> object:
-    return GradientSmoothing(Regularised(loss, eps=0.2), sigma=0.01)
+    return GradientSmoothing(IntervalRegularised(loss, eps=0.2), sigma=0.01)
 
 
 @pytest.mark.parametrize(
@@ -317,5 +319,5 @@ def test_memory_and_index_go_together(net, region, labels):
 
 def test_any_solver_can_be_trained_with(tmp_path: Path):
     """HiGHS has no warm start of its own here: its duals are kept, and every problem ends OPTIMAL."""
-    history = train(network(), data(8), settings(Triangle(solver=Highs()), epochs=1, eps=Constant(0.1))).history
+    history = train(network(), data(8), settings(Triangle(solver=Highs()), epochs=1, eps=ConstantSchedule(0.1))).history
     assert history[0].unfinished == 0

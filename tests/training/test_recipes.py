@@ -11,7 +11,7 @@ import optrelax as ox
 from optrelax.cli import main
 from optrelax.layers import Layerwise, Triangle
 from optrelax.training import train
-from optrelax.training.interval_training import Regularised
+from optrelax.training.interval_training import IntervalRegularised
 from optrelax.training.losses import CertifiedLoss, NaturalLoss
 from optrelax.training.lp_losses import LPLoss
 from optrelax.training.recipe_budgets import core_seconds, milliseconds
@@ -151,7 +151,7 @@ def test_methods_are_the_losses_they_name():
     assert isinstance(loss("sabr"), SmallBoxLoss)
     assert isinstance(loss("exp-ibp"), ExpressiveLoss)
     assert [loss(f"{form}-ibp").form for form in ("mtl", "cc", "exp")] == ["mtl", "cc", "exp"]
-    assert isinstance(loss("box-shi"), Regularised)
+    assert isinstance(loss("box-shi"), IntervalRegularised)
     assert isinstance(loss("crown-rgs"), GradientSmoothing)
     staged = recipe("mnist-fc-small-box-to-triangle", epochs=20).loss()
     assert [staged(e) for e in (0.0, 5.4)] == [CertifiedLoss("box", l1=5e-6)] * 2

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.training.interval_training import Regularised, initialise
+from optrelax.training.interval_training import IntervalRegularised, initialise
 from optrelax.training.losses import (
     AdversarialLoss,
     Batch,
@@ -253,13 +253,13 @@ def test_regularisers_are_their_formulas(labels):
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[4.0, 0.0], [0.0, -2.0], [3.0, -3.0]]))
     region = ox.LinfBall(torch.tensor([[0.5, 0.5]], dtype=torch.float64), 0.1)
-    made = Regularised(NaturalLoss(), eps=0.4)
+    made = IntervalRegularised(NaturalLoss(), eps=0.4)
     tightness, balance = made.penalties(ox.capture(net), region)
     # Half widths 0.4, 0.2, 0.6, mean 0.4: the ratio 0.1 / 0.4 falls short of 0.5 by half.
     assert tightness.item() == pytest.approx(0.5)
     # Centres 2 (active), -1 (inactive), 0 (crossing), mean 1/3: means 2 and 1, spreads 25/9 and 16/9, no shortfall.
     assert balance.item() == pytest.approx(0.0)
-    strict = Regularised(NaturalLoss(), eps=0.4, tolerance=1.0).penalties(ox.capture(net), region)
+    strict = IntervalRegularised(NaturalLoss(), eps=0.4, tolerance=1.0).penalties(ox.capture(net), region)
     assert strict[0].item() == pytest.approx(0.75)
     assert strict[1].item() == pytest.approx((1 - 1 / 2) + (1 - 16 / 25))
     terms = made(net, region, labels[:1])
@@ -270,7 +270,7 @@ def test_regularisers_are_their_formulas(labels):
 
 
 def test_regularisers_have_their_derivative(net, region, labels):
-    made = Regularised(CertifiedLoss("box"), eps=1.0, weight=2.0)
+    made = IntervalRegularised(CertifiedLoss("box"), eps=1.0, weight=2.0)
 
     def value() -> Tensor:
         return made(net, region, labels).total
@@ -373,9 +373,13 @@ def unchecked(made: object, **changes: object) -> None:
         (lambda: unchecked(ExpressiveLoss(), form="max"), ValueError, "form must be 'mtl', 'cc' or 'exp', got 'max'"),
         (lambda: ExpressiveLoss(alpha=-1.0), ValueError, "alpha must lie in"),
         (lambda: LandscapeLoss(step=-1.0), ValueError, "step must be >= 0"),
-        (lambda: Regularised("box", eps=0.1), TypeError, "loss must be a loss, got str"),
-        (lambda: Regularised(NaturalLoss(), eps=0.0), ValueError, "eps must be > 0"),
-        (lambda: Regularised(NaturalLoss(), eps=0.1, tolerance=0.0), ValueError, r"tolerance must lie in \(0, 1\]"),
+        (lambda: IntervalRegularised("box", eps=0.1), TypeError, "loss must be a loss, got str"),
+        (lambda: IntervalRegularised(NaturalLoss(), eps=0.0), ValueError, "eps must be > 0"),
+        (
+            lambda: IntervalRegularised(NaturalLoss(), eps=0.1, tolerance=0.0),
+            ValueError,
+            r"tolerance must lie in \(0, 1\]",
+        ),
         (lambda: GradientSmoothing(NaturalLoss(), sigma=-1.0), ValueError, "sigma must be >= 0"),
         (lambda: GradientSmoothing(NaturalLoss(), samples=0), ValueError, "samples must be at least 1"),
         (lambda: ParameterExploration(NaturalLoss(), samples=3), ValueError, "samples must be even"),

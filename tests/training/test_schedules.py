@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from optrelax.training.schedules import Constant, Linear, Smooth, Steps
+from optrelax.training.schedules import ConstantSchedule, LinearRamp, Smooth, StepDecay
 
 pytestmark = pytest.mark.smoke
-RAMPS = [Linear, Smooth]
+RAMPS = [LinearRamp, Smooth]
 
 
 def test_constant_stays():
-    assert [Constant(0.3)(epoch) for epoch in (0.0, 1.5, 1000.0)] == [0.3] * 3
+    assert [ConstantSchedule(0.3)(epoch) for epoch in (0.0, 1.5, 1000.0)] == [0.3] * 3
 
 
 @pytest.mark.parametrize("ramp", RAMPS)
@@ -39,7 +39,7 @@ def test_ramp_of_no_length_jumps_at_its_begin(ramp):
 
 
 def test_linear_is_a_line():
-    schedule = Linear(1.0, 0.5, begin=10.0, length=50.0)
+    schedule = LinearRamp(1.0, 0.5, begin=10.0, length=50.0)
     for epoch in (10.0, 20.25, 35.0, 59.0):
         assert schedule(epoch) == pytest.approx(1 - 0.5 * (epoch - 10) / 50, abs=1e-15)
 
@@ -73,7 +73,7 @@ def test_smooth_with_mid_1_is_the_power():
 
 
 def test_steps_multiply_at_each_milestone():
-    schedule = Steps(5e-4, 0.1, at=(130.0, 190.0))
+    schedule = StepDecay(5e-4, 0.1, at=(130.0, 190.0))
     values = [schedule(epoch) for epoch in (0.0, 129.99, 130.0, 189.0, 190.0, 500.0)]
     assert values == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5, 5e-6, 5e-6])
 
@@ -81,14 +81,14 @@ def test_steps_multiply_at_each_milestone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Constant(float("nan")), "value must be finite"),
-        (lambda: Linear(0.0, float("inf")), "end must be finite"),
-        (lambda: Linear(0.0, 1.0, begin=-1.0), "begin and length must be >= 0"),
+        (lambda: ConstantSchedule(float("nan")), "value must be finite"),
+        (lambda: LinearRamp(0.0, float("inf")), "end must be finite"),
+        (lambda: LinearRamp(0.0, 1.0, begin=-1.0), "begin and length must be >= 0"),
         (lambda: Smooth(0.0, 1.0, length=-2.0), "begin and length must be >= 0"),
         (lambda: Smooth(0.0, 1.0, mid=0.0), r"mid must lie in \(0, 1\], got 0.0"),
         (lambda: Smooth(0.0, 1.0, power=0.5), "power must be at least 1"),
-        (lambda: Steps(1.0, at=(5.0, 2.0)), r"ascending order, got \(5.0, 2.0\)"),
-        (lambda: Steps(1.0, at=(-1.0,)), "ascending"),
+        (lambda: StepDecay(1.0, at=(5.0, 2.0)), r"ascending order, got \(5.0, 2.0\)"),
+        (lambda: StepDecay(1.0, at=(-1.0,)), "ascending"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -97,7 +97,7 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_schedules_are_values():
-    schedules = [Constant(1.0), Linear(0.0, 1.0), Smooth(0.0, 1.0), Steps(1.0)]
+    schedules = [ConstantSchedule(1.0), LinearRamp(0.0, 1.0), Smooth(0.0, 1.0), StepDecay(1.0)]
     for a, b in itertools.combinations(schedules, 2):
         assert a != b
-    assert hash(Linear(0.0, 1.0)) == hash(Linear(0.0, 1.0))
+    assert hash(LinearRamp(0.0, 1.0)) == hash(LinearRamp(0.0, 1.0))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optrelax as ox
-from optrelax.training import Progress, Training, TrainingError, processes, runs, train
+from optrelax.training import Training, TrainingError, TrainingProgress, processes, runs, train
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
-from optrelax.training.schedules import Constant, Linear, Steps
+from optrelax.training.schedules import ConstantSchedule, LinearRamp, StepDecay
 from optrelax.training.smoothing import GradientSmoothing
 
 EPOCHS = 4
@@ -39,10 +39,10 @@ def settings(**changes: object) -> Training:
     chosen = {
         "loss": CertifiedLoss("crown-ibp", l1=1e-5),
         "epochs": EPOCHS,
-        "eps": Linear(0.0, 0.05, begin=1.0, length=2.0),
-        "kappa": Linear(1.0, 0.5, begin=1.0, length=2.0),
-        "beta": Linear(1.0, 0.5, begin=1.0, length=2.0),
-        "lr": Steps(1e-2, 0.1, at=(3.0,)),
+        "eps": LinearRamp(0.0, 0.05, begin=1.0, length=2.0),
+        "kappa": LinearRamp(1.0, 0.5, begin=1.0, length=2.0),
+        "beta": LinearRamp(1.0, 0.5, begin=1.0, length=2.0),
+        "lr": StepDecay(1e-2, 0.1, at=(3.0,)),
         "batch": 16,
         "seed": 3,
     }
@@ -69,8 +69,8 @@ def trained(folder: Path | None = None, **changes: object) -> nn.Module:
 @pytest.mark.parametrize("loss", [NaturalLoss(), AdversarialLoss(), CertifiedLoss("box"), CertifiedLoss("crown")])
 def test_training_improves_what_it_trains(loss):
     net, (x, labels) = network(), data()
-    ramps = {"eps": Linear(0.0, 0.02, length=10.0), "kappa": None, "beta": None}
-    history = train(net, (x, labels), settings(loss=loss, epochs=30, lr=Constant(1e-2), **ramps)).history
+    ramps = {"eps": LinearRamp(0.0, 0.02, length=10.0), "kappa": None, "beta": None}
+    history = train(net, (x, labels), settings(loss=loss, epochs=30, lr=ConstantSchedule(1e-2), **ramps)).history
     assert history[-1].natural_accuracy == 1.0
     if isinstance(loss, NaturalLoss):
         assert history[-1].robust_loss is None
@@ -137,19 +137,21 @@ def test_schedules_move_step_by_step():
 
 def test_schedules_reach_the_loss_inside_a_wrapper():
     wrapped = GradientSmoothing(CertifiedLoss("crown-ibp"))
-    made = settings(loss=wrapped, sigma=Linear(0.1, 0.0, begin=1.0, length=2.0))
+    made = settings(loss=wrapped, sigma=LinearRamp(0.1, 0.0, begin=1.0, length=2.0))
     now = made.loss_at(2.0)
     assert (now.sigma, now.loss.kappa, now.loss.beta) == (pytest.approx(0.05), 0.75, 0.75)
     with pytest.raises(ValueError, match="sigma has a schedule, but CertifiedLoss has no sigma"):
-        settings(sigma=Constant(0.1))
+        settings(sigma=ConstantSchedule(0.1))
     with pytest.raises(ValueError, match="beta has a schedule, but GradientSmoothing has no beta"):
         settings(loss=GradientSmoothing(AdversarialLoss()))
-    assert same(weights(trained(loss=wrapped, sigma=Constant(0.0))), weights(trained(loss=CertifiedLoss("crown-ibp"))))
+    assert same(
+        weights(trained(loss=wrapped, sigma=ConstantSchedule(0.0))), weights(trained(loss=CertifiedLoss("crown-ibp")))
+    )
 
 
 def test_metrics_are_means_over_the_images():
     net, (x, labels) = network(), data()
-    still = settings(lr=Constant(0.0), epochs=1, eps=Constant(0.01), kappa=None, beta=None, batch=7)
+    still = settings(lr=ConstantSchedule(0.0), epochs=1, eps=ConstantSchedule(0.01), kappa=None, beta=None, batch=7)
     (metrics,) = train(net, (x, labels), still).history
     terms = still.loss(net, ox.LinfBall(x, 0.01, (0.0, 1.0)), labels)
     assert metrics.loss == pytest.approx(terms.total.item(), rel=1e-5)
@@ -160,7 +162,7 @@ def test_metrics_are_means_over_the_images():
 
 
 def test_watch_sees_every_step():
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     train(network(), data(), settings(), watch=seen.append)
     assert [(p.epoch, p.step) for p in seen] == [(e, s) for e in range(1, EPOCHS + 1) for s in range(1, 5)]
     assert {(p.epochs, p.steps) for p in seen} == {(EPOCHS, 4)}
@@ -229,7 +231,7 @@ class Stop(Exception):
 
 
 def stop_at(epoch: int, step: int):
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         if (progress.epoch, progress.step) == (epoch, step):
             raise Stop
 
@@ -398,7 +400,7 @@ class BreakingGradient(Breaking):
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, kind, message):
     Breaking.calls = 0
     net = network()
-    changes = {"loss": kind("deepz"), "eps": Constant(0.01), "kappa": None, "beta": None}
+    changes = {"loss": kind("deepz"), "eps": ConstantSchedule(0.01), "kappa": None, "beta": None}
     with pytest.raises(TrainingError) as caught:
         train(net, data(), settings(**changes), folder=tmp_path)
     assert str(caught.value).startswith(
@@ -446,7 +448,7 @@ class RaisingBack(Raising):
 def test_a_loss_that_raises_stops_the_run_and_keeps_the_batch(tmp_path, kind):
     kind.calls = 0
     net = network()
-    changes = {"loss": kind("crown"), "eps": Constant(0.01), "kappa": None, "beta": None}
+    changes = {"loss": kind("crown"), "eps": ConstantSchedule(0.01), "kappa": None, "beta": None}
     with pytest.raises(TrainingError) as caught:
         train(net, data(), settings(**changes), folder=tmp_path)
     assert str(caught.value) == (
@@ -468,7 +470,7 @@ def test_a_loss_that_raises_tells_the_other_processes(tmp_path, monkeypatch):
     for name, stub in stubs.items():
         monkeypatch.setattr(processes.Processes, name, stub)
     Raising.calls = 0
-    plain = {"loss": Raising("box"), "kappa": None, "beta": None, "eps": Constant(0.01)}
+    plain = {"loss": Raising("box"), "kappa": None, "beta": None, "eps": ConstantSchedule(0.01)}
     with pytest.raises(TrainingError, match=r"the solver gave up at epoch 1, batch 2 of 4 .* the batch is in"):
         train(network(), data(), settings(pieces=2, **plain), folder=tmp_path)
     assert told == [[0.0, 0.0], [0.0, 1.0]]
@@ -484,7 +486,7 @@ def test_a_network_that_cannot_be_bounded_is_no_fault_of_a_batch(tmp_path):
 def test_without_a_folder_the_message_says_so():
     Breaking.calls = 6
     with pytest.raises(TrainingError, match="pass a folder to keep the batch"):
-        train(network(), data(), settings(loss=Breaking("box"), kappa=None, beta=None, eps=Constant(0.01)))
+        train(network(), data(), settings(loss=Breaking("box"), kappa=None, beta=None, eps=ConstantSchedule(0.01)))
 
 
 @pytest.mark.parametrize(
@@ -652,7 +654,7 @@ def test_a_disk_that_fills_up_in_a_line_of_metrics_is_forgiven(tmp_path, monkeyp
 
 
 def broken(net: nn.Module, loss: object, at: float = 0.05) -> str:
-    plain = {"loss": loss, "kappa": None, "beta": None, "eps": Constant(at)}
+    plain = {"loss": loss, "kappa": None, "beta": None, "eps": ConstantSchedule(at)}
     with pytest.raises(TrainingError) as caught:
         train(net, data(), settings(**plain))
     return str(caught.value)
