@@ -145,7 +145,9 @@ def _data(data_dir: Path | None) -> Any:
     return load_dataset("mnist", data_dir, "test")
 
 
-def _decide(row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Path | None, device: str) -> StageOutcomes:
+def _decide(
+    row: BarrierRow, chunk: tuple[int, ...], weights: Path, data_dir: Path | None, device: str
+) -> StageOutcomes:
     begin = time.perf_counter()
     data = _data(data_dir)
     index = torch.tensor(chunk)
