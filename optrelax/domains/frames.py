@@ -46,7 +46,8 @@ class Frame:
 
     def corners(self, places: Tensor) -> Tensor:
         """First pixel of each place's window: places [batch or 1, count, 2] -> the same."""
-        return places * torch.tensor(self.stride) + torch.tensor(self.offset)
+        sides = zip(places.unbind(-1), self.stride, self.offset, strict=True)
+        return torch.stack([place * stride + offset for place, stride, offset in sides], -1)
 
     def back(self, kernel: Pair, g: ConvGeometry) -> Frame:
         """The frame of a convolution's input map, its image not known yet; the padding moves it."""
