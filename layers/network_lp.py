@@ -21,7 +21,7 @@ from optrelax.domains.backsubstitution import pull
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.layers.programs.highs_model import new_highs
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import flatten_from
@@ -102,7 +102,7 @@ class AffineMaps:
     """The affine map from the values behind it to every pre-activation, as sparse matrices: shared by all examples."""
 
     def __init__(self, network: Network) -> None:
-        require_piecewise_linear(network)
+        require_lowered(network)
         self.network = network
         self._stops = frozenset(node.name for node in network.activations)
         self._maps: dict[str, tuple[dict[str, sp.csr_matrix], Array]] = {}
@@ -137,12 +137,23 @@ def _float64(network: Network) -> Tensor:
     return torch.zeros((), dtype=torch.float64, device=device)
 
 
-def require_piecewise_linear(network: Network) -> None:
+def require_lowered(network: Network) -> None:
     """UnsupportedOpError where an op is no part of an LP: a maximum, which `network.lowered` composes of ReLUs."""
     problems = [
         Problem(node.path, type(node.op).__name__, "has no LP formulation; take network.lowered")
         for node in network
         if isinstance(node.op, Greatest)
+    ]
+    if problems:
+        raise UnsupportedOpError(problems, "affine ops and activations")
+
+
+def require_piecewise_linear(network: Network) -> None:
+    """UnsupportedOpError where an activation is no part of a MILP."""
+    problems = [
+        Problem(node.path, node.op.name, "is not piecewise linear, so it has no MILP; take triangle or layerwise")
+        for node in network
+        if isinstance(node.op, Activation) and not isinstance(node.op, PiecewiseLinear)
     ]
     if problems:
         raise UnsupportedOpError(problems, "affine ops and piecewise-linear activations")
@@ -174,6 +185,8 @@ def export(
 
     if region.shape[0] != 1:
         raise ValueError(f"export: takes one example, got a batch of {region.shape[0]}; use region.select")
+    if integer:
+        require_piecewise_linear(network)
     maps = maps or AffineMaps(network)
     wanted = network.ancestors(upto) if upto is not None else frozenset(n.name for n in network)
     nodes = [node for node in network.activations if node.name in wanted]
@@ -283,13 +296,14 @@ def _export_activation(builder: _Builder, maps: AffineMaps, node: Node, before: 
             lower, upper = (c[new], free) if sign == 1 else (-free, c[new])
             builder.add_rows(lower, upper, [(y, one, index[new]), (z, -s[new], index[new])])
     if integer:
+        assert isinstance(activation, PiecewiseLinear)
         _export_switches(builder, node, activation, l[crossing], u[crossing], index, z, y)
 
 
 def _export_switches(
     builder: _Builder,
     node: Node,
-    activation: Activation,
+    activation: PiecewiseLinear,
     l: Tensor,
     u: Tensor,
     index: Array,

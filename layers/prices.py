@@ -155,5 +155,5 @@ def _sizes(problems: Problems) -> Weights:
         else:
             assert isinstance(node.op, Activation)
             found[node.name] = z = sizes[node.inputs[0]]
-            sizes[node.name] = max(map(abs, node.op.slopes)) * z + max(map(abs, node.op.intercepts))
+            sizes[node.name] = node.op.magnitude(z)
     return found

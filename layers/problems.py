@@ -58,14 +58,10 @@ def hull_lines(activation: Activation, before: Bounds) -> HullLines:
     unknown = before.lower.detach().isnan() | before.upper.detach().isnan()
     if bool(unknown.any()):
         hull = Hull(*(tuple(_unknown_at(unknown, line) for line in side) for side in (hull.below, hull.above)))  # type: ignore[arg-type]
-    two = len(activation.kinks) == 2 or activation.slopes[0] > activation.slopes[1]
     free = activation.crossing(before.lower.detach(), before.upper.detach())
-    above1 = hull.above[1] if two else None
+    above1 = None if activation.chord_above else hull.above[1]
     ends = (before.lower, before.upper)
-    origin = (
-        len(activation.kinks) == 1 and not any(activation.intercepts) and activation.slopes[0] <= activation.slopes[1]
-    )
-    return HullLines(hull.below[0], hull.below[1], hull.above[0], above1, ends, free, origin)
+    return HullLines(hull.below[0], hull.below[1], hull.above[0], above1, ends, free, activation.origin_below)
 
 
 def _unknown_at(unknown: Tensor, line: Line) -> Line:

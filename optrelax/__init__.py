@@ -9,7 +9,7 @@ from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activation_checks import check_activation
-from optrelax.networks.activations import Activation, Hull
+from optrelax.networks.activations import Activation, Hull, PiecewiseLinear
 from optrelax.networks.capturing import Report, capture, check
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
@@ -118,6 +118,7 @@ __all__ = [
     "Lines",
     "LinfBall",
     "Network",
+    "PiecewiseLinear",
     "Problem",
     "Property",
     "PropertyVerdict",

@@ -13,7 +13,7 @@ from scipy.optimize import LinearConstraint, linprog, milp
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.models import Normalize, Residual
 from optrelax.networks.ops import Affine
 
@@ -220,7 +220,7 @@ def _exact_conv(net: nn.Conv2d, x: np.ndarray) -> np.ndarray:
     )
 
 
-def exact_activation(op: Activation, x: Fraction) -> Fraction:
+def exact_activation(op: PiecewiseLinear, x: Fraction) -> Fraction:
     """A piecewise-linear function with its Python numbers taken as they are."""
     piece = sum(x >= Fraction(kink) for kink in op.kinks)
     return Fraction(op.slopes[piece]) * x + Fraction(op.intercepts[piece])

@@ -288,11 +288,7 @@ def _products(op: Affine) -> int:
 def _activation(op: Activation, x: Ball) -> Ball:
     # The walk hands over the ends themselves here, so that no rounding is spent on the way.
     l, u = x.center, x.radius
-    low, high = op.image(l, u)
-    if x.outward and not op.exact:
-        kinks = [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in op.kinks]
-        error = torch.stack([op.error(v) for v in (l, u, *kinks)]).amax(0)
-        low, high = down(low - error), up(high + error)
+    low, high = op.outward_image(l, u) if x.outward else op.image(l, u)
     return ball(low, high, x.outward)
 
 

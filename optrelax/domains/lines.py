@@ -1,8 +1,10 @@
 """Every named relaxation of one activation, stated once: as a line below and a line above.
 
 Each function takes an activation and its pre-activation bounds and returns `Lines`; the LP layers use the hull of
-the activation itself, which implies every line here. Written for any activation with kinks; for a ReLU they
-are the table of Jovanovic et al. (2021), arXiv 2102.06700.
+the activation itself, which implies every line here. Of a piecewise-linear activation every name is a choice among the
+lines of its hull; for a ReLU they are the table of Jovanovic et al. (2021), arXiv 2102.06700. Of a smooth one "crown",
+its smooth form included, is the closest pair of lines, "chord" the closest parallel pair, "box" the image; the rest
+choose by slopes that only a piecewise-linear function has, and a relaxation refuses by name.
 """
 
 from __future__ import annotations
@@ -15,8 +17,14 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import relu_lines
-from optrelax.networks.activations import Activation, Hull, Line, least_width
-from optrelax.rounding import unit_roundoff
+from optrelax.networks.activations import Activation, Hull, Line, PiecewiseLinear, least_width
+from optrelax.networks.activations.piecewise_linear import closer
+
+NO_PIECES = (
+    "has no constant slopes to choose among; take box, hbox, hzono, deepz, deepz-box, fast-lin, crown, crown-soft or "
+    "crown-ibp"
+)
+"""Why a choice among slopes is no relaxation of a smooth activation."""
 
 LowerSlope = Literal["adaptive", "soft", 0, 1]
 BandSlope = Literal["chord", "box", "diag", "switch", "soft", "slanted"]
@@ -54,15 +62,15 @@ def crown_lines(
     if lower != "soft" and not tria and not continuous and relu_lines.compiles(activation, l, u):
         slope, chord, intercept = relu_lines.relu_lines(l, u, lower)
         return Lines(slope, torch.zeros_like(slope), chord, intercept)
-    hull = activation.hull(l, u)
-    if lower == "adaptive":
-        below = _steeper_middle(hull.below, l, u, sign=1.0)
-        above = _steeper_middle(hull.above, l, u, sign=-1.0)
+    if lower == "adaptive" or (lower == "soft" and not isinstance(activation, PiecewiseLinear)):
+        below, above = activation.closest(l, u)
         return Lines(*below, *above)
+    activation = require_pieces(activation)
+    hull = activation.hull(l, u)
     if lower == "soft":
         weight = soft_weight(activation, l, u, gamma)
         (s0, i0), (s1, i1) = hull.below
-        above = _steeper_middle(hull.above, l, u, sign=-1.0)
+        above = closer(hull.above, l, u, sign=-1.0)
         return Lines(s0 + weight * (s1 - s0), i0 + weight * (i1 - i0), *above)
     below, above = hull.below[lower], hull.above[1 - lower]
     if continuous:
@@ -72,28 +80,20 @@ def crown_lines(
     return Lines(*below, *above)
 
 
-def _steeper_middle(pair: tuple[Line, Line], l: Tensor, u: Tensor, sign: float) -> Line:
-    """Of two valid lines the one closer to the function at the middle of [l, u]: the smaller area.
-
-    A tie takes the right line below (slope 1 for a ReLU with |l| = |u|) and the left one above.
-    """
-    (s0, i0), (s1, i1) = pair
-    if s0 is s1:
-        return s0, i0
-    with torch.no_grad():
-        # Twice the values at the midpoint; l + u is exact where it decides a ReLU's tie.
-        second = sign * ((s1 - s0) * (l + u) + 2 * (i1 - i0))
-        choose = second >= 0 if sign > 0 else second > 0
-    return torch.where(choose, s1, s0), torch.where(choose, i1, i0)
+def require_pieces(activation: Activation) -> PiecewiseLinear:
+    """A piecewise-linear activation; ValueError for another, which has no slopes to choose among."""
+    if isinstance(activation, PiecewiseLinear):
+        return activation
+    raise ValueError(f"{activation.name} {NO_PIECES}")
 
 
-def _continuous_below(activation: Activation, lower: int, l: Tensor, u: Tensor) -> Line:
+def _continuous_below(activation: PiecewiseLinear, lower: int, l: Tensor, u: Tensor) -> Line:
     """A lower line of the outermost slope everywhere, stable neurons too: continuous in l and u."""
     slope = torch.full_like(l, min(activation.slopes) if lower == 0 else max(activation.slopes))
     return slope, activation.band(slope, l, u, whole=lower == 1)[0]
 
 
-def _triangle_side(activation: Activation, hull: Hull, lower: int, l: Tensor, u: Tensor, continuous: bool) -> Line:
+def _triangle_side(activation: PiecewiseLinear, hull: Hull, lower: int, l: Tensor, u: Tensor, continuous: bool) -> Line:
     """The side of the triangle that is parallel to the lower line's counterpart: steep for lower 0, flat for 1."""
     slope = torch.full_like(l, max(activation.slopes) if lower == 0 else min(activation.slopes))
     intercept = activation.band(slope, l, u)[1]
@@ -119,6 +119,11 @@ def band_lines(
     As a zonotope step: lam = the slope, centre shift and new error from the band's middle and half width.
     Sound: yes.  Gradient: through slope and band.
     """
+    if slope in ("chord", "box") and not isinstance(activation, PiecewiseLinear):
+        lam = activation.parallel_slope(l, u) if slope == "chord" else torch.zeros_like(l)
+        low, high = activation.band(lam, l, u)
+        return Lines(lam, low, lam, high)
+    activation = require_pieces(activation)
     if continuous:  # Diag-C: slope 1 for dead neurons too, every kink counted, so the band meets itself at u = 0
         steep = torch.full_like(l, max(activation.slopes))
         low, high = activation.band(steep, l, u, whole=True)
@@ -134,7 +139,9 @@ def band_lines(
     return Lines(lam, torch.where(crossing, low, exact_intercept), lam, torch.where(crossing, high, exact_intercept))
 
 
-def _band_slope(activation: Activation, l: Tensor, u: Tensor, slope: BandSlope, gamma: float, kappa: float) -> Tensor:
+def _band_slope(
+    activation: PiecewiseLinear, l: Tensor, u: Tensor, slope: BandSlope, gamma: float, kappa: float
+) -> Tensor:
     """The common slope over a crossing [l, u]."""
     if slope in ("chord", "slanted"):
         chord = activation.chord_slope(l, u)
@@ -150,7 +157,7 @@ def _band_slope(activation: Activation, l: Tensor, u: Tensor, slope: BandSlope, 
     return torch.where(narrow <= wide, steep, flat)  # a tie takes Diag, as -l <= u does
 
 
-def soft_weight(activation: Activation, l: Tensor, u: Tensor, gamma: float) -> Tensor:
+def soft_weight(activation: PiecewiseLinear, l: Tensor, u: Tensor, gamma: float) -> Tensor:
     """sigmoid(gamma (w0 / w1 - w1 / w0)), w0 and w1 the widths of the flat and the steep band over [l, u].
 
     For a ReLU w0 = u, w1 = -l: sigmoid(gamma (l / u - u / l)), the smooth version of the adaptive choice.
@@ -166,7 +173,7 @@ def soft_weight(activation: Activation, l: Tensor, u: Tensor, gamma: float) -> T
     return torch.sigmoid(2 * gamma * torch.sinh((w0.log() - w1.log()).clamp(-cap, cap)))
 
 
-def _width(activation: Activation, slope: Tensor, l: Tensor, u: Tensor) -> Tensor:
+def _width(activation: PiecewiseLinear, slope: Tensor, l: Tensor, u: Tensor) -> Tensor:
     low, high = activation.band(slope, l, u)
     return high - low
 
@@ -174,31 +181,9 @@ def _width(activation: Activation, slope: Tensor, l: Tensor, u: Tensor) -> Tenso
 def outward_lines(lines: Lines, activation: Activation, l: Tensor, u: Tensor) -> Lines:
     """The same slopes with intercepts that hold in real arithmetic over [l, u].
 
-    A slope is any float; an intercept is sound iff it lies beyond f(v) - slope * v at every end and kink v. Each such
-    value is rounded by the product, the function (`Activation.error`), the kink and the difference: at most 4 units of
-    the magnitudes, none for the exact products and pieces of a ReLU; a product that underflows loses `tiny`.
+    A slope is any float; an intercept is sound iff it lies beyond f(v) - slope * v at every v of [l, u]
+    (`Activation.beyond`).
     """
-    lower_intercept = torch.minimum(
-        lines.lower_intercept, _outward_band(activation, lines.lower_slope, l, u, sign=-1.0)
-    )
-    upper_intercept = torch.maximum(lines.upper_intercept, _outward_band(activation, lines.upper_slope, l, u, sign=1.0))
+    lower_intercept = torch.minimum(lines.lower_intercept, activation.beyond(lines.lower_slope, l, u, -1.0))
+    upper_intercept = torch.maximum(lines.upper_intercept, activation.beyond(lines.upper_slope, l, u, 1.0))
     return Lines(lines.lower_slope, lower_intercept, lines.upper_slope, upper_intercept)
-
-
-def _outward_band(activation: Activation, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:
-    """A float at or beyond the extreme of f(v) - slope * v over [l, u]; sign 1 for the greatest, -1 for the least."""
-    unit = 4 * unit_roundoff(l.dtype)
-    tiny = torch.finfo(l.dtype).tiny
-    # At a kink that was rounded also such a product is off.
-    trivial = ((slope == 0) | (slope.abs() == 1)) & activation.exact
-    points = [l, u] + [torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in activation.kinks]
-    ends = []
-    for v in points:
-        product, value = slope * v, activation(v)
-        difference = value - product
-        error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (1 + slope.abs()) * (v != 0))
-        error = error + activation.error(v)
-        # The difference of two floats rounds by at most half an ulp of itself; it is exact where either is 0.
-        error = error + torch.where((product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs())
-        ends.append(difference + sign * error)
-    return torch.stack(ends).amax(0) if sign > 0 else torch.stack(ends).amin(0)

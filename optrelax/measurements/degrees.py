@@ -22,7 +22,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.measurements.rationals import Ratio
 from optrelax.measurements.tracked import Arithmetic, Tracked, Values
 from optrelax.measurements.weight_lines import MovingWeights, Weights, moving, random_direction
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
@@ -88,9 +88,7 @@ def step_degrees(
 def _require_small(network: Network) -> None:
     problems = []
     for node in network:
-        if not isinstance(node.op, (Affine, Activation)) or (
-            isinstance(node.op, Activation) and len(node.op.kinks) != 1
-        ):
+        if not isinstance(node.op, Affine) and not (isinstance(node.op, PiecewiseLinear) and len(node.op.kinks) == 1):
             problems.append(Problem(node.path, type(node.op).__name__, "has no rule for degrees"))
     if problems:
         raise UnsupportedOpError(problems, "affine ops and activations of one kink")

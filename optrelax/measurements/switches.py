@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation
@@ -32,7 +32,8 @@ def switch_functions(network: Network, bounds: Preactivation) -> tuple[Tensor, T
     values, causes = [], []
     for name, b in bounds.items():
         activation = network[name].op
-        assert isinstance(activation, Activation)
+        if not isinstance(activation, PiecewiseLinear):  # its lines move with the bounds and never switch
+            continue
         for kink in activation.kinks:
             values += [(b.lower - kink).flatten(), (b.upper - kink).flatten()]
             causes += [torch.zeros(b.lower.numel()), torch.ones(b.lower.numel())]
@@ -44,7 +45,7 @@ def switch_functions(network: Network, bounds: Preactivation) -> tuple[Tensor, T
     return torch.cat(values).double(), torch.cat(causes).long()
 
 
-def _ties(activation: Activation, b: Bounds) -> list[Tensor]:
+def _ties(activation: PiecewiseLinear, b: Bounds) -> list[Tensor]:
     """Which of the hull's two lines is closer at the middle, and which band is narrower; continuous in l and u."""
     l, u = b.lower, b.upper
     if len(activation.kinks) == 1:

@@ -22,7 +22,7 @@ def check_activation(activation: Activation) -> None:
     """
     if not isinstance(activation, Activation):
         raise TypeError(f"check_activation: wants an Activation, got {type(activation).__name__}")
-    activation.require_pieces()
+    activation.require_consistent()
     l, u = _intervals(activation)
     x = torch.lerp(l, u, torch.linspace(0, 1, 33, dtype=torch.float64, device="cpu")[:, None])
     with torch.no_grad():
@@ -38,9 +38,9 @@ def check_activation(activation: Activation) -> None:
 
 
 def _intervals(activation: Activation) -> tuple[Tensor, Tensor]:
-    """Ends l <= u around the kinks, [intervals]."""
+    """Ends l <= u around the breaks, [intervals]."""
     steps = (0.0, 1e-3, 0.3, 1.0, 7.0, 1e3)
-    ends = sorted({kink + sign * step for kink, sign, step in product(activation.kinks, (-1, 1), steps)})
+    ends = sorted({kink + sign * step for kink, sign, step in product(activation.breaks, (-1, 1), steps)})
     pairs = [(a, b) for a, b in product(ends, ends) if a <= b]
     l, u = torch.tensor(pairs, dtype=torch.float64, device="cpu").unbind(1)
     return l, u

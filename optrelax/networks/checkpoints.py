@@ -242,7 +242,7 @@ def _same_values(op: Op, other: Op, shapes: Iterable[Shape], like: Tensor) -> bo
     generator = torch.Generator().manual_seed(0)
     if isinstance(op, Activation) and isinstance(other, Activation):
         x = torch.randn(4096, generator=generator, dtype=torch.float64) * torch.logspace(-4, 4, 4096).double()
-        x = torch.cat([x, torch.tensor([*op.kinks, 0.0, torch.inf, -torch.inf], dtype=torch.float64)]).to(like)
+        x = torch.cat([x, torch.tensor([*op.breaks, 0.0, torch.inf, -torch.inf], dtype=torch.float64)]).to(like)
         return _equal(op(x), other(x))
     probes = [torch.randn(2, *shape, generator=generator).to(like) for shape in shapes]
     if isinstance(op, Affine) and isinstance(other, Affine):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks import convolutions, linear_maps, maxima, ops, views
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.output.files import write_whole
 
@@ -273,8 +273,8 @@ def _gather(file: _File, node: Node, op: views.Gather, xs: list[str]) -> str:
     return file.reshape(y, op.shape)
 
 
-@_writer(Activation)
-def _activation(file: _File, node: Node, op: Activation, xs: list[str]) -> str:
+@_writer(PiecewiseLinear)
+def _piecewise_linear(file: _File, node: Node, op: PiecewiseLinear, xs: list[str]) -> str:
     if op.kinks == (0.0,) and op.slopes == (0.0, 1.0) and op.intercepts == (0.0, 0.0):
         return file.node("Relu", xs)
     if op.kinks == (0.0,) and op.slopes[1] == 1.0 and op.intercepts == (0.0, 0.0):

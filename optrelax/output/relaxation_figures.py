@@ -134,7 +134,8 @@ def _draw(axes: Axes, hull: Hull, activation: Activation, lower: float, upper: f
     heights = [b - a for a, b in zip(low, high, strict=True)]
     area = sum((x1 - x0) * (h0 + h1) / 2 for x0, x1, h0, h1 in zip(xs, xs[1:], heights, heights[1:], strict=False))
     beyond = 0.15 * (upper - lower)
-    points = sorted({lower - beyond, upper + beyond, *activation.kinks})
+    grid = torch.linspace(lower - beyond, upper + beyond, 129, dtype=torch.float64).tolist()
+    points = sorted({*grid, *activation.breaks})
     values = activation(torch.tensor(points, dtype=torch.float64)).tolist()
     # Wide and grey, so that a line that runs along it is seen.
     axes.plot(points, values, color="0.5", linewidth=4, label=activation.name)
@@ -149,7 +150,7 @@ def _draw(axes: Axes, hull: Hull, activation: Activation, lower: float, upper: f
             style.pop("label", None)  # one entry in the legend for both lines of a side
     axes.fill_between(xs, low, high, color="0.88", linewidth=0, zorder=0.5, label="what they allow")
     axes.set_xlim(lower - beyond, upper + beyond)
-    axes.set_xticks(sorted({lower, upper} | {kink for kink in activation.kinks if lower < kink < upper}))
+    axes.set_xticks(sorted({lower, upper} | {at for at in activation.breaks if lower < at < upper}))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("pre-activation", fontsize=8)
     axes.locator_params(axis="y", nbins=4)

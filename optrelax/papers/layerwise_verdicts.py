@@ -287,8 +287,7 @@ def inner_objective(problems: Problems, point: PrimalPoint, brackets: Mapping[st
         low = node.op(inputs[0])
         bracket = brackets[node.name]
         l, u = bracket.inner_lower[example], bracket.inner_upper[example]
-        convex = len(node.op.kinks) == 1 and node.op.slopes[0] <= node.op.slopes[1]
-        usable = node.op.crossing(l, u) & convex
+        usable = node.op.crossing(l, u) & node.op.chord_above
         width = torch.where(usable, u - l, 1.0)
         slope = (node.op(u) - node.op(l)) / width
         chord = node.op(l) + slope * (inputs[0] - l)

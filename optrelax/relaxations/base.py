@@ -11,7 +11,9 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.exactness import require_exact_products
+from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
 from optrelax.regions import InputBox
@@ -47,6 +49,20 @@ class Relaxation:
     def outward(self) -> bool:
         """Whether rounding is outward."""
         return self.rounding == "outward"
+
+    def refusal(self, activation: Activation) -> str | None:
+        """Why this relaxation has no meaning for an activation, as the end of a sentence; None where it has."""
+        return None
+
+    def require_supported(self, network: Network) -> None:
+        """UnsupportedOpError naming every activation of the network that the relaxation has no meaning for."""
+        problems = [
+            Problem(node.path, node.op.name, reason)
+            for node in network.activations
+            if isinstance(node.op, Activation) and (reason := self.refusal(node.op)) is not None
+        ]
+        if problems:
+            raise UnsupportedOpError(problems)
 
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         """Bounds of the input of every activation, in topological order."""

@@ -21,7 +21,7 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
 from optrelax.kernels.relax_step import kernels as relax_step_kernels
 from optrelax.kernels.triton_steps import passes
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
 from optrelax.regions import InputBox
@@ -47,7 +47,7 @@ class Substitution(Relaxation):
     """Another relaxation (or its name) for the pre-activation bounds; None: this method's own, layer by layer."""
 
     parallel: ClassVar[bool] = False
-    """Whether both lines of every activation share their slope."""
+    """Whether both lines of every piecewise-linear activation share their slope."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +68,7 @@ class Substitution(Relaxation):
     def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
         if self.preactivation is not None:
             return self._given(network, region, math.inf if self.max_bytes is None else self.max_bytes)
+        self.require_supported(network)
         region = self.prepare(region)
         size, budget = self._cut(network, region, 0)
         if size < region.shape[0]:
@@ -76,6 +77,7 @@ class Substitution(Relaxation):
         return self._layers(network, region, budget)[0]
 
     def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+        self.require_supported(network)
         region = self.prepare(region)
         size, budget = self._cut(network, region, rows.shape[1])
         if size < region.shape[0]:
@@ -359,6 +361,10 @@ class Crown(Substitution):
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
 
+    def refusal(self, activation: Activation) -> str | None:
+        fits = self.lower in ("adaptive", "soft") or isinstance(activation, PiecewiseLinear)
+        return None if fits else named.NO_PIECES
+
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.crown_lines(
             activation, l, u, lower=self.lower, tria=self.tria, continuous=self.continuous, gamma=self.gamma
@@ -377,6 +383,7 @@ def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: A
 class FastLin(Substitution):
     """Back-substitution with both slopes u / (u - l): Fast-Lin, CAP, DeepZ as lines.
 
+    Of a smooth activation, for which its authors went on to CROWN, it takes CROWN's lines.
     Sound: yes.  Gradient: exact; continuous in the weights.
     Source: Weng et al. 2018; Wong and Kolter 2018.
     """
@@ -384,7 +391,12 @@ class FastLin(Substitution):
     parallel: ClassVar[bool] = True
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
-        return named.band_lines(activation, l, u, slope="chord")
+        if isinstance(activation, PiecewiseLinear):
+            return named.band_lines(activation, l, u, slope="chord")
+        return named.crown_lines(activation, l, u)
+
+    def _one_row(self, network: Network) -> bool:
+        return super()._one_row(network) and all(isinstance(n.op, PiecewiseLinear) for n in network.activations)
 
 
 def _without_rows(network: Network, given: Preactivation | None) -> frozenset[str]:

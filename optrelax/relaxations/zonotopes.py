@@ -16,7 +16,7 @@ from optrelax.domains import lines as named
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
@@ -51,6 +51,10 @@ class ZonotopeFamily(Relaxation):
         if not 0 <= self.kappa <= 1:
             raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
 
+    def refusal(self, activation: Activation) -> str | None:
+        fits = isinstance(activation, PiecewiseLinear) or self.slope in ("chord", "box")
+        return None if fits else named.NO_PIECES
+
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         """The band of parallel lines at pre-activation bounds [l, u]."""
         lines = named.band_lines(
@@ -73,6 +77,7 @@ class ZonotopeFamily(Relaxation):
         self, network: Network, region: InputBox, rows: Tensor | None
     ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
         """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
+        self.require_supported(network)
         size = examples_at_a_time(self, network, region, 0 if rows is None else rows.shape[1])
         found: tuple[Preactivation, Tensor | None, Tensor | None] = memory.in_pieces(
             network, partial(self._whole, network), self.prepare(region), rows, size
@@ -245,6 +250,9 @@ class Bands(Substitution):
 
     parallel: ClassVar[bool] = True
 
+    def refusal(self, activation: Activation) -> str | None:
+        return self.lines_of.refusal(activation)
+
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         return named.band_lines(
             activation,
@@ -268,6 +276,9 @@ class _Hybrid(Substitution):
     lines_of: HBox = None  # type: ignore[assignment]
 
     parallel: ClassVar[bool] = True
+
+    def refusal(self, activation: Activation) -> str | None:
+        return self.lines_of.refusal(activation)
 
     def _layers(
         self, network: Network, region: InputBox, budget: MemoryBudget

@@ -8,7 +8,7 @@ from oracles import exact_activation
 from torch import Tensor
 
 from optrelax.domains.lines import Lines, outward_lines, soft_weight
-from optrelax.networks.activations import Activation, clamp, leaky_relu, relu
+from optrelax.networks.activations import PiecewiseLinear, clamp, leaky_relu, relu
 from optrelax.relaxations import resolve
 
 NAMES = [
@@ -40,8 +40,8 @@ ACTIVATIONS = [
     leaky_relu(0.2),
     leaky_relu(1.7),
     leaky_relu(-0.6),
-    Activation("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0)),
-    Activation("hinge", lambda x: -torch.relu(x - 0.5), (0.5,), (0.0, -1.0), (0.0, 0.5)),
+    PiecewiseLinear("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0)),
+    PiecewiseLinear("hinge", lambda x: -torch.relu(x - 0.5), (0.5,), (0.0, -1.0), (0.0, 0.5)),
     clamp(0.0, 6.0, "relu6"),
     clamp(-0.5, 0.25),
 ]
@@ -49,7 +49,7 @@ each_name = pytest.mark.parametrize("name", NAMES)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: f"{a.name}{a.slopes}")
 
 
-def lines_of(name: str, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+def lines_of(name: str, activation: PiecewiseLinear, l: Tensor, u: Tensor) -> Lines:
     return resolve(name).lines(activation, l, u)
 
 
@@ -65,7 +65,7 @@ def intervals(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return l.to(dtype), torch.cat([torch.maximum(a, b), special[:, 1]]).to(dtype)
 
 
-def points(activation: Activation, l: Tensor, u: Tensor) -> Tensor:
+def points(activation: PiecewiseLinear, l: Tensor, u: Tensor) -> Tensor:
     """A grid over each [l, u], its ends and the kinks inside: [points, n]."""
     grid = l + torch.linspace(0, 1, 41, dtype=l.dtype)[:, None] * (u - l)
     kinks = [torch.full_like(l, kink).clamp(l, u) for kink in activation.kinks]
@@ -281,7 +281,7 @@ def test_images_are_attained(activation):
 )
 def test_an_activation_that_is_none_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Activation("mine", torch.relu, *arguments)
+        PiecewiseLinear("mine", torch.relu, *arguments)
 
 
 def test_clamp_wants_low_below_high():

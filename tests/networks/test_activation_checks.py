@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 import optrelax as ox
-from optrelax.networks.activations import Activation, Hull, clamp, leaky_relu, relu
+from optrelax.networks.activations import Hull, PiecewiseLinear, clamp, leaky_relu, relu
 
 HONEST = {
     "relu": relu(),
     "leaky relu": leaky_relu(0.3),
-    "steep": Activation("steep", lambda x: x.clamp_min(0) * 20 - 1, (0.0,), (0.0, 20.0), (-1.0, -1.0)),
-    "abs": Activation("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0)),
-    "concave": Activation("concave", lambda x: x.clamp_max(2), (2.0,), (1.0, 0.0), (0.0, 2.0)),
+    "steep": PiecewiseLinear("steep", lambda x: x.clamp_min(0) * 20 - 1, (0.0,), (0.0, 20.0), (-1.0, -1.0)),
+    "abs": PiecewiseLinear("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0)),
+    "concave": PiecewiseLinear("concave", lambda x: x.clamp_max(2), (2.0,), (1.0, 0.0), (0.0, 2.0)),
     "hardtanh": clamp(-1.0, 1.0),
-    "hardsigmoid": Activation(
+    "hardsigmoid": PiecewiseLinear(
         "hardsigmoid", torch.nn.functional.hardsigmoid, (-3.0, 3.0), (0.0, 1 / 6, 0.0), (0.0, 0.5, 1.0)
     ),
 }
@@ -43,16 +43,16 @@ def test_what_is_so_passes(activation):
 )
 def test_a_function_that_leaves_its_pieces_is_refused_where_it_is_made(function, kinks, slopes, intercepts):
     with pytest.raises(ValueError, match=r"^mine: the function is .* at .*, its pieces say"):
-        Activation("mine", function, kinks, slopes, intercepts)
+        PiecewiseLinear("mine", function, kinks, slopes, intercepts)
 
 
 def test_a_function_of_the_whole_tensor_is_refused():
     with pytest.raises(ValueError, match=r"mine: makes \(\) of \(22,\), which is not elementwise"):
-        Activation("mine", lambda x: x.relu().sum(), (0.0,), (0.0, 1.0), (0.0, 0.0))
+        PiecewiseLinear("mine", lambda x: x.relu().sum(), (0.0,), (0.0, 1.0), (0.0, 0.0))
 
 
 @dataclass(frozen=True)
-class Careless(Activation):
+class Careless(PiecewiseLinear):
     """A ReLU whose hull and image are its own."""
 
     def hull(self, l: Tensor, u: Tensor) -> Hull:
@@ -62,7 +62,7 @@ class Careless(Activation):
 
 
 @dataclass(frozen=True)
-class Narrow(Activation):
+class Narrow(PiecewiseLinear):
     def image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         low, high = super().image(l, u)
         return low, high - 0.01

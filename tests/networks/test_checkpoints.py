@@ -141,7 +141,7 @@ def test_a_batch_norm_keeps_its_statistics_and_its_weights(tmp_path):
 
 
 def test_an_activation_of_the_users_comes_back(tmp_path):
-    absolute = ox.Activation("v", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0))
+    absolute = ox.PiecewiseLinear("v", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0))
     ox.register_activation(_absolute, activation=absolute)
     net = _Absolute()
     ox.save(net, tmp_path / "net.safetensors", input_shape=(4,))

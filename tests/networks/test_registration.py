@@ -22,7 +22,7 @@ def _registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
 
 
-ABS = ox.Activation("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))
+ABS = ox.PiecewiseLinear("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))
 
 
 class Absolute(nn.Module):
@@ -63,7 +63,7 @@ def test_modules_can_be_activations_too():
         def forward(self, x: Tensor) -> Tensor:
             return torch.where(x > 1, 3 * x - 2, -x.sin() * 0 + x)
 
-    notch = ox.Activation("notch", lambda x: torch.maximum(x, 3 * x - 2), (1.0,), (1.0, 3.0), (0.0, -2.0))
+    notch = ox.PiecewiseLinear("notch", lambda x: torch.maximum(x, 3 * x - 2), (1.0,), (1.0, 3.0), (0.0, -2.0))
     ox.register_activation(Notch, activation=notch)
     net = nn.Sequential(nn.Linear(4, 5), Notch(), nn.Linear(5, 3)).double()
     for name in ("box", "hbox-diag", "deepz", "crown", "crown-1-tria-c"):

@@ -134,8 +134,8 @@ class Third(nn.Module):
 
 def test_an_activation_whose_pieces_round_otherwise_is_not_saved(tmp_path):
     """x / 3 and x * (1 / 3) differ in the last bit of some x: from its pieces it would be another function."""
-    ox.register_activation(Third, activation=ox.Activation("third", third, (0.0,), (0.0, 1 / 3), (0.0, 0.0)))
-    with pytest.raises(ValueError, match="Activation would come back as another function"):
+    ox.register_activation(Third, activation=ox.PiecewiseLinear("third", third, (0.0,), (0.0, 1 / 3), (0.0, 0.0)))
+    with pytest.raises(ValueError, match="PiecewiseLinear would come back as another function"):
         ox.save(nn.Sequential(nn.Linear(3, 3), Third()), tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from optrelax.output.relaxation_figures import neuron_hull, relaxation_panels
 from optrelax.relaxations import names, resolve
 
 LOOSENED = {"box-widen", "box-round"}
-ABS = ox.Activation("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))
+ABS = ox.PiecewiseLinear("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))
 
 
 def titles(figure) -> dict[str, float]:

@@ -8,31 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optrelax.networks.storage import Settings, Shape, Storable, Tensors, stored
-from optrelax.rounding import underflow, unit_roundoff
-
-Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
-
-
-def least_width(dtype: torch.dtype) -> float:
-    """Below this no gradient divides by a width: its reciprocal, times weights of ordinary size, would overflow."""
-    return float(torch.finfo(dtype).tiny ** 0.75)
-
-
-@dataclass(frozen=True, slots=True)
-class Hull:
-    """The convex hull of an activation's graph over [l, u]: y >= every line below, y <= every line above.
-
-    Two lines a side, left to right; a side with one line states it twice.
-    """
-
-    below: tuple[Line, Line]
-    above: tuple[Line, Line]
+from optrelax.networks.activations.contract import Activation, Hull, Line, least_width
+from optrelax.networks.storage import Settings, Shape, Tensors, stored
+from optrelax.rounding import down, underflow, unit_roundoff, up
 
 
 @stored("activation")
 @dataclass(frozen=True)
-class Activation(Storable):
+class PiecewiseLinear(Activation):
     """A continuous elementwise function, affine between its kinks, whose hull has at most two lines a side.
 
     `kinks` ascend; piece i is slopes[i] * x + intercepts[i], one piece more than kinks. At a kink the right piece
@@ -64,9 +47,9 @@ class Activation(Storable):
                 f"{self.name}: with two kinks only flat-rising-flat pieces are supported, got slopes {self.slopes}; "
                 "compose it of activations with one kink"
             )
-        self.require_pieces()
+        self.require_consistent()
 
-    def require_pieces(self) -> None:
+    def require_consistent(self) -> None:
         """ValueError where the function is not what the pieces say, at points around the kinks, in float64."""
         steps = torch.tensor([0, 1e-9, 1e-3, 0.1, 0.5, 1, 2, 3.7, 10, 1e3, 1e6], dtype=torch.float64, device="cpu")
         x = torch.cat([kink + sign * steps for kink in self.kinks for sign in (-1, 1)])
@@ -89,7 +72,7 @@ class Activation(Storable):
         return {"name": self.name, "kinks": self.kinks, "slopes": self.slopes, "intercepts": self.intercepts}
 
     @classmethod
-    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Activation:
+    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> PiecewiseLinear:
         """torch's own function where name and pieces are those of a known one, else the pieces themselves."""
         name = settings.word("name")
         pieces = tuple(settings.numbers(part) for part in ("kinks", "slopes", "intercepts"))
@@ -97,6 +80,10 @@ class Activation(Storable):
         same = known is not None and (known.kinks, known.slopes, known.intercepts) == pieces
         function = known.function if same and known is not None else Pieces(*pieces)
         return cls(name, function, *pieces)
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        return self.kinks
 
     @property
     def exact(self) -> bool:
@@ -122,13 +109,19 @@ class Activation(Storable):
 
     @property
     def is_relu(self) -> bool:
-        """Whether this is max(x, 0), whatever its name: what compiled passes are written for."""
         return self.kinks == (0.0,) and self.slopes == (0.0, 1.0) and self.intercepts == (0.0, 0.0)
 
     @property
     def monotone(self) -> bool:
-        """Whether the function never falls."""
         return min(self.slopes) >= 0
+
+    @property
+    def chord_above(self) -> bool:
+        return len(self.kinks) == 1 and self.slopes[0] <= self.slopes[1]
+
+    @property
+    def origin_below(self) -> bool:
+        return self.chord_above and not any(self.intercepts)
 
     def crossing(self, l: Tensor, u: Tensor) -> Tensor:
         """Where a kink lies strictly inside [l, u], so that the function is not affine there: bool, like l."""
@@ -172,11 +165,55 @@ class Activation(Storable):
             low, high = torch.minimum(low, value), torch.maximum(high, value)
         return low, high
 
+    def beyond(self, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:
+        """A float at or beyond the extreme of f(x) - slope * x over [l, u], which lies at an end or a kink.
+
+        Each value there is rounded by the product, the function (`error`), the kink and the difference: at most 4 units
+        of the magnitudes, none for the exact products and pieces of a ReLU; a product that underflows loses `tiny`.
+        """
+        unit = 4 * unit_roundoff(l.dtype)
+        tiny = torch.finfo(l.dtype).tiny
+        # At a kink that was rounded also such a product is off.
+        trivial = ((slope == 0) | (slope.abs() == 1)) & self.exact
+        ends = []
+        for v in self._points(l, u):
+            product, value = slope * v, self(v)
+            difference = value - product
+            error = torch.where(trivial, 0.0, unit * product.abs() + tiny * (1 + slope.abs()) * (v != 0))
+            error = error + self.error(v)
+            # The difference of two floats rounds by at most half an ulp of itself; it is exact where either is 0.
+            error = error + torch.where((product == 0) | (value == 0) | (difference == 0), 0.0, unit * difference.abs())
+            ends.append(difference + sign * error)
+        return torch.stack(ends).amax(0) if sign > 0 else torch.stack(ends).amin(0)
+
+    def _points(self, l: Tensor, u: Tensor) -> list[Tensor]:
+        """Both ends, and the kinks of [l, u]."""
+        return [l, u, *(torch.minimum(torch.maximum(torch.full_like(l, kink), l), u) for kink in self.kinks)]
+
     def image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value over [l, u], elementwise; the lines of slope 0."""
         if self.monotone:
             return self(l), self(u)
         return self.band(torch.zeros_like(l), l, u)
+
+    def outward_image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.image(l, u)
+        if self.exact:
+            return low, high
+        error = torch.stack([self.error(v) for v in self._points(l, u)]).amax(0)
+        return down(low - error), up(high + error)
+
+    def magnitude(self, size: Tensor) -> Tensor:
+        return max(map(abs, self.slopes)) * size + max(map(abs, self.intercepts))
+
+    def closest(self, l: Tensor, u: Tensor) -> tuple[Line, Line]:
+        hull = self.hull(l, u)
+        return closer(hull.below, l, u, sign=1.0), closer(hull.above, l, u, sign=-1.0)
+
+    def parallel_slope(self, l: Tensor, u: Tensor) -> Tensor:
+        """The chord's, or the piece's where the function is affine."""
+        crossing, a, b = self.ends(l, u)
+        return torch.where(crossing, self.chord_slope(a, b), self.piece(self.decisive(l, u))[0])
 
     def hull(self, l: Tensor, u: Tensor) -> Hull:
         """Convex hull over [l, u]; both sides the exact piece where the function is affine there.
@@ -230,25 +267,40 @@ class Activation(Storable):
         return torch.where(steady, slope, rise.detach() / run.detach())
 
 
+def closer(pair: tuple[Line, Line], l: Tensor, u: Tensor, sign: float) -> Line:
+    """Of two valid lines (below: sign 1) the one closer to the function at the middle of [l, u]: the smaller area.
+
+    A tie takes the right line below (slope 1 for a ReLU with |l| = |u|) and the left one above.
+    """
+    (s0, i0), (s1, i1) = pair
+    if s0 is s1:
+        return s0, i0
+    with torch.no_grad():
+        # Twice the values at the midpoint; l + u is exact where it decides a ReLU's tie.
+        second = sign * ((s1 - s0) * (l + u) + 2 * (i1 - i0))
+        choose = second >= 0 if sign > 0 else second > 0
+    return torch.where(choose, s1, s0), torch.where(choose, i1, i0)
+
+
 def _choose(condition: Tensor, line: Line, other: Line) -> Line:
     return torch.where(condition, line[0], other[0]), torch.where(condition, line[1], other[1])
 
 
-def relu() -> Activation:
+def relu() -> PiecewiseLinear:
     """max(x, 0)."""
-    return Activation("relu", torch.relu, (0.0,), (0.0, 1.0), (0.0, 0.0))
+    return PiecewiseLinear("relu", torch.relu, (0.0,), (0.0, 1.0), (0.0, 0.0))
 
 
-def leaky_relu(negative_slope: float = 0.01) -> Activation:
+def leaky_relu(negative_slope: float = 0.01) -> PiecewiseLinear:
     """x where x >= 0, negative_slope * x elsewhere."""
 
     def function(x: Tensor) -> Tensor:
         return torch.nn.functional.leaky_relu(x, negative_slope)
 
-    return Activation("leaky_relu", function, (0.0,), (float(negative_slope), 1.0), (0.0, 0.0))
+    return PiecewiseLinear("leaky_relu", function, (0.0,), (float(negative_slope), 1.0), (0.0, 0.0))
 
 
-def clamp(low: float, high: float, name: str = "hardtanh") -> Activation:
+def clamp(low: float, high: float, name: str = "hardtanh") -> PiecewiseLinear:
     """min(max(x, low), high): Hardtanh, ReLU6."""
     if not low < high:
         raise ValueError(f"{name}: needs low < high, got {low} and {high}")
@@ -256,27 +308,27 @@ def clamp(low: float, high: float, name: str = "hardtanh") -> Activation:
     def function(x: Tensor) -> Tensor:
         return x.clamp(low, high)
 
-    return Activation(name, function, (low, high), (0.0, 1.0, 0.0), (low, 0.0, high))
+    return PiecewiseLinear(name, function, (low, high), (0.0, 1.0, 0.0), (low, 0.0, high))
 
 
-def absolute() -> Activation:
+def absolute() -> PiecewiseLinear:
     """|x|."""
-    return Activation("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0))
+    return PiecewiseLinear("abs", torch.abs, (0.0,), (-1.0, 1.0), (0.0, 0.0))
 
 
-def floor(low: float) -> Activation:
+def floor(low: float) -> PiecewiseLinear:
     """max(x, low): clamp from below."""
-    return Activation("floor", lambda x: x.clamp_min(low), (low,), (0.0, 1.0), (low, 0.0))
+    return PiecewiseLinear("floor", lambda x: x.clamp_min(low), (low,), (0.0, 1.0), (low, 0.0))
 
 
-def ceiling(high: float) -> Activation:
+def ceiling(high: float) -> PiecewiseLinear:
     """min(x, high): clamp from above."""
-    return Activation("ceiling", lambda x: x.clamp_max(high), (high,), (1.0, 0.0), (0.0, high))
+    return PiecewiseLinear("ceiling", lambda x: x.clamp_max(high), (high,), (1.0, 0.0), (0.0, high))
 
 
 def _known(
     name: str, kinks: Sequence[float], slopes: Sequence[float], intercepts: Sequence[float]
-) -> Activation | None:
+) -> PiecewiseLinear | None:
     """The activation of this module that such a name and such pieces may be of; None where there is none."""
     if name == "relu":
         return relu()

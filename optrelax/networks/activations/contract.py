@@ -1,0 +1,113 @@
+"""What an activation is: an elementwise function that says what encloses it over an interval."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optrelax.networks.storage import Storable
+
+Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
+
+
+def least_width(dtype: torch.dtype) -> float:
+    """Below this no gradient divides by a width: its reciprocal, times weights of ordinary size, would overflow."""
+    return float(torch.finfo(dtype).tiny ** 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """Lines that enclose an activation's graph over [l, u]: y >= every line below, y <= every line above.
+
+    Two lines a side, left to right; a side with one line states it twice. Of a piecewise-linear activation they are
+    the convex hull of the graph.
+    """
+
+    below: tuple[Line, Line]
+    above: tuple[Line, Line]
+
+
+class Activation(Storable, ABC):
+    """A continuous elementwise function with bounds of itself over any interval of its domain.
+
+    All that relaxations and layers ask of an activation is asked here; what needs more (a MILP, slopes counted from
+    the left) asks for a kind of activation by its type. Every l, u is [*batch, *shape], l <= u.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function itself, elementwise."""
+
+    @property
+    @abstractmethod
+    def breaks(self) -> tuple[float, ...]:
+        """Where the function changes its kind, ascending: kinks, inflections; what figures and probes look at."""
+
+    @property
+    @abstractmethod
+    def monotone(self) -> bool:
+        """Whether the function never falls."""
+
+    @property
+    def is_relu(self) -> bool:
+        """Whether this is max(x, 0), whatever its name: what compiled passes are written for."""
+        return False
+
+    @property
+    def chord_above(self) -> bool:
+        """Whether the function is convex, so that one line, the chord, bounds it from above over every interval."""
+        return False
+
+    @property
+    def origin_below(self) -> bool:
+        """Whether both lines below pass through the origin over every interval, as a ReLU's do."""
+        return False
+
+    @abstractmethod
+    def crossing(self, l: Tensor, u: Tensor) -> Tensor:
+        """Where the function is not affine over [l, u]: bool, like l."""
+
+    @abstractmethod
+    def image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value over [l, u], elementwise, to nearest."""
+
+    @abstractmethod
+    def outward_image(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of all values over [l, u] that hold in real arithmetic."""
+
+    @abstractmethod
+    def hull(self, l: Tensor, u: Tensor) -> Hull:
+        """Two lines a side over [l, u], which imply the image; those of `closest` are among them."""
+
+    @abstractmethod
+    def closest(self, l: Tensor, u: Tensor) -> tuple[Line, Line]:
+        """Of the lines below, and of those above, the one that encloses the least area over [l, u]."""
+
+    @abstractmethod
+    def parallel_slope(self, l: Tensor, u: Tensor) -> Tensor:
+        """The slope of the pair of parallel lines of the least area over [l, u]."""
+
+    @abstractmethod
+    def band(self, slope: Tensor, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of f(x) - slope * x over [l, u], elementwise, to nearest."""
+
+    @abstractmethod
+    def beyond(self, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:
+        """A float at or beyond the extreme of f(x) - slope * x over [l, u] in real arithmetic, whatever the slope.
+
+        sign: 1 for the greatest value, -1 for the least.
+        """
+
+    def magnitude(self, size: Tensor) -> Tensor:
+        """A bound of |f(x)| where |x| <= size, to rounding."""
+        low, high = self.image(-size, size)
+        return torch.maximum(low.abs(), high.abs())
+
+    @abstractmethod
+    def require_consistent(self) -> None:
+        """ValueError where the function, sampled in float64, is not what the activation says of it."""
