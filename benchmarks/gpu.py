@@ -197,17 +197,20 @@ def _training_steps(options: Options, dtype: str) -> tuple[Table, list[Bar]]:
     }
     if options.quick:
         shapes = {"fc-small": ((1, 28, 28), 4)}
-    rows = []
+    rows, notes = [], []
     for model, (shape, batch) in shapes.items():
         torch.manual_seed(options.seed)
         net = ox.models.build(model, shape, 10, options.seed) if model != "cnn7" else _cnn7(options.seed)
         net = net.to(options.device, _TYPES[dtype])
         x = torch.rand(batch, *shape).to(options.device, _TYPES[dtype])
         labels = (torch.arange(batch) % 10).to(options.device)
-        rows += _losses(model, net, x, labels, options)
+        try:
+            rows += _losses(model, net, x, labels, options)
+        except torch.OutOfMemoryError:
+            notes.append(f"{model}: out of memory.")
     note = "A step is the loss at eps 2/255, forward and backward, random weights. Peak memory of the device in a step."
     keys = ("network", "loss")
-    table = Table(title=f"Training steps, {dtype}", keys=keys, rows=rows, smaller=("/ own step",), notes=(note,))
+    table = Table(title=f"Training steps, {dtype}", keys=keys, rows=rows, smaller=("/ own step",), notes=(note, *notes))
     return table, []
 
 

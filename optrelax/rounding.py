@@ -64,14 +64,33 @@ def peak(x: Tensor) -> Tensor:
     return greatest.reshape(-1, *[1] * (x.dim() - 1))
 
 
+class _Next(torch.autograd.Function):
+    """The next float, towards an end.  Gradient: that of the number itself (older PyTorch has none)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, end: float) -> Tensor:
+        return torch.nextafter(x, torch.full_like(x, end))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 def down(x: Tensor) -> Tensor:
     """The next float below."""
-    return torch.nextafter(x, torch.full_like(x, -torch.inf))
+    found: Tensor = _Next.apply(x, -torch.inf)
+    return found
 
 
 def up(x: Tensor) -> Tensor:
     """The next float above."""
-    return torch.nextafter(x, torch.full_like(x, torch.inf))
+    found: Tensor = _Next.apply(x, torch.inf)
+    return found
 
 
 def check_rounding(owner: str, rounding: str) -> None:

@@ -206,6 +206,13 @@ def test_units():
         gamma(10**6, torch.float32)
 
 
+def test_the_next_float_moves_with_its_number():
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    for step in (up, down):
+        assert torch.autograd.grad((step(x) * x.detach()).sum(), x)[0].tolist() == x.tolist()
+        assert torch.func.vmap(step)(x).tolist() == step(x).tolist()
+
+
 def test_up_and_down_are_the_next_floats():
     x = torch.tensor([0.0, 1.0, -1.0, 1e30], requires_grad=True)
     assert (up(x) > x).all()
