@@ -22,7 +22,7 @@ and rows pulled back, sum_i a_i M_ij by at most m products, err on values z by a
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
