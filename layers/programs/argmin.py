@@ -81,7 +81,7 @@ def active_set(data: LPData, x: Float[Tensor, "B n"], duals: Float[Tensor, "B ro
     size = data.A.abs().amax(-1) if data.A.shape[-1] else data.b
     rows = duals[:, :m] * size / unit > slack / scale_b
     equal = torch.ones_like(duals[:, m:], dtype=torch.bool)
-    r = gradient + transposed_times(data.A, duals[:, :m]) + transposed_times(data.E, duals[:, m:])
+    r = gradient + data.push(duals[:, :m], duals[:, m:])
     fixed = data.lower == data.upper
     at_lower = (r / unit > x - data.lower) | fixed
     at_upper = (-r / unit > data.upper - x) | fixed

@@ -34,10 +34,10 @@ class InteriorPrograms(ProgramSolver):
 
     @torch.no_grad()
     def solve(self, data: LPData, start: Answer | None) -> Answer:
-        """Solve B >= 1 linear or convex quadratic programs; a start is ignored."""
+        """Solve B >= 1 linear or convex quadratic programs; in PyTorch a start is ignored."""
         exact, tol = data.detach().double(), self.tol * _BELOW
         if self.compiled and build(_SOURCE).supports(exact.c):
-            primal, duals, status, iterations = _compiled(exact, tol, self.max_iterations)
+            primal, duals, status, iterations = _compiled(exact, tol, self.max_iterations, start)
         else:
             chunk = max(1, self.max_bytes // _bytes_a_problem(exact))
             sides = binding(exact)
@@ -54,18 +54,27 @@ def _answer(exact: LPData, primal: Tensor, duals: Tensor, status: Tensor, iterat
     """Rays are proved before they are believed, and are no points."""
     m = exact.size[2]
     y, v = duals[:, :m].clamp(min=0), duals[:, m : m + exact.size[3]]
-    status = _believed(exact, primal, y, v, status.to(torch.int8))
+    status = status.to(torch.int8)
+    if not bool((status > Status.TIME_LIMIT).any()):
+        return Answer(primal, y, v, status, iterations)
+    status = _believed(exact, primal, y, v, status)
     live = (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
     primal, y, v = (torch.where(live.unsqueeze(-1), part, 0.0) for part in (primal, y, v))
     return Answer(primal, y, v, status, iterations)
 
 
-def _compiled(data: LPData, tol: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _compiled(
+    data: LPData, tol: float, max_iterations: int, start: Answer | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size, n, m, p = data.size
     ready = data.map(Tensor.contiguous)
     primal, duals = data.c.new_empty(size, n), data.c.new_empty(size, m + p)
     status, iterations = (torch.empty(size, dtype=torch.int64) for _ in range(2))
-    inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, ready.P)
+    warm: tuple[Tensor | None, Tensor | None] = (None, None)
+    if start is not None:
+        prices = torch.cat([start.inequality, start.equality], -1)
+        warm = (start.primal.double().contiguous(), prices.double().contiguous())
+    inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, ready.P, *warm)
     shared = (int(t is None or t.dim() == 2) for t in (ready.A, ready.E, ready.P))
     outputs = (primal, duals, status, iterations)
     build(_SOURCE).call("interior", torch.float64, *inputs, *outputs, size, n, m, p, *shared, max_iterations, tol)

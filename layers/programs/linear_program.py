@@ -160,8 +160,11 @@ class LinearProgram(nn.Module):
             return _empty_answer(data)
         warm = None if start is None else _warm(start, data)
         # Contradictory bounds and rows of zeros are settled here; the solver gets what it can work with.
-        false_b = (data.A == 0).all(-1) & (data.b < 0)
-        false_d = (data.E == 0).all(-1) & (data.d != 0)
+        false_b, false_d = _false_rows(data)
+        if not bool(crossed.any()) and false_b is None and false_d is None:
+            return self._within(self._solver.solve(data, warm), data)
+        false_b = torch.zeros_like(data.b, dtype=torch.bool) if false_b is None else false_b
+        false_d = torch.zeros_like(data.d, dtype=torch.bool) if false_d is None else false_d
         middle = torch.where(crossed, data.lower / 2 + data.upper / 2, 0.0).detach()
         boxed = replace(
             data,
@@ -171,16 +174,15 @@ class LinearProgram(nn.Module):
             d=torch.where(false_d, 0.0, data.d),
         )
         contradicts = (crossed.any(-1) | false_b.any(-1)) | false_d.any(-1)
-        answer = self._solver.solve(boxed if bool(contradicts.any()) else data, warm)
+        answer = self._within(self._solver.solve(boxed, warm), boxed)
         infeasible = torch.full_like(answer.status, Status.INFEASIBLE)
+        return replace(answer, status=torch.where(contradicts, infeasible, answer.status))
+
+    def _within(self, answer: Answer, data: LPData) -> Answer:
+        """The answer without NaN, its point inside the variables' bounds."""
         x, y, v = (part.nan_to_num(0.0, 0.0, 0.0) for part in (answer.primal, answer.inequality, answer.equality))
-        return replace(
-            answer,
-            primal=x if self._solver.differentiates else x.clamp(boxed.lower, boxed.upper),
-            inequality=y,
-            equality=v,
-            status=torch.where(contradicts, infeasible, answer.status),
-        )
+        x = x if self._solver.differentiates else x.clamp(data.lower, data.upper)
+        return replace(answer, primal=x, inequality=y, equality=v)
 
     def _solution(
         self,
@@ -195,9 +197,10 @@ class LinearProgram(nn.Module):
         lower = _to_dtype(certificate.lower, dtype, self.rounding)
         lower = torch.where(_no_value(status), -torch.inf, lower)
         live = lower.isfinite() & (answer.status != Status.NUMERICAL)
+        every = bool(live.all())
 
         def sane(part: Tensor) -> Tensor:
-            return _shaped(torch.where(live.unsqueeze(-1), part, 0.0).to(dtype), batch)
+            return _shaped((part if every else torch.where(live.unsqueeze(-1), part, 0.0)).to(dtype), batch)
 
         saddle = LagrangianPoint(
             primal=sane(answer.primal),
@@ -253,11 +256,22 @@ class _NoRule(torch.autograd.Function):
         )
 
 
+def _false_rows(data: LPData) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of zeros that cannot hold, of A and of E; None where there are none."""
+    found: list[Tensor | None] = []
+    for matrix, wrong in ((data.A, data.b < 0), (data.E, data.d != 0)):
+        rows = (matrix == 0).all(-1) if wrong.numel() and matrix.shape[-2] else None
+        false = None if rows is None or not bool(rows.any()) else rows & wrong
+        found.append(false if false is not None and bool(false.any()) else None)
+    return found[0], found[1]
+
+
 def _certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
     if data.P is not None:
         return certify_quadratic(data, answer.primal, answer.inequality, answer.equality, rounding, feasibility)
     # A solver that differentiates itself may leave the variables' bounds by its tolerance.
-    primal = answer.primal.detach().clamp(data.lower, data.upper)
+    primal = answer.primal
+    primal = primal if answer.objective is None else primal.detach().clamp(data.lower, data.upper)
     return certify_duals(data, primal, answer.inequality, answer.equality, rounding, feasibility)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -75,11 +76,20 @@ class LPData:
 
     def detach(self) -> LPData:
         """The same data outside the autograd graph."""
-        return self.map(torch.Tensor.detach)
+        parts = (getattr(self, entry.name) for entry in fields(self))
+        return self.map(torch.Tensor.detach) if any(part is not None and part.requires_grad for part in parts) else self
 
     def double(self) -> LPData:
         """The same data in float64."""
-        return self.map(torch.Tensor.double)
+        return self if self.c.dtype == torch.float64 else self.map(torch.Tensor.double)
+
+    def push(self, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"]) -> Tensor:
+        """A^T y + E^T v, [B, n]."""
+        if not v.shape[-1]:
+            return transposed_times(self.A, y)
+        if not y.shape[-1]:
+            return transposed_times(self.E, v)
+        return transposed_times(self.A, y) + transposed_times(self.E, v)
 
     def select(self, index: Bool[Tensor, " B"] | Int[Tensor, " s"] | slice) -> LPData:
         """Some of the problems; matrices shared by the batch stay shared."""
@@ -131,6 +141,11 @@ class ProgramSolver(ABC):
     @abstractmethod
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems."""
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every entry is finite: one sum, except where that overflows."""
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def binding(data: LPData) -> Tensor:
@@ -186,7 +201,7 @@ def gather(
     }
     data = {name: defaults[name] if value is None else value for name, value in given.items()}
     _check_shapes(data, owner)
-    _check_values(data, owner)
+    _check_values({name: value for name, value in data.items() if given[name] is not None}, owner)
     return data
 
 
@@ -237,6 +252,8 @@ def _check_shapes(data: dict[str, Tensor], owner: str) -> None:
 def _check_values(data: dict[str, Tensor], owner: str) -> None:
     for name, value in data.items():
         entries = value.detach()
+        if all_finite(entries):
+            continue
         if bool(entries.isnan().any()):
             where = entries.isnan().nonzero()[0].tolist()
             raise ValueError(f"{owner}: {name} holds NaN (first at {where})")
@@ -256,6 +273,9 @@ def _check_values(data: dict[str, Tensor], owner: str) -> None:
 def batch_shape(data: dict[str, Tensor], owner: str = "LinearProgram") -> torch.Size:
     """The common leading shape; ValueError where the leading shapes do not broadcast."""
     leading = {name: value.shape[: value.dim() - _DIMS[name]] for name, value in data.items()}
+    shapes = {shape for shape in leading.values() if shape}
+    if len(shapes) < 2:
+        return shapes.pop() if shapes else torch.Size()
     try:
         return torch.broadcast_shapes(*leading.values())
     except RuntimeError as error:
@@ -271,7 +291,7 @@ def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
         tail = value.shape[value.dim() - dims :]
         if dims == 2 and value.dim() > 2 and value.shape[:-2].numel() == 1:
             value = value.reshape(tail)
-        if dims == 2 and value.dim() == 2:
+        if (dims == 2 and value.dim() == 2) or (len(batch) == 1 and value.shape == batch + tail):
             return value
         return value.expand(batch + tail).reshape(batch.numel(), *tail)
 

@@ -52,7 +52,7 @@ def certify_quadratic(
     half, error_half = z * Pz / 2, up(z.abs() * error_P)
     curvature = least_eigenvalue(data.P).expand(len(z))
     y, v = _balanced(data, costs, y, v, box, curvature)
-    reduced = costs + transposed_times(data.A, y) + transposed_times(data.E, v)
+    reduced = costs + data.push(y, v)
     size = costs.abs() + data.c.abs() + transposed_times(data.A.abs(), y) + transposed_times(data.E.abs(), v.abs())
     terms = data.size[2] + data.size[3] + 4
     error = up(error_P + 2 * SLACK * (gamma(terms, _F64) * size + underflow(terms, _F64)))
@@ -87,7 +87,7 @@ def _balanced(
 ) -> tuple[Tensor, Tensor]:
     """Multipliers moved until reduced costs vanish at infinite bounds, where no curvature makes up for them."""
     open_ = box[0].isinf() | box[1].isinf()
-    if not bool((open_.any(-1) & (curvature == 0)).any()) or data.size[2] + data.size[3] == 0:
+    if data.size[2] + data.size[3] == 0 or not bool((open_.any(-1) & (curvature == 0)).any()):
         return y, v
     y, v = y.clone(), v.clone()
     m = data.size[2]

@@ -29,6 +29,7 @@ a reduced cost whose rounding interval holds 0 counts as 0; under "outward" it d
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.exactness import require_exact_products
-from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
+from optrelax.layers.programs.lp_data import LPData, all_finite, stack_rows, times, transposed_times
 from optrelax.layers.programs.rays import ExactRows, balance
 from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
 
@@ -80,7 +81,7 @@ def certify_duals(
             break
         if least is None:
             y, v, lower = _balanced(data, y, v, box, lower, rounding)
-            reduced = data.c + transposed_times(data.A, y) + transposed_times(data.E, v)
+            reduced = data.c + data.push(y, v)
             continue
         scale = _repair(data, y, v, box)
         scale = torch.where(lost & (scale >= least), scale, 1.0).unsqueeze(-1)
@@ -103,8 +104,8 @@ def dual_bound(
 
     `lenient` counts reduced costs that rounding cannot tell from 0 as 0 at infinite bounds; default: "nearest" does.
     """
-    reduced = data.c + transposed_times(data.A, y) + transposed_times(data.E, v)
-    infinite = bool((box[0].isinf() | box[1].isinf()).any())
+    reduced = data.c + data.push(y, v)
+    infinite = not (all_finite(box[0]) and all_finite(box[1]))
     error = _reduced_error(data, y, v) if rounding == "outward" or infinite else None
     constants = torch.cat([-_product(y, data.b), -v * data.d], -1)
     return box_bound(reduced, error, box, constants, rounding, lenient), reduced
@@ -128,7 +129,7 @@ def box_bound(
         require_exact_products(reduced)
     inexact = outward and error is not None and bool((error > 0).any())
     ends = (down(reduced - error), up(reduced + error)) if inexact else (reduced,)  # type: ignore[operator]
-    terms = torch.stack([_product(r, x) for r in ends for x in box]).amin(0)
+    terms = functools.reduce(torch.minimum, [_product(r, x) for r in ends for x in box])
     terms = down(terms) if outward else terms
     if lenient and error is not None:
         unclear = (box[0].isinf() | box[1].isinf()) & (reduced.abs() <= error)
@@ -145,7 +146,8 @@ def box_bound(
 
 def _product(r: Tensor, x: Tensor) -> Tensor:
     """r x, with 0 times infinity 0: x stands for every real number up to its infinite bound."""
-    return torch.where((r == 0) | (x == 0), 0.0, r * x)
+    product = r * x
+    return torch.where((r == 0) | (x == 0), 0.0, product) if bool(product.isnan().any()) else product
 
 
 def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -167,7 +169,7 @@ def _reduced_error(data: LPData, y: Tensor, v: Tensor) -> Tensor:
 def _repair(data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
     """The factor by which to shrink multipliers so that reduced costs fit infinite bounds, [B]; 1 where none can."""
     lower, upper = box
-    push = transposed_times(data.A, y) + transposed_times(data.E, v)
+    push = data.push(y, v)
     reduced = data.c + push
     wrong = (reduced < 0) & (upper == torch.inf) | (reduced > 0) & (lower == -torch.inf)
     # Reduced costs at a factor t are c + t push; they have c's sign below t = -c / push.
@@ -194,10 +196,14 @@ def _balanced(
 def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: float) -> Tensor:
     """c.x with violations charged at their multipliers; inf where x is not feasible, [B]."""
     excess, miss = violations(data, x)
-    feasible = (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
-    feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
-    feasible &= ((x >= data.lower) & (x <= data.upper)).all(-1)
-    value = (data.c * x).sum(-1) + _product(y, excess).sum(-1) + (v.abs() * miss).sum(-1)
+    feasible = ((x >= data.lower) & (x <= data.upper)).all(-1)
+    value = (data.c * x).sum(-1)
+    if excess.shape[-1]:
+        feasible &= (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
+        value = value + _product(y, excess).sum(-1)
+    if miss.shape[-1]:
+        feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
+        value = value + (v.abs() * miss).sum(-1)
     return torch.where(feasible & value.isfinite(), value, torch.inf)
 
 
@@ -209,7 +215,7 @@ def violations(data: LPData, x: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B 
 def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
     """The variables' bounds, infinite ones replaced by what the rows imply (given bounds stay as they are)."""
     lower, upper = data.lower, data.upper
-    if not bool((lower.isinf() | upper.isinf()).any()) or data.size[2] + data.size[3] == 0:
+    if data.size[2] + data.size[3] == 0 or (all_finite(lower) and all_finite(upper)):
         return lower, upper
     per_problem = data.c.shape[1] * max(1, data.size[2] + 2 * data.size[3])
     step = max(1, _CHUNK // per_problem)
