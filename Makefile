@@ -77,7 +77,7 @@ types: $(WHEEL_STAMP)  ## mypy on the installed wheel
 
 test-wheel: $(WHEEL_STAMP)  ## the smoke tests on the installed wheel
 	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests examples pyproject.toml README.md $(WHEEL)/checks
-	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m $(PYTEST) -m 'smoke and not slow' $(ARGS)
+	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m $(PYTEST) -m 'smoke and not slow$(if $(SELECT), and $(SELECT))' $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -34,7 +34,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "certified_cross_entropy": "optrelax.training.losses",
     "CertifiedLoss": "optrelax.training.losses",
+    "APGD": "optrelax.certification.strong_attacks",
     "PGD": "optrelax.certification.attacks",
+    "Square": "optrelax.certification.strong_attacks",
+    "StrongAttack": "optrelax.certification.strong_attacks",
     "certify": "optrelax.certification.certifying",
     "CertificationReport": "optrelax.certification.certifying",
     "compare": "optrelax.certification.comparison",
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from optrelax.certification.certifying import CertificationReport, certify
     from optrelax.certification.comparison import Comparison, compare
     from optrelax.certification.property_files import read_property
+    from optrelax.certification.strong_attacks import APGD, Square, StrongAttack
     from optrelax.certification.verifying import PropertyVerdict, verify
     from optrelax.data.datasets import load_dataset
     from optrelax.measurements.continuity import Continuity, measure_continuity
@@ -96,6 +100,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "APGD",
     "PGD",
     "Activation",
     "Bounded",
@@ -126,6 +131,8 @@ __all__ = [
     "Report",
     "Sensitivity",
     "Series",
+    "Square",
+    "StrongAttack",
     "Tightness",
     "UnsupportedOpError",
     "__version__",

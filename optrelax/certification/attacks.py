@@ -1,11 +1,13 @@
-"""Attacks: points of a region at which a margin is as small as gradient descent can make it.
+"""Attacks: points of a region at which a margin is as small as a search can make it.
 
-Written here, as the attack libraries take one radius and one pixel range a call: none projects on a general box
-with its own ends in every coordinate, which is what a region is.
+Written here, as the attack libraries (foolbox, torchattacks, adversarial-library) take a radius and the pixel range
+[0, 1]: none projects on a general box with its own ends in every coordinate, none descends on rows of any
+specification, and none draws each example's starts by itself, so that results do not depend on batches.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox
 
-__all__ = ["PGD", "AttackResult", "find_counterexamples"]
+__all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples"]
+
+Combine = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +43,40 @@ class AttackResult:
         return (self.margins <= 0).any(-1)
 
 
+class Attack(ABC):
+    """A search for the smallest margin over regions; what it finds is replayed, whatever it did."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def run(self, hunt: Hunt) -> None:
+        """Try points by `hunt.keep`; examples outside of `hunt.alive()` need no more."""
+
+    def search(
+        self,
+        network: Network,
+        region: InputBox,
+        rows: Tensor,
+        keys: Sequence[int] | None = None,
+        combine: Combine | None = None,
+    ) -> AttackResult:
+        """Attack a flat batch; an example leaves it as soon as one of its margins is <= 0.
+
+        rows [batch or 1, k, *output_shape].  keys: one number an example, which with the attack's seed decides its
+        random starts; default the position in the batch.
+        combine: what the margins are of the rows' values, [n, k] -> [n, any]; default those values.
+        """
+        if keys is not None and len(keys) != region.shape[0]:
+            name = type(self).__name__
+            raise ValueError(f"{name}: keys has {len(keys)} entries for a batch of {region.shape[0]}")
+        names = list(keys) if keys is not None else list(range(region.shape[0]))
+        hunt = Hunt(network, region, rows, names, combine)
+        self.run(hunt)
+        return hunt.result()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PGD:
+class PGD(Attack):
     """Projected sign-gradient descent on margins, over any box.
 
     restarts: starts an example; the first is the centre of the box, the others are uniform in it.
@@ -73,63 +109,65 @@ class PGD:
         if self.seed < 0:
             raise ValueError(f"PGD: seed must be at least 0, got {self.seed}")
 
-    def search(
-        self,
-        network: Network,
-        region: InputBox,
-        rows: Tensor,
-        keys: Sequence[int] | None = None,
-        combine: Callable[[Tensor], Tensor] | None = None,
-    ) -> AttackResult:
-        """Attack a flat batch; an example leaves it as soon as one of its margins is <= 0.
-
-        rows [batch or 1, k, *output_shape].  keys: one number an example, which with `seed` decides its random
-        starts; default the position in the batch.
-        combine: what the margins are of the rows' values, [n, k] -> [n, any]; default those values.
-        """
-        if keys is not None and len(keys) != region.shape[0]:
-            raise ValueError(f"PGD: keys has {len(keys)} entries for a batch of {region.shape[0]}")
-        names = list(keys) if keys is not None else list(range(region.shape[0]))
-        descent = _Descent(network, region, rows, names, combine)
-        order = descent.order[:, : self.targets]
+    def run(self, hunt: Hunt) -> None:
+        """Descend from each start, once a target."""
+        order = hunt.order[:, : self.targets]
         for restart in range(self.restarts):
             for rank in range(max(1, order.shape[1])):
-                alive = descent.alive()
+                alive = hunt.alive()
                 if alive.numel() == 0:
-                    return descent.result()
+                    return
                 # Every target of a restart begins at one point: they then differ in direction alone.
-                start = self._start(descent, alive, restart)
+                start = self._start(hunt, alive, restart)
                 target = order[alive, rank] if self.targets else None
-                descent.run(start, alive, target, self.steps, self.step)
-        return descent.result()
+                self._descend(hunt, start, alive, target)
 
-    def _start(self, descent: _Descent, alive: Tensor, restart: int) -> Tensor:
-        box = descent.region.select(alive)
+    def _start(self, hunt: Hunt, alive: Tensor, restart: int) -> Tensor:
         if restart == 0:
-            return box.center
-        parts = []
-        for i in alive.tolist():
-            generator = torch.Generator().manual_seed(_mixed(self.seed, descent.keys[i], restart))
-            parts.append(torch.rand((self.samples, *box.shape[1:]), generator=generator, dtype=torch.float64))
-        uniform = torch.stack(parts, 1).to(box.lower)
-        starts = box.lower + uniform * (box.upper - box.lower)  # [samples, n, *input_shape]
+            return hunt.region.select(alive).center
+        starts = hunt.uniform(alive, self.samples, self.seed, restart)  # [samples, n, *input_shape]
         if self.samples == 1:
             return starts[0]
         with torch.no_grad():
-            lots = [descent.margins(x.flatten(0, 1), alive.repeat(len(x))).amin(1) for x in starts.split(100)]
+            lots = [hunt.margins(x.flatten(0, 1), alive.repeat(len(x))).amin(1) for x in starts.split(100)]
         worst = torch.cat(lots).reshape(self.samples, -1)
         return starts[worst.argmin(0), torch.arange(len(alive), device=worst.device)]
 
+    def _descend(self, hunt: Hunt, x: Tensor, alive: Tensor, target: Tensor | None) -> None:
+        """One start of the examples `alive`: x [their number, *input_shape]."""
+        box = hunt.region.select(alive)
+        radius = box.radius
+        x = hunt.clamped(x, box)
+        for i in range(self.steps + 1):
+            last = i == self.steps
+            with torch.set_grad_enabled(not last):
+                x.requires_grad_(not last)
+                margins = hunt.margins(x, alive)
+                loss = (margins.amin(1) if target is None else margins.gather(1, target[:, None])).sum()
+            worst = margins.detach().amin(1)
+            hunt.keep(x.detach(), worst, alive)
+            if last:
+                return
+            (gradient,) = torch.autograd.grad(loss, x)
+            x = torch.addcmul(x.detach(), radius, gradient.sign_(), value=-self.step * (1 - i / self.steps))
+            going = ~(worst <= 0)
+            if not bool(going.all()):
+                x, alive, box, radius = x[going], alive[going], box.select(going), radius[going]
+                target = target if target is None else target[going]
+                if alive.numel() == 0:
+                    return
+            x = hunt.clamped(x, box)
 
-def _mixed(*numbers: int) -> int:
-    """One seed of 63 bits from several numbers: a fixed polynomial, not Python's hash."""
+
+def generator(*numbers: int) -> torch.Generator:
+    """A generator that several numbers decide: seeded by a fixed polynomial of 63 bits, not Python's hash."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
-    return mixed
+    return torch.Generator().manual_seed(mixed)
 
 
-class _Descent:
+class Hunt:
     """The best point of every example so far."""
 
     def __init__(
@@ -138,11 +176,11 @@ class _Descent:
         region: InputBox,
         rows: Tensor,
         keys: list[int],
-        combine: Callable[[Tensor], Tensor] | None,
+        combine: Combine | None,
     ) -> None:
         self.network, self.rows, self.keys, self.combine = network, rows.detach(), keys, combine
         self.region = InputBox(region.lower.detach(), region.upper.detach())
-        self.points = self._clamped(self.region.center, self.region)
+        self.points = self.clamped(self.region.center, self.region)
         with torch.no_grad():
             margins = self.margins(self.points, slice(None))
         self.best = margins.amin(1)
@@ -152,30 +190,18 @@ class _Descent:
         """Indices of the examples without a counterexample; NaN counts as without."""
         return (~(self.best <= 0)).nonzero()[:, 0]
 
-    def run(self, x: Tensor, alive: Tensor, target: Tensor | None, steps: int, step: float) -> None:
-        """One start of the examples `alive`: x [their number, *input_shape]."""
+    def uniform(self, alive: Tensor, count: int, *numbers: int) -> Tensor:
+        """Uniform points of the examples' regions, each example's from a generator of its own, which its key and the
+        numbers (a seed first) decide: [count, n, *input_shape].
+        """
         box = self.region.select(alive)
-        radius = box.radius
-        x = self._clamped(x, box)
-        for i in range(steps + 1):
-            last = i == steps
-            with torch.set_grad_enabled(not last):
-                x.requires_grad_(not last)
-                margins = self.margins(x, alive)
-                loss = (margins.amin(1) if target is None else margins.gather(1, target[:, None])).sum()
-            worst = margins.detach().amin(1)
-            self._keep(x.detach(), worst, alive)
-            if last:
-                return
-            (gradient,) = torch.autograd.grad(loss, x)
-            x = torch.addcmul(x.detach(), radius, gradient.sign_(), value=-step * (1 - i / steps))
-            going = ~(worst <= 0)
-            if not bool(going.all()):
-                x, alive, box, radius = x[going], alive[going], box.select(going), radius[going]
-                target = target if target is None else target[going]
-                if alive.numel() == 0:
-                    return
-            x = self._clamped(x, box)
+        shape = (count, *box.shape[1:])
+        seed, *others = numbers
+        parts = [
+            torch.rand(shape, generator=generator(seed, self.keys[i], *others), dtype=torch.float64)
+            for i in alive.tolist()
+        ]
+        return box.lower + torch.stack(parts, 1).to(box.lower) * (box.upper - box.lower)
 
     def margins(self, x: Tensor, index: Tensor | slice) -> Tensor:
         """Every margin at x: [n, k]."""
@@ -190,10 +216,12 @@ class _Descent:
             return output @ rows[0].mT
         return (rows[index] @ output[..., None])[..., 0]
 
-    def _clamped(self, x: Tensor, box: InputBox) -> Tensor:
+    def clamped(self, x: Tensor, box: InputBox) -> Tensor:
+        """The nearest points of some examples' regions."""
         return x.clamp(box.lower, box.upper)
 
-    def _keep(self, x: Tensor, worst: Tensor, alive: Tensor) -> None:
+    def keep(self, x: Tensor, worst: Tensor, alive: Tensor) -> None:
+        """Points of the regions of `alive` and their smallest margins: what is better than before stays."""
         better = worst < self.best[alive]  # never where worst is NaN, as it is where x is
         chosen = alive[better]
         self.best[chosen] = worst[better]
@@ -203,12 +231,12 @@ class _Descent:
         """The points, checked and replayed."""
         outside = ~self.region.contains(self.points)
         if bool(outside.any()):
-            raise RuntimeError(f"PGD: {int(outside.sum())} of {outside.numel()} points left their region")
+            raise RuntimeError(f"attack: {int(outside.sum())} of {outside.numel()} points left their region")
         with torch.no_grad():
             return AttackResult(self.points, self.margins(self.points, slice(None)))
 
 
-def find_counterexamples(net: Net, region: InputBox, spec: Tensor, attack: PGD = PGD()) -> AttackResult:
+def find_counterexamples(net: Net, region: InputBox, spec: Tensor, attack: Attack = PGD()) -> AttackResult:
     """Search each region for a point at which a row of the specification is <= 0.
 
     spec [*batch, k, outputs] or [k, outputs].  Every returned point lies in its region, with no tolerance.

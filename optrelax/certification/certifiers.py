@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification.attacks import PGD
+from optrelax.certification.attacks import Attack
 from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
@@ -50,7 +50,7 @@ class Certifier:
     """By the name that the user gave."""
     rounding: Rounding
     dtype: torch.dtype
-    attack: PGD | None = None
+    attack: Attack | None = None
     exact: Milp | None = None
 
     @classmethod

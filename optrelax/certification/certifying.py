@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
-from optrelax.certification.attacks import PGD
+from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.certification.journals import Journal
+from optrelax.certification.strong_attacks import attack_of
 from optrelax.certification.verdicts import CertificationReport, Example, Verdict
 from optrelax.data.samples import gather
 from optrelax.regions import Number
@@ -45,7 +46,7 @@ def certify(
     clip: tuple[Number, Number] | None = (0.0, 1.0),
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
-    attack: PGD | None = _PGD,
+    attack: Attack | str | None = _PGD,
     exact: Milp | bool = False,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
@@ -66,7 +67,8 @@ def certify(
     data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
     eps, clip: in the units of x.  relaxation: one or several, as a mapping under names of your own; unsound ones are
     refused.
-    attack: None for none: only inputs that are misclassified then count as attacked.
+    attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs that
+    are misclassified then count as attacked.
     exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
     subset: that many evenly spaced examples.  batch_size: default by the size of the network, at most 100 on a CPU.
     max_bytes: memory for the coefficients of a relaxation that sets none itself; default 32 MiB on a CPU (what its
@@ -79,7 +81,7 @@ def certify(
     UnsupportedOpError for a network that cannot be bounded.
     """
     run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes)
-    run = replace(run, attack=attack, exact=_milp(exact))
+    run = replace(run, attack=attack_of("certify", attack), exact=_milp(exact))
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
         raise ValueError(f"certify: batch_size must be at least 1, got {batch_size}")

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.analysis import Net
-from optrelax.certification.attacks import PGD
+from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import device_of, named
 from optrelax.certification.property_files import read_property
+from optrelax.certification.strong_attacks import attack_of
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.properties import Case, Property, Specification
@@ -97,7 +98,7 @@ def verify(
     prop: Property | PathLike,
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
-    attack: PGD | bool = True,
+    attack: Attack | str | bool = True,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
     timeout: float | None = None,
@@ -112,8 +113,8 @@ def verify(
     net: an ONNX file or another checkpoint of `ox.load`, a module in eval mode, or a captured network. Inputs and
     outputs are numbered in the flattened order.  prop: a VNN-LIB file or a `Property`.
     relaxation: one or several, tried in this order on the cases still open; unsound ones are refused.
-    attack: after the first relaxation, on cases still open; True: 5 starts, each the best of many samples where
-    inputs are few.  rounding: "nearest" proves nothing in
+    attack: after the first relaxation, on cases still open, an attack or its name ("pgd", "strong", "none"); True: PGD
+    of 5 starts, each the best of many samples where inputs are few.  rounding: "nearest" proves nothing in
     real arithmetic.  timeout: seconds after which no further step begins.
     Raises FileNotFoundError, UnsupportedOpError, and ValueError for files or numbers that do not fit.
     """
@@ -130,13 +131,19 @@ def verify(
     with torch.no_grad():
         cases = [_Open.of(case, network, dtype) for case in wanted.cases]
         run = _Verification(network, replay, dtype, begin, timeout, rounding, cases)
-        return run.decide(relaxations, default_attack(wanted.inputs) if attack is True else attack or None)
+        return run.decide(relaxations, _attack(attack, wanted.inputs))
 
 
-def default_attack(inputs: int) -> PGD:
+def default_attack(inputs: int, seed: int = 0) -> PGD:
     """The attack of attack=True."""
     # Where inputs are few, samples find what descents from the centre of a large box miss.
-    return PGD(restarts=5, steps=40, targets=3, samples=max(1, min(1000, 2**13 // max(1, inputs))))
+    return PGD(restarts=5, steps=40, targets=3, seed=seed, samples=max(1, min(1000, 2**13 // max(1, inputs))))
+
+
+def _attack(attack: Attack | str | bool, inputs: int) -> Attack | None:
+    if isinstance(attack, bool) or attack == "pgd":
+        return default_attack(inputs) if attack else None
+    return attack_of("verify", attack)
 
 
 def _network(net: Net | PathLike) -> tuple[Network, Callable[[Tensor], Tensor]]:
@@ -209,7 +216,7 @@ class _Verification:
     rounding: Rounding
     cases: list[_Open]
 
-    def decide(self, relaxations: Mapping[str, Any], attack: PGD | None) -> PropertyVerdict:
+    def decide(self, relaxations: Mapping[str, Any], attack: Attack | None) -> PropertyVerdict:
         """Bounds and attack in turn."""
         if not self.cases:
             return self._verdict(PropertyStatus.HOLDS, "", "no input lies in the property's box")
@@ -253,7 +260,7 @@ class _Verification:
         case.lower = [b if b > old else old for old, b in zip(case.lower, best, strict=True)]
         case.left = [left and not out for left, out in zip(case.left, spec.excluded(lower), strict=True)]
 
-    def _attacked(self, case: _Open, attack: PGD, notes: list[str]) -> Counterexample | None:
+    def _attacked(self, case: _Open, attack: Attack, notes: list[str]) -> Counterexample | None:
         """A point that violates the case, replayed, or None."""
         box, note = self._inside(case)
         groups = tuple(group for group, left in zip(case.spec.groups, case.left, strict=True) if left)

@@ -25,6 +25,7 @@ _COMMANDS = (
     "measuring",
     "series",
     "listing",
+    "fetching",
     "papers",
     "information",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from optrelax.cli.application import command, fail, print_json, stderr, stdout
 from optrelax.cli.inputs import (
+    AttackName,
     BatchSize,
     Checkpoint,
     Clip,
@@ -33,6 +34,7 @@ from optrelax.cli.inputs import (
 )
 
 if TYPE_CHECKING:
+    from optrelax.certification.attacks import Attack
     from optrelax.certification.verdicts import CertificationReport
     from optrelax.output.locks import Lock
 
@@ -60,11 +62,13 @@ def certify(
         bool, option("--exact", group="Bound", help="HiGHS (MILP) decides what is open; small nets.")
     ] = False,
     time_limit: TimeLimit = 60.0,
-    attack: Annotated[
-        bool, option("--attack/--no-attack", group="Attack", help="Search for counterexamples by PGD.")
-    ] = True,
-    restarts: Annotated[int, option("--restarts", group="Attack", min=1, help="Starts an example.")] = 2,
-    steps: Annotated[int, option("--steps", group="Attack", min=0, help="Gradient steps a start.")] = 20,
+    attack: AttackName = "pgd",
+    restarts: Annotated[
+        int | None, option("--restarts", group="Attack", min=1, show_default="2", help="Starts of pgd.")
+    ] = None,
+    steps: Annotated[
+        int | None, option("--steps", group="Attack", min=0, show_default="20", help="Gradients a start of pgd.")
+    ] = None,
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -85,9 +89,8 @@ def certify(
     Bounds are rounded outward: a certified example is robust in real arithmetic against every change of its pixels
     by at most eps. Prints a table a relaxation; --out keeps a table an example. Exit code 1 if an example failed.
     """
-    from optrelax.certification.attacks import PGD
-
     radius = parse_number("--eps", eps)
+    search = _attack(attack, seed, {"restarts": restarts, "steps": steps})
     folder = _Folder.opened(out, table_format, resume)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     report = _certified(
@@ -97,7 +100,7 @@ def certify(
         folder,
         clip=None if no_clip else clip,
         relaxation=relaxation,
-        attack=PGD(restarts=restarts, steps=steps, seed=seed) if attack else None,
+        attack=search,
         exact=_milp(time_limit) if exact else False,
         dtype=read_dtype(precision),
         subset=subset,
@@ -172,6 +175,18 @@ class _Folder:
         write_frame(report.table(), self.path / f"table.{self.ending}")
         write_json({**facts, "versions": versions()}, self.path / "summary.json")
         self.lock.close()
+
+
+def _attack(name: str, seed: int, given: Mapping[str, int | None]) -> Attack | None:
+    from optrelax.certification.attacks import PGD
+    from optrelax.certification.strong_attacks import attack_of
+
+    options = {key: value for key, value in given.items() if value is not None}
+    if name == "pgd":
+        return PGD(seed=seed, **options)
+    if options:
+        raise ValueError(f"--{next(iter(options))} is an option of --attack pgd, got --attack {name}")
+    return attack_of("certify", name, seed)
 
 
 def _milp(time_limit: float) -> Any:

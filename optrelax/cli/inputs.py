@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optrelax.networks.graph import Network
 
 __all__ = [
+    "AttackName",
     "BatchSize",
     "Checkpoint",
     "Clip",
@@ -100,6 +101,10 @@ Precision = Annotated[
 Rounding = Annotated[
     Literal["outward", "nearest"],
     option("--rounding", group="Bound", metavar="WAY", help="outward (real arithmetic) or nearest."),
+]
+AttackName = Annotated[
+    Literal["pgd", "strong", "none"],
+    option("--attack", group="Attack", metavar="NAME", help="pgd, strong (APGD and Square too) or none."),
 ]
 BatchSize = Annotated[
     int | None,

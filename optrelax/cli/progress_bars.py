@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optrelax.training import sweeps
     from optrelax.training import trainer as training
 
-__all__ = ["certification_bar", "comparison_bar", "measurement_bar", "report_bar", "training_bar"]
+__all__ = ["certification_bar", "comparison_bar", "fetching_bar", "measurement_bar", "report_bar", "training_bar"]
 
 
 @contextlib.contextmanager
@@ -53,6 +53,13 @@ def measurement_bar(title: str) -> Iterator[Callable[[stages.MeasurementProgress
     """A callback for the measurements that draws a bar a stage."""
     with _bar(title) as draw:
         yield lambda progress: draw(progress.done, progress.total, [progress.stage])
+
+
+@contextlib.contextmanager
+def fetching_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback for `fetch_dataset` that draws a bar of megabytes a file."""
+    with _bar(title, every=10) as draw:
+        yield lambda file, done, total: draw(done // 2**20, -(-total // 2**20), ["MB", file])
 
 
 @contextlib.contextmanager

@@ -76,6 +76,9 @@ def train(
         int | None, option("--keep-every", group="Output", min=1, metavar="EPOCHS", help="Keep the network so often.")
     ] = None,
     tensorboard: Annotated[bool, option("--tensorboard", group="Output", help="Metrics to DIR/tensorboard.")] = False,
+    callback: Annotated[
+        str | None, option("--callback", group="Output", metavar="NAME", help="module:function of one: any logger.")
+    ] = None,
     epochs: _Recipe.Epochs = None,
     relaxation: _Recipe.Relaxation = None,
     eps: _Recipe.Eps = None,
@@ -134,11 +137,22 @@ def train(
         work = _RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
         how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
         how["keep_every"] = keep_every
+        how["callbacks"] = [] if callback is None or processes.rank else [_callback(callback)]
         result = work.run(first=processes.rank == 0, **how)
         if processes.rank == 0:
             _show(row, folder, result, json)
             if budget == "smoke" and not json:
                 stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
+
+
+def _callback(name: str) -> Any:
+    from optrelax.networks.checkpoint_files import own_object
+    from optrelax.training.callbacks import Callback
+
+    found = own_object("--callback", name)
+    if not isinstance(found, Callback):
+        raise ValueError(f"--callback: {name} must return an optrelax.training.Callback, got {type(found).__name__}")
+    return found
 
 
 def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, Any]) -> Recipe:

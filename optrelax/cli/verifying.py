@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import Checkpoint, Json, Precision, Relaxations, Seed, option, read_dtype
+from optrelax.cli.inputs import AttackName, Checkpoint, Json, Precision, Relaxations, Seed, option, read_dtype
 
 if TYPE_CHECKING:
     from optrelax.certification.verifying import Counterexample, PropertyVerdict
@@ -39,9 +39,7 @@ def verify(
         float | None,
         option("--timeout", group="Bound", metavar="S", min=0.001, show_default="none", help="No step begins after."),
     ] = None,
-    attack: Annotated[
-        bool, option("--attack/--no-attack", group="Attack", help="Search for a counterexample by PGD.")
-    ] = True,
+    attack: AttackName = "pgd",
     seed: Seed = 0,
     precision: Precision = "float64",
     json: Json = False,
@@ -51,14 +49,13 @@ def verify(
     A VNN-LIB file states what must not happen. Bounds are rounded outward: what holds, holds in real arithmetic for
     every input of the file's box. Several relaxations are tried in order. Exit code 0 whatever the verdict.
     """
-    from dataclasses import replace
-
     import optrelax as ox
     from optrelax.certification.property_files import read_property
+    from optrelax.certification.strong_attacks import attack_of
     from optrelax.certification.verifying import default_attack
 
     wanted = read_property(prop)
-    search = replace(default_attack(wanted.inputs), seed=seed) if attack else False
+    search = default_attack(wanted.inputs, seed) if attack == "pgd" else attack_of("verify", attack, seed) or False
     found = ox.verify(
         checkpoint, wanted, relaxation, attack=search, dtype=read_dtype(precision), timeout=timeout or None
     )

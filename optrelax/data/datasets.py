@@ -1,7 +1,7 @@
 """Data sets as tensors: pixels in [0, 1], labels from 0.
 
-Nothing is downloaded, and nothing is unpickled: a missing file is an error that says how to get it.
-A new data set is one function under `@dataset`.
+Nothing is downloaded but by `fetch_dataset`, and nothing is unpickled: a missing file is an error that says how to
+get it. A new data set is one function under `@dataset`.
 """
 
 import os
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optrelax.data.data_files import Arrays, DataFolder, DatasetError, read_cifar, read_idx, read_svhn
+from optrelax.data.fetching import FetchError, FetchProgress, Source, fetch_source, is_whole, sources_text
 from optrelax.errors import suggest
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "Normalization",
     "dataset",
     "evenly_spaced",
+    "fetch_dataset",
     "load_dataset",
     "names",
     "normalization",
+    "overview",
 ]
 
 Split = Literal["train", "test"]
@@ -113,6 +116,7 @@ class _Entry:
     normalization: Normalization
     white: int  # the stored value that becomes 1
     aliases: tuple[str, ...]  # folders under DIR that may hold the files, beside DIR/<name>
+    sources: tuple[Source, ...]
     read: Reader
 
 
@@ -127,14 +131,18 @@ def dataset(
     classes: int = 10,
     white: int = 255,
     aliases: Sequence[str] = (),
+    sources: Sequence[Source] = (),
 ) -> Callable[[Reader], Reader]:
-    """Register a reader `(folder, split) -> (images [n, c, h, w] in 0 .. white, labels [n])` under `name`."""
+    """Register a reader `(folder, split) -> (images [n, c, h, w] in 0 .. white, labels [n])` under `name`.
+
+    sources: the files that `fetch_dataset` fetches; none where none are needed.
+    """
     if name in _REGISTRY:
         raise ValueError(f"dataset: {name!r} is registered already")
 
     def register(read: Reader) -> Reader:
         constants = Normalization(tuple(mean), tuple(std))
-        _REGISTRY[name] = _Entry(classes, constants, white, tuple(aliases), read)
+        _REGISTRY[name] = _Entry(classes, constants, white, tuple(aliases), tuple(sources), read)
         return read
 
     return register
@@ -165,6 +173,56 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, spli
     return Dataset(name, split, pixels, torch.from_numpy(labels.astype(np.int64)), entry.classes)
 
 
+def overview(data_dir: str | os.PathLike[str] | None = None) -> list[dict[str, object]]:
+    """A row a data set: name, classes, bytes to fetch, and the folder in which its first file lies, if any."""
+    rows: list[dict[str, object]] = []
+    for name, entry in _REGISTRY.items():
+        folder, where = DataFolder(name, data_dir, entry.aliases), "scikit-learn"
+        if entry.sources:
+            found = folder.find(*_spellings(entry.sources[0].files[0], entry.sources[0]))
+            where = "not found" if found is None else str(found.parent)
+        size = sum(source.size for source in entry.sources)
+        rows.append({"name": name, "classes": entry.classes, "MB": round(size / 2**20), "where": where})
+    return rows
+
+
+def fetch_dataset(name: str, to: str | os.PathLike[str], progress: FetchProgress | None = None) -> dict[str, str]:
+    """Fetch the files of a data set into `to`/<name>, where they are not there yet: "there" or "fetched" by file.
+
+    Files that are there are compared with the published SHA-256 too, and never replaced.
+    progress: called with a file, its bytes so far and in all.
+    Raises FetchError where a file cannot be fetched (it says what to do by hand), ValueError for a file of another
+    checksum and an unknown name.
+    """
+    entry, folder = _entry(name), DataFolder(name, to, _entry(name).aliases)
+    done = {}
+    for source in entry.sources:
+        found = [folder.find(*_spellings(file, source)) for file in source.files]
+        if all(found):
+            # The members of an archive have no checksums of their own; the reader looks at their sizes.
+            if source.packing != "tar" and found[0] is not None and not is_whole(source, found[0]):
+                raise ValueError(
+                    f"{found[0]}: not the published file, whose SHA-256 is {source.sha256}"
+                    f"{' unpacked' if source.packing == 'gzip' else ''}; move it away to have it fetched"
+                )
+            done |= {str(path): "there" for path in found}
+            continue
+        try:
+            done |= {str(path): "fetched" for path in fetch_source(source, Path(folder.home), progress)}
+        except FetchError as error:
+            raise FetchError(
+                f"{name}: {error}\nBy hand, on a machine that may: put these into {folder.home}, gzip files as they "
+                f"are or unpacked, archives unpacked; the same command then checks them.\n{sources_text(entry.sources)}"
+            ) from error
+    return done
+
+
+def _spellings(file: str, source: Source) -> list[str]:
+    """The names under which readers find a file."""
+    stems = [file, file.replace("-idx", ".idx")] if source.packing == "gzip" else [file]
+    return [stem + end for stem in stems for end in (("", ".gz") if source.packing == "gzip" else ("",))]
+
+
 def _entry(name: str) -> _Entry:
     if name in _REGISTRY:
         return _REGISTRY[name]
@@ -182,19 +240,60 @@ def _digits(folder: DataFolder, split: Split) -> Arrays:
     return data.images[chosen][:, None].astype(np.uint8), data.target[chosen]
 
 
-@dataset("mnist", mean=[0.1307], std=[0.3081], aliases=["MNIST/raw"])
+def _idx_sources(places: Sequence[str], sums: Sequence[str]) -> list[Source]:
+    """The four files of MNIST or of what has its form; sums of test images, test labels, then training ones."""
+    sizes = (7_840_016, 10_008, 47_040_016, 60_008)
+    files = [f"{stem}-{part}-ubyte" for stem in ("t10k", "train") for part in ("images-idx3", "labels-idx1")]
+    return [
+        Source((file,), tuple(f"{place}/{file}.gz" for place in places), digest, size, "gzip")
+        for file, digest, size in zip(files, sums, sizes, strict=True)
+    ]
+
+
+@dataset(
+    "mnist",
+    mean=[0.1307],
+    std=[0.3081],
+    aliases=["MNIST/raw"],
+    sources=_idx_sources(
+        ["https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"],
+        [
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ],
+    ),
+)
 def _mnist(folder: DataFolder, split: Split) -> Arrays:
-    return _idx_pair(folder, split, "http://yann.lecun.com/exdb/mnist or a mirror")
+    return _idx_pair(folder, split, "https://ossci-datasets.s3.amazonaws.com/mnist")
 
 
-@dataset("fashion-mnist", mean=[0.2861], std=[0.3530], aliases=["FashionMNIST/raw"])
+@dataset(
+    "fashion-mnist",
+    mean=[0.2861],
+    std=[0.3530],
+    aliases=["FashionMNIST/raw"],
+    sources=_idx_sources(
+        [
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        ],
+        [
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ],
+    ),
+)
 def _fashion_mnist(folder: DataFolder, split: Split) -> Arrays:
     return _idx_pair(folder, split, "https://github.com/zalandoresearch/fashion-mnist")
 
 
 def _idx_pair(folder: DataFolder, split: Split, url: str) -> Arrays:
     """The image file and the label file of one split."""
-    advice = f"put the four IDX files of {url}, gzipped or not, into {folder.home}"
+    advice = _advice(folder, f"put the four IDX files of {url}, gzipped or not, into {folder.home}")
     stem = "train" if split == "train" else "t10k"
     paths = []
     for part, rank in (("images", 3), ("labels", 1)):
@@ -211,6 +310,15 @@ def _idx_pair(folder: DataFolder, split: Split, url: str) -> Arrays:
     mean=[0.4914, 0.4822, 0.4465],
     std=[0.2023, 0.1994, 0.2010],
     aliases=["cifar10/cifar-10-batches-bin", "cifar-10-batches-bin"],
+    sources=[
+        Source(
+            (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            170_052_171,
+            "tar",
+        )
+    ],
 )
 def _cifar10(folder: DataFolder, split: Split) -> Arrays:
     """The binary version, or the folder that torchvision downloads."""
@@ -218,11 +326,12 @@ def _cifar10(folder: DataFolder, split: Split) -> Arrays:
     pickled = next((place for place in folder.places if (place / "cifar-10-batches-py").is_dir()), None)
     if pickled and folder.find(batches[0]) is None and find_spec("torchvision"):
         return _cifar10_of_torchvision(pickled, split)
-    advice = (
+    advice = _advice(
+        folder,
         "unpack cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html in"
         f" {folder.root or 'DIR'}; or{_torchvision(folder, 'CIFAR10')}. The python version"
         " (cifar-10-batches-py) is pickled, and a pickle can run any code: only torchvision reads it, which"
-        " compares checksums first"
+        " compares checksums first",
     )
     return read_cifar([folder.require(batch, advice=advice) for batch in batches])
 
@@ -238,12 +347,36 @@ def _cifar10_of_torchvision(root: Path, split: Split) -> Arrays:
     return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
 
 
-@dataset("svhn", mean=[0.4377, 0.4438, 0.4728], std=[0.1980, 0.2011, 0.1970])
+_SVHN = "http://ufldl.stanford.edu/housenumbers"
+
+
+@dataset(
+    "svhn",
+    mean=[0.4377, 0.4438, 0.4728],
+    std=[0.1980, 0.2011, 0.1970],
+    sources=[
+        Source(
+            ("test_32x32.mat",),
+            (f"{_SVHN}/test_32x32.mat",),
+            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+            64_275_384,
+        ),
+        Source(
+            ("train_32x32.mat",),
+            (f"{_SVHN}/train_32x32.mat",),
+            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+            182_040_794,
+        ),
+    ],
+)
 def _svhn(folder: DataFolder, split: Split) -> Arrays:
     file = f"{split}_32x32.mat"
-    site = "http://ufldl.stanford.edu/housenumbers"
-    advice = f"put {file} of {site} into {folder.home}; or{_torchvision(folder, 'SVHN')}"
+    advice = _advice(folder, f"put {file} of {_SVHN} into {folder.home}; or{_torchvision(folder, 'SVHN')}")
     return read_svhn(folder.require(file, advice=advice))
+
+
+def _advice(folder: DataFolder, by_hand: str) -> str:
+    return f"optrelax data {folder.name} --to {folder.root or 'DIR'}; or {by_hand}"
 
 
 def _torchvision(folder: DataFolder, name: str) -> str:

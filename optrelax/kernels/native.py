@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -22,6 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c11", "-fPIC", "-fopenmp")
 _SECONDS = 120  # a compiler that takes longer hangs
@@ -110,7 +113,7 @@ def build(source: Path) -> Build:
         return Build(None, "turned off by OPTRELAX_NATIVE=0")
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform == "win32":
-        return Build(None, "no C compiler found (set CC)")
+        return _without("no C compiler found (set CC)")
     try:
         text = source.read_bytes()
         facts = (*_FLAGS, compiler, platform.machine(), _processor(), torch.__version__)
@@ -121,7 +124,18 @@ def build(source: Path) -> Build:
         return Build(ctypes.CDLL(str(path)), f"compiled by {compiler}")
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        return Build(None, f"{source.name} could not be compiled: {str(detail).strip().splitlines()[-1]}")
+        return _without(f"{source.name} could not be compiled: {str(detail).strip().splitlines()[-1]}")
+
+
+def _without(reason: str) -> Build:
+    _say_once(reason)
+    return Build(None, reason)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    """Once a process and reason, whatever the number of kernels."""
+    _log.warning("optrelax: %s; PyTorch's operations do the same, slower (OPTRELAX_NATIVE=0 says nothing)", reason)
 
 
 def _compile(compiler: str, source: Path, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from optrelax.certification.attacks import PGD
+from optrelax.certification.attacks import Attack
 from optrelax.certification.certifiers import Certifier, device_of
 from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Box
@@ -58,7 +58,7 @@ class RadiusSearch:
     points: int
     progress: Callable[[str, int, int], None]
 
-    def attacked(self, attack: PGD) -> Tensor:
+    def attacked(self, attack: Attack) -> Tensor:
         """Smallest radius at which a counterexample was found, 0 for misclassified examples, `limit` without one.
 
         The radius is the distance of the point itself, so no sound bound certifies beyond it.
@@ -77,7 +77,7 @@ class RadiusSearch:
             self.progress("attack", i + 1, rounds + 1)
         return reach
 
-    def _attack_once(self, open_: Tensor, ask: Tensor, reach: Tensor, low: Tensor, attack: PGD) -> None:
+    def _attack_once(self, open_: Tensor, ask: Tensor, reach: Tensor, low: Tensor, attack: Attack) -> None:
         """Attack the open examples at the radii asked; move one end of each bracket."""
         for p in self._batches(open_.nonzero()[:, 0]):
             x = self._x(p)

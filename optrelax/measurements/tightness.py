@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification.attacks import PGD
+from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.data.samples import gather
 from optrelax.measurements.margin_ranges import found_ranges
@@ -85,7 +85,7 @@ def measure_tightness(
     points: int = 64,
     at: float | None = None,
     milp: Milp | bool = False,
-    attack: PGD = _PGD,
+    attack: Attack = _PGD,
     rounding: Rounding = "nearest",
     dtype: torch.dtype = torch.float64,
     subset: int | None = None,
@@ -189,7 +189,7 @@ class _Row:
 class _Extra:
     """What is known beside the relaxations' own radii."""
 
-    attack: PGD
+    attack: Attack
     milp: Milp | None
     refuted: Tensor | None = None  # float64 [n]: radii at which MILP found a counterexample
 
@@ -200,7 +200,7 @@ class _Extra:
         return found
 
 
-def _radii(search: RadiusSearch, attack: PGD, milp: Milp | bool) -> tuple[list[_Row], _Extra]:
+def _radii(search: RadiusSearch, attack: Attack, milp: Milp | bool) -> tuple[list[_Row], _Extra]:
     """Radii by every means, the attack last."""
     begin = time.perf_counter()
     reach = search.attacked(attack)

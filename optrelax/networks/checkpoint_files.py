@@ -29,7 +29,7 @@ from optrelax.networks.graph import Network
 from optrelax.networks.onnx_files import is_onnx, read_onnx
 from optrelax.output.files import read_tensors
 
-__all__ = ["build_model", "read_network", "read_npz"]
+__all__ = ["build_model", "own_object", "read_network", "read_npz"]
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _RATIO, _ALLOWED = 100, 2**26  # bytes that a byte of an archive may unpack to, and bytes that any archive may
@@ -111,9 +111,17 @@ def build_model(
 
 
 def _own_model(name: str) -> nn.Module:
+    module = own_object("model", name)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"model: {name} must return an nn.Module, got {type(module).__name__}")
+    return module
+
+
+def own_object(what: str, name: str) -> Any:
+    """What the user's "module:function" returns; ValueError, which begins with `what`, where it does not."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ValueError(f"model: wants module:function, such as mynets:build, got {name!r}")
+        raise ValueError(f"{what}: wants module:function, such as mynets:build, got {name!r}")
     here = os.getcwd()
     # A console script does not search the working folder, `python -m` does: the user's module lies there.
     added = here not in sys.path
@@ -122,19 +130,16 @@ def _own_model(name: str) -> nn.Module:
     try:
         imported = importlib.import_module(module_name)
     except Exception as error:  # the user's own code may raise anything
-        raise ValueError(f"model: module {module_name!r} cannot be imported: {_reason(error)}") from error
+        raise ValueError(f"{what}: module {module_name!r} cannot be imported: {_reason(error)}") from error
     finally:
         if added:
             sys.path.remove(here)
     if not hasattr(imported, attribute):
-        raise ValueError(f"model: module {module_name!r} has no {attribute!r}")
+        raise ValueError(f"{what}: module {module_name!r} has no {attribute!r}")
     try:
-        module = getattr(imported, attribute)()
+        return getattr(imported, attribute)()
     except Exception as error:
-        raise ValueError(f"model: {name}, called without arguments, fails: {_reason(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"model: {name} must return an nn.Module, got {type(module).__name__}")
-    return module
+        raise ValueError(f"{what}: {name}, called without arguments, fails: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from optrelax.certification.attacks import PGD, find_counterexamples
+from optrelax.certification.attacks import PGD, Attack, find_counterexamples
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
@@ -112,7 +112,7 @@ class Cascade:
     wherever it is not UNDECIDED.
     """
 
-    def __init__(self, network: Network, attack: PGD = PGD(restarts=1, steps=20)) -> None:  # noqa: B008, frozen
+    def __init__(self, network: Network, attack: Attack = PGD(restarts=1, steps=20)) -> None:  # noqa: B008, frozen
         self.network, self.attack = network.lowered, attack
         self.passes = _passes()
         self.closed_form = Intersect(Box(), FastLin(), Crown())

@@ -7,14 +7,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optrelax.training.callbacks import Callback, Logged
     from optrelax.training.trainer import EpochMetrics, Training, TrainingError, TrainingProgress, TrainingResult, train
 
-_HOME = "optrelax.training.trainer"
+_TRAINER, _CALLBACKS = "optrelax.training.trainer", "optrelax.training.callbacks"
 
-__all__ = ["EpochMetrics", "Training", "TrainingError", "TrainingProgress", "TrainingResult", "train"]
+__all__ = [
+    "Callback",
+    "EpochMetrics",
+    "Logged",
+    "Training",
+    "TrainingError",
+    "TrainingProgress",
+    "TrainingResult",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'optrelax.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME), name)
+    home = _CALLBACKS if name in ("Callback", "Logged") else _TRAINER
+    return getattr(importlib.import_module(home), name)

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import LinfBall
 from optrelax.relaxations import name_of
-from optrelax.training.event_files import event_file, require_tensorboard
+from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.training.losses import LossTerms
 from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
@@ -64,6 +64,7 @@ def train(
     checkpoint_every: float = 5.0,
     keep_every: int | None = None,
     tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
     watch: Callable[[TrainingProgress], None] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
@@ -78,6 +79,7 @@ def train(
     keep_every: epochs after each of which the network is kept too, as `folder`/epoch-0005.safetensors; no part of what
     decides the weights, so a run may resume with another one.
     tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
+    callbacks: told of the start, of every epoch and of the end, see `Callback`.
     watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
     Raises TrainingError where a loss raises or it or a gradient is NaN or infinite (the batch and the weights are
@@ -94,8 +96,8 @@ def train(
         raise ValueError(f"train: keep_every must be at least 1 epoch, got {keep_every}")
     if not checkpoint_every >= 0:
         raise ValueError(f"train: checkpoint_every must be >= 0 minutes, got {checkpoint_every}")
-    if tensorboard:
-        require_tensorboard()
+    if tensorboard and folder is not None:
+        callbacks = [*callbacks, TensorBoard(RunFolder(Path(folder)).events)]
     samples = gather(data)
     images, labels = samples.x, samples.labels
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
@@ -113,13 +115,14 @@ def train(
             state = run.restore(facts) if resume else state
         run.processes.agree([*network.module.parameters(), *network.module.buffers()])
         history = [] if kept is None else [EpochMetrics(**line) for line in kept.metrics(state.epochs)]
-        note = None
-        if tensorboard and kept is not None and run.processes.rank == 0:
-            note = stack.enter_context(event_file(kept.events, history))
+        told = callbacks if run.processes.rank == 0 else ()
+        for callback in told:
+            callback.on_start(history)
+            stack.callback(callback.on_end)
         for metrics in run.epochs(state, facts, watch):
             history.append(metrics)
-            if note is not None:
-                note(metrics)
+            for callback in told:
+                callback.on_epoch(metrics, network)
     return TrainingResult(network, tuple(history))
 
 

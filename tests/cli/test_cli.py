@@ -132,7 +132,7 @@ def test_json_alone_is_on_standard_output(run, checkpoint):
 
 def test_options_reach_the_work(run, checkpoint):
     code, out, _ = run(
-        *certify(checkpoint, "--no-attack", "--precision", "float32", "--no-clip", "--split", "train", "--json"),
+        *certify(checkpoint, "--attack", "none", "--precision", "float32", "--no-clip", "--split", "train", "--json"),
         *("--batch-size", "7", "--seed", "5", "--exact", "--time-limit", "1.5"),
     )
     found = json.loads(out)
@@ -204,7 +204,7 @@ def test_failed_examples_make_exit_code_1(run, tmp_path):
     np.savez(tmp_path / "own.npz", x=x, labels=np.array([0, 1, 2]))
     last = np.full((10, 2), 1e200) * [1.0, -1.0]
     np.savez(tmp_path / "net.npz", weight0=np.full((2, 64), 1e200), weight1=last)
-    own = ["--data", str(tmp_path / "own.npz"), "--eps", "0.01", "--no-attack"]
+    own = ["--data", str(tmp_path / "own.npz"), "--eps", "0.01", "--attack", "none"]
     code, out, err = run("certify", str(tmp_path / "net.npz"), *own)
     assert code == 1
     assert "failed 33.33 %" in out

@@ -424,6 +424,14 @@ def test_without_a_compiler_the_reason_is_told(tmp_path):
         "reason": "turned off by OPTRELAX_NATIVE=0",
     }
     assert build_elsewhere(**cache, CC="no-such-compiler")["reason"] == "no C compiler found (set CC)"
+    code = (
+        "import torch, optrelax as ox; from optrelax.layers import Triangle; net = ox.models.fc(4, 5, 3); "
+        "r = ox.LinfBall(torch.rand(2, 4), 0.1); "
+        "[ox.lower_bounds(net, r, torch.eye(3), n) for n in ('box', 'crown', 'triangle')]"
+    )
+    environment = os.environ | cache | {"CC": "no-such-compiler"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("no C compiler found (set CC); PyTorch's operations do the same") == 1  # of all kernels
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'cannot do that' >&2\nexit 1\n")
     broken.chmod(0o755)

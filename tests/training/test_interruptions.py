@@ -25,7 +25,7 @@ from optrelax.cli import main as main_command
 from optrelax.data.datasets import Dataset
 from optrelax.layers import DualAscent, Triangle
 from optrelax.output import files
-from optrelax.training import EpochMetrics, Training, TrainingProgress, event_files, meters, train
+from optrelax.training import EpochMetrics, Training, TrainingProgress, callbacks, meters, train
 from optrelax.training import trainer as training_module
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss
 from optrelax.training.lp_losses import LPLoss
@@ -401,10 +401,61 @@ def test_tensorboard_shows_what_the_metrics_say(tmp_path):
 
 
 def test_tensorboard_that_is_missing_is_named_before_anything_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"tensorboard is not installed; pip install 'optrelax\[tensorboard\]'"):
         train(network(), digits(), settings(), folder=tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+# --- callbacks -----------------------------------------------------------------------------------------------------
+
+
+class Told(callbacks.Callback):
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def on_start(self, history):
+        self.heard.append([m.epoch for m in history])
+
+    def on_epoch(self, metrics, network):
+        self.heard.append((metrics.epoch, type(network).__name__))
+
+    def on_end(self):
+        self.heard.append("end")
+
+
+def test_callbacks_hear_of_start_epochs_and_end(tmp_path):
+    """Also where a run breaks off; and Logged hands a logger what is a number, as Lightning's and W&B's take it."""
+    first, second, lines = Told(), Told(), {}
+    with pytest.raises(Stop):
+        train(network(), digits(), settings(), folder=tmp_path, callbacks=[first], watch=stop_at(2, 1))
+    assert first.heard == [[], (1, "Network"), "end"]
+    logged = callbacks.Logged(lambda numbers, step: lines.update({step: numbers}))
+    history = train(network(), digits(), settings(), folder=tmp_path, resume=True, callbacks=[second, logged]).history
+    assert second.heard == [[1], (2, "Network"), (3, "Network"), "end"]
+    assert list(lines) == [2, 3]
+    known = {name: v for name, v in dataclasses.asdict(history[-1]).items() if v is not None and name != "epoch"}
+    assert lines[3] == known
+
+
+def test_the_command_takes_a_callback_of_ones_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mylog.py").write_text(
+        "from optrelax.training import Logged\n"
+        "def build():\n    return Logged(lambda n, epoch: open('heard', 'a').write(f'{epoch} '))\n"
+        "def wrong():\n    return print\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "digits-fc-small-box", "--epochs", "2", "--subset", "60", "--out", "run", "--json"]
+    with pytest.raises(SystemExit) as caught:
+        main_command([*line, "--callback", "mylog:build"])
+    assert caught.value.code == 0
+    assert (tmp_path / "heard").read_text() == "1 2 "
+    with pytest.raises(SystemExit) as caught:
+        main_command([*line, "--resume", "--callback", "mylog:wrong"])
+    assert caught.value.code == 2
+    assert "mylog:wrong must return an optrelax.training.Callback, got builtin" in capsys.readouterr().err
 
 
 def test_the_command_passes_both_on(tmp_path, capsys):

@@ -1,0 +1,290 @@
+"""Attacks of AutoAttack's strength, over any box and any rows.
+
+Source: Croce and Hein 2020 (APGD, the DLR loss, the ensemble); Andriushchenko et al. 2020 (Square). Of the ensemble,
+FAB is left out: it seeks the smallest perturbation, where a region is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optrelax.certification.attacks import PGD, Attack, Hunt, generator
+
+__all__ = ["APGD", "Square", "StrongAttack", "attack_of"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class APGD(Attack):
+    """Auto-PGD: sign-gradient ascent with momentum that chooses its own steps.
+
+    A step begins at the diameter of the box and is halved, and the ascent set back to the best point so far, where
+    too few steps of a stage went up, or none went higher.
+
+    loss: "ce", cross-entropy of the margins; "dlr", the margin over the spread of the outputs, which vanishes nowhere
+    that cross-entropy saturates (with fewer than three rows, no spread is left: the margin itself).
+    targets: how many margins are descended apart, the smallest at the centre first; 0: all in one loss.
+    restarts: random starts, each the first of all targets.  steps: gradients a start.
+    seed: of the starts; example i draws from a generator of its own.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.01, attack=ox.APGD(loss="dlr", steps=10))
+        >>> report.certified
+        1.0
+
+    Source: Croce and Hein 2020, algorithm 1 and sections 4 and 5.
+    """
+
+    loss: str = "ce"
+    targets: int = 0
+    restarts: int = 1
+    steps: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("ce", "dlr"):
+            raise ValueError(f"APGD: loss must be 'ce' or 'dlr', got {self.loss!r}")
+        _require_whole(self, targets=0, restarts=1, steps=1, seed=0)
+
+    def run(self, hunt: Hunt) -> None:
+        """Ascend from each start, once a target."""
+        order = hunt.order[:, : self.targets]
+        for restart in range(self.restarts):
+            for rank in range(max(1, order.shape[1])):
+                alive = hunt.alive()
+                if alive.numel() == 0:
+                    return
+                start = hunt.uniform(alive, 1, self.seed, restart, 1 + ("ce", "dlr").index(self.loss))[0]
+                _Ascent(self, hunt, alive, start, order[alive, rank] if self.targets else None).run()
+
+
+_STATE = ("alive", "x", "last", "step", "halved", "value", "gradient", "best", "best_value", "best_gradient")
+
+
+class _Ascent:
+    """One start of APGD for the examples `alive`."""
+
+    def __init__(self, attack: APGD, hunt: Hunt, alive: Tensor, x: Tensor, target: Tensor | None) -> None:
+        self.attack, self.hunt, self.alive, self.target = attack, hunt, alive, target
+        self.box = hunt.region.select(alive)
+        self.x = self.last = hunt.clamped(x, self.box)
+        self.step = x.new_full(x.shape[:1], 2.0)  # in radii of the box
+        self.halved = torch.ones_like(alive, dtype=torch.bool)
+        self.value, self.gradient = self._look()
+        self.best, self.best_value, self.best_gradient = self.x, self.value, self.gradient
+        self._begin_stage()
+
+    def run(self) -> None:
+        """All steps, in stages that grow shorter."""
+        done = 0
+        for length in _stages(self.attack.steps):
+            for _ in range(length):
+                self._move(0.75 if done else 1.0)
+                done += 1
+            if not self._end_stage():
+                return
+
+    def _move(self, share: float) -> None:
+        """A step, of which the momentum keeps 1 - share."""
+        step = self.step.reshape(-1, *[1] * (self.x.dim() - 1))
+        ahead = self.hunt.clamped(self.x + step * self.box.radius * self.gradient.sign(), self.box)
+        new = self.hunt.clamped(self.x + share * (ahead - self.x) + (1 - share) * (self.x - self.last), self.box)
+        self.last, self.x, before = self.x, new, self.value
+        self.value, self.gradient = self._look()
+        self.rises += self.value > before
+        self.length += 1
+        better = self.value > self.best_value
+        self.best, self.best_value, self.best_gradient = self._chosen(better, current=True)
+
+    def _chosen(self, where: Tensor, current: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Point, value and gradient: the current ones `where`, else the best; or the other way round."""
+        now, best = (self.x, self.value, self.gradient), (self.best, self.best_value, self.best_gradient)
+        yes, no = (now, best) if current else (best, now)
+        wide = where.reshape(-1, *[1] * (self.x.dim() - 1))
+        return torch.where(wide, yes[0], no[0]), torch.where(where, yes[1], no[1]), torch.where(wide, yes[2], no[2])
+
+    def _begin_stage(self) -> None:
+        self.rises, self.length, self.stage_value = torch.zeros_like(self.alive), 0, self.best_value
+
+    def _end_stage(self) -> bool:
+        """Halve steps that do not climb, let go of examples that are found; whether any are left."""
+        stuck = self.rises <= 0.75 * self.length
+        stuck |= ~self.halved & (self.best_value <= self.stage_value)
+        self.x, self.value, self.gradient = self._chosen(stuck, current=False)
+        self.step, self.halved = torch.where(stuck, self.step / 2, self.step), stuck
+        going = ~(self.hunt.best[self.alive] <= 0)
+        if not bool(going.all()):
+            for name in _STATE:
+                setattr(self, name, getattr(self, name)[going])
+            self.box = self.box.select(going)
+            self.target = self.target if self.target is None else self.target[going]
+        self._begin_stage()
+        return self.alive.numel() > 0
+
+    def _look(self) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient at x; the margins there are kept."""
+        with torch.enable_grad():
+            x = self.x.detach().requires_grad_()
+            margins = self.hunt.margins(x, self.alive)
+            value = _loss(self.attack.loss, margins, self.target)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        self.hunt.keep(self.x, margins.detach().amin(1), self.alive)
+        return value.detach(), gradient
+
+
+def _stages(steps: int) -> Iterator[int]:
+    """Lengths of the stages: 22 % of the steps, then each 3 % shorter, none under 6 %."""
+    length, least, shorter = (max(1, int(share * steps)) for share in (0.22, 0.06, 0.03))
+    while steps > 0:
+        yield min(length, steps)
+        steps -= length
+        length = max(length - shorter, least)
+
+
+def _loss(loss: str, margins: Tensor, target: Tensor | None) -> Tensor:
+    """What an attack makes large, of margins [n, k]: [n]."""
+    worst = margins.amin(1) if target is None else margins.gather(1, target[:, None])[:, 0]
+    outputs = torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1)  # those of a classifier, less the label's
+    if loss == "ce":
+        return outputs.logsumexp(1) if target is None else -worst - outputs.logsumexp(1)
+    if margins.shape[1] < 2:
+        return -worst
+    top = outputs.topk(min(4, outputs.shape[1]), dim=1).values
+    spread = top[:, 0] - (top[:, 2] if target is None or top.shape[1] < 4 else (top[:, 2] + top[:, 3]) / 2)
+    return -worst / torch.where(spread > 0, spread, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Square(Attack):
+    """Random search without gradients: squares of pixels set to an end of the box, kept where the margin falls.
+
+    Finds what gradients hide. Inputs without height and width are searched by runs of neighbouring entries.
+    queries: points tried.  share: of the pixels, in the first squares; they shrink on a fixed schedule.
+    seed: example i draws from a generator of its own.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.01, attack=ox.Square(queries=50))
+        >>> report.certified
+        1.0
+
+    Source: Andriushchenko et al. 2020, the attack in the maximum norm.
+    """
+
+    queries: int = 5000
+    share: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_whole(self, queries=1, seed=0)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Square: share must lie in (0, 1], got {self.share}")
+
+    def run(self, hunt: Hunt) -> None:
+        """All queries; examples that are found leave."""
+        alive = hunt.alive()
+        if alive.numel() == 0:
+            return
+        shape = hunt.region.shape[1:]
+        c, h, w = shape if len(shape) == 3 else (1, 1, shape.numel())
+        # Stripes, one number a column and channel; then a corner and a sign a channel for each query.
+        drawn = [generator(self.seed, hunt.keys[i], 3) for i in alive.tolist()]
+        stripes = torch.stack([torch.rand(c, 1, w, generator=g) for g in drawn]).to(hunt.points.device)
+        numbers = torch.stack([torch.rand(self.queries, 2 + c, generator=g) for g in drawn]).to(hunt.points.device)
+        box = hunt.region.select(alive)
+        lower, upper = (end.reshape(-1, c, h, w) for end in (box.lower, box.upper))
+        x = torch.where(stripes < 0.5, lower, upper)
+        worst = self._margin(hunt, x, alive)
+        for query in range(1, self.queries):
+            if bool((worst <= 0).any()):
+                going = ~(worst <= 0)
+                if not bool(going.any()):
+                    return
+                alive, x, worst, numbers = alive[going], x[going], worst[going], numbers[going]
+                lower, upper = lower[going], upper[going]
+            square = _squares(numbers[:, query, :2], self._share(query), h, w)
+            signs = numbers[:, query, 2:, None, None] < 0.5
+            new = torch.where(square, torch.where(signs, lower, upper), x)
+            margin = self._margin(hunt, new, alive)
+            better = margin < worst
+            worst, x = torch.where(better, margin, worst), torch.where(better[:, None, None, None], new, x)
+
+    def _share(self, query: int) -> float:
+        """The share of pixels at a query; the schedule is that of 10,000."""
+        at = query * 10_000 // self.queries
+        return self.share / 2 ** sum(at > limit for limit in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+
+    def _margin(self, hunt: Hunt, x: Tensor, alive: Tensor) -> Tensor:
+        x = x.reshape(-1, *hunt.region.shape[1:])
+        with torch.no_grad():
+            worst = hunt.margins(x, alive).amin(1)
+        hunt.keep(x, worst, alive)
+        return worst
+
+
+def _squares(corners: Tensor, share: float, h: int, w: int) -> Tensor:
+    """Squares of so many of h x w pixels, at corners [n, 2] in [0, 1): [n, 1, h, w] of bool."""
+    height = min(h, max(1, round((share * h * w) ** 0.5)))
+    width = min(w, max(1, round(share * h * w / height)))
+    top = (corners[:, 0] * (h - height + 1)).floor()[:, None]
+    left = (corners[:, 1] * (w - width + 1)).floor()[:, None]
+    i, j = torch.arange(h, device=corners.device), torch.arange(w, device=corners.device)
+    rows, columns = (i >= top) & (i < top + height), (j >= left) & (j < left + width)
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrongAttack(Attack):
+    """PGD, APGD on cross-entropy, APGD on the DLR loss once a target, and Square: each on what those before left.
+
+    The ensemble of AutoAttack without FAB, with `PGD()` first, which finds most for little: what it finds, this finds.
+    steps: gradients a start of APGD.  targets: of the DLR loss.  queries: of Square.  seed: of all.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> data = x, net(x).argmax(1)
+        >>> report = ox.certify(net, data, eps=0.5, attack=ox.StrongAttack(steps=20, queries=50))
+        >>> report.pgd_accuracy <= ox.certify(net, data, eps=0.5).pgd_accuracy
+        True
+
+    Source: Croce and Hein 2020, section 6.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_whole(self, steps=1, targets=1, queries=1, seed=0)
+
+    def run(self, hunt: Hunt) -> None:
+        """One after the other."""
+        parts = (
+            PGD(seed=self.seed),
+            APGD(steps=self.steps, seed=self.seed),
+            APGD(loss="dlr", targets=self.targets, steps=self.steps, seed=self.seed),
+            Square(queries=self.queries, seed=self.seed),
+        )
+        for part in parts:
+            part.run(hunt)
+
+
+def attack_of(owner: str, attack: Attack | str | None, seed: int = 0) -> Attack | None:
+    """An attack by its name: "pgd", "strong" or "none"; others as they are."""
+    if not isinstance(attack, str):
+        return attack
+    named: dict[str, Attack | None] = {"pgd": PGD(seed=seed), "strong": StrongAttack(seed=seed), "none": None}
+    if attack not in named:
+        raise ValueError(f"{owner}: attack must be {', '.join(map(repr, named))} or an attack, got {attack!r}")
+    return named[attack]
+
+
+def _require_whole(attack: Attack, **least: int) -> None:
+    for name, number in least.items():
+        if (got := getattr(attack, name)) < number:
+            raise ValueError(f"{type(attack).__name__}: {name} must be at least {number}, got {got}")
