@@ -195,7 +195,7 @@ def fetch_dataset(name: str, to: str | os.PathLike[str], progress: FetchProgress
     checksum and an unknown name.
     """
     entry, folder = _entry(name), DataFolder(name, to, _entry(name).aliases)
-    done = {}
+    done: dict[str, str] = {}
     for source in entry.sources:
         found = [folder.find(*_spellings(file, source)) for file in source.files]
         if all(found):

@@ -443,7 +443,8 @@ def test_callbacks_hear_of_start_epochs_and_end(tmp_path):
 def test_the_command_takes_a_callback_of_ones_own(tmp_path, capsys, monkeypatch):
     (tmp_path / "mylog.py").write_text(
         "from optrelax.training import Logged\n"
-        "def build():\n    return Logged(lambda n, epoch: open('heard', 'a').write(f'{epoch} '))\n"
+        "def note(numbers, epoch):\n    with open('heard', 'a') as file:\n        file.write(f'{epoch} ')\n"
+        "def build():\n    return Logged(note)\n"
         "def wrong():\n    return print\n"
     )
     monkeypatch.chdir(tmp_path)
