@@ -35,6 +35,11 @@ each floating type. */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
+#define PADDING (BYTES / (int)sizeof(float)) /* rows are padded to a multiple, in either type */
+#define EXPORT(name) const int64_t constant_##name = name; /* for Python */
+EXPORT(PADDING)
+EXPORT(SLOTS)
+
 #define T float
 #define V V32
 #define NAME(f) f##_f32
@@ -151,15 +156,25 @@ static void NAME(dots)(int64_t G, int64_t k, int64_t d, const T *x, int64_t apar
     }
 }
 
-/* What all threads are given; see `ascend`. */
+/* What all threads are given, as `_SIGNATURES` of composed_ascent.py declares it; read only but for what is found.
+
+Problems begin[e]..begin[e + 1] belong to example e. Of its K neurons, layer by layer from first[t] on, the first
+count[e, t] of a layer are real. M[t] are rows for the inputs, for the first `direct` layers; rows[e, k] is a neuron's
+among those of its layer. A layer reads none before back[t] and is read by none after ahead[t]. start [starts, R, K]:
+weights. step, decay, floor and memories as `DualAscent` has them; threshold: NaN for none. A thread has room_size
+numbers of `room`, SLOTS (13 k + 3 d) + 2 k^2 + 5 k where k is K rounded up, and 4 K + layers + 1 of `index`.
+Found: weights and shares of the lower line [R, K], the point of the box around 0 [R, d]. */
 typedef struct {
-    int64_t E, R, K, d, layers, direct, starts, most, check_every;
-    const int64_t *first, *count, *back, *ahead, *begin;
+    int64_t E, R, K, d, layers, direct, starts, most, check_every, room_size;
+    double step, decay, floor, tol, threshold, first_memory, second_memory, tiny;
+    const int64_t *first, *count, *back, *ahead, *begin, *rows;
     const T *const *M, *radius, *N, *lines[5], *c_v, *c_y, *offset, *start;
-    double step, decay, floor, first_memory, second_memory;
-    T tol, threshold, tiny, *w, *taken, *v;
+    T *room;
+    int64_t *index;
+    T *w, *taken, *v;
     int64_t *iterations;
 } NAME(Given);
+const int64_t NAME(size_of_ascend) = sizeof(NAME(Given)); /* for Python, which lays the struct out too */
 
 /* What a thread keeps of the example at hand, and of the problems that go side by side: [SLOTS, k] or [SLOTS, d]. */
 typedef struct {
@@ -246,7 +261,7 @@ static void NAME(push)(const NAME(Group) *q, int64_t t, int64_t G, const T *y, T
 static void NAME(forward)(NAME(Group) *q, int64_t t, int64_t g) {
     const NAME(Given) *in = q->in;
     const T share = q->share[g], fix = q->fix[g], by = q->by[g];
-    const T b1 = 1 - (T)in->first_memory, b2 = (T)in->second_memory, c2 = 1 - (T)in->second_memory, least = in->tiny;
+    const T b1 = 1 - (T)in->first_memory, b2 = (T)in->second_memory, c2 = 1 - (T)in->second_memory, least = (T)in->tiny;
     const T *p = q->P + g * q->k, *A = q->A + g * q->k;
     T *w = q->w + g * q->k, *y = q->y + g * q->k, *taken = q->taken + g * q->k;
     T *mo = q->moment + g * q->k, *sq = q->square + g * q->k;
@@ -316,8 +331,8 @@ static int NAME(finished)(NAME(Group) *q, int64_t g) {
         memcpy(q->best_taken + g * q->k, q->taken + g * q->k, q->K * sizeof(T));
     }
     const T bound = q->bound[g], size = ABS(bound) > 1 ? ABS(bound) : (T)1;
-    const int decided = bound > in->threshold || q->objective[g] <= in->threshold;
-    return step == in->most || decided || q->objective[g] - bound <= in->tol * size;
+    const int decided = bound > (T)in->threshold || q->objective[g] <= (T)in->threshold;
+    return step == in->most || decided || q->objective[g] - bound <= (T)in->tol * size;
 }
 
 /* The results of a slot's problem. */
@@ -407,7 +422,9 @@ static void NAME(settle)(NAME(Group) *q, int64_t e, T *room) {
     }
     q->N = room, q->NT = room + k * k;
     memset(q->N, 0, 2 * k * k * sizeof(T));
-    for (int64_t i = 0; i < q->direct; i++) q->rows_of_M[i] = in->M[e * in->K + q->at[i]];
+    for (int64_t t = 0; t < in->direct; t++)
+        for (int64_t i = q->first[t]; i < q->first[t + 1]; i++)
+            q->rows_of_M[i] = in->M[t] + in->rows[e * in->K + q->at[i]] * q->d;
     for (int64_t i = 0; i < q->K; i++) q->rows_of_N[i] = q->N + i * k, q->rows_of_NT[i] = q->NT + i * k;
     for (int64_t t = 1; t < in->layers; t++)
         for (int64_t i = q->first[t]; i < q->first[t + 1]; i++)
@@ -415,39 +432,20 @@ static void NAME(settle)(NAME(Group) *q, int64_t e, T *room) {
                 q->N[i * k + j] = q->NT[j * k + i] = in->N[(e * in->K + q->at[i]) * in->K + q->at[j]];
 }
 
-/* Problems begin[e]..begin[e + 1] belong to example e. Of its K neurons, layer by layer from first[t] on, the first
-count[e, t] of a layer are real; M[e, k] is the address of a neuron's row, for the first `direct` layers; a layer reads
-none before back[t] and is read by none after ahead[t]. start [starts, R, K]: weights. step, decay, floor and
-memories as `DualAscent` has them; threshold: NaN for none. A thread has room_size
-numbers of `room`, SLOTS (13 k + 3 d) + 2 k^2 + 5 k where k is K rounded up, and 4 K + layers + 1 of `index`.
-Found: weights and shares of the lower line [R, K], the point of the box around 0 [R, d]. */
-void NAME(ascend)(int64_t E, int64_t R, int64_t K, int64_t d, int64_t layers, const int64_t *first,
-                  const int64_t *count, const int64_t *back, const int64_t *ahead, int64_t direct, const T *const *M,
-                  const T *radius, const T *N, const T *m, const T *flat, const T *spread, const T *slope,
-                  const T *intercept, const int64_t *begin, const T *c_v, const T *c_y, const T *offset,
-                  int64_t starts, const T *start, int64_t most, int64_t check_every, double step, double decay,
-                  double floor,
-                  double tol, double threshold, double first_memory, double second_memory, double tiny,
-                  int64_t room_size, T *room, int64_t *index, T *w, T *taken, T *v, int64_t *iterations,
-                  int64_t threads) {
-    const NAME(Given) in = {
-        .E = E, .R = R, .K = K, .d = d, .layers = layers, .direct = direct, .starts = starts, .most = most,
-        .check_every = check_every, .first = first, .count = count, .back = back, .ahead = ahead, .begin = begin,
-        .M = M, .radius = radius, .N = N, .lines = {m, flat, spread, slope, intercept}, .c_v = c_v, .c_y = c_y,
-        .offset = offset, .start = start, .step = step, .decay = decay, .floor = floor, .tol = (T)tol,
-        .threshold = (T)threshold, .first_memory = first_memory, .second_memory = second_memory, .tiny = (T)tiny, .w = w, .taken = taken, .v = v, .iterations = iterations,
-    };
+/* Every problem to its end. */
+void NAME(ascend)(const NAME(Given) *in, int64_t threads) {
+    const int64_t *begin = in->begin, K = in->K;
     int64_t shares = 0, next = 0;
-    for (int64_t e = 0; e < E; e++) shares += SHARES(e);
+    for (int64_t e = 0; e < in->E; e++) shares += SHARES(e);
     _Pragma("omp parallel for num_threads(threads) if (shares > 1)")
     for (int64_t thread = 0; thread < threads; thread++) {
-        NAME(Group) q = {.in = &in};
-        q.at = index + thread * (4 * K + layers + 1), q.first = q.at + K;
-        q.rows_of_M = (const T **)(q.first + layers + 1), q.rows_of_N = q.rows_of_M + K, q.rows_of_NT = q.rows_of_N + K;
+        NAME(Group) q = {.in = in};
+        q.at = in->index + thread * (4 * K + in->layers + 1), q.first = q.at + K;
+        q.rows_of_M = (const T **)(q.first + in->layers + 1), q.rows_of_N = q.rows_of_M + K, q.rows_of_NT = q.rows_of_N + K;
         int64_t e = 0, passed = 0, settled = -1, mine;
         while ((mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < shares) {
             while (mine >= passed + SHARES(e)) passed += SHARES(e), e++;
-            if (settled != e) NAME(settle)(&q, settled = e, room + thread * room_size);
+            if (settled != e) NAME(settle)(&q, settled = e, in->room + thread * in->room_size);
             int64_t pending = begin[e] + (mine - passed) * SHARE, G = 0;
             const int64_t end = LEAST(pending + SHARE, begin[e + 1]);
             while (pending < end || G > 0) {

@@ -31,18 +31,32 @@ from optrelax.networks.ops import Affine, Linear, flatten_from
 if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
 
-_LANES = 16  # numbers of the widest vector: rows are padded to a multiple
-_SLOTS = 12  # problems of an example that go side by side: SLOTS of the kernel
 _USUAL = 12  # iterations that most problems take
 _CACHE = 4 * 2**20  # bytes of an example's matrices that double the cost of a multiply-add
 _DENSE, _SPARSE = 1.15, 6.0  # what a multiply-add of the network's own sweeps costs, in those of the kernel
 _BYTES = 256 * 2**20  # for the matrices of the examples in flight
 
 
+_SIGNATURES = (
+    "ascend*(E, R, K, d, layers, direct, starts, most, check_every, room_size, double step, double decay, "
+    "double floor, double tol, double threshold, double first_memory, double second_memory, double tiny, "
+    "int64 first[layers], int64 count[E * layers], int64 back[layers], int64 ahead[layers], int64 begin[E + 1], "
+    "int64 rows[E * K], *M[direct], radius[E * d], N[E * K * K], m[E * K], flat[E * K], spread[E * K], slope[E * K], "
+    "intercept[E * K], c_v[R * d], c_y[R * K], offset[R], start[starts * R * K], room[room_size], int64 index[], "
+    "w[R * K], on_lower[R * K], v[R * d], int64 iterations[R])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The compiled ascent, or why there is none."""
-    return native.build(Path(__file__).with_name("composed_ascent.c"))
+    return native.build(Path(__file__).with_name("composed_ascent.c"), *_SIGNATURES)
+
+
+@functools.cache
+def _padding() -> int:
+    """Rows are padded to a multiple of so many numbers."""
+    return kernels().constant("PADDING")
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: KeptNeurons, b
     inputs, each, every = problems.lower[0].numel(), int(given.of.bincount().max()), sum(kept)
     ops = problems.wanted if problems.hulls.keys() - blocks.dense else problems.hulls
     widest = max(math.prod(network.shape_of(name)) for name in ops)
-    copies = 2 if inputs % _LANES else 1
+    copies = 2 if inputs % _padding() else 1
     # Of the first activation the rows are the network's own; those of one are pulled back at a time.
     entries: float = max(kept[1:], default=0) * 2 * widest + every * every
     if keep == "crossing":
@@ -175,12 +189,14 @@ class _Chunk:
         self.center, self.radius = flatten_from(single.center, 1), _padded(flatten_from(single.radius, 1))
         values, reached = composition.values(single.center)
         self.rows = self.of.new_zeros(E, K)
-        """Where each neuron's row of M lies."""
-        self.kept_alive: list[Tensor] = []
+        """Which row of its layer's matrix each neuron's is."""
+        self.matrices: list[Tensor] = []
+        """A layer's rows for the inputs, [rows, d]."""
         self.N, self.m = problems.rows.new_zeros(E, K, K), problems.rows.new_zeros(E, K)
         self.lines = [problems.rows.new_zeros(E, K) for _ in range(4)]
         for slot in composition.slots:
             if slot.first == slot.last:
+                self.matrices.append(self.radius)  # of no neuron
                 continue
             at, h = slot.span, single.hulls[slot.name]
             self.m[:, at] = slot.gather(values[slot.name])
@@ -196,8 +212,8 @@ class _Chunk:
                 M = _padded(on_input)
                 index = torch.arange(M.shape[:-1].numel(), device=M.device).reshape(M.shape[:-1])
                 index = index.expand(E, slot.last - slot.first)
-            self.kept_alive.append(M)
-            self.rows[:, at] = M.data_ptr() + index * (M.shape[-1] * M.element_size())
+            self.matrices.append(M)
+            self.rows[:, at] = index
         # Objectives, as many an example as its problems at most.
         before = self.counts.cumsum(0) - self.counts
         lane = (self.of, torch.arange(problems.count, device=self.of.device) - before[self.of])
@@ -235,17 +251,55 @@ class _Chunk:
         w, on_lower, v = like.new_empty(R, K), like.new_empty(R, K), like.new_empty(R, d)
         iterations = self.of.new_empty(R)
         threads = torch.get_num_threads()
-        k = -(-K // _LANES) * _LANES
-        size = _SLOTS * (13 * k + 3 * d) + 2 * k * k + 5 * k
+        k = -(-K // _padding()) * _padding()
+        size = kernels().constant("SLOTS") * (13 * k + 3 * d) + 2 * k * k + 5 * k
         room, index = like.new_empty(threads, size), begin.new_empty(threads, 4 * K + len(slots) + 1)
+        flat, spread, slope, intercept = self.lines
         kernels().call(
-            *("ascend", like.dtype, E, R, K, d, len(slots), first, real),
-            *(self.of.new_tensor(back), self.of.new_tensor(ahead), direct, self.rows, self.radius),
-            *(self.N, self.m, *self.lines, begin, self.c_v, self.c_y, self.offset),
-            *(len(self.starts), start, options.max_iterations, options.check_every),
-            *(options.step, options.decay, options.floor),
-            *(MARGIN * options.tol, math.nan if options.threshold is None else float(options.threshold)),
-            *(FIRST, SECOND, tiny(like.dtype), size, room, index, w, on_lower, v, iterations),
+            "ascend",
+            like.dtype,
+            E=E,
+            R=R,
+            K=K,
+            d=d,
+            layers=len(slots),
+            direct=direct,
+            starts=len(self.starts),
+            first=first,
+            count=real,
+            begin=begin,
+            rows=self.rows,
+            M=self.matrices,
+            N=self.N,
+            m=self.m,
+            flat=flat,
+            spread=spread,
+            slope=slope,
+            intercept=intercept,
+            c_v=self.c_v,
+            c_y=self.c_y,
+            offset=self.offset,
+            start=start,
+            radius=self.radius,
+            room_size=size,
+            room=room,
+            index=index,
+            w=w,
+            on_lower=on_lower,
+            v=v,
+            back=self.of.new_tensor(back),
+            ahead=self.of.new_tensor(ahead),
+            iterations=iterations,
+            most=options.max_iterations,
+            check_every=options.check_every,
+            step=options.step,
+            decay=options.decay,
+            floor=options.floor,
+            tol=MARGIN * options.tol,
+            threshold=math.nan if options.threshold is None else float(options.threshold),
+            first_memory=FIRST,
+            second_memory=SECOND,
+            tiny=tiny(like.dtype),
         )
         return self._points(w, on_lower, v, iterations)
 
@@ -273,4 +327,4 @@ class _Chunk:
 
 def _padded(rows: Tensor) -> Tensor:
     """Contiguous, with zeros behind the last dimension up to a whole number of vectors."""
-    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _LANES)).contiguous()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _padding())).contiguous()

@@ -191,10 +191,22 @@ class NativePasses:
 Passes = EagerPasses | NativePasses
 
 
+_SIGNATURES = (
+    "backward(R, n, int64 example[R], A[R * n], w[R * n], flat[], spread[], slope[], intercept[], m[n], nu[R * "
+    "n], before[R], value[R])",
+    "corner(R, d, int64 example[R], a[R * d], center[], radius[], double rate, v[R * d], mean[R * d], value[R], "
+    "best[R], bool better[R])",
+    "forward(R, n, int64 example[R], p[R * n], m[n], A[R * n], w[R * n], flat[], spread[], slope[], intercept[], "
+    "y[R * n], on_lower[R * n], mean?[R * n], double average, moment[R * n], square[R * n], bool better[R], "
+    "best[R * n], double first, double second, double correction, double step, double tiny)",
+    "primal(R, n, int64 example[R], p[R * n], m[n], flat[], spread[], slope[], intercept[], on_lower[R * n], y[R * n])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The compiled passes, or why there are none."""
-    return native.build(Path(__file__).with_name("ascent.c"))
+    return native.build(Path(__file__).with_name("ascent.c"), *_SIGNATURES)
 
 
 def passes(example: Tensor, lines: Sequence[LayerLines], center: Tensor, radius: Tensor) -> Passes:

@@ -38,6 +38,12 @@ typedef i64 M_side __attribute__((vector_size(8 * W)));
 #define FRESH 8         /* steps after which products with the matrix are made anew */
 #define INLINE static inline __attribute__((always_inline))
 enum { RUNNING = -1, OPTIMAL = 0, ITERATION_LIMIT = 1, INFEASIBLE = 3, UNBOUNDED = 4, NUMERICAL = 5 };
+#define EXPORT(name) const i64 constant_##name = name; /* for Python */
+EXPORT(OPTIMAL)
+EXPORT(ITERATION_LIMIT)
+EXPORT(INFEASIBLE)
+EXPORT(UNBOUNDED)
+EXPORT(NUMERICAL)
 
 INLINE double least(double a, double b) { return a < b ? a : b; }
 INLINE double most(double a, double b) { return a > b ? a : b; }
@@ -226,10 +232,10 @@ static i64 doubles(const Batch *a) {
 #include "interior.c"
 
 /* x [B, n], y [B, m + p]; shared matrices are [m, n], [p, n], [n, n]; P, and x0 with y0, may be null. */
-void interior_f64(const double *c, const double *A, const double *b, const double *E, const double *d, const double *l,
+void interior_f64(i64 B, i64 n, i64 m, i64 p, i64 shared_a, i64 shared_e, i64 shared_p, i64 limit, double tol,
+                  const double *c, const double *A, const double *b, const double *E, const double *d, const double *l,
                   const double *u, const double *P, const double *x0, const double *y0, double *x, double *y,
-                  i64 *status, i64 *iterations, i64 B, i64 n, i64 m, i64 p, i64 shared_a, i64 shared_e, i64 shared_p,
-                  i64 limit, double tol, i64 threads) {
+                  i64 *status, i64 *iterations, i64 threads) {
     Batch a = {.B = B, .n = n, .m = m, .rows = m + p, .shared_a = shared_a, .shared_e = shared_e, .shared_p = shared_p,
                .limit = limit, .tol = tol, .c = c, .A = A, .b = b, .E = E, .d = d, .l = l, .u = u, .P = P, .x0 = x0,
                .y0 = y0, .x = x, .y = y, .status = status, .iterations = iterations};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -9,14 +10,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from optrelax.kernels.native import build
+from optrelax.kernels import native
 from optrelax.layers.programs.interior_steps import solve_together
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, binding, without_open_rows
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
 _BELOW = 1e-3  # below tol: the last steps cost little, and gradients want a point nearer than the gap shows
-_SOURCE = Path(__file__).with_name("interior.c")
+_SIGNATURES = (
+    "interior(size, n, m, p, shared_a, shared_e, shared_p, limit, double tol, c[size * n], "
+    "A?[(1 if shared_a else size) * m * n], b?[size * m], E?[(1 if shared_e else size) * p * n], d?[size * p], "
+    "lower[size * n], upper[size * n], P?[(1 if shared_p else size) * n * n], x0?[size * n], y0?[size * (m + p)], "
+    "x[size * n], y[size * (m + p)], int64 status[size], int64 iterations[size])",
+)
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled method, or why there is none; its codes are those of `Status`."""
+    return native.build(Path(__file__).with_name("interior.c"), *_SIGNATURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,7 @@ class InteriorPrograms(ProgramSolver):
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 linear or convex quadratic programs; in PyTorch a start is ignored."""
         exact, tol = data.detach().double(), self.tol * _BELOW
-        if self.compiled and build(_SOURCE).supports(exact.c):
+        if self.compiled and kernels().supports(exact.c):
             primal, duals, status, iterations = _compiled(exact, tol, self.max_iterations, start)
         else:
             chunk = max(1, self.max_bytes // _bytes_a_problem(exact))
@@ -77,7 +89,7 @@ def _compiled(
     inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, ready.P, *warm)
     shared = (int(t is None or t.dim() == 2) for t in (ready.A, ready.E, ready.P))
     outputs = (primal, duals, status, iterations)
-    build(_SOURCE).call("interior", torch.float64, *inputs, *outputs, size, n, m, p, *shared, max_iterations, tol)
+    kernels().call("interior", torch.float64, size, n, m, p, *shared, max_iterations, tol, *inputs, *outputs)
     return outputs
 
 

@@ -120,10 +120,16 @@ def propagate(
     return Intervals(network, balls, changed)
 
 
+_SIGNATURES = (
+    "rectify(n, center[n], radius[n], c[n], r[n], int8 active[n])",
+    "rectify_back(n, int8 active[n], to_c[n], to_r[n], to_center[n], to_radius[n])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The compiled ReLU, or why there is none."""
-    return native.build(Path(native.__file__).with_name("interval.c"))
+    return native.build(Path(native.__file__).with_name("interval.c"), *_SIGNATURES)
 
 
 def _compiles(x: Ball) -> bool:

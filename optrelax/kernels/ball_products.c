@@ -30,6 +30,10 @@ of each product stay in registers.  The file includes itself: its second half is
 #define ZERO(x) UNROLL for (int t = 0; t < ROWS; t++) UNROLL for (int s = 0; s < COLUMNS; s++) x[t][s] = (V){0};
 #define LESS(a, b) ((a) < (b) ? (a) : (b))
 
+#define EXPORT(name) const int64_t constant_##name = name; /* for Python */
+EXPORT(SHORT)
+EXPORT(ROWS)
+
 #define T float
 #define I I32
 #define V V32

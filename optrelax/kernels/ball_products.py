@@ -15,14 +15,24 @@ from torch import Tensor
 
 from optrelax.kernels import native
 
-_SHORT = 128  # examples whose gradients are laid out at a time: SHORT of ball_products.c
-_ROWS = 6  # of a tile, at most
+_SIGNATURES = (
+    "pair(n, m, k, center[n * k], radius[n * k], weight[k * m], down, across, bias?[m], to_center[n * m], "
+    "to_radius[n * m])",
+    "to_weight(n, k, m, weight[m * k], to_center[n * m], to_radius[n * m], center[n * k], radius[n * k], room[], "
+    "found[m * k])",
+)
 
 
 @functools.cache
 def kernels() -> native.Build:
     """The products compiled for a CPU, or why there are none."""
-    return native.build(Path(__file__).with_name("ball_products.c"))
+    return native.build(Path(__file__).with_name("ball_products.c"), *_SIGNATURES)
+
+
+@functools.cache
+def _tile() -> tuple[int, int]:
+    """Examples whose gradients are laid out at a time, and rows of a tile."""
+    return kernels().constant("SHORT"), kernels().constant("ROWS")
 
 
 def through(center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -45,7 +55,8 @@ def to_ball(to_center: Tensor, to_radius: Tensor, weight: Tensor) -> tuple[Tenso
 def to_weight(to_center: Tensor, to_radius: Tensor, center: Tensor, radius: Tensor, weight: Tensor) -> Tensor:
     """Gradient in W, [out, in]; that of |w| at 0 is 0."""
     (n, k), m = center.shape, weight.shape[0]
-    room = weight.new_empty(2 * min(n, _SHORT) * (m + _ROWS))
+    short, rows = _tile()
+    room = weight.new_empty(2 * min(n, short) * (m + rows))
     found = torch.empty_like(weight)
     given = (weight, to_center, to_radius, center, radius, room, found)
     kernels().call("to_weight", weight.dtype, n, k, m, *given)

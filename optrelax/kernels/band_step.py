@@ -46,10 +46,21 @@ def range_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Ten
     return found
 
 
+_SIGNATURES = (
+    "band(batch, k, n, shared, a[(1 if shared else batch) * k * n], slope?[batch * n], lower[batch * n], "
+    "upper[batch * n], pulled?[batch * k * n], low[batch * k], high[batch * k])",
+    "band_back(batch, k, n, shared, a[(1 if shared else batch) * k * n], slope?[batch * n], lower[batch * n], "
+    "upper[batch * n], grad?[batch * k * n], to_low[batch * k], to_high[batch * k], to_a?[(1 if shared else "
+    "batch) * k * n], to_slope?[batch * n], to_lower?[batch * n], to_upper?[batch * n])",
+    "band_shared(batch, k, n, a[k * n], slope?[batch * n], lower[batch * n], upper[batch * n], grad?[batch * k * "
+    "n], to_low[batch * k], to_high[batch * k], to_a[k * n])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The step compiled for a CPU, or why there is none."""
-    return native.build(Path(__file__).with_name("band_step.c"))
+    return native.build(Path(__file__).with_name("band_step.c"), *_SIGNATURES)
 
 
 class _Band(torch.autograd.Function):
@@ -136,7 +147,7 @@ def _compiled(
     pulled = a.new_empty(0 if slope is None else batch, k, n)
     low, high = a.new_empty(batch, k), a.new_empty(batch, k)
     sizes = (batch, k, n, int(a.shape[0] != batch))
-    by.call("band", a.dtype, *sizes, a, slope, lower, upper, pulled, low, high)
+    by.call("band", a.dtype, *sizes, a, slope, lower, upper, None if slope is None else pulled, low, high)
     return pulled, low, high
 
 

@@ -45,10 +45,16 @@ def pull_rows(a: Tensor, weight: Tensor, geometry: ConvGeometry, image: Pair) ->
     return _transposed(a, weight, geometry, image)
 
 
+_SIGNATURES = (
+    "pull(int64 geometry[16], a[], weight[], image[])",
+    "pull_back(int64 geometry[16], a[], weight[], image[], to_a?[], to_weight?[])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The compiled passes, or why there are none."""
-    return native.build(Path(__file__).with_name("convolution.c"))
+    return native.build(Path(__file__).with_name("convolution.c"), *_SIGNATURES)
 
 
 def _transposed(a: Tensor, weight: Tensor, geometry: ConvGeometry, image: Pair) -> Tensor:

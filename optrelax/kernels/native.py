@@ -13,10 +13,12 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,6 +32,8 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std
 _SECONDS = 120  # a compiler that takes longer hangs
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
+Argument = Tensor | int | float | Sequence[Tensor] | None
+
 
 @runtime_checkable
 class Kernels(Protocol):
@@ -37,15 +41,106 @@ class Kernels(Protocol):
 
     def supports(self, *tensors: Tensor) -> bool: ...
 
-    def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None: ...
+    def call(self, name: str, dtype: torch.dtype, *arguments: Argument, **named: Argument) -> None: ...
+
+
+class Signature:
+    """What a C function takes, from a declaration such as `pull(batch, int64 n, double least, a[batch * n], bias?[n])`.
+
+    Without a type a number is an int64 and an array of the kernel's own floating type; `a[...]` holds so many entries
+    at least, by the numbers before it; `a[]` as many as its neighbours say; `a?` may be None.  Behind `function*(` the
+    arguments go as one struct of these fields.
+    """
+
+    def __init__(self, declaration: str) -> None:
+        found = re.fullmatch(r"\s*(\w+)(\*?)\((.*)\)\s*", declaration, re.DOTALL)
+        if found is None:
+            raise ValueError(f"no declaration of a kernel: {declaration!r}")
+        self.name, struct, inside = found.groups()
+        self.struct = bool(struct)
+        self.arguments = [_Argument.read(text) for text in re.split(r",(?![^\[]*\])", inside)]
+        self.names = tuple(a.name for a in self.arguments)
+        self._arrays = [(i, a) for i, a in enumerate(self.arguments) if a.array]
+        self._numbers = [i for i, a in enumerate(self.arguments) if not a.array]
+        lengths = "".join(f"{a.length or 0}, " for _, a in self._arrays)
+        # A declaration is a constant of the module beside the source, as the source is.
+        self._lengths = eval(f"lambda {', '.join(self.names[i] for i in self._numbers)}: ({lengths})")
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The types that ctypes is told: of the arguments, or of the struct's address, and of the thread count."""
+        given = [ctypes.POINTER(self.fields)] if self.struct else [a.kind for a in self.arguments]
+        return [*given, ctypes.c_int64]
+
+    @functools.cached_property
+    def fields(self) -> type[ctypes.Structure]:
+        """The struct of the arguments: of 8 bytes each, whatever the floating type."""
+        return type(self.name, (ctypes.Structure,), {"_fields_": [(a.name, a.kind) for a in self.arguments]})
+
+    def plain(self, dtype: torch.dtype, given: Sequence[Argument]) -> list[Any]:
+        """Numbers and addresses for C; RuntimeError for what the function would misread or overrun."""
+        found: list[Any] = list(given)
+        if len(found) != len(self.arguments):
+            raise RuntimeError(f"{self.name}: takes {', '.join(self.names)}; got {len(found)} arguments")
+        lengths = self._lengths(*[found[i] for i in self._numbers])
+        for (i, argument), length in zip(self._arrays, lengths, strict=True):
+            if found[i] is None and argument.optional:
+                continue
+            found[i] = argument.address(self.name, found[i], dtype, length)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    name: str
+    dtype: torch.dtype | None
+    """Of an array; None: the kernel's own."""
+    array: bool
+    optional: bool
+    length: str
+    several: bool
+    """An array of arrays."""
+    kind: Any
+
+    @classmethod
+    def read(cls, text: str) -> _Argument:
+        found = re.fullmatch(r"\s*(?:(\w+)\s+)?(\**)(\w+)(\??)(?:\[(.*)\])?\s*", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"no argument of a kernel: {text!r}")
+        kind, star, name, optional, length = found.groups()
+        array = length is not None
+        number = ctypes.c_double if kind == "double" else ctypes.c_int64
+        dtype = getattr(torch, kind) if array and kind else None
+        return cls(name, dtype, array, bool(optional), length or "", bool(star), ctypes.c_void_p if array else number)
+
+    def address(self, kernel: str, given: Any, dtype: torch.dtype, length: int) -> Any:
+        """Where an array lies."""
+        wanted = dtype if self.dtype is None else self.dtype
+        if self.several:
+            parts = [self._checked(kernel, t, wanted, 0) for t in given]
+            if len(parts) < length:
+                raise RuntimeError(f"{kernel}: {self.name} wants {length} arrays, got {len(parts)}")
+            return ctypes.cast((ctypes.c_void_p * len(parts))(*parts), ctypes.c_void_p)
+        return self._checked(kernel, given, wanted, length)
+
+    def _checked(self, kernel: str, tensor: Tensor | None, wanted: torch.dtype, length: int) -> int:
+        if tensor is None:
+            raise RuntimeError(f"{kernel}: {self.name} must be given")
+        if tensor.dtype is not wanted or not tensor.is_cpu or not tensor.is_contiguous():
+            require_fit(f"{kernel}: {self.name}", tensor, wanted, "cpu")
+            raise RuntimeError(f"{kernel}: {self.name} wants {wanted}, got {tensor.dtype}")
+        if tensor.numel() < length:
+            raise RuntimeError(f"{kernel}: {self.name} wants {length} entries, got {tuple(tensor.shape)}")
+        return tensor.data_ptr()
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The outcome for one source file: a library, or why there is none."""
+    """The outcome for one source file: a library with its functions, or why there is none."""
 
     library: ctypes.CDLL | None
     reason: str
+    signatures: Mapping[str, Signature] = field(default_factory=dict, repr=False, compare=False)
     _functions: dict[tuple[str, torch.dtype], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def supports(self, *tensors: Tensor) -> bool:
@@ -54,33 +149,49 @@ class Build:
             return False
         return all(t.device.type == "cpu" and t.dtype in _SUFFIX for t in tensors)
 
-    def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-        """Call a kernel of one floating type: tensors are contiguous and go by address, the rest as int64 or double.
+    def call(self, name: str, dtype: torch.dtype, *arguments: Argument, **named: Argument) -> None:
+        """Call a kernel of one floating type by its signature, with the thread count as a last argument.
 
-        The thread count is added as the last argument.  An argument is of one kind in every call.
+        Tensors are contiguous and go by address.  named: the arguments of a kernel that takes a struct.
+        RuntimeError for what is not as declared.
         """
         function = self._functions.get((name, dtype))
-        if dtype not in _SUFFIX:
-            raise RuntimeError(f"{name}: wants float32 or float64, got {dtype}; call backward() outside of autocast")
-        # Numbers first: `isinstance` of a tensor's class asks its metaclass, which takes longer than a small kernel.
-        plain = [a if a is None or isinstance(a, (int, float)) else _address(name, a, dtype) for a in arguments]
-        if function is None:  # what cannot be an argument has raised by now
+        if function is None:
+            if dtype not in _SUFFIX:
+                raise RuntimeError(
+                    f"{name}: wants float32 or float64, got {dtype}; call backward() outside of autocast"
+                )
             function = getattr(self.library, f"{name}_{_SUFFIX[dtype]}")
-            function.argtypes = [*map(_kind, arguments), ctypes.c_int64]
+            self._require_layout(name, dtype)
+            function.argtypes, function.restype = self.signatures[name].kinds, None
             self._functions[name, dtype] = function
-        function(*plain, torch.get_num_threads())
+        signature = self.signatures[name]
+        if not signature.struct:
+            function(*signature.plain(dtype, arguments), torch.get_num_threads())
+            return
+        unlike = named.keys() ^ set(signature.names)
+        if unlike:
+            raise RuntimeError(f"{name}: {sorted(unlike)} missing or not asked for; takes {signature.names}")
+        fields = signature.fields(*signature.plain(dtype, [named[n] for n in signature.names]))
+        function(ctypes.byref(fields), torch.get_num_threads())
 
+    def _require_layout(self, name: str, dtype: torch.dtype) -> None:
+        """RuntimeError where a struct has other fields in the source."""
+        signature = self.signatures[name]
+        if signature.struct:
+            size = self._number(f"size_of_{name}_{_SUFFIX[dtype]}")
+            if size != ctypes.sizeof(signature.fields):
+                raise RuntimeError(
+                    f"{name}: its struct has {size} bytes, declared are {ctypes.sizeof(signature.fields)}"
+                )
 
-def _kind(value: Tensor | int | float | None) -> type:
-    if isinstance(value, int):
-        return ctypes.c_int64
-    return ctypes.c_double if isinstance(value, float) else ctypes.c_void_p
+    def constant(self, name: str) -> int:
+        """A number of the source, which exports it by `EXPORT(name)`."""
+        return self._number(f"constant_{name}")
 
-
-def _address(name: str, tensor: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor lies."""
-    require_fit(name, tensor, dtype, "cpu")
-    return tensor.data_ptr()
+    def _number(self, symbol: str) -> int:
+        assert self.library is not None, self.reason
+        return ctypes.c_int64.in_dll(self.library, symbol).value
 
 
 def require_fit(name: str, tensor: Tensor, dtype: torch.dtype, device: str) -> None:
@@ -103,8 +214,8 @@ def laid_out(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @functools.cache
-def build(source: Path) -> Build:
-    """Compile a C file, or load what an earlier process compiled.
+def build(source: Path, *declarations: str) -> Build:
+    """Compile a C file, or load what an earlier process compiled; its functions as `Signature` reads them.
 
     OPTRELAX_NATIVE=0 turns kernels off; CC names the compiler; OPTRELAX_CACHE or XDG_CACHE_HOME say where the result is
     kept.  Never raises: what fails is told by `reason`, and callers fall back.
@@ -121,7 +232,8 @@ def build(source: Path) -> Build:
         path = _folder() / f"{source.stem}-{key}.so"
         if not path.is_file():
             _compile(compiler, source, path)
-        return Build(ctypes.CDLL(str(path)), f"compiled by {compiler}")
+        signatures = {s.name: s for s in map(Signature, declarations)}
+        return Build(ctypes.CDLL(str(path)), f"compiled by {compiler}", signatures)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         return _without(f"{source.name} could not be compiled: {str(detail).strip().splitlines()[-1]}")

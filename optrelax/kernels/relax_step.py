@@ -42,10 +42,25 @@ def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return found
 
 
+_SIGNATURES = (
+    "pull(batch, k, n, shared, a[(1 if shared else batch) * k * n], ls[batch * n], li[batch * n], us[batch * n], "
+    "ui[batch * n], pulled[batch * k * n], constant[batch * k])",
+    "push(batch, k, n, shared, a[(1 if shared else batch) * k * n], ls[batch * n], li[batch * n], us[batch * n], "
+    "ui[batch * n], grad[batch * k * n], column[batch * k], to_a?[(1 if shared else batch) * k * n], to_ls?[batch "
+    "* n], to_li?[batch * n], to_us?[batch * n], to_ui?[batch * n])",
+    "shared(batch, k, n, a[k * n], ls[batch * n], li[batch * n], us[batch * n], ui[batch * n], grad[batch * k * "
+    "n], column[batch * k], to_a[k * n])",
+    "least(batch, k, n, shared, a[(1 if shared else batch) * k * n], lower[batch * n], upper[batch * n], "
+    "value[batch * k])",
+    "least_back(batch, k, n, shared, a[(1 if shared else batch) * k * n], lower[batch * n], upper[batch * n], "
+    "column[batch * k], to_a?[(1 if shared else batch) * k * n], to_lower?[batch * n], to_upper?[batch * n])",
+)
+
+
 @functools.cache
 def kernels() -> native.Build:
     """The step compiled for a CPU, or why there is none."""
-    return native.build(Path(__file__).with_name("relax_step.c"))
+    return native.build(Path(__file__).with_name("relax_step.c"), *_SIGNATURES)
 
 
 def rows_dot(rows: Tensor, vector: Tensor) -> Tensor:

@@ -2,6 +2,13 @@
 
 #include <stdint.h>
 
+enum { FLAT, STEEP, NEARER, CHORD }; /* lines below; of NEARER a tie takes the steep one */
+#define EXPORT(name) const int64_t constant_##name = name; /* for Python */
+EXPORT(FLAT)
+EXPORT(STEEP)
+EXPORT(NEARER)
+EXPORT(CHORD)
+
 #define FEW 16384 /* entries below which threads cost more than they save */
 
 #define KERNELS(T, NAME)                                                                                               \
@@ -15,11 +22,11 @@
             const T exact = l[j] >= 0 ? 1 : (u[j] <= 0 ? 0 : l[j] + u[j]);                                             \
             /* A width that overflows is taken at half its size. */                                                    \
             const T slope = run * 0 == 0 ? u[j] / run : u[j] * (T)0.5 / (u[j] * (T)0.5 - l[j] * (T)0.5);               \
-            const T flat = below == 0 ? 0 : (below == 1 ? 1 : (l[j] + u[j] >= 0 ? 1 : 0));                             \
+            const T flat = below == FLAT ? 0 : (below == STEEP ? 1 : (l[j] + u[j] >= 0 ? 1 : 0));                             \
             const T above = crosses ? slope : exact;                                                                   \
             upper[j] = above;                                                                                          \
             intercept[j] = crosses ? -slope * l[j] : 0;                                                                \
-            lower[j] = below == 3 ? above : (crosses ? flat : exact);                                                  \
+            lower[j] = below == CHORD ? above : (crosses ? flat : exact);                                                  \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \

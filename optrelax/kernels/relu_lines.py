@@ -13,13 +13,25 @@ from optrelax.kernels import native
 from optrelax.networks.activations import Activation, least_width
 
 Below = Literal[0, 1, "adaptive", "chord"]
-_CODES: dict[Below, int] = {0: 0, 1: 1, "adaptive": 2, "chord": 3}
+_NAMES: dict[Below, str] = {0: "FLAT", 1: "STEEP", "adaptive": "NEARER", "chord": "CHORD"}
+
+
+_SIGNATURES = (
+    "lines(n, below, l[n], u[n], lower[n], upper[n], intercept[n])",
+    "lines_back(n, double least, l[n], u[n], to_slope?[n], to_intercept?[n], to_l[n], to_u[n])",
+)
 
 
 @functools.cache
 def kernels() -> native.Build:
     """The compiled pass, or why there is none."""
-    return native.build(Path(__file__).with_name("relu_lines.c"))
+    return native.build(Path(__file__).with_name("relu_lines.c"), *_SIGNATURES)
+
+
+@functools.cache
+def _code(below: Below) -> int:
+    """How the pass calls a line."""
+    return kernels().constant(_NAMES[below])
 
 
 def compiles(activation: Activation, l: Tensor, u: Tensor) -> bool:
@@ -44,7 +56,7 @@ class _ReluLines(torch.autograd.Function):
     def forward(ctx: Any, l: Tensor, u: Tensor, below: Below) -> tuple[Tensor, ...]:
         l, u = l.contiguous(), u.contiguous()
         found = tuple(torch.empty_like(l) for _ in range(3))
-        kernels().call("lines", l.dtype, l.numel(), _CODES[below], l, u, *found)
+        kernels().call("lines", l.dtype, l.numel(), _code(below), l, u, *found)
         ctx.save_for_backward(l, u)
         ctx.mark_non_differentiable(found[0])
         ctx.set_materialize_grads(False)

@@ -13,6 +13,11 @@ sign_products.py says where they come from.  A tile of WIDTH columns and its tab
 #define LANES(T) (WIDTH * (int)sizeof(T) / 64)
 #define UNROLL _Pragma("GCC unroll 8")
 
+#define EXPORT(name) const int64_t constant_##name = name; /* for Python */
+#define TABLES 64 /* coefficients are filled up to a multiple: whole tables, in either type */
+EXPORT(WIDTH)
+EXPORT(TABLES)
+
 typedef float V32 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef double V64 __attribute__((vector_size(64), aligned(8), may_alias));
 

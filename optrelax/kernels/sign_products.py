@@ -18,16 +18,25 @@ from torch import Tensor
 from optrelax.kernels import native
 from optrelax.kernels.relax_step import columns
 
-_WIDTH = 32  # as in sign_products.c: columns of a tile
-_FULL = 64  # coefficients are filled up to a multiple: whole tables, in either type
 _LEAST = 64  # rows; of fewer the tables are not used often enough, by measurement
 _BLOCK = 2**20  # bytes a thread of the product that are in work
+
+
+_SIGNATURES = (
+    "ends(batch, k, n, product[batch * k * n], center[batch * n], radius[batch * n], middle[batch * k], "
+    "spread[batch * k], uint8 signs[batch * ((k + 3) // 4) * n], int32 zeros[batch * k])",
+    "to_rows(batch, k, n, full, m, uint8 signs[batch * ((k + 3) // 4) * n], weight[full * m], radius[batch * "
+    "full], centered[batch * m], to_middle[batch * k], to_spread[batch * k], uint8 index[], sums[], found[batch * "
+    "k * m])",
+    "to_weight(batch, k, n, m, uint8 signs[batch * ((k + 3) // 4) * n], a[batch * k * m], radius[batch * n], "
+    "to_spread[batch * k], found[n * m])",
+)
 
 
 @functools.cache
 def kernels() -> native.Build:
     """The products compiled for a CPU, or why there are none."""
-    return native.build(Path(__file__).with_name("sign_products.c"))
+    return native.build(Path(__file__).with_name("sign_products.c"), *_SIGNATURES)
 
 
 def pays(k: int, weight: Tensor, center: Tensor, radius: Tensor) -> bool:
@@ -35,17 +44,29 @@ def pays(k: int, weight: Tensor, center: Tensor, radius: Tensor) -> bool:
 
     Not for few, nor where the box itself has a gradient, which wants the numbers again.
     """
-    if k < _LEAST or min(weight.shape) < _WIDTH or center.requires_grad or radius.requires_grad:
+    if k < _LEAST or center.requires_grad or radius.requires_grad or not kernels().supports(weight, center, radius):
         return False
-    return kernels().supports(weight, center, radius)
+    return min(weight.shape) >= _tile()[0]
+
+
+@functools.cache
+def _tile() -> tuple[int, int]:
+    """Columns of a tile, and what coefficients are filled up to a multiple of."""
+    return kernels().constant("WIDTH"), kernels().constant("TABLES")
+
+
+def _filled(m: int, n: int) -> tuple[int, int]:
+    """Columns of a result in whole tiles, and coefficients in whole tables."""
+    width, tables = _tile()
+    return -(-m // width) * width, -(-n // tables) * tables
 
 
 def bytes_taken(batch: int, k: int, m: int, n: int, size: int) -> tuple[int, int]:
     """What `ends_through` takes on its way and its gradient on its way, beside rows and theirs: size is a number's."""
-    threads, full, wide = torch.get_num_threads(), -(-n // _FULL) * _FULL, -(-m // _WIDTH) * _WIDTH
+    threads, (wide, full) = torch.get_num_threads(), _filled(m, n)
     examples, bits = _examples(batch, k, n, size), -(-k // 4) * n
     there = size * examples * k * n
-    back = size * (2 * full * wide + 2 * batch * full + threads * k * _WIDTH) + threads * k * full // 4
+    back = size * (2 * full * wide + 2 * batch * full + threads * k * _tile()[0]) + threads * k * full // 4
     if not torch.is_grad_enabled():
         return there + bits * examples, 0
     return there + bits * batch, back + bits * batch
@@ -109,7 +130,7 @@ class _SignedEnds(torch.autograd.Function):
         to_weight = None
         if need[1]:
             (batch, k, m), n = a.shape, weight.shape[1]
-            found = a.new_empty(n, -(-m // _WIDTH) * _WIDTH)
+            found = a.new_empty(n, _filled(m, n)[0])
             kernels().call("to_weight", a.dtype, batch, k, n, m, signs, a, radius, to_spread, found)
             to_weight = columns(a, to_middle).mT @ center
             to_weight += found[:, :m].mT
@@ -128,13 +149,13 @@ def _to_rows(
 ) -> Tensor:
     """Gradient in the rows, [batch, k, m]."""
     (batch, k, m), n = a.shape, weight.shape[1]
-    full, wide = -(-n // _FULL) * _FULL, -(-m // _WIDTH) * _WIDTH
+    wide, full = _filled(m, n)
     turned, filled = a.new_zeros(full, wide), a.new_zeros(batch, full)
     turned[:n, :m] = weight.mT
     filled[:, :n] = radius
     threads = torch.get_num_threads()
     index = torch.empty(threads, -(-k // 4) * 4, full // 4, dtype=torch.uint8)
-    sums, found = a.new_empty(threads, k, _WIDTH), torch.empty_like(a)
+    sums, found = a.new_empty(threads, k, _tile()[0]), torch.empty_like(a)
     given = (signs, turned, filled, center @ weight.mT, to_middle, to_spread)
     kernels().call("to_rows", a.dtype, batch, k, n, full, m, *given, index, sums, found)
     return found

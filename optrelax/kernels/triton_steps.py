@@ -34,14 +34,14 @@ class TritonBuild:
             t.device.type == self.device and t.device == tensors[0].device and t.dtype in _DTYPES for t in tensors
         )
 
-    def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    def call(self, name: str, dtype: torch.dtype, *arguments: native.Argument, **named: native.Argument) -> None:
         """Call a function of one floating type: tensors are contiguous and on one device."""
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         for tensor in tensors:
             native.require_fit(name, tensor, dtype, self.device)
         # Triton launches on the current device, wherever the tensors are.
         with torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else nullcontext():
-            getattr(self.library, name)(*arguments)
+            getattr(self.library, name)(*arguments, **named)
 
 
 def passes(compiled: native.Build, *tensors: Tensor) -> native.Kernels | None:

@@ -18,11 +18,18 @@ from torch.nn.grad import conv2d_weight
 from optrelax.kernels import native
 from optrelax.kernels.convolutions import ConvGeometry, Pair
 
+_SIGNATURES = (
+    "spread(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, a[n * high * wide "
+    "* out], weight[kh * out * kw * into], found[n * rows * columns * into])",
+    "gather(batch, maps, lists, places, high, wide, c, kh, kw, back, int64 corners[lists * places * 2], map[maps "
+    "* high * wide * c], windows[batch * places * kh * kw * c])",
+)
+
 
 @functools.cache
 def kernels() -> native.Build:
     """The compiled passes, or why there are none."""
-    return native.build(Path(__file__).with_name("window_step.c"))
+    return native.build(Path(__file__).with_name("window_step.c"), *_SIGNATURES)
 
 
 def extent(size: Pair, kernel: Pair, g: ConvGeometry) -> Pair:

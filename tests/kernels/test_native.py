@@ -1,6 +1,7 @@
 """Compiled kernels: the results of PyTorch's operations, and a fallback that is told where there is no compiler."""
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -19,10 +20,11 @@ import optrelax as ox
 from optrelax.domains.lines import Lines as AllLines
 from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.kernels import band_step, native, relax_step, relu_lines
-from optrelax.layers import DualAscent, Triangle
+from optrelax.layers import DualAscent, Status, Triangle
 from optrelax.layers.ascent import composed_ascent, dense_ascent
 from optrelax.layers.ascent.dense_ascent import EagerPasses, Layer, LayerLines, NativePasses, kernels
 from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
+from optrelax.layers.programs import interior
 from optrelax.networks import activations
 
 COMPILER = shutil.which("cc")
@@ -93,17 +95,39 @@ def test_compiled_passes_are_the_eager_ones(dtype, count, width):
             torch.testing.assert_close(compiled, eager, rtol=1e-10, atol=1e-10)
 
 
-def test_a_refused_argument_leaves_the_kernel_as_it_was():
-    found = native.Build(kernels().library, "with nothing remembered")
-    with pytest.raises(RuntimeError, match="wants contiguous"):
-        found.call("primal", torch.float64, 5.0, 17.0, torch.zeros(5))
+def test_what_a_kernel_would_misread_is_refused_and_leaves_it_as_it_was():
     given = arguments(torch.float64, 5, 17)
     example, lines, on_lower = given["example"], given["lines"], given["on_lower"]
     y = torch.empty_like(given["p"])
-    found.call("primal", torch.float64, 5, 17, example, given["p"], given["m"], *lines, on_lower, y)
+    fitting = [5, 17, example, given["p"], given["m"], *lines, on_lower, y]
+    found = native.Build(kernels().library, "with nothing remembered", kernels().signatures)
+    for place, wrong, said in (
+        (0, 6, "example wants 6 entries"),
+        (1, 17.0, "argument 2: TypeError"),
+        (2, example.int(), "example wants torch.int64"),
+        (3, given["p"].mT, "wants contiguous"),
+        (3, given["p"].float(), "wants contiguous torch.float64"),
+        (4, given["m"][1:].contiguous(), "m wants 17 entries"),
+        (9, None, "on_lower must be given"),
+    ):
+        with pytest.raises((RuntimeError, ctypes.ArgumentError), match=said):
+            found.call("primal", torch.float64, *fitting[:place], wrong, *fitting[place + 1 :])
+    with pytest.raises(RuntimeError, match=r"primal: takes R, n, example, .*; got 10 arguments"):
+        found.call("primal", torch.float64, *fitting[:-1])
+    found.call("primal", torch.float64, *fitting)
     wanted = torch.empty_like(y)
     both(given)[0].primal(0, given["p"], given["m"], on_lower, wanted)
     torch.testing.assert_close(y, wanted)
+
+
+def test_a_struct_goes_by_names():
+    with pytest.raises(RuntimeError, match=r"ascend: .*'R'.* missing or not asked for"):
+        composed_ascent.kernels().call("ascend", torch.float64, E=1)
+
+
+@pytest.mark.parametrize("status", [s for s in Status if s != Status.TIME_LIMIT], ids=str)
+def test_codes_of_the_interior_point_kernel_are_those_of_statuses(status):
+    assert interior.kernels().constant(status.name) == status
 
 
 def test_threads_do_not_change_a_pass():
