@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -104,10 +106,56 @@ def command(
 ) -> Callable[[Function], Function]:
     """Decorator: register a function as the command `name`; options whose name ends in s take several values.
 
+    A parameter whose type is a dataclass is a set of options, its fields.
     group: of commands, which has been added to `app`.  common: parameters that the short help (-h) shows beside the
     required ones.  examples: whole command lines.
     """
-    return group.command(name, cls=type("Command", (_Command,), {"common": tuple(common), "examples": tuple(examples)}))
+    kind = type("Command", (_Command,), {"common": tuple(common), "examples": tuple(examples)})
+
+    def register(function: Function) -> Function:
+        group.command(name, cls=kind)(_with_options(function))
+        return function
+
+    return register
+
+
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the fields of its option sets as parameters of its own, which is what typer reads."""
+    kinds = get_type_hints(function, include_extras=True)
+    sets: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    if not sets:
+        return function
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in sets:
+            parameters += _parameters(sets[parameter.name])
+        else:
+            kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kinds[parameter.name])
+            parameters.append(kept)
+
+    def flat(**given: Any) -> Any:
+        made = {n: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for n, kind in sets.items()}
+        return function(**made, **given)
+
+    flat.__doc__ = function.__doc__
+    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return flat
+
+
+def _parameters(kind: Any) -> list[inspect.Parameter]:
+    """The fields of a set of options."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name])
+        for f in fields(kind)
+    ]
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def _version(wanted: bool) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optrelax.networks.graph import Network
 
 __all__ = [
+    "Asked",
     "AttackName",
     "BatchSize",
     "Checkpoint",
@@ -31,7 +32,9 @@ __all__ = [
     "Model",
     "NoClip",
     "Out",
+    "Pixels",
     "Precision",
+    "Radius",
     "Relaxations",
     "Rounding",
     "Seed",
@@ -122,6 +125,63 @@ Format = Annotated[
 Json = Annotated[bool, option("--json", group="Output", help="JSON on standard output, nothing else.")]
 Seed = Annotated[int, option("--seed", group="Run", min=0, help="Of everything random.")]
 Device = Annotated[str, option("--device", group="Run", metavar="NAME", help="cpu, cuda or cuda:1.")]
+
+
+# --- sets of options, as parameters of commands -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A network and the data to use it on."""
+
+    checkpoint: Checkpoint
+    data: Data
+    data_dir: DataDir = None
+    split: Split = "test"
+    model: Model = None
+    seed: Seed = 0
+    device: Device = "cpu"
+
+    def read(self) -> Inputs:
+        """The network and the examples.  Errors as `read_inputs`."""
+        return read_inputs(
+            self.checkpoint, self.data, self.data_dir, model=self.model, device=self.device, split=self.split
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a summary says of them."""
+        return {"checkpoint": str(self.checkpoint), "data": self.data, "split": self.split}
+
+    @property
+    def title(self) -> str:
+        """Both in a figure's title."""
+        return f"network {self.checkpoint.stem}, data {self.data}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """What values pixels may take."""
+
+    clip: Clip = (0.0, 1.0)
+    no_clip: NoClip = False
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """None: any."""
+        return None if self.no_clip else self.clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Radius(Pixels):
+    """The regions around examples."""
+
+    eps: Eps
+
+    @property
+    def value(self) -> float:
+        """eps as a number.  ValueError where it is none."""
+        return parse_number("--eps", self.eps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

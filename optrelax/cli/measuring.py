@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,60 +11,108 @@ import typer
 
 from optrelax.cli.application import Group, app, command, print_json, stdout
 from optrelax.cli.inputs import (
+    Asked,
     BatchSize,
-    Checkpoint,
-    Clip,
-    Data,
-    DataDir,
-    Device,
-    Eps,
     Format,
     Json,
     Milp,
-    Model,
-    NoClip,
     Out,
+    Pixels,
     Precision,
+    Radius,
     Relaxations,
     Rounding,
-    Seed,
-    Split,
     TimeLimit,
     option,
     parse_number,
     read_dtype,
-    read_inputs,
 )
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Cells",
-    "Examples",
-    "Least",
-    "LineBudget",
-    "Lines",
-    "ResultFolder",
-    "bar",
-    "continuity",
-    "landscape",
-    "measures",
-    "sensitivity",
-    "show_measured",
-    "tightness",
-]
+__all__ = ["Compared", "Lines", "Results", "bar", "continuity", "landscape", "measures", "sensitivity", "tightness"]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", cls=Group, no_args_is_help=True)
 app.add_typer(measures, name="measure")
 
-# What lines in weight space are asked by, here and for a series of checkpoints.
-Lines = Annotated[int, option("--lines", group="Lines", min=1, help="Each with examples of its own.")]
 Examples = Annotated[int, option("--examples", group="Measure", min=1, help="Evenly spaced in the data.")]
-Least = Annotated[float, option("--least", group="Lines", help="Least jump counted, times max(1, |value|).")]
-Cells = Annotated[int, option("--cells", group="Lines", min=1, help="Of the grid that begins a search.")]
-LineBudget = Annotated[int, option("--budget", group="Lines", min=1, help="Evaluations a line at most.")]
+FIVE = ("box", "hbox", "crown-ibp", "deepz", "crown")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The relaxations that are measured side by side."""
+
+    relaxations: Relaxations = field(default_factory=lambda: list(FIVE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """Lines in weight space, for one network or a series of checkpoints."""
+
+    length: Annotated[
+        float | None,
+        option("--length", group="Lines", show_default="0.01, or all the way", help="In norms of the weights."),
+    ] = None
+    lines: Annotated[int, option("--lines", group="Lines", min=1, help="Each with examples of its own.")] = 4
+    examples: Examples = 4
+    least: Annotated[float, option("--least", group="Lines", help="Least jump counted, times max(1, |value|).")] = 1e-9
+    cells: Annotated[int, option("--cells", group="Lines", min=1, help="Of the grid that begins a search.")] = 32
+    budget: Annotated[int, option("--budget", group="Lines", min=1, help="Evaluations a line at most.")] = 20000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Where results go, if anywhere: a folder, or JSON on standard output."""
+
+    out: Out = None
+    table_format: Format = "csv"
+    json: Json = False
+
+    def require_writable(self) -> None:
+        """Check the folder before the work starts."""
+        from optrelax.output.tables import require_writable
+
+        if self.out is not None:
+            require_writable(self.out)
+
+    def write(
+        self, frames: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], draw: Callable[[], Mapping[str, Figure]]
+    ) -> list[Path]:
+        """Tables, summary and pictures in the folder; returns the paths of the pictures."""
+        from optrelax.output.plots import write_figure
+        from optrelax.output.tables import write_frame, write_json
+        from optrelax.training.runs import versions
+
+        if self.out is None:
+            return []
+        for name, frame in frames.items():
+            write_frame(frame, self.out / f"{name}.{self.table_format}")
+        write_json({**facts, "versions": versions()}, self.out / "summary.json")
+        return [path for name, figure in draw().items() for path in write_figure(figure, self.out / f"{name}.png")]
+
+    def show(
+        self,
+        facts: Mapping[str, Any],
+        table: pl.DataFrame,
+        title: str,
+        notes: list[str],
+        pictures: list[Path],
+        decimals: Mapping[str, int] | None = None,
+    ) -> None:
+        """JSON for programs; the table, what its columns mean and where the pictures lie for people."""
+        from optrelax.output.tables import rich_table
+
+        if self.json:
+            print_json({**facts, "pictures": [str(path) for path in pictures]})
+            return
+        console = stdout()
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.print(rich_table(table, decimals=decimals or {}))
+        for line in [*notes, *(f"picture: {path}" for path in pictures)]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @measures.callback()
@@ -79,10 +127,9 @@ def _measures() -> None:
     examples=("optrelax measure tightness runs/demo/box --data digits --out runs/tightness",),
 )
 def tightness(
-    checkpoint: Checkpoint,
-    data: Data,
-    data_dir: DataDir = None,
-    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    *,
+    asked: Asked,
+    compared: Compared,
     subset: Annotated[
         int, option("--subset", group="Data", metavar="N", min=1, help="N evenly spaced examples.")
     ] = 100,
@@ -100,17 +147,10 @@ def tightness(
     time_limit: TimeLimit = 60.0,
     rounding: Rounding = "nearest",
     confidence: Annotated[float, option("--confidence", group="Measure", help="Of the interval over examples.")] = 0.95,
-    clip: Clip = (0.0, 1.0),
-    no_clip: NoClip = False,
-    split: Split = "test",
-    model: Model = None,
+    pixels: Pixels,
     precision: Precision = "float64",
     batch_size: BatchSize = None,
-    out: Out = None,
-    table_format: Format = "csv",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    json: Json = False,
+    results: Results,
 ) -> None:
     """Certified robustness against eps on a fixed network: the area under each relaxation's curve, times 100.
 
@@ -119,41 +159,37 @@ def tightness(
     """
     import optrelax as ox
 
-    largest = None if limit is None else parse_number("--limit", limit)
-    where = None if at is None else parse_number("--at", at)
-    folder = ResultFolder.opened(out, table_format)
-    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    radii: dict[str, Any] = {"resolution": resolution, "points": points}
+    radii |= {"limit": None if limit is None else parse_number("--limit", limit)}
+    radii |= {"at": None if at is None else parse_number("--at", at)}
+    results.require_writable()
+    inputs = asked.read()
     with bar("tightness") as progress:
         result = ox.measure_tightness(
             inputs.network,
             (inputs.x, inputs.labels),
-            relaxations,
-            clip=None if no_clip else clip,
-            limit=largest,
-            resolution=resolution,
-            points=points,
-            at=where,
+            compared.relaxations,
+            **radii,
+            clip=pixels.range,
             milp=_milp(time_limit) if milp else False,
             rounding=rounding,
             dtype=read_dtype(precision),
             subset=min(subset, len(inputs.labels)),
             batch_size=batch_size,
             confidence=confidence,
-            seed=seed,
+            seed=asked.seed,
             progress=progress,
         )
-    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {result.examples.height} examples"
-    pictures = folder.write(
-        {"table": result.table, "examples": result.examples}, facts, {"tightness": result.figure(title)} if out else {}
-    )
-    shown = result.table.rename({"area": "area × 100"})
+    facts = asked.facts | result.summary()
+    title = f"{asked.title}, {result.examples.height} examples"
+    frames = {"table": result.table, "examples": result.examples}
+    pictures = results.write(frames, facts, lambda: {"tightness": result.figure(title)})
     decimals = {"area × 100": 2, "low": 2, "high": 2, "median radius": 4, "gap": 3, "propagation %": 1, "bounds": 1}
     notes = [
         f"low, high: {100 * confidence:g} % interval of the area over examples; radii within {resolution:g}",
         f"gap (logits) and propagation tightness at eps {result.settings['at']:.4g}",
     ]
-    show_measured(facts, shown, decimals, title, notes, pictures, json)
+    results.show(facts, result.table.rename({"area": "area × 100"}), title, notes, pictures, decimals)
 
 
 @command(
@@ -163,11 +199,10 @@ def tightness(
     examples=("optrelax measure continuity runs/demo/box --data digits --eps 0.02",),
 )
 def continuity(
-    checkpoint: Checkpoint,
-    data: Data,
-    eps: Eps,
-    data_dir: DataDir = None,
-    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    *,
+    asked: Asked,
+    radius: Radius,
+    compared: Compared,
     direction: Annotated[
         Literal["gradient", "random"],
         option("--direction", group="Lines", metavar="WAY", help="gradient (down the loss) or random."),
@@ -175,24 +210,8 @@ def continuity(
     to: Annotated[
         Path | None, option("--to", group="Lines", metavar="CHECKPOINT", help="One line to this network.")
     ] = None,
-    length: Annotated[
-        float | None,
-        option("--length", group="Lines", show_default="0.01, or all the way", help="In norms of the weights."),
-    ] = None,
-    lines: Lines = 4,
-    examples: Examples = 4,
-    least: Least = 1e-9,
-    cells: Cells = 32,
-    budget: LineBudget = 20000,
-    clip: Clip = (0.0, 1.0),
-    no_clip: NoClip = False,
-    split: Split = "test",
-    model: Model = None,
-    out: Out = None,
-    table_format: Format = "csv",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    json: Json = False,
+    along: Lines,
+    results: Results,
 ) -> None:
     """Jumps of bounds and of the certified loss as the weights move along lines: number and size per unit length.
 
@@ -202,50 +221,45 @@ def continuity(
     import optrelax as ox
     from optrelax.networks.checkpoint_files import read_network
 
-    radius = parse_number("--eps", eps)
-    folder = ResultFolder.opened(out, table_format)
-    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    eps = radius.value
+    results.require_writable()
+    inputs = asked.read()
     way: Any = direction
     if to is not None:
-        shape = tuple(inputs.x.shape[1:])
-        way = read_network(to, model=model, input_shape=shape, classes=inputs.classes, device=device)
+        shape, device = tuple(inputs.x.shape[1:]), asked.device
+        way = read_network(to, model=asked.model, input_shape=shape, classes=inputs.classes, device=device)
     with bar("continuity") as progress:
         result = ox.measure_continuity(
             inputs.network,
             (inputs.x, inputs.labels),
-            radius,
-            relaxations,
+            eps,
+            compared.relaxations,
             direction=way,
-            length=length,
-            lines=lines,
-            examples=examples,
-            clip=None if no_clip else clip,
-            least=least,
-            cells=cells,
-            budget=budget,
-            seed=seed,
+            clip=radius.range,
+            seed=asked.seed,
             progress=progress,
+            **asdict(along),
         )
-    facts = {"checkpoint": str(checkpoint), "to": None if to is None else str(to), "data": inputs.name, "split": split}
-    facts |= result.summary()
-    along = direction if to is None else to
-    title = f"network {Path(checkpoint).stem}, data {inputs.name}, eps {radius:g}, direction: {along}"
-    pictures = folder.write(
-        {"table": result.table, "jumps": result.jumps, "lines": result.lines},
-        facts,
-        {f"line{i}": result.figure(title, i) for i in range(1 if to is not None else lines)} if out else {},
-    )
+    facts = asked.facts | {"to": None if to is None else str(to)} | result.summary()
+    title = f"{asked.title}, eps {eps:g}, direction: {direction if to is None else to}"
+    count = along.lines if to is None else 1
+    frames = {"table": result.table, "jumps": result.jumps, "lines": result.lines}
+    pictures = results.write(frames, facts, lambda: {f"line{i}": result.figure(title, i) for i in range(count)})
     columns = ["relaxation", "bound jumps", "loss jumps", "bound / unit", "loss / unit", "largest bound"]
     columns += ["largest loss", "travel", "causes", "listed", "verdict"]
     notes = [
-        f"{lines if to is None else 1} line(s), {result.table['length'][0]:.3g} norms of the weights in all; "
+        f"{count} line(s), {result.table['length'][0]:.3g} norms of the weights in all; "
         "sizes of jumps in logits and in the loss; travel: share of the loss's total variation that jumps make",
         "causes are of a ReLU: l, u the bounds of a pre-activation; listed: where arXiv 2102.06700 expects jumps",
+        *over_budget(result.table),
     ]
-    if not result.table["complete"].all():
-        notes.append("a line ended at its --budget: counts are lower bounds")
-    decimals = {"bound / unit": 0, "loss / unit": 0}
-    show_measured(facts, result.table.select(columns), decimals, title, notes, pictures, json)
+    results.show(facts, result.table.select(columns), title, notes, pictures, {"bound / unit": 0, "loss / unit": 0})
+
+
+def over_budget(table: pl.DataFrame) -> list[str]:
+    """What to say where a line was not searched to its end."""
+    complete = table["complete"].drop_nulls().all()
+    return [] if complete else ["a line ended at its --budget: counts are lower bounds"]
 
 
 @command(
@@ -255,26 +269,17 @@ def continuity(
     examples=("optrelax measure sensitivity runs/demo/box --data digits --eps 0.02",),
 )
 def sensitivity(
-    checkpoint: Checkpoint,
-    data: Data,
-    eps: Eps,
-    data_dir: DataDir = None,
-    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    *,
+    asked: Asked,
+    radius: Radius,
+    compared: Compared,
     steps: Annotated[
         list[float], option("--steps", group="Measure", metavar="SIZE", help="Shares of each weight's norm.")
     ] = [1e-4, 1e-3, 1e-2],  # noqa: B006, typer only reads it
     draws: Annotated[int, option("--draws", group="Measure", min=1, help="Of the random direction.")] = 8,
     ascent: Annotated[int, option("--ascent", group="Measure", min=1, help="Sub-steps of the adversarial step.")] = 5,
     examples: Examples = 16,
-    clip: Clip = (0.0, 1.0),
-    no_clip: NoClip = False,
-    split: Split = "test",
-    model: Model = None,
-    out: Out = None,
-    table_format: Format = "csv",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    json: Json = False,
+    results: Results,
 ) -> None:
     """Change of the certified loss and of its gradient under small steps of the weights, relative to their size.
 
@@ -283,26 +288,26 @@ def sensitivity(
     """
     import optrelax as ox
 
-    radius = parse_number("--eps", eps)
-    folder = ResultFolder.opened(out, table_format)
-    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    eps = radius.value
+    results.require_writable()
+    inputs = asked.read()
     with bar("sensitivity") as progress:
         result = ox.measure_sensitivity(
             inputs.network,
             (inputs.x, inputs.labels),
-            radius,
-            relaxations,
+            eps,
+            compared.relaxations,
             steps=steps,
             draws=draws,
             ascent=ascent,
             examples=examples,
-            clip=None if no_clip else clip,
-            seed=seed,
+            clip=radius.range,
+            seed=asked.seed,
             progress=progress,
         )
-    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {examples} examples, eps {radius:g}"
-    pictures = folder.write({"table": result.table}, facts, {"sensitivity": result.figure(title)} if out else {})
+    facts = asked.facts | result.summary()
+    title = f"{asked.title}, {examples} examples, eps {eps:g}"
+    pictures = results.write({"table": result.table}, facts, lambda: {"sensitivity": result.figure(title)})
     columns = ["relaxation", "kind", "step", "loss", "relative change", "bound change", "gradient change"]
     columns += ["predicted", "agreement", "loss Lipschitz", "gradient Lipschitz"]
     notes = [
@@ -314,7 +319,7 @@ def sensitivity(
     known = [f"{name} {pair[0]}/{pair[1]}" for name, pair in result.settings["degrees"].items() if pair is not None]
     if known:
         notes.append(f"degrees along a line in weight space (numerator/denominator, at most): {', '.join(known)}")
-    show_measured(facts, result.table.select(columns), {}, title, notes, pictures, json)
+    results.show(facts, result.table.select(columns), title, notes, pictures)
 
 
 @command(
@@ -324,11 +329,10 @@ def sensitivity(
     examples=("optrelax measure landscape runs/demo/box --data digits --eps 0.02 --out runs/landscape",),
 )
 def landscape(
-    checkpoint: Checkpoint,
-    data: Data,
-    eps: Eps,
-    data_dir: DataDir = None,
-    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    *,
+    asked: Asked,
+    ball: Radius,
+    compared: Compared,
     dimensions: Annotated[
         int, option("--dimensions", group="Measure", min=1, max=2, help="1: a line; 2: a plane.")
     ] = 2,
@@ -337,15 +341,7 @@ def landscape(
     ] = 0.5,
     points: Annotated[int, option("--points", group="Measure", min=3, help="Along each direction, odd.")] = 21,
     examples: Examples = 16,
-    clip: Clip = (0.0, 1.0),
-    no_clip: NoClip = False,
-    split: Split = "test",
-    model: Model = None,
-    out: Out = None,
-    table_format: Format = "csv",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    json: Json = False,
+    results: Results,
 ) -> None:
     """The certified loss around a checkpoint, along random filter-normalised directions, on one scale.
 
@@ -353,83 +349,29 @@ def landscape(
     """
     import optrelax as ox
 
-    ball = parse_number("--eps", eps)
-    folder = ResultFolder.opened(out, table_format)
-    inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
+    eps = ball.value
+    results.require_writable()
+    inputs = asked.read()
     with bar("landscape") as progress:
         result = ox.measure_landscape(
             inputs.network,
             (inputs.x, inputs.labels),
-            ball,
-            relaxations,
+            eps,
+            compared.relaxations,
             dimensions=dimensions,
             radius=radius,
             points=points,
             examples=examples,
-            clip=None if no_clip else clip,
-            seed=seed,
+            clip=ball.range,
+            seed=asked.seed,
             progress=progress,
         )
-    facts = {"checkpoint": str(checkpoint), "data": inputs.name, "split": split, **result.summary()}
-    title = f"network {Path(checkpoint).stem}, data {inputs.name}, {examples} examples, eps {ball:g}"
-    table = result.table()
-    pictures = folder.write(
-        {"table": table, "points": result.points}, facts, {"landscape": result.figure(title)} if out else {}
-    )
+    facts, table = asked.facts | result.summary(), result.table()
+    title = f"{asked.title}, {examples} examples, eps {eps:g}"
+    frames = {"table": table, "points": result.points}
+    pictures = results.write(frames, facts, lambda: {"landscape": result.figure(title)})
     notes = ["loss at the network itself, least and greatest of the slice; roughness: second to first differences"]
-    show_measured(facts, table, {}, title, notes, pictures, json)
-
-
-@dataclass(frozen=True, slots=True)
-class ResultFolder:
-    """Where results go, if anywhere."""
-
-    path: Path | None
-    ending: str
-
-    @classmethod
-    def opened(cls, path: Path | None, ending: str) -> ResultFolder:
-        """Check everything about the output before the work starts."""
-        from optrelax.output.tables import require_writable
-
-        return cls(None if path is None else require_writable(path), ending)
-
-    def write(
-        self, frames: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], figures: Mapping[str, Figure]
-    ) -> list[Path]:
-        """Tables, summary and pictures; returns the paths of the pictures."""
-        from optrelax.output.plots import write_figure
-        from optrelax.output.tables import write_frame, write_json
-        from optrelax.training.runs import versions
-
-        if self.path is None:
-            return []
-        for name, frame in frames.items():
-            write_frame(frame, self.path / f"{name}.{self.ending}")
-        write_json({**facts, "versions": versions()}, self.path / "summary.json")
-        return [path for name, figure in figures.items() for path in write_figure(figure, self.path / f"{name}.png")]
-
-
-def show_measured(
-    facts: Mapping[str, Any],
-    table: pl.DataFrame,
-    decimals: Mapping[str, int],
-    title: str,
-    notes: list[str],
-    pictures: list[Path],
-    json: bool,
-) -> None:
-    """JSON for programs; the table, what its columns mean and where the pictures lie for people."""
-    from optrelax.output.tables import rich_table
-
-    if json:
-        print_json({**facts, "pictures": [str(path) for path in pictures]})
-        return
-    console = stdout()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(rich_table(table, decimals=decimals))
-    for line in [*notes, *(f"picture: {path}" for path in pictures)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    results.show(facts, table, title, notes, pictures)
 
 
 def bar(title: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,26 +10,29 @@ import typer
 
 from optrelax.cli.application import command, stderr
 from optrelax.cli.inputs import (
-    Clip,
     Data,
     DataDir,
     Device,
-    Eps,
-    Format,
-    Json,
     Model,
-    NoClip,
-    Relaxations,
+    Radius,
     Seed,
     Split,
     option,
-    parse_number,
     read_data,
     read_device,
 )
-from optrelax.cli.measuring import Cells, Examples, Least, LineBudget, Lines, ResultFolder, bar, measures, show_measured
+from optrelax.cli.measuring import Compared, Lines, Results, bar, measures, over_budget
 
 __all__ = ["series"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsOfSeries(Results):
+    """Results with a journal."""
+
+    out: Annotated[
+        Path | None, option("--out", group="Output", metavar="DIR", help="Keep journal and pictures; resumes.")
+    ] = None
 
 
 @command(
@@ -38,6 +42,7 @@ __all__ = ["series"]
     examples=("optrelax measure series runs/mnist-box --data mnist --eps 0.1 --out runs/series",),
 )
 def series(
+    *,
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
@@ -47,19 +52,14 @@ def series(
         ),
     ],
     data: Data,
-    eps: Eps,
+    radius: Radius,
     data_dir: DataDir = None,
-    relaxations: Relaxations = ["box", "hbox", "crown-ibp", "deepz", "crown"],  # noqa: B006, typer only reads it
+    compared: Compared,
     direction: Annotated[
         Literal["random", "gradient", "next"],
         option("--direction", group="Lines", metavar="WAY", help="random, gradient, or next checkpoint."),
     ] = "random",
-    length: Annotated[
-        float | None,
-        option("--length", group="Lines", show_default="0.01, or all the way", help="In norms of the weights."),
-    ] = None,
-    lines: Lines = 4,
-    examples: Examples = 4,
+    along: Lines,
     step: Annotated[float, option("--step", group="Measure", help="Of steps: share of each weight's norm.")] = 1e-2,
     subset: Annotated[
         int, option("--subset", group="Data", metavar="N", min=1, help="N examples, for all but the lines.")
@@ -69,20 +69,11 @@ def series(
     ] = True,
     resolution: Annotated[float, option("--resolution", group="Measure", help="Width of a radius found.")] = 1e-3,
     points: Annotated[int, option("--points", group="Measure", min=1, help="Radii tried an example.")] = 16,
-    least: Least = 1e-9,
-    cells: Cells = 32,
-    budget: LineBudget = 20000,
-    clip: Clip = (0.0, 1.0),
-    no_clip: NoClip = False,
     split: Split = "test",
     model: Model = None,
-    out: Annotated[
-        Path | None, option("--out", group="Output", metavar="DIR", help="Keep journal and pictures; resumes.")
-    ] = None,
-    table_format: Format = "csv",
+    results: ResultsOfSeries,
     seed: Seed = 0,
     device: Device = "cpu",
-    json: Json = False,
 ) -> None:
     """Jumps, predictiveness, tightness and certified accuracy by each relaxation at every checkpoint of a run.
 
@@ -93,37 +84,32 @@ def series(
     import optrelax as ox
     from optrelax.measurements.series_files import series_networks, series_paths
 
-    radius = parse_number("--eps", eps)
-    folder = ResultFolder.opened(out, table_format)
+    eps = radius.value
+    results.require_writable()
     x, labels, classes = read_data(data, data_dir, split)
     paths = series_paths(checkpoints)
     shape = tuple(x.shape[1:])
     networks = series_networks(checkpoints, shape, model=model, classes=classes, device=read_device(device))
-    how: dict[str, Any] = {"direction": direction, "length": length, "lines": lines, "examples": examples}
-    how |= {"step": step, "subset": min(subset, len(labels)), "tightness": tightness}
-    how |= {"resolution": resolution, "points": points, "least": least, "cells": cells, "budget": budget}
-    how |= {"clip": None if no_clip else clip, "seed": seed}
-    how["journal"] = None if folder.path is None else folder.path / "journal.jsonl"
+    how = asdict(along) | {"direction": direction, "step": step, "subset": min(subset, len(labels))}
+    how |= {"tightness": tightness, "resolution": resolution, "points": points, "clip": radius.range, "seed": seed}
+    how["journal"] = None if results.out is None else results.out / "journal.jsonl"
     try:
         with bar("series") as progress:
-            result = ox.measure_series(networks, (x, labels), radius, relaxations, progress=progress, **how)
+            result = ox.measure_series(networks, (x, labels), eps, compared.relaxations, progress=progress, **how)
     except KeyboardInterrupt:
-        again = "add --out DIR to be able to resume" if out is None else "repeat the command to go on"
+        again = "add --out DIR to be able to resume" if results.out is None else "repeat the command to go on"
         stderr().print(f"Interrupted; {again}.", markup=False, highlight=False)
         raise
     facts: dict[str, Any] = {"checkpoints": {str(epoch): str(path) for epoch, path in paths.items()}}
     facts |= {"data": data, "split": split, **result.summary()}
-    title = f"run {checkpoints[0].stem}, data {data}, eps {radius:g}, lines: {direction}"
-    pictures = folder.write({"table": result.table}, facts, {"series": result.figure(title)} if out else {})
+    title = f"run {checkpoints[0].stem}, data {data}, eps {eps:g}, lines: {direction}"
+    pictures = results.write({"table": result.table}, facts, lambda: {"series": result.figure(title)})
     shown = ["epoch", "relaxation", "bound / unit", "loss / unit", "largest bound", "largest loss", "travel"]
     shown += ["predicted", "agreement", "certified", *(["area"] if tightness else []), "loss"]
     notes = [
         "jumps a unit of length, the norm of all weights; their sizes in logits and in the loss; travel: share of the "
         "loss's variation along the lines that jumps make",
         f"predicted, agreement: of a step of {step:g} straight down the gradient; certified: fraction at eps",
+        *over_budget(result.table),
     ]
-    if not result.table["complete"].drop_nulls().all():
-        notes.append("a line ended at its --budget: counts are lower bounds")
-    show_measured(
-        facts, result.table.select(shown), {"bound / unit": 0, "loss / unit": 0}, title, notes, pictures, json
-    )
+    results.show(facts, result.table.select(shown), title, notes, pictures, {"bound / unit": 0, "loss / unit": 0})
