@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,6 +15,7 @@ from optrelax.layers.prices import affine_line
 from optrelax.layers.problems import HullLines, Problems, Weights
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.walks import carried_back, carried_on, through_affine
 
 KeptNeurons = Literal["crossing", "alive", "all"]
 _UNITS = 2**21  # entries of the unit rows that a matrix is made of, at a time
@@ -67,7 +69,7 @@ class AffineBlocks:
             parts = []
             for rows in torch.arange(n, device=self.like.device).split(max(1, _UNITS // max(1, n))):
                 unit = self.like.new_zeros(len(rows), n).scatter_(1, rows[:, None], 1.0)
-                parts.append(self._walk({name: unit.reshape(len(rows), *shape)}))
+                parts.append(carried_back(self.network, {name: unit.reshape(len(rows), *shape)}, through_affine))
             self._found[activation] = {source: torch.cat([part[source] for part in parts]) for source in parts[0]}
         return self._found[activation]
 
@@ -90,27 +92,23 @@ class AffineBlocks:
         """Activations whose matrices cost no more to multiply with than the ops that they stand for."""
         found = set()
         for node in self.network.activations:
-            stretch, pending = 0, {node.inputs[0]}
-            for before in reversed(self.network.nodes):
-                if before.name in pending and isinstance(before.op, Affine):
-                    stretch += before.op.cost()
-                    pending |= set(before.inputs)
-            if self.entries(node.name) <= stretch:
+            if self.entries(node.name) <= self._cost_of_ops(node):
                 found.add(node.name)
         return frozenset(found)
 
-    def _walk(self, pending: Weights) -> Weights:
-        stops: Weights = {}
-        for node in reversed(self.network.nodes):
-            if node.name not in pending:
-                continue
-            a = pending.pop(node.name)
+    def _cost_of_ops(self, node: Node) -> int:
+        """Of the ops between an activation's pre-activation and what lies behind, each counted once."""
+        cost = 0
+
+        def step(node: Node, _: None) -> Iterable[tuple[str, None]] | None:
+            nonlocal cost
             if not isinstance(node.op, Affine):
-                stops[node.name] = a
-                continue
-            for name, pulled in zip(node.inputs, node.op.transpose(a), strict=True):
-                pending[name] = pending[name] + pulled if name in pending else pulled
-        return stops | pending
+                return None
+            cost += node.op.cost()
+            return ((name, None) for name in node.inputs)
+
+        carried_back(self.network, {node.inputs[0]: None}, step, add=lambda first, _: first)
+        return cost
 
 
 def kept_neurons(h: HullLines, keep: KeptNeurons) -> Tensor:
@@ -190,40 +188,32 @@ class Composition:
 
     def values(self, x: Tensor) -> tuple[Weights, Tensor]:
         """Every pre-activation, by activation, and the target, at x [E, *input shape] and 0 in place of kept values."""
-        network, found = self.problems.network, {}
-        values = {network.input: x}
-        for node in network.nodes:
-            if node.name not in self.problems.wanted:
-                continue
-            inputs = [values[name] for name in node.inputs]
-            if isinstance(node.op, Affine):
-                values[node.name] = node.op.apply(*inputs)
-                continue
-            found[node.name] = inputs[0]
-            slope, intercept = self.rest.get(node.name, (torch.zeros_like(inputs[0]),) * 2)
-            values[node.name] = torch.addcmul(intercept, slope, inputs[0])
+        found: Weights = {}
+
+        def activate(node: Node, z: Tensor) -> Tensor:
+            found[node.name] = z
+            slope, intercept = self.rest.get(node.name, (torch.zeros_like(z),) * 2)
+            return torch.addcmul(intercept, slope, z)
+
+        values = carried_on(self.problems.network, x, self.problems.wanted, activate)
         return found, values[self.problems.target]
 
     def _walk(self, pending: Weights, lead: torch.Size) -> tuple[Tensor, Tensor]:
         network, like = self.problems.network, self.problems.rows
         on_values = like.new_zeros(*lead, self.width)
         slots = {slot.name: slot for slot in self.slots}
-        for node in reversed(network.nodes):
-            if node.name not in pending:
-                continue
-            a = pending.pop(node.name)
+
+        def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
             if isinstance(node.op, Affine):
-                pulls = list(zip(node.inputs, node.op.transpose(a), strict=True))
-            else:
-                slot, flat = slots[node.name], flatten_from(a, 2)
-                picked = flat if self.keep == "all" else flat.gather(2, slot.index[:, None].expand(-1, lead[1], -1))
-                on_values[:, :, slot.span] += picked * slot.real[:, None]
-                if self.keep != "crossing":
-                    continue
-                pulls = self._before(node, a * self.rest[node.name][0][:, None])
-            for name, pulled in pulls:
-                pending[name] = pending[name] + pulled if name in pending else pulled
-        on_input = pending.get(network.input)
+                return zip(node.inputs, node.op.transpose(a), strict=True)
+            slot, flat = slots[node.name], flatten_from(a, 2)
+            picked = flat if self.keep == "all" else flat.gather(2, slot.index[:, None].expand(-1, lead[1], -1))
+            on_values[:, :, slot.span].add_(picked * slot.real[:, None])
+            if self.keep != "crossing":
+                return ()
+            return self._before(node, a * self.rest[node.name][0][:, None])
+
+        on_input = carried_back(network, pending, step).get(network.input)
         if on_input is None:
             on_input = like.new_zeros(1).expand(*lead, *network.input_shape)
         return flatten_from(on_input, 2), on_values

@@ -19,7 +19,9 @@ from optrelax.layers.problems import (
     backward_sweep,
     primal_sweep,
 )
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.graph import Node
+from optrelax.networks.ops import flatten_from
+from optrelax.networks.walks import carried_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +96,13 @@ class FixedSlopes:
 
 def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
     """The Lagrangian of R problems at a fixed pair, as a function of weights, rows, box and hull lines: [R]."""
-    network = problems.network
-    values: dict[str, Tensor] = {network.input: pair.x}
     total = _dot(pair.input.clamp_min(0), problems.lower - pair.x) + _dot(
         pair.input.clamp_max(0), problems.upper - pair.x
     )
-    for node in network.nodes:
-        if node.name not in problems.wanted:
-            continue
-        if isinstance(node.op, Affine):
-            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
-            continue
-        z, y, h = values[node.inputs[0]], pair.after[node.name], problems.hulls[node.name]
-        m = pair.multipliers[node.name]
+
+    def activate(node: Node, z: Tensor) -> Tensor:
+        nonlocal total
+        y, h, m = pair.after[node.name], problems.hulls[node.name], pair.multipliers[node.name]
         # Affine in z: the sum of multiplier times line has one slope and one intercept.
         slope = m.below0 * h.below0[0] + m.below1 * h.below1[0] - m.above0 * h.above0[0]
         intercept = m.below0 * h.below0[1] + m.below1 * h.below1[1] - m.above0 * h.above0[1]
@@ -117,9 +113,10 @@ def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
             weight = weight - m.above1
         total = total + _dot(slope, z) + flatten_from(intercept, 1).sum(1) - _dot(weight, y)
         if m.low is not None and m.high is not None:
-            assert h.before is not None
             total = total + _dot(m.low, h.before[0] - z) + _dot(m.high, z - h.before[1])
-        values[node.name] = y
+        return y
+
+    values = carried_on(problems.network, pair.x, problems.wanted, activate)
     return total + _dot(problems.rows, values[problems.target])
 
 

@@ -8,7 +8,7 @@ optimal solution make the optimal value.  Source: Salman et al. 2019, appendix o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -27,7 +27,9 @@ from optrelax.layers.problems import (
     mix,
 )
 from optrelax.networks.activations import Activation, Line
+from optrelax.networks.graph import Node
 from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.walks import carried_back
 
 
 def in_float64(problems: Problems) -> Problems:
@@ -50,29 +52,24 @@ def priced(problems: Problems, prices: Mapping[str, Tensor], crossing_only: bool
     what lies beyond is a multiplier of z <= u or z >= l.
     crossing_only: the prices of stable neurons are not given but follow from their lines.
     """
-    network = problems.network
-    pending = {problems.target: problems.rows}
     dual = DualPoint({}, {}, {})
-    for node in reversed(network.nodes):
-        if node.name not in pending:
-            continue
-        a = pending.pop(node.name)
+
+    def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
         if isinstance(node.op, Affine):
-            pulls = node.op.transpose(a)
-        else:
-            price, h = prices[node.name], problems.hulls[node.name]
-            if crossing_only:
-                price = torch.where(h.free, price, a * affine_line(h)[0])
-            slope = price / torch.where(a == 0, 1.0, a)
-            dual.alpha[node.name] = alpha = _nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
-            beta = None
-            if h.above1 is not None:
-                dual.beta[node.name] = beta = _nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
-            below, above = mix(h.below0, h.below1, alpha), mix(h.above0, h.above1, beta)
-            dual.ends[node.name] = price - a * torch.where(a > 0, below[0], above[0])
-            pulls = (price,)
-        for name, pulled in zip(node.inputs, pulls, strict=True):
-            pending[name] = pending[name] + pulled if name in pending else pulled
+            return zip(node.inputs, node.op.transpose(a), strict=True)
+        price, h = prices[node.name], problems.hulls[node.name]
+        if crossing_only:
+            price = torch.where(h.free, price, a * affine_line(h)[0])
+        slope = price / torch.where(a == 0, 1.0, a)
+        dual.alpha[node.name] = alpha = _nearest_mix(slope, h.below0, h.below1, h.before, 1.0)
+        beta = None
+        if h.above1 is not None:
+            dual.beta[node.name] = beta = _nearest_mix(slope, h.above0, h.above1, h.before, -1.0)
+        below, above = mix(h.below0, h.below1, alpha), mix(h.above0, h.above1, beta)
+        dual.ends[node.name] = price - a * torch.where(a > 0, below[0], above[0])
+        return ((node.inputs[0], price),)
+
+    carried_back(problems.network, {problems.target: problems.rows}, step)
     return dual
 
 

@@ -12,7 +12,7 @@ only where it keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,8 +25,9 @@ from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
 from optrelax.layers.batched import Batched, Change
 from optrelax.networks.activations import Activation, Hull, Line
-from optrelax.networks.graph import Network
+from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.walks import carried_back, carried_on
 from optrelax.regions import InputBox
 from optrelax.rounding import Rounding
 
@@ -174,21 +175,17 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
     Choices are arithmetic on signs: torch.where takes some ten times as long on a CPU.
     """
     network = problems.network
-    pending = {problems.target: problems.rows}
     constant = problems.rows.new_zeros(problems.count)
     met: Weights = {}
     on_lower: Weights = {}
-    for node in reversed(network.nodes):
-        if node.name not in pending:
-            continue
-        a = pending.pop(node.name)
+
+    def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
+        nonlocal constant
         if isinstance(node.op, Affine):
             b = node.op.bias(a)
             if b is not None:
                 constant = constant + _dot(a, b.expand(node.shape))
-            for name, pulled in zip(node.inputs, node.op.transpose(a), strict=True):
-                pending[name] = pending[name] + pulled if name in pending else pulled
-            continue
+            return zip(node.inputs, node.op.transpose(a), strict=True)
         h = problems.hulls[node.name]
         below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
@@ -205,8 +202,9 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
             # max(ends, 0) (z - u) + max(-ends, 0) (l - z) <= 0 for every admitted z.
             pulled = pulled + ends
             constant = constant - _dot(ends, torch.where(ends > 0, h.before[1], h.before[0]))
-        name = node.inputs[0]
-        pending[name] = pending[name] + pulled if name in pending else pulled
+        return ((node.inputs[0], pulled),)
+
+    pending = carried_back(network, {problems.target: problems.rows}, step)
     a = pending.get(network.input, torch.zeros_like(problems.lower))
     corner = problems.center - torch.copysign(problems.radius, a)
     return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
@@ -230,17 +228,11 @@ class Ascent:
 
 def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent:
     """One pass from the minimising corner through the lines that the coefficients took."""
-    network = problems.network
-    values = {network.input: back.corner}
     alpha: Weights = {}
     beta: Weights = {}
-    for node in network.nodes:
-        if node.name not in problems.hidden:
-            continue
-        if isinstance(node.op, Affine):
-            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
-            continue
-        a, z, h = back.coefficients[node.name], values[node.inputs[0]], problems.hulls[node.name]
+
+    def activate(node: Node, z: Tensor) -> Tensor:
+        a, h = back.coefficients[node.name], problems.hulls[node.name]
         below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
         # Stable neurons have both lines equal: their gradient is 0 without a mask.
@@ -248,7 +240,9 @@ def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent
         if h.above1 is not None:
             beta[node.name] = a.clamp_max(0) * _spread(h.above0, h.above1, z)
         low = below[0] * z if h.origin else torch.addcmul(below[1], below[0], z)
-        values[node.name] = torch.lerp(torch.addcmul(above[1], above[0], z), low, back.on_lower[node.name])
+        return torch.lerp(torch.addcmul(above[1], above[0], z), low, back.on_lower[node.name])
+
+    carried_on(problems.network, back.corner, problems.hidden, activate)
     return Ascent(alpha, beta)
 
 
@@ -272,20 +266,15 @@ class Feasible(Batched):
 
 def primal_sweep(problems: Problems, point: PrimalPoint) -> Feasible:
     """Push a primal point through the hulls: feasible to rounding, its objective an upper bound of the LP's value."""
-    network = problems.network
-    values = {network.input: point.x}
     before: Weights = {}
     after: Weights = {}
-    for node in network.nodes:
-        if node.name not in problems.wanted:
-            continue
-        if isinstance(node.op, Affine):
-            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
-            continue
-        z, h = values[node.inputs[0]], problems.hulls[node.name]
-        low, high = floor_and_ceiling(h, z)
-        values[node.name] = torch.lerp(low, high, point.tau[node.name])
-        before[node.name], after[node.name] = z, values[node.name]
+
+    def activate(node: Node, z: Tensor) -> Tensor:
+        low, high = floor_and_ceiling(problems.hulls[node.name], z)
+        before[node.name], after[node.name] = z, torch.lerp(low, high, point.tau[node.name])
+        return after[node.name]
+
+    values = carried_on(problems.network, point.x, problems.wanted, activate)
     return Feasible(_dot(problems.rows, values[problems.target]), before, after)
 
 
@@ -294,22 +283,18 @@ def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) ->
 
     Each fraction is read off where the neuron really stands once the layers before have been pushed through.
     """
-    network = problems.network
     x = torch.minimum(torch.maximum(x, problems.lower), problems.upper)
-    values = {network.input: x}
     tau: Weights = {}
-    for node in network.nodes:
-        if node.name not in problems.hidden:
-            continue
-        if isinstance(node.op, Affine):
-            values[node.name] = node.op.apply(*(values[name] for name in node.inputs))
-            continue
+
+    def activate(node: Node, z: Tensor) -> Tensor:
         h = problems.hulls[node.name]
-        low, high = floor_and_ceiling(h, values[node.inputs[0]])
+        low, high = floor_and_ceiling(h, z)
         room = high - low
         fraction = (after[node.name] - low) / torch.where(room > 0, room, 1.0)
         tau[node.name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
-        values[node.name] = torch.lerp(low, high, tau[node.name])
+        return torch.lerp(low, high, tau[node.name])
+
+    carried_on(problems.network, x, problems.hidden, activate)
     return PrimalPoint(x, tau)
 
 

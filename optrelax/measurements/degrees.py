@@ -7,7 +7,7 @@ degrees as there are affine layers, relaxations by chords ratios whose degrees g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from optrelax.measurements.weight_lines import MovingWeights, Weights, moving, r
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine
+from optrelax.networks.walks import carried_back
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, DeepZ, FastLin, HBox, Relaxation, name_of, resolve
 from optrelax.relaxations.zonotopes import Bands
@@ -220,18 +221,15 @@ class _Walk(Arithmetic):
 
     def _folded(self, rows: Values, state: Mapping[str, tuple[Tracked | None, Tracked, Tracked]]) -> Tracked:
         """Rows folded into the last affine ops, at the worst of what the frontier holds."""
-        stops = frontier(self.network)
-        terms, pending = [], {self.network.output: self.constant(rows)}
-        noise: list[Tracked] = []
-        for node in reversed(self.network.nodes):
-            if node.name not in pending or node.name in stops:
-                continue
-            a = pending.pop(node.name)
+        stops, terms, noise = frontier(self.network), [], []
+
+        def step(node: Node, a: Tracked) -> Iterable[tuple[str, Tracked]] | None:
+            if node.name in stops:
+                return None
             terms.append(self.apply(a, self.linear[node.name].bias))
-            for matrix, name in self._parts(node):
-                part = self.matmul(a, matrix)
-                pending[name] = self.plus(pending[name], part) if name in pending else part
-        for name, a in pending.items():
+            return [(name, self.matmul(a, matrix)) for matrix, name in self._parts(node)]
+
+        for name, a in carried_back(self.network, {self.network.output: self.constant(rows)}, step, self.plus).items():
             coefficients, low, high = state[name]
             terms.append(self.least(a, low, high))
             if coefficients is not None:
@@ -374,20 +372,16 @@ class _Walk(Arithmetic):
 
     def _coefficients(self, target: str, row: Values, lines: Mapping[str, _Sides]) -> dict[str, Values]:
         """The row's coefficient at the value of every node before the target, numbers only."""
-        pending, found = {target: row}, {}
-        for node in reversed(self.network.nodes):
-            a = pending.pop(node.name, None)
-            if a is None:
-                continue
+        found: dict[str, Values] = {}
+
+        def step(node: Node, a: Values) -> Iterable[tuple[str, Values]]:
             found[node.name] = a
             if isinstance(node.op, Affine):
-                parts = [(name, a @ matrix.value) for matrix, name in self._parts(node)]
-            else:
-                lower, upper = lines[node.name]
-                parts = [(node.inputs[0], a * np.where(a > 0, lower[0].value, upper[0].value))]
-            for name, part in parts:
-                pending[name] = pending[name] + part if name in pending else part
-        return found | pending
+                return [(name, a @ matrix.value) for matrix, name in self._parts(node)]
+            lower, upper = lines[node.name]
+            return [(node.inputs[0], a * np.where(a > 0, lower[0].value, upper[0].value))]
+
+        return found | carried_back(self.network, {target: row}, step)
 
     def _on_lines(
         self,
