@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -58,17 +58,7 @@ def run(options: Options) -> Report:
     Stored after every part where the options name a folder.
     """
     facts, found, begin = environment(options), _Found(), time.monotonic()
-    parts: dict[str, Part] = {
-        "ceilings": _ceilings,
-        "tests": _tests,
-        "relaxation steps": _relaxation_steps,
-        "LP-LAST": _lps,
-        "training steps, float32": lambda given: _training_steps(given, "float32"),
-        "epochs": _epochs,
-        "barrier table": _barrier,
-        "training steps, float64": lambda given: _training_steps(given, "float64"),
-    }
-    for name, part in parts.items():
+    for name, part in PARTS.items():
         _take(name, part, options, found, begin)
         tables = [Table(title="Parts", keys=("part",), rows=found.parts), *found.tables]
         report = Report("gpu", TITLE, options, tables, found.bars, facts)
@@ -97,7 +87,7 @@ def _take(name: str, part: Part, options: Options, found: _Found, begin: float) 
     print(f"{name}: {outcome}, {seconds:.0f} s", flush=True)
 
 
-def _ceilings(options: Options) -> tuple[Table, list[Bar]]:
+def ceilings(options: Options) -> tuple[Table, list[Bar]]:
     """Memory traffic and matrix products by PyTorch: what other figures are held against."""
     n, size = (256, 2**16) if options.quick else (8192, 2**28)
     g = torch.Generator().manual_seed(options.seed)
@@ -270,3 +260,16 @@ def _barrier(options: Options) -> tuple[Table, list[Bar]]:
     table = Table(title="Barrier table: LP-ALL", keys=("network", "eps"), rows=barrier_lines(batches, rows))
     foreseen = seconds / 60 * _PUBLISHED / images * len(ROWS) / len(rows)
     return table, [Bar("barrier table, all images: minutes foreseen", _BARRIER_MINUTES, None, foreseen)]
+
+
+PARTS: dict[str, Part] = {
+    "ceilings": ceilings,
+    "tests": _tests,
+    "relaxation steps": _relaxation_steps,
+    "LP-LAST": _lps,
+    "training steps, float32": partial(_training_steps, dtype="float32"),
+    "epochs": _epochs,
+    "barrier table": _barrier,
+    "training steps, float64": partial(_training_steps, dtype="float64"),
+}
+"""In the order of their worth: what comes late may find no time left."""

@@ -70,6 +70,36 @@ def closed_forms(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.data
+def test_what_a_device_can_show_runs_on_a_cpu_too(tmp_path, data_dir, monkeypatch):
+    from benchmarks import gpu
+
+    quick = {name: part for name, part in gpu.PARTS.items() if name not in ("tests", "training steps, float64")}
+    monkeypatch.setattr(gpu, "PARTS", quick)
+    main("gpu", "--device", "cpu", "--data", "digits", "--data-dir", data_dir, "--cache", tmp_path, "--out", tmp_path)
+    tables = {table["title"]: table["rows"] for table in stored(tmp_path, "gpu")["tables"]}
+    assert {row["outcome"] for row in tables["Parts"]} == {"done"}
+    assert len(tables) == len(tables["Parts"]) + 1
+    assert all(row["ms"] > 0 for row in tables["Training steps, float32"])
+    assert {row["closed %"] for row in tables["LP-LAST on CONV"]} == {100.0}
+
+
+def test_a_part_that_fails_is_named_and_no_other_is_lost(tmp_path, monkeypatch):
+    from benchmarks import gpu
+
+    def fails(options):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(gpu, "PARTS", {"first": fails, "second": gpu.ceilings, "late": fails})
+    main("gpu", "--device", "cpu", "--out", tmp_path)
+    rows = json.loads((tmp_path / "gpu-quick.json").read_text())["tables"][0]["rows"]
+    assert [row["outcome"] for row in rows[:2]] == ["FAILED: RuntimeError: no such thing", "done"]
+    main("gpu", "--device", "cpu", "--minutes", "0", "--out", tmp_path)
+    rows = json.loads((tmp_path / "gpu-quick.json").read_text())["tables"][0]["rows"]
+    assert {row["outcome"] for row in rows} == {"not run: no time left"}
+
+
+@pytest.mark.slow
 def test_closed_forms_are_measured_and_stored(closed_forms):
     record = stored(closed_forms.parent, "closed_forms")
     assert [table["title"] for table in record["tables"]] == [
