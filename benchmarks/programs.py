@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import Task, interleaved
+from benchmarks.program_peers import PEERS, Data
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax.layers import Highs, InteriorPoint, LinearProgram, QuadraticProgram
 
-TITLE = "General programs: batches of LPs and QPs against HiGHS and cvxpylayers"
-_SIZES = ((10, 20), (50, 80), (100, 200))
-_BATCHES = (1, 64)
-_PEERS_UP_TO = 64  # cvxpylayers' variables: above, its backward pass takes minutes
+TITLE = "General programs: batches of LPs and QPs against other solvers"
+_LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (50, 80, 1000), (100, 200, 1))
+_LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 16))
+_QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (100, 200, 16))
+_MOST = {"cvxpylayers": 64 * 80 * 50, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
+"""Entries of all matrices up to which a peer is run: beyond, its step takes a minute."""
 
 
 def random_programs(batch: int, n: int, m: int, seed: int) -> dict[str, Tensor]:
@@ -30,82 +33,187 @@ def random_programs(batch: int, n: int, m: int, seed: int) -> dict[str, Tensor]:
     return {"c": c, "A": A, "b": (A @ inside).squeeze(-1) + slack, "lower": zeros, "upper": zeros + 1}
 
 
+def sides(batch: int, n: int, m: int, seed: int) -> dict[str, Tensor]:
+    """One dense A and one c, a b of its own for every problem."""
+    data = random_programs(1, n, m, seed)
+    generator = torch.Generator().manual_seed(seed)
+    b = data["b"] + 0.2 * torch.rand(batch, m, generator=generator, dtype=torch.float64)
+    return {**data, "c": data["c"][0], "A": data["A"][0], "b": b}
+
+
+def transport(batch: int, size: int, _: int, seed: int) -> dict[str, Tensor]:
+    """`size` sources and sinks, costs of their own: as many equalities more than independent ones as there are."""
+    generator = torch.Generator().manual_seed(seed)
+    eye, ones = torch.eye(size, dtype=torch.float64), torch.ones(1, size, dtype=torch.float64)
+    E = torch.cat([torch.kron(eye, ones), torch.kron(ones, eye)])
+    flow = torch.rand(batch, size * size, generator=generator, dtype=torch.float64)
+    c = torch.rand(batch, size * size, generator=generator, dtype=torch.float64)
+    return {"c": c, "E": E, "d": flow @ E.mT, "lower": torch.zeros(size * size, dtype=torch.float64)}
+
+
+def assignment(batch: int, size: int, _: int, seed: int) -> dict[str, Tensor]:
+    """Every vertex is degenerate: of 2 size - 1 basic variables, size are not 0."""
+    data = transport(batch, size, 0, seed)
+    return {**data, "d": torch.ones(2 * size, dtype=torch.float64)}
+
+
+def degenerate(batch: int, n: int, m: int, seed: int) -> dict[str, Tensor]:
+    """Half of the rows meet in one corner of the box, a quarter stand there twice; sparse, scales from 1e-2 to 1e2."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    A = A * (torch.rand(m, n, generator=generator) < 0.2) * torch.logspace(-2, 2, m, dtype=torch.float64).unsqueeze(-1)
+    A[: m // 4] = A[m // 4 : m // 2]
+    corner = torch.rand(n, generator=generator, dtype=torch.float64).round()
+    slack = A.abs().sum(-1) * torch.rand(m, generator=generator, dtype=torch.float64)
+    slack[: m // 2] = 0
+    c = torch.randn(batch, n, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    return {"c": c, "A": A, "b": A @ corner + slack, "lower": zeros, "upper": zeros + 1}
+
+
+FAMILIES: dict[str, tuple[Callable[..., dict[str, Tensor]], tuple[tuple[int, int], ...]]] = {
+    "own sides": (sides, ((50, 80),)),
+    "transport": (transport, ((6, 0), (12, 0))),
+    "assignment": (assignment, ((6, 0), (12, 0))),
+    "degenerate": (degenerate, ((30, 40), (100, 120))),
+}
+
+
 def run(options: Options) -> Report:
     """The suite."""
-    sizes, batches = (_SIZES[:1], (4,)) if options.quick else (_SIZES, _BATCHES)
-    tables = [_table(kind, sizes, batches, options) for kind in ("LP", "QP")]
-    bars = [
-        Bar(f"LP, n = {row['n']}, batch {row['batch']}: times HiGHS", None, 10.0, row["times HiGHS"])
-        for row in tables[0].rows
-        if row["batch"] >= 64 and row["n"] <= 100
+    quick = options.quick
+    lps, qps = (((10, 20, 4),), ((10, 20, 4),)) if quick else (_LPS, _QPS)
+    speed = _products_a_second()
+    tables = [
+        _table("LP", [_random("LP", *size, options, speed) for size in lps]),
+        _table("QP", [_random("QP", *size, options, speed) for size in qps]),
+        _families([_family(name, 4 if quick else 64, options) for name in (["transport"] if quick else FAMILIES)]),
     ]
-    return Report("programs", TITLE, options, tables, bars, environment(options))
+    return Report("programs", TITLE, options, tables, _bars(tables), environment(options))
 
 
-def _table(kind: str, sizes: tuple[tuple[int, int], ...], batches: tuple[int, ...], options: Options) -> Table:
-    rows = [_row(kind, n, m, batch, options) for n, m in sizes for batch in batches]
+def _bars(tables: list[Table]) -> list[Bar]:
+    bars = []
+    for row in tables[0].rows:
+        name = f"LP, n = {row['n']}, batch {row['batch']}"
+        if row["batch"] == 1:
+            bars.append(Bar(f"{name}: times HiGHS", None, 0.5, row["times HiGHS"]))
+        elif row["batch"] >= 64:
+            bars.append(Bar(f"{name}: times HiGHS", None, 10.0, row["times HiGHS"]))
+            if row.get("times Moreau") is not None:
+                bars.append(Bar(f"{name}: times Moreau", None, 10.0, row["times Moreau"]))
+            if row.get("times cvxpylayers") is not None:
+                bars.append(Bar(f"{name}: times cvxpylayers", None, 100.0, row["times cvxpylayers"]))
+    bars += [
+        Bar(f"certified gap of every {table.title[:2]}", 1e-8, None, max(row["gap"] for row in table.rows))
+        for table in tables[:2]
+    ]
+    return bars
+
+
+def _table(kind: str, rows: list[Row]) -> Table:
     notes = (
-        "Milliseconds a problem, forward and gradient of the optimal value (cvxpylayers: of the argmin) in all data, "
-        "the same threads for all. Random dense rows, unit box, float64; gap: the largest certified one.",
+        "Milliseconds a problem, forward and gradient: of the optimal value in all data here and after HiGHS, of the "
+        "argmin in c, A, b elsewhere, none for ProxQP. As many threads as the run has, HiGHS as many problems at a "
+        "time. Random dense rows, unit box, float64. gap: the largest certified one here, relative; off: how far a "
+        "peer's value lies from the bound, relative. floor: the products of the normal equations and their factor, in "
+        "as many iterations, at this machine's rate of matrix products.",
     )
-    return Table(
-        title=f"{kind}s of n variables and m rows",
-        keys=("n", "m", "batch"),
-        rows=rows,
-        greater=("times HiGHS",),
-        notes=notes,
-    )
+    return Table(f"{kind}s of n variables and m rows", ("n", "m", "batch"), rows, greater=("times HiGHS",), notes=notes)
 
 
-def _row(kind: str, n: int, m: int, batch: int, options: Options) -> Row:
+def _families(rows: list[list[Row]]) -> Table:
+    notes = (
+        "64 problems over shared rows, forward alone; milliseconds a problem. own sides: dense, one c, b of its own; "
+        "transport and assignment: size^2 variables, 2 size dependent equalities; degenerate: sparse, half of the rows "
+        "meet in one corner, a quarter stand twice. manylp reuses bases found in earlier rounds.",
+    )
+    return Table("Families", ("family", "n", "m"), [row for group in rows for row in group], notes=notes)
+
+
+def _random(kind: str, n: int, m: int, batch: int, options: Options, speed: float) -> Row:
     data = random_programs(batch, n, m, options.seed)
     if kind == "QP":
         root = torch.randn(batch, n, n, generator=torch.Generator().manual_seed(options.seed), dtype=torch.float64)
         data = {"P": root @ root.mT / n, **data}
     leaves = {name: value.clone().requires_grad_() for name, value in data.items()}
-    layers: dict[str, Any] = {
-        "ours": QuadraticProgram(InteriorPoint()) if kind == "QP" else LinearProgram(InteriorPoint())
-    }
+    layer: Any = QuadraticProgram(InteriorPoint()) if kind == "QP" else LinearProgram(InteriorPoint())
+    tasks: dict[str, Task] = {"ours": _step(layer, leaves)}
     if kind == "LP":
-        layers["HiGHS"] = LinearProgram(Highs(workers=options.threads))
-    tasks: dict[str, Task] = {name: _step(layer, leaves) for name, layer in layers.items()}
-    if n <= _PEERS_UP_TO:
-        tasks["cvxpylayers"] = _cvxpylayers(kind, leaves, options.threads)
-    samples = interleaved(tasks, runs=options.runs)
-    found = layers["ours"](**data)
+        tasks["HiGHS"] = _step(LinearProgram(Highs(workers=options.threads)), leaves)
+    found = layer(**data)
     row: Row = {"n": n, "m": m, "batch": batch}
-    for name in ("ours", "HiGHS", "cvxpylayers"):
-        row[f"{name} ms"] = samples.median(name) / batch * 1e3 if name in tasks else None
-    row["iterations"] = float(found.iterations.double().mean())
     row["gap"] = float((found.gap / found.lower.abs().clamp(min=1)).max())
-    for name in ("HiGHS", "cvxpylayers"):
-        row[f"times {name}"] = samples.ratio(name, "ours") if name in tasks else None
-    return row
+    row["iterations"] = float(found.iterations.double().mean())
+    row["floor ms"] = row["iterations"] * (n * n * m / 2 + n**3 / 6) / speed / options.threads * 1e3
+    off = _add_peers(tasks, leaves, found.lower, n * m * batch, options)
+    _timed(row, tasks, batch, options)
+    return row | off
+
+
+def _add_peers(
+    tasks: dict[str, Task], data: Data, lower: Tensor, entries: int, options: Options
+) -> dict[str, float | None]:
+    """Adds the peers that are installed; how far their values are off."""
+    off: dict[str, float | None] = {}
+    for name, make in PEERS.items():
+        if entries > _MOST.get(name, entries):
+            continue
+        step = make(data, options.threads)
+        if step is not None:
+            tasks[name] = step
+            off[f"{name} off"] = float(((step() - lower).abs() / lower.abs().clamp(min=1)).max())
+    return off
+
+
+def _family(name: str, batch: int, options: Options) -> list[Row]:
+    make, sizes = FAMILIES[name]
+    rows = []
+    for size, m in sizes:
+        data = make(batch, size, m, options.seed)
+        layer = LinearProgram()
+        tasks: dict[str, Task] = {
+            "ours": lambda data=data, layer=layer: layer(**data),
+            "HiGHS": lambda data=data: LinearProgram(Highs(workers=options.threads))(**data),
+        }
+        found = layer(**data)
+        count = data["c"].shape[-1]
+        row: Row = {"family": name, "n": count, "m": m or 2 * size}
+        row["gap"] = float((found.gap / found.lower.abs().clamp(min=1)).max())
+        row["solver"] = found.solver
+        off: dict[str, float | None] = {}
+        step = PEERS["manylp"](data, options.threads) if name == "own sides" else None
+        if step is not None:
+            tasks["manylp"] = step
+            off["manylp off"] = float(((step() - found.lower).abs() / found.lower.abs().clamp(min=1)).max())
+        _timed(row, tasks, batch, options)
+        rows.append(row | off)
+    return rows
+
+
+def _timed(row: Row, tasks: dict[str, Task], batch: int, options: Options) -> None:
+    samples = interleaved(tasks, runs=options.runs)
+    for name in ("ours", "HiGHS", *PEERS):
+        if name in tasks:
+            row[f"{name} ms"] = samples.median(name) / batch * 1e3
+    for name in ("HiGHS", *PEERS):
+        if name in tasks:
+            row[f"times {name}"] = samples.ratio(name, "ours")
 
 
 def _step(layer: Any, leaves: dict[str, Tensor]) -> Callable[[], object]:
     return lambda: torch.autograd.grad(layer(**leaves).lower.sum(), list(leaves.values()))
 
 
-def _cvxpylayers(kind: str, leaves: dict[str, Tensor], threads: int) -> Callable[[], object]:
-    import cvxpy as cp
-    from cvxpylayers.torch import CvxpyLayer
-
-    n, m = leaves["A"].shape[-1], leaves["A"].shape[-2]
-    x, c, A, b = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
-    parameters, objective = [c, A, b], c @ x
-    values = [leaves[name] for name in ("c", "A", "b")]
-    if kind == "QP":
-        root = cp.Parameter((n, n))
-        parameters, objective = [root, *parameters], objective + cp.sum_squares(root @ x) / 2
-        values = [torch.linalg.cholesky(leaves["P"].detach()).mT.contiguous().requires_grad_(), *values]
-    layer = CvxpyLayer(cp.Problem(cp.Minimize(objective), [A @ x <= b, x >= 0, x <= 1]), parameters, [x])
-    arguments = {"solve_method": "CLARABEL", "n_jobs_forward": threads, "n_jobs_backward": threads}
-
-    def step() -> object:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            (found,) = layer(*values, solver_args=arguments)
-            return torch.autograd.grad(found.sum(), values)
-
-    return step
+def _products_a_second() -> float:
+    """Multiply-adds of one thread in a matrix product in float64."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    A = torch.randn(1024, 1024, dtype=torch.float64)
+    best = float("inf")
+    for _ in range(8):
+        begin = time.perf_counter()
+        A @ A
+        best = min(best, time.perf_counter() - begin)
+    torch.set_num_threads(threads)
+    return 1024**3 / best

@@ -257,3 +257,9 @@ def test_learning_through_the_decision_beats_two_stages() -> None:
     output = run("predict_then_optimise.py")
     two_stage, through = (found(pattern, output) for pattern in (r"two-stage ([\d.]+)%", r"decision ([\d.]+)%"))
     assert through < two_stage
+
+
+def test_denoising_learns_weights_that_beat_equal_ones() -> None:
+    output = run("denoise_digits.py")
+    noisy, equal, learned = (found(rf"{kind} ([\d.]+)", output) for kind in ("noisy", "equal weights", "learned"))
+    assert learned < 0.9 * equal < 0.9 * noisy

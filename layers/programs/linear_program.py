@@ -132,7 +132,7 @@ class LinearProgram(nn.Module):
         start: LPSolution | None = None,
     ) -> LPSolution:
         """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
-        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper), start)
+        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner), start)
 
     def _default(self) -> ProgramSolver:
         from optrelax.layers.programs.auto import Auto

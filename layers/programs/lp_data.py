@@ -182,8 +182,13 @@ def gather(
     """The tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
 
     TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
-    NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).
+    NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).  RuntimeError: inside torch.func.
     """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{owner}: vmap and the other transforms of torch.func are not supported; leading dimensions are a batch, "
+            "and backward() or torch.autograd.grad differentiates"
+        )
     A, E = (_dense(name, matrix, owner) for name, matrix in (("A", A), ("E", E)))
     given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
     if P is not None:

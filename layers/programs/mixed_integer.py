@@ -15,13 +15,13 @@ from torch import Tensor
 
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.argmin import PrimalGradient
+from optrelax.layers.programs.gomory import root_cuts
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.layers.programs.linear_program import LinearProgram
 from optrelax.layers.programs.lp_data import LPData, stack_rows
 from optrelax.layers.programs.modelled import integers_of
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
 from optrelax.rounding import Rounding
-from optrelax.uncompiled import uncompiled
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -45,10 +45,11 @@ class MixedIntegerProgram(LinearProgram):
     Status: OPTIMAL where HiGHS closed its own gap (`mip_gap`), TIME_LIMIT where it ran out of `time_limit` seconds a
         problem; INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word, but for a relaxation proved infeasible.
     Gradient: of `value` with the integers held, which is exact wherever the optimal integers are unique; of `primal`
-        by `primal_gradient`, such as `Regularised(strength)`, taken of the linear relaxation at the integer point: a
-        surrogate, since the integer argmin is piecewise constant. `lower` has the relaxation's gradient.
+        by `primal_gradient`, such as `Regularised(strength)`: that of the linear relaxation with Gomory's cuts at the
+        root, whose optimum is often the integer point. It is a surrogate, since the integer argmin is piecewise
+        constant; the cuts' coefficients are held fixed. `lower` has the plain relaxation's gradient.
 
-    Source: Ferber et al. 2020 (MIPaaL) differentiates a relaxation in the same way, strengthened by cuts.
+    Source: Ferber et al. 2020 (MIPaaL), whose regularisation is the same; the cuts: see `gomory`.
     """
 
     _owner = "MixedIntegerProgram"
@@ -59,6 +60,7 @@ class MixedIntegerProgram(LinearProgram):
         integer: Tensor | Sequence[Any],
         solver: object = "auto",
         *,
+        cuts: int = 4,
         time_limit: float | None = None,
         mip_gap: float = 1e-6,
         workers: int | None = None,
@@ -66,8 +68,11 @@ class MixedIntegerProgram(LinearProgram):
         primal_gradient: PrimalGradient | None = None,
         throw: bool = False,
     ) -> None:
-        """`integer` [n]; `solver` takes the linear programs; `workers`: problems at a time, default one a core."""
-        super().__init__(solver, rounding=rounding, primal_gradient=primal_gradient, throw=False)
+        """`integer` [n]; `solver` takes the linear programs; `workers`: problems at a time, default one a core.
+
+        cuts: most rounds of root cuts that `primal_gradient` is strengthened by; 0 for the plain relaxation.
+        """
+        super().__init__(solver, rounding=rounding, primal_gradient=primal_gradient, throw=throw)
         mask = torch.as_tensor(integer)
         if mask.dtype != torch.bool or mask.dim() != 1:
             raise TypeError(
@@ -75,34 +80,22 @@ class MixedIntegerProgram(LinearProgram):
             )
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"{self._owner}: time_limit must be > 0 seconds, got {time_limit}")
+        if cuts < 0:
+            raise ValueError(f"{self._owner}: cuts must be >= 0, got {cuts}")
         if not mip_gap >= 0:
             raise ValueError(f"{self._owner}: mip_gap must be >= 0, got {mip_gap}")
         self.register_buffer("integer", mask, persistent=False)
-        self.time_limit, self.mip_gap, self.workers, self.raises = time_limit, mip_gap, workers, throw
+        self.cuts, self.time_limit, self.mip_gap, self.workers = cuts, time_limit, mip_gap, workers
 
     @classmethod
     def _of_problem(cls, problem: Any, **options: Any) -> MixedIntegerProgram:
         return cls(integers_of(problem), **options)
 
-    @uncompiled
-    def forward(
-        self,
-        c: Float[Tensor, "*#batch n"],
-        A: Float[Tensor, "*#batch m n"] | None = None,
-        b: Float[Tensor, "*#batch m"] | None = None,
-        E: Float[Tensor, "*#batch p n"] | None = None,
-        d: Float[Tensor, "*#batch p"] | None = None,
-        lower: Float[Tensor, "*#batch n"] | None = None,
-        upper: Float[Tensor, "*#batch n"] | None = None,
-        *,
-        start: LPSolution | None = None,
-    ) -> MIPSolution:
-        """Solve the batch; `start` warm-starts the relaxation."""
-        given = lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner)
+    def _solve(self, given: dict[str, Tensor], start: LPSolution | None) -> MIPSolution:
         n = given["c"].shape[-1]
         if self.integer.shape != (n,):
             raise ValueError(f"{self._owner}: integer has {len(self.integer)} entries, c has {n} variable(s)")
-        relaxed = self._solve(given, start)
+        relaxed = LinearProgram(self._solver, rounding=self.rounding)._solve(given, start)
         batch = relaxed.status.shape
         data = lp_data.flatten(given, lp_data.batch_shape(given)).detach().double()
         found = self._branch(data.map(Tensor.cpu))
@@ -123,8 +116,9 @@ class MixedIntegerProgram(LinearProgram):
         status = torch.where(relaxed.status == Status.INFEASIBLE, int(Status.INFEASIBLE), status).to(torch.int8)
         primal = best.primal.detach()
         if self.primal_gradient is not None:
-            # The integer point, with the relaxation's derivative.
-            primal = primal + (relaxed.primal - relaxed.primal.detach())
+            # The integer point, with the derivative of the relaxation that the root cuts strengthen.
+            smooth = self._strengthened(given, data, batch)
+            primal = primal + (smooth - smooth.detach())
         solution = MIPSolution(
             lower=relaxed.lower,
             primal=primal,
@@ -137,9 +131,20 @@ class MixedIntegerProgram(LinearProgram):
             value=value,
             claimed=claimed.reshape(batch).to(given["c"]),
         )
-        if self.raises:
+        if self.throw:
             require_optimal(self._owner, solution.status)
         return solution
+
+    def _strengthened(self, given: dict[str, Tensor], data: LPData, batch: torch.Size) -> Tensor:
+        """The regularised argmin of the relaxation with root cuts, whose coefficients are held fixed."""
+        rows, sides = root_cuts(data.map(Tensor.cpu), self.integer.cpu().numpy(), self.cuts)
+        if rows.shape[1]:
+            A, b = given["A"], given["b"]
+            G, h = (part.to(given["c"]).reshape(*batch, *part.shape[1:]) for part in (rows, sides))
+            A, b = A.expand(*batch, *A.shape[-2:]), b.expand(*batch, b.shape[-1])
+            given = given | {"A": torch.cat([A, G], -2), "b": torch.cat([b, h], -1)}
+        layer = LinearProgram(self._solver, rounding=self.rounding, primal_gradient=self.primal_gradient)
+        return layer._solve(given, None).primal
 
     def _branch(self, data: LPData) -> tuple[Tensor, Tensor, Tensor]:
         """(points, claimed bounds, statuses) of each problem, on the host."""

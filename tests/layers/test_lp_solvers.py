@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -448,6 +449,47 @@ def test_pdhg_starts_warm() -> None:
     assert layer(*near, start=cold).iterations.sum() < layer(*near).iterations.sum()
     with pytest.raises(ValueError, match=r"start\.primal has shape"):
         layer(*boxed(4, 20, 30, 3), start=cold)
+
+
+@pytest.mark.parametrize("n", [8, 80])
+def test_interior_points_start_warm_and_from_a_bad_start_again(n: int) -> None:
+    """n: side by side, and one by one."""
+    data = boxed(5, n, n, 1, seed=3)
+    layer = LinearProgram(InteriorPoint())
+    cold = layer(*data)
+    near = data._replace(c=data.c * (1 + 1e-4))
+    warm, fresh = layer(*near, start=cold), layer(*near)
+    assert float(warm.iterations.double().mean()) < 0.8 * float(fresh.iterations.double().mean())
+    torch.testing.assert_close(warm.lower, fresh.lower, rtol=1e-7, atol=1e-7)
+    far = replace(cold, primal=cold.primal * 1e9, inequality=cold.inequality * 1e12 + 1, equality=cold.equality - 1e12)
+    again = layer(*data, start=far)
+    assert bool((again.status == Status.OPTIMAL).all())
+    torch.testing.assert_close(again.lower, cold.lower, rtol=1e-7, atol=1e-7)
+
+
+def test_a_problem_is_solved_alike_whoever_its_neighbours_are() -> None:
+    """Lanes of one register share nothing: neither infeasible, nor unbounded, nor badly scaled neighbours matter."""
+    data = boxed(24, 6, 8, 2, seed=9)
+    assert data.b is not None
+    layer = LinearProgram(InteriorPoint())
+    alone = layer(*data)
+    b, c, odd = data.b.clone(), data.c.clone(), torch.arange(24) % 3 == 1
+    b[odd], c[odd] = -1e3, 1e12 * c[odd]
+    mixed = layer(*data._replace(b=b, c=c))
+    for part in ("lower", "primal", "inequality", "equality", "iterations"):
+        assert torch.equal(getattr(alone, part)[~odd], getattr(mixed, part)[~odd])
+
+
+def test_transforms_of_torch_func_are_refused_in_one_sentence() -> None:
+    data = boxed(3, 2, 4, 0)
+
+    def value(c: torch.Tensor) -> torch.Tensor:
+        lower: torch.Tensor = LinearProgram()(c, lower=data.lower, upper=data.upper).lower
+        return lower.sum()
+
+    for transform in (torch.vmap(value), torch.func.grad(value)):
+        with pytest.raises(RuntimeError, match=r"LinearProgram: vmap and the other transforms .* leading dimensions"):
+            transform(data.c)
 
 
 def test_pdhg_problems_stop_by_themselves() -> None:
