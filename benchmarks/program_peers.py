@@ -1,4 +1,4 @@
-"""Other solvers of general programs, those that are installed: each gives a step, forward and gradient, of one batch."""
+"""Other solvers of general programs, those that are installed: each gives a step of a batch, forward and gradient."""
 
 from __future__ import annotations
 
@@ -105,10 +105,8 @@ def qpth(data: Data, threads: int) -> Step | None:
 
 def proxqp(data: Data, threads: int) -> Step | None:
     """Forward alone, one dense problem after the other."""
-    if not installed("proxsuite"):
+    if not installed("proxsuite") or "P" not in data:
         return None
-    import numpy as np
-
     solver = importlib.import_module("proxsuite").proxqp
     host = {name: value.detach().numpy() for name, value in data.items()}
     n = host["c"].shape[-1]
@@ -116,9 +114,8 @@ def proxqp(data: Data, threads: int) -> Step | None:
     def step() -> Tensor:
         points = []
         for i, c in enumerate(host["c"]):
-            P = host["P"][i] if "P" in host else np.zeros((n, n))
             rows = {"C": host["A"][i], "u": host["b"][i], "l_box": host["lower"], "u_box": host["upper"]}
-            found = solver.dense.solve(H=P, g=c, eps_abs=1e-8, max_iter=10_000, **rows)
+            found = solver.dense.solve(H=host["P"][i], g=c, eps_abs=1e-8, max_iter=10_000, **rows)
             points.append(torch.from_numpy(found.x[:n]))
         return _objective(data, torch.stack(points))
 
@@ -139,7 +136,7 @@ def manylp(data: Data, threads: int) -> Step | None:
     above = data["b"].detach().numpy()
     problem = library.LexLP(
         A=csc_matrix(data["A"].detach().numpy()),
-        objectives=data["c"].detach().numpy()[None],
+        objectives=-data["c"].detach().numpy()[None],  # it maximises
         col_lb=lower,
         col_ub=upper,
         row_lb=below[0],
@@ -148,7 +145,7 @@ def manylp(data: Data, threads: int) -> Step | None:
     )
     solver = library.BatchLPSolver(n_workers=threads)
     group = solver.register_group(problem)
-    return lambda: torch.from_numpy(np.array(solver.solve_batch(group, below, above).objective)[:, 0])
+    return lambda: -torch.from_numpy(np.array(solver.solve_batch(group, below, above).objective)[:, 0])
 
 
 def _objective(data: Data, x: Tensor) -> Tensor:
