@@ -118,9 +118,11 @@ def evaluate(
     # What overflows is no bound.
     lower = torch.where(lower.isfinite(), lower, -torch.inf)
     objective = objective.to(dtype)
-    objective = torch.where(objective.isfinite(), objective, torch.inf)
+    # What lies below a bound by more than rounding has lost its digits: it shows no optimum.
+    lost = lower - objective > tol * lower.abs().clamp_min(1)
+    objective = torch.where(objective.isfinite() & ~lost, objective, torch.inf)
     optimal = _within(tol, lower, objective)
-    status = torch.where(optimal, int(Status.OPTIMAL), _reasons(points, lower)).to(torch.int8)
+    status = torch.where(optimal, int(Status.OPTIMAL), _reasons(points, lower, lost)).to(torch.int8)
     if rounding == "outward" and not bool(optimal.all()):
         status = _too_wide(exact, dual, objective, tol, status)
     if not implied and points.rays is not None and points.reason is not None:
@@ -234,11 +236,11 @@ def _ordinary(lower: Tensor) -> Tensor:
     return lower.abs() <= torch.finfo(lower.dtype).max / 2
 
 
-def _reasons(points: Points, lower: Tensor) -> Tensor:
+def _reasons(points: Points, lower: Tensor, lost: Tensor) -> Tensor:
     """Why a problem is not OPTIMAL, as far as a solver is believed: a claim that its points do not bear out is none."""
     reason = torch.full_like(points.iterations, int(Status.ITERATION_LIMIT)) if points.reason is None else points.reason
     honest = (reason == Status.ITERATION_LIMIT) | (reason == Status.TIME_LIMIT)
-    return torch.where(honest & _ordinary(lower), reason, int(Status.NUMERICAL))
+    return torch.where(honest & _ordinary(lower) & ~lost, reason, int(Status.NUMERICAL))
 
 
 def _too_wide(problems: Problems, dual: DualPoint, objective: Tensor, tol: float, status: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from optrelax.rounding import peak
 NEAREST = 1000
 """Units of roundoff of the sum of absolute terms by which a bound to nearest may miss a value."""
 CLOSED = [name for name in names() if name not in ("cauchy", "alpha-crown", "triangle", "layerwise")]
+SMOOTH = [name for name in CLOSED if name != "box-round"]  # that one rounds its ends: a staircase has no derivative
 LAYERS = ["alpha-crown", "triangle", "layerwise"]
 
 
@@ -285,7 +286,7 @@ class Attack:
     @torch.no_grad()
     def slack(self, rounding: str) -> Callable[[str, int], np.ndarray | None]:
         """Room of a node's bounds, or the rows' (""): none outward; to nearest `NEAREST` roundings of every op's sum of
-        absolute terms, and as many numbers lost below the normal range."""
+        absolute terms, and as many numbers lost below the normal range, of the values or of rows that meet them."""
         if rounding == "outward":
             return lambda path, i: None
         region, numbers = self.question.region, torch.finfo(self.question.dtype)
@@ -304,12 +305,14 @@ class Attack:
                 change = torch.abs if isinstance(node.op, Activation) else node.op
                 size = change(sizes[0]) + 1
                 found[node.name] = size, change(errors[0]) + NEAREST * numbers.eps * size
+        # Rows pulled back underflow too, and what they lose is multiplied by the values that they come to.
+        below = sum(size.flatten(1).sum(1) for size, _ in found.values()) * NEAREST * numbers.tiny
         paths = {node.path: found[node.inputs[0]][1] for node in self.network.activations}
         output = found[self.network.output][1].flatten(1) @ self.question.rows.abs().double().mT
 
         def room(path: str, i: int) -> np.ndarray:
             error = paths[path][i].flatten() if path else output[i]
-            return error.nan_to_num(math.inf).numpy() + numbers.tiny
+            return (error + below[i]).nan_to_num(math.inf).numpy() + numbers.tiny
 
         return room
 
@@ -354,7 +357,7 @@ class Attack:
         q = self.question
         if q.dtype != torch.float64 or not len(q.region.lower) or not len(q.rows) or not self.sane():
             return
-        name = self.random.choice(CLOSED)
+        name = self.random.choice(SMOOTH)
         parameters = list(q.net.parameters())
         g = torch.Generator().manual_seed(self.number)
         step = [torch.randn(p.shape, generator=g, dtype=p.dtype) for p in parameters]

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import BY_NAME, PLAIN, RELAXATIONS, inputs
+from cases import BY_NAME, PLAIN, RELAXATIONS, NetworkCase, inputs
 from oracles import Affinity, exact, fractions
 from torch import nn
 
@@ -98,12 +98,22 @@ def test_what_overflows_is_no_bound(name, rounding, dtype, overflow):
         assert bool((b.lower < math.inf).all() & (b.upper > -math.inf).all())
 
 
+def windowed() -> nn.Module:
+    """Convolutions with biases between activations, whose rows are windows."""
+    norm, pool = nn.BatchNorm2d(2), nn.AvgPool2d(2, 1)
+    layers = (nn.Conv2d(1, 2, 1), norm, nn.ReLU(), pool, nn.Conv2d(2, 1, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(*layers)
+
+
+WINDOWED = NetworkCase("windows", windowed, (1, 4, 4))
+
+
 @each_relaxation
 @each_rounding
 @pytest.mark.parametrize("max_bytes", [None, 1])
-@pytest.mark.parametrize("net", ["strided conv", "max pool"])
+@pytest.mark.parametrize("net", ["strided conv", "max pool", "windows"])
 def test_empty_batches_and_no_rows_have_bounds_of_their_shape(name, rounding, max_bytes, net):
-    case, relaxation = BY_NAME[net], MAKE[name]().changed(rounding=rounding)
+    case, relaxation = BY_NAME.get(net, WINDOWED), MAKE[name]().changed(rounding=rounding)
     if name in LAYERS and case.max_pool:
         return
     network = case.network()

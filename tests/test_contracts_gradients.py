@@ -201,6 +201,21 @@ def test_box_takes_relu_s_own_gradient_at_a_tie():
     assert slope_at_a_point("box", 0.0) == 0
 
 
+@pytest.mark.parametrize("name", ["crown", "crown-ibp", "deepz"])
+def test_a_weight_of_0_after_a_pool_has_the_derivative_of_the_side_taken(name):
+    """Its row is 0 at the pool: where one entry dominates its window, that entry and nothing else."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 2, 2)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1))
+    net = net.double()
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([0.0, 10.0, 0.0, 0.0]))
+        net[4].weight.zero_()
+    region = ox.LinfBall(torch.rand(1, 2, dtype=torch.float64), 0.01)
+    low = ox.lower_bounds(net, region, torch.eye(1), name)
+    (found,) = torch.autograd.grad(low.sum(), net[4].weight)
+    ends = ox.bounds(net[:4], region, name)
+    assert float(ends.lower.detach()) - 1e-9 <= float(found) <= float(ends.upper.detach()) + 1e-9
+
+
 def test_the_width_of_a_pixel_that_does_not_move_has_a_gradient():
     """At eps = 0 the bound falls with eps all the same, in every domain: -|coefficient| an input."""
     net = nn.Sequential(nn.Linear(3, 2)).double()

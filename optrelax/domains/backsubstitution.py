@@ -341,7 +341,8 @@ def _max_pool(op: Greatest, node: Node, a: Tensor, walk: Rows) -> None:
     assert isinstance(given, Bounds), "pooling takes the bounds of its input"
     windows = op.windows(a.device)
     chosen, dominates, top = choose_entries(op, given, windows)
-    lower_part, upper_part = a.clamp_min(0), a.clamp_max(0)
+    lower_part = a.relu()
+    upper_part = a - lower_part  # a coefficient of 0 is above, as in `relax_step`: clamped twice, it would count twice
     kept = lower_part + upper_part * dominates[:, None]
     batch, k = kept.shape[:2]
     flat: Shape = (math.prod(op.input_shapes[0]),)

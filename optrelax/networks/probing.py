@@ -31,13 +31,13 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool
                 wanted = replica(x.clone())
             except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
                 return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
-            found = graph.values(x)[graph.output]
-            if reason := compare(wanted, found, _scale(graph, x), len(graph.nodes)):
+            probe = Probe(graph, x)
+            if reason := probe.compare(wanted):
                 return f"the captured graph is another function than the module on {name}: {reason}"
             if len(x) > _ALONE:
                 continue
             alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
-            if reason := compare(wanted, alone, _scale(graph, x), len(graph.nodes)):
+            if reason := probe.compare(wanted, alone):
                 return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
     return None
 
@@ -47,7 +47,7 @@ def difference(net: nn.Module, graph: Graph, x: Tensor) -> str | None:
     x = x.to(**kind_of(net))
     with torch.no_grad():
         wanted = net(x.clone())
-    reason = compare(wanted, graph.values(x)[graph.output], _scale(graph, x), len(graph.nodes))
+    reason = Probe(graph, x).compare(wanted)
     return reason and f"the captured graph is another function than the module on the data: {reason}"
 
 
@@ -71,24 +71,37 @@ def _probes(example: Tensor, every_size: bool) -> Iterator[tuple[str, Tensor]]:
     yield "corner cases (zeros, ones, -1, 100, random in the hundreds)", torch.stack(corners).to(example)
 
 
-def _scale(graph: Graph, x: Tensor) -> float:
-    """Greatest size of any value on the way, infinite and NaN ones aside."""
-    sizes = [v.abs().nan_to_num(0.0, 0.0, 0.0).amax() for v in graph.values(x).values() if v.numel()]
-    return float(torch.stack(sizes).amax()) if sizes else 0.0
+class Probe:
+    """What a graph makes of one input, and how near to it the module's outputs have to be."""
 
+    def __init__(self, graph: Graph, x: Tensor) -> None:
+        values = graph.values(x)
+        self.output = values[graph.output]
+        sizes = [v.abs() for v in values.values() if v.numel()]
+        flat = [v.reshape(len(x), -1).amax(1) for v in sizes]
+        greatest = torch.stack(flat).amax(0) if flat else x.new_zeros(len(x))
+        self.ordinary = greatest.isfinite()
+        """Which examples overflow nowhere: where one does, the order of its sums decides what comes out."""
+        finite = greatest[self.ordinary]
+        scale = float(finite.amax()) if finite.numel() else 0.0
+        # Sums of many terms in another order, a layer: some hundred units in the last place of the greatest value.
+        numbers = torch.finfo(self.output.dtype)
+        self.slack = 256.0 * numbers.eps * (len(graph.nodes) + 1) * max(scale, float(numbers.tiny))
 
-def compare(wanted: object, found: Tensor, scale: float, nodes: int) -> str | None:
-    """What is unlike between the outputs of module and network; None where they agree to the rounding of the nodes."""
-    if not isinstance(wanted, Tensor):
-        return f"the module returns {type(wanted).__name__}, no tensor"
-    if wanted.shape != found.shape:
-        return f"the module gives shape {tuple(wanted.shape)}, the graph {tuple(found.shape)}"
-    if wanted.dtype != found.dtype:
-        return f"the module gives {wanted.dtype}, the graph {found.dtype}"
-    # Sums of many terms in another order, a layer: some hundred units in the last place of the greatest value.
-    slack = 256.0 * torch.finfo(found.dtype).eps * (nodes + 1) * max(scale, float(torch.finfo(found.dtype).tiny))
-    same = (wanted == found) | (wanted.isnan() & found.isnan()) | ((wanted - found).abs() <= slack)
-    if bool(same.all()):
-        return None
-    at = (~same).nonzero()[0].tolist()
-    return f"{float(wanted[tuple(at)]):.9g} by the module, {float(found[tuple(at)]):.9g} by the graph, at {at}"
+    def compare(self, wanted: object, found: Tensor | None = None) -> str | None:
+        """What is unlike between the module's output and the graph's (or `found`); None where they agree to rounding."""
+        given = self.output if found is None else found
+        if not isinstance(wanted, Tensor):
+            return f"the module returns {type(wanted).__name__}, no tensor"
+        if wanted.shape != given.shape:
+            return f"the module gives shape {tuple(wanted.shape)}, the graph {tuple(given.shape)}"
+        if wanted.dtype != given.dtype:
+            return f"the module gives {wanted.dtype}, the graph {given.dtype}"
+        same = (wanted == given) | (wanted.isnan() & given.isnan()) | ((wanted - given).abs() <= self.slack)
+        lost = ~(wanted.isfinite() & given.isfinite())
+        same |= lost & ~self.ordinary.reshape(-1, *[1] * (same.dim() - 1))
+        if bool(same.all()):
+            return None
+        at = (~same).nonzero()[0].tolist()
+        one, other = "by the module", "by the graph" if found is None else "alone"
+        return f"{float(wanted[tuple(at)]):.9g} {one}, {float(given[tuple(at)]):.9g} {other}, at {at}"

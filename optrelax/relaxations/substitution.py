@@ -201,7 +201,7 @@ class Substitution(Relaxation):
         room: float,
     ) -> Tensor:
         """Back-substitution; with a finite room in chunks of rows, computed again in the backward pass."""
-        plan = frames.plan_rows(network, target)
+        plan = frames.plan_rows(network, target) if region.shape[0] else None
 
         def part(chunk: Tensor) -> Tensor:
             return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude, plan=plan)
@@ -218,7 +218,7 @@ class Substitution(Relaxation):
         room: float,
     ) -> Tensor:
         """Both bounds of every row by parallel lines, [2, batch, k]."""
-        plan = frames.plan_rows(network, target)
+        plan = frames.plan_rows(network, target) if region.shape[0] else None
 
         def part(chunk: Tensor) -> Tensor:
             return torch.stack(backsubstitution.substitute_both(network, target, chunk, region, lines, plan=plan))

@@ -309,7 +309,7 @@ class _Hybrid(Substitution):
                 before = exact[source].bounds
             else:
                 shape = network.shape_of(source)
-                plan = frames.plan(network, source)
+                plan = frames.plan(network, source) if region.shape[0] else None
                 if plan is None:
                     eye = identity_rows(shape, region.lower)
                     low, high = self._ranges(network, source, eye, region, maps, budget.rows)

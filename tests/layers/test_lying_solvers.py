@@ -272,6 +272,20 @@ def test_bounds_that_are_no_numbers_say_nothing(solver, rounding):
     torch.testing.assert_close(spoilt.lower[1], good.lower[1], rtol=0, atol=1e-9)
 
 
+def test_a_primal_point_whose_value_has_lost_its_digits_shows_no_optimum():
+    """The row's parts cancel: its value is 3 whatever the input, and 1e20 + 2 - 1e20 + 1 where it is added up."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        for layer, weight, bias in ((net[0], [[1e20]], [0.0]), (net[2], [[1.0], [-1.0]], [2.0, 1.0])):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.copy_(torch.tensor(bias))
+    region = ox.LinfBall(torch.ones(1, 1, dtype=torch.float64), 0.5)
+    found = Triangle().solve(net, region, torch.ones(1, 2))
+    assert float(found.lower) == 3
+    assert float(found.gap) == torch.inf
+    assert Status(int(found.status)) == Status.NUMERICAL
+
+
 def test_a_warm_start_keeps_the_multipliers_of_given_bounds(monkeypatch):
     name = NAMES[0]
     q = question(name)

@@ -499,6 +499,17 @@ def test_a_network_is_immutable():
         network.nodes[0].name = "other"  # type: ignore[misc]
 
 
+def test_values_that_overflow_are_compared_nowhere():
+    """Infinite or no number by the order of its sums, which differs between an example alone and a batch."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 2, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1), nn.Flatten(), nn.Linear(9, 1))
+    with torch.no_grad():
+        for layer, size in ((net[0], 1e17), (net[2], 1e32), (net[4], 1e37)):
+            for p in layer.parameters():
+                p.copy_(size * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    low = ox.bounds(net, ox.LinfBall(torch.zeros(1, 2, 4, 4), 1.0), "box").lower
+    assert float(low) == -torch.inf
+
+
 # --- threads -------------------------------------------------------------------------------------------------------
 
 
