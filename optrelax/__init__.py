@@ -10,7 +10,7 @@ from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activation_checks import check_activation
 from optrelax.networks.activations import Activation, Hull, PiecewiseLinear
-from optrelax.networks.capturing import Report, capture, check
+from optrelax.networks.capturing import Report, capture, check, on_batch
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
 from optrelax.regions import InputBox, LinfBall
@@ -154,6 +154,7 @@ __all__ = [
     "measure_series",
     "measure_tightness",
     "models",
+    "on_batch",
     "preactivation_bounds",
     "read_property",
     "register_activation",

@@ -75,6 +75,7 @@ def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
         network.require_eval()
     else:
         network, batch = capture(net, region.shape[1:]), region.shape[:1]
+        network.require_statistics()
     network.require_weights(region.device, region.dtype)
     return network, region.reshape(-1, *network.input_shape), batch
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.graph import HALF, MODES, Graph, Network
+from optrelax.networks.graph import HALF, MODES, Graph, Network, Statistics, normalises_by_batch
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
 from optrelax.networks.snapshots import Snapshot
@@ -80,6 +80,21 @@ def check(net: nn.Module | Network, input_shape: Sequence[int] | None = None) ->
     except UnsupportedOpError as error:
         return Report(False, error.problems)
     return Report(True, ())
+
+
+def on_batch(net: nn.Module | Network, x: Tensor, statistics: Statistics = "batch") -> tuple[Network, Tensor]:
+    """A network as the map that it is for one batch of training, and its outputs there.
+
+    Batch norms in training mode normalise by a batch. Here they become affine maps: their statistics are those of the
+    clean images x [batch, *input_shape], computed by one forward pass, differentiated through, and the same in every
+    bound, attack and LP of the network returned. The running statistics move once, as the module itself would move
+    them. statistics="population": the running ones, after this batch, instead: constants, those of evaluation.
+    A network without such batch norms comes back as it is.
+    Raises UnsupportedOpError as `capture`, ValueError for a batch of one value a channel.  Source: Shi et al. 2021.
+
+    Example: `network, logits = ox.on_batch(net, x); ox.lower_bounds(network, region, spec, "crown-ibp")`.
+    """
+    return capture(net, tuple(x.shape[1:])).on_batch(x, statistics)
 
 
 def unwrap(net: Any) -> Any:
@@ -162,7 +177,7 @@ def _module_problems(net: nn.Module) -> list[Problem]:
     """What is wrong with the modules whatever their graph: modes, hooks, types."""
     problems = []
     for path, m in net.named_modules():
-        if isinstance(m, MODES) and m.training:
+        if isinstance(m, MODES) and m.training and not normalises_by_batch(m):
             problems.append(Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()"))
         hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
         if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):

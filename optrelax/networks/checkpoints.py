@@ -73,6 +73,7 @@ def save(
     that is not JSON, OSError where the file cannot be written.
     """
     network = net if isinstance(net, Network) else capture(net, input_shape)
+    network.require_statistics()
     if is_onnx(path):
         if extra:
             raise ValueError("save: an ONNX file keeps no extra facts; store them in a safetensors file")

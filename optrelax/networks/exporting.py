@@ -29,8 +29,10 @@ from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
 from optrelax.networks.batches import two_sizes, unify
+from optrelax.networks.graph import normalises_by_batch
 from optrelax.networks.ops import Shape, Source
 from optrelax.networks.registry import Rule, function_rule, module_rule, plain_functions
+from optrelax.networks.rules.layers import batch_norm_in_training
 
 BATCH_SIZE = 3  # of the example input; no number that the graph may depend on
 _TORCH = os.path.dirname(torch.__file__)
@@ -237,16 +239,24 @@ def _kept_functions(net: nn.Module) -> Iterator[None]:
 
 def _keep_leaves(replica: Replica) -> None:
     for module in list(replica.module.modules()):
-        rule, original = module_rule(module), replica.originals.get(id(module))
+        rule, original, run = module_rule(module), replica.originals.get(id(module)), module.forward
+        if rule is None and normalises_by_batch(module):
+            rule, run = batch_norm_in_training, functools.partial(_normalised, module)
         if rule is None or original is None:
             continue
-        run, name, proxy = module.forward, type(module).__name__, weakref.proxy(original)
+        name, proxy = type(module).__name__, weakref.proxy(original)
 
         def forward(*args: Any, _call: Any = (rule, name, proxy, run), **kwargs: Any) -> Any:
             rule, name, proxy, run = _call
             return _call_leaf(rule, name, proxy, run, args, kwargs)
 
         module.forward = forward
+
+
+def _normalised(norm: Any, x: Tensor) -> Tensor:
+    """A value such as a batch norm gives; nothing of the module changes."""
+    norm._check_input_dim(x)
+    return x.clone()
 
 
 # --- export -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Affine, Linear, Shape
+from optrelax.networks.ops import Affine, BatchNorm, BatchNormInTraining, Linear, Shape
 
 if TYPE_CHECKING:
     from optrelax.networks.snapshots import Snapshot
@@ -24,6 +24,17 @@ Op = Affine | Activation | Greatest
 HALF = (torch.float16, torch.bfloat16)
 # Modules that are another function (of the batch, or random) in training mode.
 MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+Statistics = Literal["batch", "population"]
+Measured = Mapping[str, tuple[Tensor, Tensor]]  # mean and variance of a batch norm's values, by node
+IN_TRAINING = "is in training mode; call .eval(), or bound optrelax.on_batch(net, x) with the statistics of a batch"
+
+
+def normalises_by_batch(module: nn.Module) -> bool:
+    """Whether a module is a batch norm of torch's own in training mode: affine once a batch is known."""
+    norms = nn.modules.batchnorm
+    known = isinstance(module, norms._BatchNorm) and not isinstance(module, norms._LazyNormBase)
+    own = "forward" not in vars(module) and type(module).forward is norms._BatchNorm.forward
+    return known and own and module.training
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,29 @@ class Graph:
         return self._lowered if any(isinstance(node.op, Greatest) for node in self.nodes) else self
 
     @cached_property
+    def in_training(self) -> Mapping[str, BatchNormInTraining]:
+        """The batch norms that want the statistics of a batch, by node."""
+        return {node.name: node.op for node in self.nodes if isinstance(node.op, BatchNormInTraining)}
+
+    def with_ops(self, ops: Mapping[str, Op]) -> Graph:
+        """The same nodes, some with other ops of the same shapes."""
+        nodes = tuple(replace(node, op=ops[node.name]) if node.name in ops else node for node in self.nodes)
+        found = Graph(nodes, self.output, self.input_shape)
+        if self.lowered is not self:
+            found.__dict__["_lowered"] = self.lowered.with_ops(ops)
+        return found
+
+    def at_statistics(self, measured: Measured) -> Graph:
+        """With given statistics for the batch norms in training mode."""
+        return self.with_ops(
+            {n: op.at(*(partial(_same, t) for t in measured[n])) for n, op in self.in_training.items()}
+        )
+
+    def at_population(self) -> Graph:
+        """With the running statistics for the batch norms in training mode."""
+        return self.with_ops({name: op.at_population() for name, op in self.in_training.items()})
+
+    @cached_property
     def _lowered(self) -> Graph:
         nodes: list[Node] = []
         for node in self.nodes:
@@ -142,9 +176,23 @@ class Graph:
         """The value of every node, the input included."""
         values = {self.input: x}
         for node in self.nodes:
-            inputs = [values[name] for name in node.inputs]
-            values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else node.op(*inputs)
+            values[node.name] = _value(node.op, [values[name] for name in node.inputs])
         return values
+
+    def clean_pass(self, x: Tensor) -> tuple[Measured, Tensor]:
+        """Mean and variance at every batch norm in training mode, by node, and the output, of one batch."""
+        values, measured = {self.input: x}, {}
+        for node in self.nodes:
+            op, inputs = node.op, [values[name] for name in node.inputs]
+            if isinstance(op, BatchNormInTraining):
+                mean, variance = measured[node.name] = op.measured(inputs[0])
+                op = op.at(partial(_same, mean), partial(_same, variance))
+            values[node.name] = _value(op, inputs)
+        return measured, values[self.output]
+
+
+def _value(op: Op, inputs: list[Tensor]) -> Tensor:
+    return op.apply(*inputs) if isinstance(op, Affine) else op(*inputs)
 
 
 class Network(nn.Module):
@@ -173,6 +221,8 @@ class Network(nn.Module):
         self.training = module.training
         state = self.__dict__
         state["_graph"], state["_recapture"] = graph, recapture
+        self.statistics: Statistics | None = None
+        """Whose statistics the batch norms take that are in training mode; None where there are none."""
 
     @property
     def graph(self) -> Graph:
@@ -195,7 +245,7 @@ class Network(nn.Module):
     def lowered(self) -> Network:
         """The same network with maxima composed of ReLUs, which is what an LP takes: max(a, b) = b + relu(a - b)."""
         found = self.graph.lowered
-        return self if found is self.graph else Network(self.module, found)
+        return self if found is self.graph else self._with(found, self.statistics)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.graph.nodes)
@@ -216,9 +266,55 @@ class Network(nn.Module):
         return self.graph.values(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output: [batch, *input_shape] -> [batch, *output_shape]."""
+        """The output: [batch, *input_shape] -> [batch, *output_shape].
+
+        Batch norms in training mode normalise by the batch and move their running statistics, as in the module.
+        """
         self.require_current()
+        if self.graph.in_training:
+            return self.on_batch(x)[1]
         return self.graph.values(x)[self.graph.output]
+
+    def on_batch(self, x: Tensor, statistics: Statistics = "batch") -> tuple[Network, Tensor]:
+        """See `optrelax.on_batch`."""
+        if statistics not in ("batch", "population"):
+            raise ValueError(f"on_batch: statistics must be 'batch' or 'population', got {statistics!r}")
+        self.require_current()
+        graph = self.graph
+        if not graph.in_training:
+            return self, graph.values(x)[graph.output]
+        self.require_weights(x.device, x.dtype)
+        if statistics == "population":
+            self.measured(x)
+            found = self.at_population()
+            return found, found.graph.values(x)[graph.output]
+        measured, output = self._measured(x)
+        return self.at_statistics(measured), output
+
+    def measured(self, x: Tensor) -> Measured:
+        """Statistics of one batch at every batch norm in training mode, by node; the running ones move."""
+        self.require_current()
+        return self._measured(x)[0]
+
+    def _measured(self, x: Tensor) -> tuple[Measured, Tensor]:
+        measured, output = self.graph.clean_pass(x)
+        for name, (mean, variance) in measured.items():
+            op = self.graph.in_training[name]
+            op.update(mean, variance, x.shape[0] * math.prod(op.shape[1:]))
+        return measured, output
+
+    def at_statistics(self, measured: Measured) -> Network:
+        """This network with given mean and variance for each of its batch norms in training mode, by node."""
+        return self._with(self.graph.at_statistics(measured), "batch")
+
+    def at_population(self) -> Network:
+        """This network with the running statistics for its batch norms in training mode."""
+        return self._with(self.graph.at_population(), "population")
+
+    def _with(self, graph: Graph, statistics: Statistics | None) -> Network:
+        found = Network(self.module, graph)
+        found.__dict__["statistics"] = statistics
+        return found
 
     def require_current(self) -> None:
         """Capture the module again where it has changed since; ValueError where that gives other nodes.
@@ -264,9 +360,10 @@ class Network(nn.Module):
         return _unpickled(module, self.input_shape)
 
     def require_eval(self) -> None:
-        """UnsupportedOpError if a captured batch norm or dropout has been put in training mode since."""
+        """UnsupportedOpError for batch norms that want a batch, and where one or a dropout trains since the capture."""
         self.require_current()
-        if self._recapture and self.graph.snapshot is not None:
+        self.require_statistics()
+        if self.statistics is not None or (self._recapture and self.graph.snapshot is not None):
             return  # the mode is that of the capture
         problems = [
             Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()")
@@ -275,6 +372,16 @@ class Network(nn.Module):
         ]
         if problems:
             raise UnsupportedOpError(problems)
+
+    def require_statistics(self) -> None:
+        """UnsupportedOpError where batch norms are in training mode and no batch is given."""
+        if waiting := self.graph.in_training:
+            raise UnsupportedOpError(
+                [
+                    Problem(self.graph[name].path, op.layer.__class__.__name__, IN_TRAINING)
+                    for name, op in waiting.items()
+                ]
+            )
 
     def require_weights(self, device: torch.device, dtype: torch.dtype) -> None:
         """ValueError unless every parameter and buffer lives on `device` and is exact in `dtype`, the region's."""
@@ -309,5 +416,10 @@ def _unpickled(module: nn.Module, input_shape: Shape) -> Network:
 
 
 def _outline(node: Node) -> tuple[Any, ...]:
-    """What others know of a node."""
-    return node.name, node.path, type(node.op), node.inputs, node.shape
+    """What others know of a node; a batch norm is one in either mode."""
+    kind = BatchNorm if isinstance(node.op, BatchNorm) else type(node.op)
+    return node.name, node.path, kind, node.inputs, node.shape
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

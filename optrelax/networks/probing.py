@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.networks.exporting import replicate
-from optrelax.networks.graph import Graph
+from optrelax.networks.graph import Graph, normalises_by_batch
 
 _SIZES = (1, 4)  # two sizes of the batch
+_TRAINING_SIZES = (4, 7)
 _MORE_SIZES = (2, 3, 7, 32, 100, 1000)  # where nothing else shows that the size decides nothing
 _ALONE = 8  # examples that are also given one by one
 _MOST = 2**22  # numbers of one probe
@@ -25,20 +26,50 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool
     generator of their own.  every_size: more sizes of the batch.
     """
     replica = replicate(net, share=False).module
+    norms = [m for m in replica.modules() if normalises_by_batch(m)]
     with torch.inference_mode(False), torch.no_grad():
-        for name, x in _probes(example, every_size):
-            try:
-                wanted = replica(x.clone())
-            except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
-                return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
-            probe = Probe(graph, x)
-            if reason := probe.compare(wanted):
-                return f"the captured graph is another function than the module on {name}: {reason}"
-            if len(x) > _ALONE:
-                continue
-            alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
-            if reason := probe.compare(wanted, alone):
-                return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
+        if not norms:
+            return _fixed_disagreement(replica, graph, example, every_size)
+        if all(m.running_mean is not None for m in norms):
+            # The same map with other statistics, and a fixed function.
+            for m in norms:
+                m.eval()
+            if reason := _fixed_disagreement(replica, graph.at_population(), example, every_size):
+                return reason
+            for m in norms:
+                m.train()
+        return _batch_disagreement(replica, graph, example)
+
+
+def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every_size: bool) -> str | None:
+    for name, x in _probes(example, every_size):
+        try:
+            wanted = replica(x.clone())
+        except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
+            return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
+        probe = Probe(graph, x)
+        if reason := probe.compare(wanted):
+            return f"the captured graph is another function than the module on {name}: {reason}"
+        if len(x) > _ALONE:
+            continue
+        alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
+        if reason := probe.compare(wanted, alone):
+            return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
+    return None
+
+
+def _batch_disagreement(replica: nn.Module, graph: Graph, example: Tensor) -> str | None:
+    """How the outputs differ where batch norms take the statistics of the batch."""
+    generator = torch.Generator().manual_seed(_SEED)
+    for size in _TRAINING_SIZES:
+        x = torch.randn(size, *example.shape[1:], generator=generator, dtype=torch.float64).to(example)
+        measured, _ = graph.clean_pass(x)
+        probe = Probe(graph.at_statistics(measured), x)
+        for name, (mean, variance) in measured.items():
+            # What x - mean cancels, it loses.
+            probe.slack *= 1 + float((mean.abs() / (variance + graph.in_training[name].eps).sqrt()).amax())
+        if reason := probe.compare(replica(x.clone())):
+            return f"the captured graph is another function than the module on a batch of {size} in training: {reason}"
     return None
 
 
@@ -89,7 +120,7 @@ class Probe:
         self.slack = 256.0 * numbers.eps * (len(graph.nodes) + 1) * max(scale, float(numbers.tiny))
 
     def compare(self, wanted: object, found: Tensor | None = None) -> str | None:
-        """What is unlike between the module's output and the graph's (or `found`); None where they agree to rounding."""
+        """What is unlike in the module's output and the graph's (or `found`); None where they agree to rounding."""
         given = self.output if found is None else found
         if not isinstance(wanted, Tensor):
             return f"the module returns {type(wanted).__name__}, no tensor"

@@ -17,7 +17,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
-from optrelax.training.losses import LossTerms
+from optrelax.training.losses import LossTerms, clean_images
 
 __all__ = ["IntervalRegularised", "initialise"]
 
@@ -31,7 +31,9 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
     network = net if isinstance(net, Network) else capture(net, input_shape)
     found: dict[int, Tensor] = {}
     for node in network:
-        source = node.op.tensors().get("weight") if isinstance(node.op, Affine) else None
+        # A batch norm's weight scales what the products have made.
+        product = isinstance(node.op, Affine) and not node.op.diagonal
+        source = node.op.tensors().get("weight") if product else None
         if source is not None:
             weight = source()
             found[id(weight)] = weight
@@ -87,6 +89,8 @@ class IntervalRegularised:
     ) -> LossTerms:
         """The terms of the loss inside, the regularisers in `total` and `penalty`."""
         network = net if isinstance(net, Network) else capture(net, region.shape[1:])
+        if network.graph.in_training:
+            network, _ = network.on_batch(clean_images(region, x))
         terms: LossTerms = self.loss(network, region, labels, x, generator=generator, **options)
         weight = self.weight * (1 - self.share(region))
         if weight <= 0:

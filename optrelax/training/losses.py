@@ -121,6 +121,13 @@ class Loss(Protocol):
         """The terms of the loss for one batch."""
 
 
+def clean_images(region: InputBox, x: Tensor | None) -> Tensor:
+    """The images of a loss's call: by default those of a ball, the centres of another region."""
+    if x is not None:
+        return x
+    return region.x if isinstance(region, LinfBall) else region.center
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightedLoss:
     """kappa * natural + (1 - kappa) * robust + l1 * sum |weights|; subclasses give the robust part."""
@@ -165,16 +172,18 @@ class WeightedLoss:
         index: Tensor | None = None,
     ) -> LossTerms:
         network = net if isinstance(net, Network) else capture(net, region.shape[1:])
-        if x is None:
-            x = region.x if isinstance(region, LinfBall) else region.center
+        x = clean_images(region, x)
         if labels.shape != x.shape[:1]:
             raise ValueError(
                 f"{type(self).__name__}: labels must be [{x.shape[0]}], one an image, got {tuple(labels.shape)}"
             )
         rows = label_rows(labels, network.output_shape, "train").to(region.lower)  # checks the labels too
+        passed = None
+        if network.graph.in_training:
+            network, passed = network.on_batch(x)
         # A part without weight is reported, where it is cheap, and never in the graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kappa > 0):
-            logits = network(x).flatten(1)
+            logits = (network(x) if passed is None else passed if self.kappa > 0 else passed.detach()).flatten(1)
             natural = F.cross_entropy(logits, labels)
         total, robust = self.kappa * natural, None
         if self.kappa < 1:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from optrelax.networks.graph import Statistics
 from optrelax.training.losses import Loss
 from optrelax.training.schedules import ConstantSchedule, Schedule, Stages
 
@@ -23,6 +24,8 @@ class Training:
     lr: learning rate.  batch: images a step; the last step of an epoch takes what is left.
     pieces: every batch is worked on in so many pieces, one at a time, whose gradients add up to the batch's: less
     memory; several processes share the pieces.
+    statistics: of batch norms in training mode, see `optrelax.on_batch`: those of each whole "batch", whatever its
+    pieces and processes, or of the "population", the running ones. In eval mode they stand still.
     seed: of the order of the images and of the losses' random numbers; the initial weights are the network's own.
     """
 
@@ -36,6 +39,7 @@ class Training:
     batch: int = 100
     pieces: int = 1
     clip: tuple[float, float] | None = (0.0, 1.0)
+    statistics: Statistics = "batch"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +48,8 @@ class Training:
                 raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
         if self.pieces > self.batch:
             raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")
+        if self.statistics not in ("batch", "population"):
+            raise ValueError(f"Training: statistics must be 'batch' or 'population', got {self.statistics!r}")
         if self.seed < 0:
             raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
         for name in self._moving():

@@ -84,6 +84,11 @@ class _Smoothed:
         if self.sigma == 0:
             found: LossTerms = self.loss(network, *arguments, **options)
             return found
+        if network.graph.in_training or network.statistics == "batch":
+            raise ValueError(
+                f"{type(self).__name__}: the statistics of a batch would move with the weights; train with "
+                'statistics="population", or with the batch norms in eval mode'
+            )
         called = _Called(network, self.loss, arguments, options)
         gradients, terms = self._estimate(called, weights, generator)
         first = terms[0]

@@ -32,6 +32,7 @@ from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
 from optrelax.training.processes import Processes
 from optrelax.training.runs import RunFolder, State, record
 from optrelax.training.settings import Training
+from optrelax.training.statistics import clean_pass
 
 __all__ = ["EpochMetrics", "Training", "TrainingError", "TrainingProgress", "TrainingResult", "train"]
 
@@ -101,7 +102,8 @@ def train(
     samples = gather(data)
     images, labels = samples.x, samples.labels
     network = net if isinstance(net, Network) else capture(net, images.shape[1:])
-    network.require_eval()
+    if not network.graph.in_training:
+        network.require_eval()
     kept = None if folder is None else RunFolder(Path(folder))
     run = _TrainingRun(network, images, labels, training, kept, checkpoint_every, keep_every)
     facts, state = dict(facts or {}), State()
@@ -160,6 +162,8 @@ class _TrainingRun:
                 f"{training.pieces}"
             )
         self.memory: Any = None
+        self.batch = network
+        """The network of the step: with the statistics of its batch, where batch norms take them."""
 
     def restore(self, facts: Mapping[str, Any]) -> State:
         """Take up the stored state."""
@@ -173,7 +177,7 @@ class _TrainingRun:
                 self.memory.load_state_dict(state.memory)
         if state.epochs and not state.steps and first and self.kept.stored_epochs() != state.epochs:
             # Interrupted between the state and the network.
-            self.kept.save_network(self.network, state.epochs, facts)
+            self.kept.save_network(self._evaluated(), state.epochs, facts)
         self.processes.wait()
         return state
 
@@ -184,6 +188,10 @@ class _TrainingRun:
         state = State(epochs, steps, seconds, sums, memory)
         self.kept.save_state(self.network.module, self.optimizer, state)
         self.stored = time.monotonic()
+
+    def _evaluated(self) -> Network:
+        """The network as evaluation takes it: batch norms by their running statistics."""
+        return self.network.at_population() if self.network.graph.in_training else self.network
 
     def _total(self, meter: Meter) -> Tensor:
         """The sums of a meter over all processes."""
@@ -220,10 +228,10 @@ class _TrainingRun:
             if self.kept is not None and self.processes.rank == 0:
                 # Before the state: a run killed in between takes the epoch, and writes the same file, again.
                 if self.keep_every is not None and (epoch + 1) % self.keep_every == 0:
-                    self.kept.keep_network(self.network, epoch + 1, facts)
+                    self.kept.keep_network(self._evaluated(), epoch + 1, facts)
                 self.kept.append(asdict(metrics))
                 self.store(epoch + 1)
-                self.kept.save_network(self.network, epoch + 1, facts)
+                self.kept.save_network(self._evaluated(), epoch + 1, facts)
             self.processes.wait()
             yield metrics
 
@@ -264,6 +272,7 @@ class _TrainingRun:
         like = next(iter(self.parameters.values()))
         fault: str | None = None
         broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device), index[:1])
+        self.batch, statistics = clean_pass(self.network, self.images, index, self.training.statistics)
         for place, piece in self.processes.mine(index.tensor_split(self.training.pieces)):
             if not len(piece):
                 continue
@@ -284,6 +293,9 @@ class _TrainingRun:
                 broken, fault = (x, labels, piece), loss_fault(terms)
                 fault = fault or gradient_fault(self.parameters)
             meter.add(terms, labels)
+        if fault is None and statistics.leaves:
+            statistics.backward()
+            fault = gradient_fault(self.parameters)
         if self.processes.count > 1:
             due, broke = self._add_up(due and self.processes.rank == 0, fault is not None)
             if broke and fault is None:
@@ -310,7 +322,7 @@ class _TrainingRun:
         loss = self.training.loss_at(epoch + step / self.steps)
         draws = _generator(self.training.seed, 1, epoch, step, *((place,) if place else ()))
         known = {"memory": self.memory, "index": index} if self._remember(loss) else {}
-        terms: LossTerms = loss(self.network, region, labels, x, generator=draws, **known)
+        terms: LossTerms = loss(self.batch, region, labels, x, generator=draws, **known)
         return terms
 
     def _failure(
@@ -326,12 +338,12 @@ class _TrainingRun:
         """The error, the batch stored; bounded: look for what broke first in the bounds too, which may raise again."""
         x, labels, index = batch
         loss = self.training.loss_at(epoch + step / self.steps)
-        first = origin(self.network, LinfBall(x, eps, self.training.clip), x, loss if bounded else None)
+        first = origin(self.batch, LinfBall(x, eps, self.training.clip), x, loss if bounded else None)
         relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
         facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": record(loss), "fault": fault, "first": first}
         where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"
         stored = "pass a folder to keep the batch"
         if kept is not None:
             held = {"images": x, "labels": labels, "index": index}
-            stored = f"the batch is in {kept.save_failure(self.network, held, facts)}"
+            stored = f"the batch is in {kept.save_failure(self._evaluated(), held, facts)}"
         return TrainingError(f"train: {fault}{', ' + first if first else ''} at {where}; {stored}", epoch + 1, step + 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lp_networks import answer, before, layerwise_answer, optimum, question
 from test_exported import branched, contradictory
+from torch import nn
 
 import optrelax as ox
 from optrelax.layers import PDHG, DualAscent, Highs, Layerwise, Solution, Status, Triangle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from optrelax.networks.calls import Call, Op, Refused
-from optrelax.networks.ops import BatchNorm, Linear
+from optrelax.networks.ops import BatchNorm, BatchNormInTraining, Linear
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
@@ -29,6 +29,11 @@ def batch_norm(call: Call) -> Op:
     if call["training"]:
         raise Refused("is in training mode; call .eval()")
     return BatchNorm(call.shape(), call["eps"], mean, variance, call.constant(1), call.constant(2))
+
+
+def batch_norm_in_training(call: Call) -> Op:
+    """A module of torch's own whose statistics are those of each batch."""
+    return BatchNormInTraining(call.only(0).shape, call.module)
 
 
 @rule(aten.instance_norm)
