@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.graph import HALF, MODES, Graph, Network, Statistics, normalises_by_batch
+from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, Statistics, normalises_by_batch
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
 from optrelax.networks.snapshots import Snapshot
@@ -177,8 +177,9 @@ def _module_problems(net: nn.Module) -> list[Problem]:
     """What is wrong with the modules whatever their graph: modes, hooks, types."""
     problems = []
     for path, m in net.named_modules():
-        if isinstance(m, MODES) and m.training and not normalises_by_batch(m):
-            problems.append(Problem(path or "(root)", type(m).__name__, "is in training mode; call .eval()"))
+        if isinstance(m, MODES) and m.training:
+            reason = IN_TRAINING if normalises_by_batch(m) else "is in training mode; call .eval()"
+            problems.append(Problem(path or "(root)", type(m).__name__, reason))
         hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
         if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):
             problems.append(Problem(path or "(root)", type(m).__name__, _HOOKED))
@@ -187,4 +188,5 @@ def _module_problems(net: nn.Module) -> list[Problem]:
             problems.append(Problem(name, str(tensor.dtype), "bounds want float32 or float64; call .float()"))
         elif tensor.is_complex():
             problems.append(Problem(name, str(tensor.dtype), "complex numbers have no order to bound them in"))
-    return problems
+    # Alone they can be captured, and wait for a batch.
+    return [] if all(p.reason == IN_TRAINING for p in problems) else problems
