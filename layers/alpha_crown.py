@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
+from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.network_lp import shared
 from optrelax.layers.problems import (
@@ -24,7 +25,7 @@ from optrelax.layers.problems import (
 )
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import (
     Crown,
     Preactivation,
@@ -71,37 +72,37 @@ class AlphaCrown(Relaxation):
             raise ValueError(f"AlphaCrown: preactivation={name_of(source)} is an estimate, not a bound")
         object.__setattr__(self, "preactivation", source)
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         """Bounds whose slopes make the sum of all widths small."""
         return shared(network, self._bounded(network.lowered, region, None)[0])
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         found = self._bounded(network.lowered, region, rows)[1]
         assert found is not None
         return found
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         return bytes_needed(self.preactivation, network, region, 0) + region.shape[0] * self._each(network, region, k)
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         rows = self._neuron_rows(network) + k
-        slopes = region.lower.element_size() * rows * memory.hidden_entries(network)
+        slopes = region.dtype.itemsize * rows * memory.hidden_entries(network)
         first = least_bytes(self.preactivation, network, region, 0)
         return first + region.shape[0] * slopes + self._each(network, region, k)
 
-    def _each(self, network: Network, region: InputBox, k: int) -> int:
+    def _each(self, network: Network, region: Region, k: int) -> int:
         """Bytes of one example: slopes, lines and coefficients of every row, kept for the gradient by the slopes."""
         hidden = memory.hidden_entries(network)
         rows = self._neuron_rows(network) + k
-        return 12 * region.lower.element_size() * rows * (hidden + math.prod(network.input_shape))
+        return 12 * region.dtype.itemsize * rows * (hidden + math.prod(network.input_shape))
 
     def _neuron_rows(self, network: Network) -> int:
         """Rows of the neurons whose bounds are optimised, as if all crossed."""
         return sum(2 * math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
 
-    def _bounded(self, network: Network, region: InputBox, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
+    def _bounded(self, network: Network, region: Region, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
         region = self.prepare(region)
         batch = region.shape[0]
@@ -119,7 +120,7 @@ class AlphaCrown(Relaxation):
         return found
 
     def _piece(
-        self, network: Network, room: float, region: InputBox, rows: Tensor | None
+        self, network: Network, room: float, region: Region, rows: Tensor | None
     ) -> tuple[Preactivation, Tensor | None]:
         """Slopes found once; bounds whose graph is made in the backward pass."""
         with torch.no_grad():
@@ -132,7 +133,7 @@ class AlphaCrown(Relaxation):
         found: tuple[Preactivation, Tensor | None] = memory.recomputed(network, evaluate)()
         return found
 
-    def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
+    def _given(self, network: Network, region: Region, room: float) -> Preactivation:
         source = limited(with_rounding(self.preactivation, self.rounding), room)
         return source.preactivation_bounds(network, region)
 
@@ -140,19 +141,20 @@ class AlphaCrown(Relaxation):
 class _Search:
     """The variables of one batch: mixing weights for every target with crossing neurons before it."""
 
-    def __init__(self, network: Network, region: InputBox, given: Preactivation, rows: Tensor | None) -> None:
+    def __init__(self, network: Network, region: Region, given: Preactivation, rows: Tensor | None) -> None:
         self.network = network
         self.batch = region.shape[0]
         self.places: dict[str, tuple[Tensor, Tensor]] = {}  # activation -> examples and flat neurons that cross
         constants = {name: Bounds(b.lower.detach(), b.upper.detach()) for name, b in given.items()}
+        known = interval.exact_nodes(network, region)
         for node in network.activations:
-            if node.inputs[0] in network.exact_intervals:
+            if node.inputs[0] in known:
                 continue
             b = constants[node.name]
             assert isinstance(node.op, Activation)
             crossing = node.op.crossing(b.lower.flatten(1), b.upper.flatten(1))
             self.places[node.name] = crossing.nonzero(as_tuple=True)  # type: ignore[assignment]
-        self.region = InputBox(region.lower.detach(), region.upper.detach())
+        self.region = region.detach()
         self.given, self.rows = constants, None if rows is None else rows.detach()
         self.k = 0 if rows is None else rows.shape[1]
         self.searching = False
@@ -220,10 +222,10 @@ class _Search:
         if lower is not None:
             return lower.sum(1)
         widths = [b.width.flatten(1).sum(1) for name, b in found.items() if name in self.places]
-        return -torch.stack(widths).sum(0) if widths else self.region.lower.new_zeros(self.batch)
+        return -torch.stack(widths).sum(0) if widths else self.region.like.new_zeros(self.batch)
 
     def evaluate(
-        self, region: InputBox, given: Preactivation, rows: Tensor | None, slopes: Slopes, outward: bool
+        self, region: Region, given: Preactivation, rows: Tensor | None, slopes: Slopes, outward: bool
     ) -> tuple[Preactivation, Tensor | None]:
         """Bounds of every layer at these slopes, and of the rows; differentiable."""
         bounds: Preactivation = {}
@@ -244,7 +246,7 @@ class _Search:
 
     def _neurons(
         self,
-        region: InputBox,
+        region: Region,
         node: Node,
         before: Bounds,
         bounds: Preactivation,
@@ -255,7 +257,7 @@ class _Search:
         example, neuron = self.places[node.name]
         source = node.inputs[0]
         shape = self.network.shape_of(source)
-        rows = region.lower.new_zeros(example.numel(), math.prod(shape))
+        rows = region.like.new_zeros(example.numel(), math.prod(shape))
         rows[torch.arange(example.numel(), device=rows.device), neuron] = 1
         both = torch.cat([rows, -rows]).reshape(-1, *shape)
         value = self._value(source, both, region, bounds, hulls, example.repeat(2), slopes, outward)
@@ -278,7 +280,7 @@ class _Search:
         self,
         target: str,
         rows: Tensor,
-        region: InputBox,
+        region: Region,
         bounds: Preactivation,
         hulls: Mapping[str, HullLines],
         example: Tensor,
@@ -287,7 +289,7 @@ class _Search:
     ) -> Tensor:
         wanted = self.network.ancestors(target)
         picked = {name: h.select(example) for name, h in hulls.items() if name in wanted}
-        problems = Problems(self.network, target, rows, region.lower[example], region.upper[example], picked)
+        problems = Problems(self.network, target, rows, region.select(example), picked)
         if outward:
             before = {n: Bounds.known(b.lower[example], b.upper[example]) for n, b in bounds.items() if n in wanted}
             value = dual_value(problems, slopes, "outward", before)

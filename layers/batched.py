@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from optrelax.regions import Region
+
 Change = Callable[..., Tensor]
 B = TypeVar("B", bound="Batched")
 
@@ -63,7 +65,7 @@ def join(parts: Sequence[B]) -> B:
 def _combined(change: Change, value: Any, others: list[Any]) -> Any:
     if isinstance(value, Tensor):
         return change(value, *others)
-    if isinstance(value, Batched):
+    if isinstance(value, Batched | Region):
         return value.combine(change, *others)
     if isinstance(value, tuple):
         return tuple(_combined(change, item, [other[i] for other in others]) for i, item in enumerate(value))

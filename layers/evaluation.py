@@ -38,7 +38,7 @@ _LARGEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Evaluation(Batched):
-    """Points of R problems in the box, the hulls and [0, 1], and what they show."""
+    """Points of R problems in the region, the hulls and [0, 1], and what they show."""
 
     dual: DualPoint
     primal: PrimalPoint
@@ -157,13 +157,13 @@ def _require_shapes(owner: str, problems: Problems, points: Points) -> None:
     """ValueError that names the first part of the points that does not fit."""
     shapes = {name: h.free.shape for name, h in problems.hulls.items()}
     two = {name: shapes[name] for name, h in problems.hulls.items() if h.above1 is not None}
-    count = problems.lower.shape[:1]
+    count = problems.region.shape[:1]
     parts: list[tuple[str, Weights, dict[str, torch.Size]]] = [
         ("lower weights (dual.alpha)", points.dual.alpha, shapes),
         ("upper weights (dual.beta)", points.dual.beta, two),
         ("multipliers (dual.ends)", points.dual.ends, {n: s for n, s in shapes.items() if n in points.dual.ends}),
         ("fractions (primal.tau)", points.primal.tau, shapes),
-        ("input (primal.x)", {"": points.primal.x}, {"": problems.lower.shape}),
+        ("input (primal.x)", {"": points.primal.x}, {"": problems.region.shape}),
         ("iterations", {"": points.iterations}, {"": count}),
         ("rays", points.rays or {}, shapes if points.rays else {}),
         ("reason", {} if points.reason is None else {"": points.reason}, {} if points.reason is None else {"": count}),
@@ -210,15 +210,15 @@ def _outward(problems: Problems, dual: DualPoint) -> Tensor:
 
 
 def _attained(problems: Problems, point: PrimalPoint) -> tuple[PrimalPoint, Feasible]:
-    """The points brought into box and hulls, some point of them in place of those that are no numbers; their sweep."""
-    x = torch.minimum(torch.maximum(point.x, problems.lower), problems.upper)
+    """The points brought into region and hulls, some point of these in place of what is no number; their sweep."""
+    x = problems.region.project(point.x)
     point = PrimalPoint(x, {n: t.clamp(0, 1) for n, t in point.tau.items()})
     feasible = primal_sweep(problems, point)
     lost = feasible.objective.isnan()
     if bool(lost.any()):
         index = lost.nonzero()[:, 0]
         some = problems.select(index)
-        any_ = PrimalPoint(some.lower, {n: torch.zeros_like(t[index]) for n, t in point.tau.items()})
+        any_ = PrimalPoint(some.region.center, {n: torch.zeros_like(t[index]) for n, t in point.tau.items()})
         point, feasible = point.put(index, any_), feasible.put(index, primal_sweep(some, any_))
     return point, feasible
 

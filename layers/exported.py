@@ -23,7 +23,6 @@ from optrelax.layers.problems import DualPoint, Problems, Weights, nearest_point
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import LPData, ProgramSolver
 from optrelax.layers.solutions import Status
-from optrelax.regions import InputBox
 from optrelax.rounding import Rounding
 
 Solver = NetworkSolver | ProgramSolver
@@ -168,7 +167,7 @@ def _solve(solver: ProgramSolver, problems: Problems) -> _Claim:
     maps = AffineMaps(problems.network)
     shapes = {name: h.before[0] for name, h in problems.hulls.items()}
     claim = _Claim(
-        torch.zeros_like(problems.lower),
+        problems.region.like.new_zeros(problems.region.shape),
         {name: torch.zeros_like(like) for name, like in shapes.items()},
         {name: torch.zeros_like(like) for name, like in shapes.items()},
         torch.zeros(problems.count, dtype=torch.int8, device=device),
@@ -196,7 +195,7 @@ def _solve(solver: ProgramSolver, problems: Problems) -> _Claim:
 
 def _export(one: Problems, maps: AffineMaps) -> NetworkLP:
     before = {name: Bounds.known(*h.before) for name, h in one.hulls.items()}
-    return export(one.network, InputBox(one.lower, one.upper), before, upto=one.target, maps=maps)
+    return export(one.network, one.region, before, upto=one.target, maps=maps)
 
 
 @dataclass(frozen=True, slots=True)

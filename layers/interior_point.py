@@ -24,6 +24,7 @@ from optrelax.layers.prices import in_float64
 from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
 from optrelax.networks.ops import flatten_from
+from optrelax.regions import require_box
 
 if TYPE_CHECKING:
     from optrelax.layers.programs.interior import InteriorPrograms
@@ -68,6 +69,7 @@ class InteriorPoint(NetworkSolver):
 
     def finish(self, problems: Problems, points: Points) -> Points:
         """Bring every problem whose gap is above `tol` to an optimum; of both points the better ones are kept."""
+        require_box("InteriorPoint", problems.region, "DualAscent() takes any region")
         with torch.no_grad():
             found = evaluate(problems, points, self.tol)
             # Even a closed gap may hide a primal or dual point off the optimal face by more than the gap shows,
@@ -107,7 +109,7 @@ class InteriorPoint(NetworkSolver):
             (int(flatten_from(h.free, 1).sum(1).max()) for h in problems.hulls.values() if h.free.numel()), default=1
         )
         crossing = max(1, crossing * len(problems.hulls))
-        each = bytes_a_problem(problems.lower[0].numel(), crossing)
+        each = bytes_a_problem(problems.radius[0].numel(), crossing)
         budget = self.max_bytes if self.max_bytes is not None else _BYTES
         return max(1, min(_PROBLEMS, budget // each))
 

@@ -15,7 +15,7 @@ from optrelax.layers.solutions import Solution
 from optrelax.layers.triangle import LayerBudget, NetworkLayer, Warm, network_layer, solve_problems, solve_rows
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import Preactivation
 
 _PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, at most
@@ -32,11 +32,11 @@ class Layerwise(NetworkLayer):
     Gradient: of the optimal value, through the LPs of earlier layers too; continuous in the weights.
     """
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered
         return shared(network, self.refine(lowered, region, self.budget(lowered, region, 0)))
 
-    def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
+    def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
         region, lowered = self.prepare(region), network.lowered
         budget = self.budget(lowered, region, rows.shape[1])
         bounds = self.refine(lowered, region, budget)
@@ -48,15 +48,16 @@ class Layerwise(NetworkLayer):
         neurons = sum(math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
         return batch * (2 * neurons + k)
 
-    def refine(self, network: Network, region: InputBox, budget: LayerBudget) -> Preactivation:
+    def refine(self, network: Network, region: Region, budget: LayerBudget) -> Preactivation:
         """Pre-activation bounds of every activation: LP optima where the neuron crosses."""
         given = self.closed_form(network, region, budget.source)
         balls = interval.propagate(network, region, rounding=self.rounding).balls
+        known = interval.exact_nodes(network, region)
         bounds: Preactivation = {}
         for node in network.activations:
             source = node.inputs[0]
             before = given[node.name]
-            if source in network.exact_intervals:
+            if source in known:
                 # Nothing relaxed lies before: the interval is the LP's optimum.
                 exact = balls[source].bounds
                 bounds[node.name] = self._tighten(before, exact.lower, exact.upper)
@@ -67,7 +68,7 @@ class Layerwise(NetworkLayer):
     def _solve_neurons(
         self,
         network: Network,
-        region: InputBox,
+        region: Region,
         node: Node,
         before: Bounds,
         bounds: Preactivation,
@@ -111,8 +112,8 @@ class Layerwise(NetworkLayer):
         empty = low.detach() > high.detach()
         return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))
 
-    def _piece(self, network: Network, region: InputBox, budget: LayerBudget) -> int:
+    def _piece(self, network: Network, region: Region, budget: LayerBudget) -> int:
         """Neurons whose two LPs are laid out at once."""
         hidden = sum(math.prod(n.shape) for n in network.activations)
-        each = 2 * region.lower.element_size() * (4 * math.prod(network.input_shape) + 16 * hidden)
+        each = 2 * region.dtype.itemsize * (4 * math.prod(network.input_shape) + 16 * hidden)
         return max(1, int(min(_PIECE_BYTES // each, budget.lot // 2)))

@@ -19,7 +19,7 @@ from torch import Tensor
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import resolve, with_rounding
 
 if TYPE_CHECKING:
@@ -66,27 +66,23 @@ class Milp:
             raise ValueError("Milp: preactivation is an estimate, not a bound; choose another relaxation")
         object.__setattr__(self, "preactivation", found)
 
-    def minima(self, network: Network, region: InputBox, rows: Tensor) -> MilpAnswer:
+    def minima(self, network: Network, region: Region, rows: Tensor) -> MilpAnswer:
         """Least value of each row over the region of one example: lower and upper meet where the time suffices.
 
         region: a batch of one.  rows [1, k, *output_shape].
         """
         return self._solve(network, region, rows, range(rows.shape[1]), sign=False)
 
-    def decide(
-        self, network: Network, region: InputBox, rows: Tensor, order: Sequence[int] | None = None
-    ) -> MilpAnswer:
+    def decide(self, network: Network, region: Region, rows: Tensor, order: Sequence[int] | None = None) -> MilpAnswer:
         """Settle the signs alone: each row until it is > 0 by the solver's claim, ended by the first row <= 0.
 
         order: in which the rows are tried, the most doubtful first; default as given.
         """
         return self._solve(network, region, rows, order if order is not None else range(rows.shape[1]), sign=True)
 
-    def _solve(
-        self, network: Network, region: InputBox, rows: Tensor, order: Sequence[int], *, sign: bool
-    ) -> MilpAnswer:
+    def _solve(self, network: Network, region: Region, rows: Tensor, order: Sequence[int], *, sign: bool) -> MilpAnswer:
         deadline, network = time.monotonic() + self.time_limit, network.lowered
-        box = InputBox(region.lower.detach().double(), region.upper.detach().double())
+        box = require_box("Milp", region, "the layers bound over any region").detach().to(torch.float64)
         with torch.no_grad():
             before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, box)
             program = export(network, box, before, integer=True, maps=AffineMaps(network))

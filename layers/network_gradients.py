@@ -95,10 +95,9 @@ class FixedSlopes:
 
 
 def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
-    """The Lagrangian of R problems at a fixed pair, as a function of weights, rows, box and hull lines: [R]."""
-    total = _dot(pair.input.clamp_min(0), problems.lower - pair.x) + _dot(
-        pair.input.clamp_max(0), problems.upper - pair.x
-    )
+    """The Lagrangian of R problems at a fixed pair, as a function of weights, rows, region and hull lines: [R]."""
+    # The constraint that x lies in the region, at its multiplier: a . x is at least the region's support function at a.
+    total = problems.region.support(pair.input[:, None])[:, 0] - _dot(pair.input, pair.x)
 
     def activate(node: Node, z: Tensor) -> Tensor:
         nonlocal total

@@ -25,7 +25,7 @@ from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import flatten_from
-from optrelax.regions import InputBox
+from optrelax.regions import Region, require_box
 from optrelax.relaxations import identity_rows
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def shared(network: Network, bounds: Mapping[str, Bounds]) -> dict[str, Bounds]:
 
 def export(
     network: Network,
-    region: InputBox,
+    region: Region,
     preactivation: Mapping[str, Bounds],
     *,
     integer: bool = False,
@@ -187,11 +187,12 @@ def export(
         raise ValueError(f"export: takes one example, got a batch of {region.shape[0]}; use region.select")
     if integer:
         require_piecewise_linear(network)
+    box = require_box("export", region, "an LP of rows holds polyhedra; Triangle(solver=DualAscent()) takes any region")
     maps = maps or AffineMaps(network)
     wanted = network.ancestors(upto) if upto is not None else frozenset(n.name for n in network)
     nodes = [node for node in network.activations if node.name in wanted]
     builder = _Builder()
-    builder.add_columns("input", region.lower[0], region.upper[0])
+    builder.add_columns("input", box.lower[0], box.upper[0])
     for node in nodes:
         before = preactivation[node.name]
         _export_activation(builder, maps, node, before, integer)

@@ -140,7 +140,7 @@ def proves_contradiction(problems: Problems, rays: Mapping[str, Tensor], unit: f
 def _sizes(problems: Problems) -> Weights:
     """Sums of the absolute terms behind every pre-activation, [R, *shape]: what its rounding errors scale with."""
     network = problems.network
-    sizes = {network.input: torch.maximum(problems.lower.abs(), problems.upper.abs())}
+    sizes = {network.input: torch.maximum(problems.box.lower.abs(), problems.box.upper.abs())}
     found: Weights = {}
     for node in network.nodes:
         if node.name not in problems.hidden:

@@ -1,10 +1,10 @@
 """A batch of triangle LPs of one network, one row each, and the sweeps every solver is made of.
 
-Problem r: minimise rows[r] . value(target) over the input box and all hidden values, subject to the hull of every
+Problem r: minimise rows[r] . value(target) over the input region and all hidden values, subject to the hull of every
 activation. Dual point: weights alpha, beta in [0, 1] that mix the two hull lines below and above; the backward sweep
 with coefficients A > 0 on the mixed lower line and A < 0 on the mixed upper line is a lower bound for every choice
 (Wong and Kolter 2018; Salman et al. 2019). Primal point: an input x and, for every activation, the fraction tau of
-the way from the hull's floor to its ceiling; the forward sweep through them is feasible for every x in the box and
+the way from the hull's floor to its ceiling; the forward sweep through them is feasible for every x in the region and
 tau in [0, 1], provided the pre-activation bounds are implied by the LP on the layers before. Bounds that the LP does
 not imply are constraints of their own: they get multipliers in the dual point (`ends`), and a primal point counts
 only where it keeps them.
@@ -28,7 +28,7 @@ from optrelax.networks.activations import Activation, Hull, Line
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
 from optrelax.networks.walks import carried_back, carried_on
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region
 from optrelax.rounding import Rounding
 
 Weights = dict[str, Tensor]  # activation node -> [R, *shape]
@@ -86,9 +86,8 @@ class Problems(Batched):
     target: str
     rows: Tensor
     """Objective on the target's value, [R, *target shape]."""
-    lower: Tensor
-    upper: Tensor
-    """Input box, [R, *input shape]."""
+    region: Region
+    """Of every problem's inputs, [R, *input shape]."""
     hulls: Mapping[str, HullLines]
     example: Tensor | None = None
     """Which problems share box and hulls, [R]; None: nobody says."""
@@ -98,15 +97,25 @@ class Problems(Batched):
         """R."""
         return self.rows.shape[0]
 
+    @property
+    def boxed(self) -> bool:
+        """Whether the region is a box, which is what compiled ascents take."""
+        return isinstance(self.region, InputBox)
+
+    @cached_property
+    def box(self) -> InputBox:
+        """The box around the region."""
+        return self.region.box()
+
     @cached_property
     def center(self) -> Tensor:
         """Midpoint of the box."""
-        return (self.lower + self.upper) / 2
+        return self.box.center
 
     @cached_property
     def radius(self) -> Tensor:
         """Half width of the box."""
-        return (self.upper - self.lower) / 2
+        return self.box.radius
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -146,7 +155,7 @@ class DualPoint(Batched):
 
 @dataclass(frozen=True, slots=True)
 class PrimalPoint(Batched):
-    """An input of the box [R, *input shape] and the fraction tau [R, *shape] of every activation."""
+    """An input of the region [R, *input shape] and the fraction tau [R, *shape] of every activation."""
 
     x: Tensor
     tau: Weights
@@ -165,7 +174,7 @@ class Backward(Batched):
     input: Tensor
     """Coefficients of the input (its reduced costs), [R, *input shape]."""
     corner: Tensor
-    """The corner of the box that they choose, to rounding, [R, *input shape]."""
+    """The point of the region that they choose, to rounding, [R, *input shape]: of a box a corner."""
 
 
 def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
@@ -205,9 +214,16 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         return ((node.inputs[0], pulled),)
 
     pending = carried_back(network, {problems.target: problems.rows}, step)
-    a = pending.get(network.input, torch.zeros_like(problems.lower))
-    corner = problems.center - torch.copysign(problems.radius, a)
-    return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
+    zero = problems.region.like.new_zeros(()).expand(problems.region.shape)
+    a = pending.get(network.input, zero)
+    if problems.boxed:
+        corner = problems.center - torch.copysign(problems.radius, a)
+        return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
+    corner = problems.region.lowest(a.detach()[:, None])[:, 0]
+    # By the minimiser (Danskin), unless the region's own numbers want a gradient.
+    wanted = torch.is_grad_enabled() and problems.region.requires_grad
+    least = problems.region.support(a[:, None])[:, 0] if wanted else _dot(a, corner)
+    return Backward(constant + least, met, on_lower, a, corner)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -283,7 +299,7 @@ def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) ->
 
     Each fraction is read off where the neuron really stands once the layers before have been pushed through.
     """
-    x = torch.minimum(torch.maximum(x, problems.lower), problems.upper)
+    x = problems.region.project(x)
     tau: Weights = {}
 
     def activate(node: Node, z: Tensor) -> Tensor:
@@ -353,7 +369,7 @@ def dual_value(
     if rounding == "nearest":
         return backward_sweep(problems, dual).value
     assert preactivation is not None
-    network, region = problems.network, InputBox(problems.lower, problems.upper)
+    network, region = problems.network, problems.region
     lines: dict[str, Lines | Bounds] = {}
     for name, h in problems.hulls.items():
         op = network[name].op

@@ -57,7 +57,7 @@ class Reduced:
 
     def primal_point(self, problems: Problems, v: Tensor, y: Tensor) -> PrimalPoint:
         """A feasible point near (v, y): the fractions are read off layer by layer, where the neurons really stand."""
-        center, radius = (problems.lower + problems.upper) / 2, (problems.upper - problems.lower) / 2
+        center, radius = problems.center, problems.radius
         x = center + radius * v.reshape(center.shape).clamp(-1, 1)
         tau = {name: torch.zeros_like(h.below0[0]) for name, h in problems.hulls.items()}
         for slot in self.slots:
@@ -94,7 +94,7 @@ def reduce_problems(problems: Problems) -> Reduced:
     composition = Composition(problems)
     shape = (problems.count, composition.width)
     new = problems.rows.new_zeros
-    M, N, m = new(*shape, problems.lower[0].numel()), new(*shape, composition.width), new(*shape)
+    M, N, m = new(*shape, problems.center[0].numel()), new(*shape, composition.width), new(*shape)
     values, reached = composition.values(problems.center)
     for slot in composition.slots:
         if slot.first < slot.last:

@@ -32,7 +32,7 @@ from optrelax.layers.problems import (
 from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.solutions import Solution, Status, require_optimal
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import (
     Box,
     FastLin,
@@ -131,11 +131,11 @@ class NetworkLayer(Relaxation, nn.Module):
         """Fields for `print(layer)`."""
         return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
 
-    def forward(self, net: Net, region: InputBox, spec: Tensor) -> Tensor:
+    def forward(self, net: Net, region: Region, spec: Tensor) -> Tensor:
         """Lower bounds of spec's rows: [*batch, k]."""
         return self.solve(net, region, spec).lower
 
-    def solve(self, net: Net, region: InputBox, spec: Tensor, start: Solution | None = None) -> Solution:
+    def solve(self, net: Net, region: Region, spec: Tensor, start: Solution | None = None) -> Solution:
         """Bounds of rows of the output by linear programming.
 
         net, region, spec as for `optrelax.lower_bounds`; spec [*batch, k, outputs] or [k, outputs].
@@ -167,21 +167,21 @@ class NetworkLayer(Relaxation, nn.Module):
             preactivation,
         )
 
-    def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
+    def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
         """The solve on a flat batch: rows [batch or 1, k, *output_shape]; results [batch, k]."""
         raise NotImplementedError
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         return self.solve_flat(network, region, rows).lower
 
-    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
-        eye = identity_rows(network.output_shape, region.lower)
+    def output_bounds(self, network: Network, region: Region) -> Bounds:
+        eye = identity_rows(network.output_shape, region.like)
         both = self.lower_bounds(network, region, torch.cat([eye, -eye], 1))
         k = both.shape[1] // 2
         shape = (-1, *network.output_shape)
         return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
 
-    def closed_form(self, network: Network, region: InputBox, room: float = math.inf) -> Preactivation:
+    def closed_form(self, network: Network, region: Region, room: float = math.inf) -> Preactivation:
         """The pre-activation bounds that the layer starts from, rounded as the layer is, in `room` bytes."""
         source = self.preactivation
         if isinstance(source, Mapping):
@@ -193,12 +193,12 @@ class NetworkLayer(Relaxation, nn.Module):
         """LPs at most for k rows of the output."""
         return batch * k
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         lots = self._lots(network, region, k)
         return self._source_bytes(network, region) + lots.fixed + lots.solver + lots.each * lots.count
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         source = self.preactivation
         first = least_bytes(source, network, region, 0) if isinstance(source, Relaxation) else 0
@@ -209,7 +209,7 @@ class NetworkLayer(Relaxation, nn.Module):
             solver = network_solver(self.solver).bytes_needed(inputs, hidden, 1)
         return int(first + lots.fixed + lots.kept * lots.count + lots.least + 2 * solver)
 
-    def budget(self, network: Network, region: InputBox, k: int) -> LayerBudget:
+    def budget(self, network: Network, region: Region, k: int) -> LayerBudget:
         """`max_bytes` shared between the pre-activation bounds and the LPs."""
         source, lots = self._source_bytes(network, region), self._lots(network, region, k)
         needs = [source, lots.fixed + lots.solver + lots.each * lots.count]
@@ -231,12 +231,12 @@ class NetworkLayer(Relaxation, nn.Module):
             left -= least
         return LayerBudget(for_source, lots.size(left), solver)
 
-    def _source_bytes(self, network: Network, region: InputBox) -> int:
+    def _source_bytes(self, network: Network, region: Region) -> int:
         source = self.preactivation
         return bytes_needed(source, network, region, 0) if isinstance(source, Relaxation) else 0
 
-    def _lots(self, network: Network, region: InputBox, k: int) -> LotSizes:
-        batch, size = region.shape[0], 8 if self.outward else region.lower.element_size()
+    def _lots(self, network: Network, region: Region, k: int) -> LotSizes:
+        batch, size = region.shape[0], 8 if self.outward else region.dtype.itemsize
         inputs, hidden = math.prod(network.input_shape), memory.hidden_entries(network)
         gradient, count = torch.is_grad_enabled(), self.problem_count(network, batch, k)
         outputs = math.prod(network.output_shape) if k else 0
@@ -303,7 +303,7 @@ class LotSizes:
         return max(1, int((room + math.sqrt(spare)) / (2 * self.each)))
 
 
-def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]) -> Preactivation:
+def given_bounds(network: Network, region: Region, given: Mapping[str, Bounds]) -> Preactivation:
     """Pre-activation bounds from the user, by path or node name, checked and flattened to the batch."""
     found: Preactivation = {}
     by_path = {node.path: node.path for node in network.activations}
@@ -326,7 +326,7 @@ def given_bounds(network: Network, region: InputBox, given: Mapping[str, Bounds]
             if not bool(end.detach().isfinite().all()):
                 raise ValueError(f"preactivation: bounds of {node.path!r} must be finite")
         found[node.name] = Bounds(
-            bounds.lower.to(region.lower).reshape(shape), bounds.upper.to(region.lower).reshape(shape)
+            bounds.lower.to(region.like).reshape(shape), bounds.upper.to(region.like).reshape(shape)
         )
     return found
 
@@ -347,11 +347,11 @@ class Triangle(NetworkLayer):
     Source: Ehlers 2017; Salman et al. 2019; arXiv 2102.06700v1.
     """
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered
         return shared(network, self.closed_form(lowered, region, self.budget(lowered, region, 0).source))
 
-    def solve_flat(self, network: Network, region: InputBox, rows: Tensor, warm: Warm | None = None) -> Solution:
+    def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
         region, network = self.prepare(region), network.lowered
         budget = self.budget(network, region, rows.shape[1])
         preactivation = self.closed_form(network, region, budget.source)
@@ -361,7 +361,7 @@ class Triangle(NetworkLayer):
 def solve_rows(
     layer: NetworkLayer,
     network: Network,
-    region: InputBox,
+    region: Region,
     rows: Tensor,
     preactivation: Preactivation,
     warm: Warm | None = None,
@@ -393,7 +393,7 @@ def solve_problems(
     network: Network,
     target: str,
     rows: Tensor,
-    region: InputBox,
+    region: Region,
     preactivation: Preactivation,
     example: Tensor,
     warm: Warm | None,
@@ -423,17 +423,16 @@ class _Lot:
     network: Network
     target: str
     rows: Tensor
-    region: InputBox
+    region: Region
     bounds: Mapping[str, Bounds]
     hulls: Mapping[str, HullLines]
     example: Tensor
 
     def problems(self) -> Problems:
-        """With every example's box and lines spelt out for each of its rows."""
+        """With every example's region and lines spelt out for each of its rows."""
         example = self.example
         hulls = {name: h.select(example) for name, h in self.hulls.items()}
-        box = self.region.lower[example], self.region.upper[example]
-        return Problems(self.network, self.target, self.rows, *box, hulls, example)
+        return Problems(self.network, self.target, self.rows, self.region.select(example), hulls, example)
 
     def solve(self, starts: list[DualPoint]) -> Solution:
         """The bounds and, where gradients are wanted, what they are a function of."""

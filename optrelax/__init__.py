@@ -13,7 +13,7 @@ from optrelax.networks.activations import Activation, Hull, PiecewiseLinear
 from optrelax.networks.capturing import Report, capture, check, on_batch
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import InputBox, L1Ball, L2Ball, LinfBall, Region
 from optrelax.relaxations import (
     Box,
     Cauchy,
@@ -119,6 +119,8 @@ __all__ = [
     "Hull",
     "InputBox",
     "Intersect",
+    "L1Ball",
+    "L2Ball",
     "Landscape",
     "Lines",
     "LinfBall",
@@ -127,6 +129,7 @@ __all__ = [
     "Problem",
     "Property",
     "PropertyVerdict",
+    "Region",
     "Relaxation",
     "Report",
     "Sensitivity",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optrelax.enclosures import Bounds
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding
 from optrelax.specifications import check_specification
@@ -20,7 +20,7 @@ Net = nn.Module | Network
 
 
 def bounds(
-    net: Net, region: InputBox, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
+    net: Net, region: Region, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
 ) -> Bounds:
     """Bounds of every output over the region: lower and upper [*batch, *output_shape].
 
@@ -35,7 +35,7 @@ def bounds(
 
 def lower_bounds(
     net: Net,
-    region: InputBox,
+    region: Region,
     spec: Tensor,
     relaxation: Relaxation | str = "crown",
     *,
@@ -52,7 +52,7 @@ def lower_bounds(
 
 
 def preactivation_bounds(
-    net: Net, region: InputBox, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
+    net: Net, region: Region, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
 ) -> dict[str, Bounds]:
     """Bounds of the input of every activation, in topological order: path of the activation -> [*batch, *shape]."""
     network, flat, batch = prepare(net, region)
@@ -60,11 +60,11 @@ def preactivation_bounds(
     return {network[name].path: _unflatten(b, batch) for name, b in found.items()}
 
 
-def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
+def prepare(net: Net, region: Region) -> tuple[Network, Region, torch.Size]:
     """The captured network, the region with one batch dimension, and the batch shape it had."""
-    if not isinstance(region, InputBox):
+    if not isinstance(region, Region):
         cure = "; write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)" if isinstance(region, Tensor) else ""
-        raise TypeError(f"region: wants an InputBox or LinfBall, got {type(region).__name__}{cure}")
+        raise TypeError(f"region: wants an InputBox, LinfBall or another Region, got {type(region).__name__}{cure}")
     if torch.is_autocast_enabled(region.device.type):
         raise ValueError(
             "autocast is on, and half precision gives no sound bounds; leave the autocast region, or put "
@@ -80,7 +80,7 @@ def prepare(net: Net, region: InputBox) -> tuple[Network, InputBox, torch.Size]:
     return network, region.reshape(-1, *network.input_shape), batch
 
 
-def _batch(region: InputBox, shape: Sequence[int]) -> torch.Size:
+def _batch(region: Region, shape: Sequence[int]) -> torch.Size:
     rank = len(shape)
     if len(region.shape) <= rank or tuple(region.shape[len(region.shape) - rank :]) != tuple(shape):
         raise ValueError(
@@ -89,12 +89,12 @@ def _batch(region: InputBox, shape: Sequence[int]) -> torch.Size:
     return region.shape[: len(region.shape) - rank]
 
 
-def prepare_rows(network: Network, spec: Tensor, flat: InputBox, batch: torch.Size) -> Tensor:
+def prepare_rows(network: Network, spec: Tensor, flat: Region, batch: torch.Size) -> Tensor:
     """Rows [batch or 1, k, *output_shape] in the region's type; ValueError where they do not fit."""
     if not isinstance(spec, Tensor):
         raise TypeError(f"specification: wants a tensor of rows, got {type(spec).__name__}")
     check_specification(spec, batch, network.outputs)
-    spec = spec.to(flat.lower)
+    spec = spec.to(flat.like)
     k = spec.shape[-2]
     lead = 1 if spec.dim() == 2 else flat.shape[0]
     return spec.reshape(lead, k, *network.output_shape)

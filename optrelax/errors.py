@@ -39,6 +39,10 @@ class UnsupportedOpError(ValueError):
         super().__init__("\n".join(lines))
 
 
+class UnsupportedRegionError(ValueError):
+    """A relaxation, solver or loss that is not for regions of this kind; the message names what is."""
+
+
 _MANY = 40  # names that a reader still looks through
 
 

@@ -23,7 +23,7 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Conv2d, Reshape
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 
 Limit = int | float | None
 """max_bytes: bytes, `math.inf` for no limit, None for half of what is free."""
@@ -196,8 +196,8 @@ def hidden_entries(network: Network) -> int:
 
 def in_pieces(
     network: Network,
-    call: Callable[[InputBox, Tensor | None], Any],
-    region: InputBox,
+    call: Callable[[Region, Tensor | None], Any],
+    region: Region,
     rows: Tensor | None,
     size: float,
     *,

@@ -166,7 +166,7 @@ for line in json.load(sys.stdin):
 """
 SLOPES = "'chord', 'box', 'diag', 'switch', 'soft' or 'slanted'"
 _NO_REGION = (
-    "TypeError: region: wants an InputBox or LinfBall, got Tensor; "
+    "TypeError: region: wants an InputBox, LinfBall or another Region, got Tensor; "
     "write ox.LinfBall(x, eps) or ox.InputBox(lower, upper)"
 )
 _NO_LABELS = "TypeError: margins: labels must be integers, got torch.float32; use labels.long()"

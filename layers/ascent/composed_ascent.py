@@ -74,9 +74,9 @@ class Examples:
 
 
 def examples(problems: Problems) -> Examples | None:
-    """The problems by example; None where the kernel cannot take them: other devices, types, and hulls."""
+    """The problems by example; None where the kernel cannot take them: other devices, types, regions and hulls."""
     hulls = problems.hulls
-    if not hulls or problems.count == 0 or not kernels().supports(problems.rows):
+    if not hulls or problems.count == 0 or not problems.boxed or not kernels().supports(problems.rows):
         return None
     if not all(h.origin and h.above1 is None for h in hulls.values()):
         return None
@@ -86,7 +86,7 @@ def examples(problems: Problems) -> Examples | None:
 def plan(given: Examples, iterations: int, blocks: AffineBlocks) -> KeptNeurons | None:
     """Which neurons to keep so that rows and iterations take the fewest multiply-adds; None where sweeps take fewer."""
     problems, network = given.problems, given.problems.network
-    inputs = problems.lower[0].numel()
+    inputs = problems.center[0].numel()
     sweeps = 2 * min(iterations + 1, _USUAL) * problems.count / given.count
 
     def kept(keep: KeptNeurons) -> dict[str, float]:
@@ -118,7 +118,7 @@ def _room(given: Examples) -> int:
     """Bytes for matrices: what layers count a problem for beyond its own lines and box, see NetworkLayer."""
     problems = given.problems
     hidden = sum(h.free[0].numel() for h in problems.hulls.values())
-    counted = problems.count * (10 * problems.lower[0].numel() + 30 * hidden) * problems.rows.element_size()
+    counted = problems.count * (10 * problems.center[0].numel() + 30 * hidden) * problems.rows.element_size()
     return min(_BYTES, counted)
 
 
@@ -163,7 +163,7 @@ def _examples_at_once(options: DualAscent, given: Examples, keep: KeptNeurons, b
     problems, network = given.problems, given.problems.network
     masks = [kept_neurons(h.select(given.first), keep) for h in problems.hulls.values()]
     kept = [int(flatten_from(mask, 1).sum(1).max()) for mask in masks]
-    inputs, each, every = problems.lower[0].numel(), int(given.of.bincount().max()), sum(kept)
+    inputs, each, every = problems.center[0].numel(), int(given.of.bincount().max()), sum(kept)
     ops = problems.wanted if problems.hulls.keys() - blocks.dense else problems.hulls
     widest = max(math.prod(network.shape_of(name)) for name in ops)
     copies = 2 if inputs % _padding() else 1
@@ -322,7 +322,7 @@ class _Chunk:
             share = torch.where(real, 1 - on_lower[:, slot.span], 0)
             tau[slot.name] = torch.zeros_like(given).scatter_(1, index, share).reshape(shape)
         x = self.center[self.of] + v[:, : self.center.shape[1]]
-        return Points(DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.lower.shape), tau), iterations)
+        return Points(DualPoint(alpha, {}), PrimalPoint(x.reshape(self.problems.region.shape), tau), iterations)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ class Chain:
 
 
 def chain(problems: Problems) -> Chain | None:
-    """The problems as a chain; None for other graphs, convolutions, and hulls that are not one of a ReLU's kind."""
+    """The problems as a chain; None for convolutions, other graphs and regions, hulls not of a ReLU's kind."""
     hulls = problems.hulls
     wanted = [node for node in problems.network.nodes if node.name in problems.wanted]
     ops = [node.op for node in wanted if isinstance(node.op, Affine)]
-    if not hulls or problems.count == 0 or any(len(node.inputs) > 1 for node in wanted):
+    if not hulls or problems.count == 0 or not problems.boxed or any(len(node.inputs) > 1 for node in wanted):
         return None
     if not all(isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops):
         return None
@@ -66,7 +66,7 @@ def chain(problems: Problems) -> Chain | None:
         return None
     composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
     weights, constants = [], []
-    values, reached = composition.values(torch.zeros_like(composition.problems.lower))
+    values, reached = composition.values(torch.zeros_like(composition.problems.center))
     for t, slot in enumerate(composition.slots):
         on_input, on_values = composition.neurons(slot)
         weights.append((on_input if t == 0 else on_values[..., composition.slots[t - 1].span])[0].contiguous())
@@ -250,7 +250,7 @@ class DenseAscent:
         device, count = problems.rows.device, problems.count
         first, self.example = by_example(problems)
         self.lines = [_lines(problems, name, first) for name in given.names]
-        lower, upper = (flatten_from(t[first], 1) for t in (problems.lower, problems.upper))
+        lower, upper = (flatten_from(t[first], 1) for t in (problems.box.lower, problems.box.upper))
         self.center, self.radius = (lower + upper) * 0.5, (upper - lower) * 0.5
         self.live = torch.arange(count, device=device)
         new = given.c.new_zeros
@@ -374,7 +374,7 @@ class DenseAscent:
         layers = dict(zip(self.chain.names, self.found, strict=True))
         alpha = {name: layers[name].best.reshape(shape) for name, shape in shapes.items()}
         tau = {name: (1 - layers[name].best_on_lower).reshape(shape) for name, shape in shapes.items()}
-        primal = PrimalPoint(self.found_v.reshape(problems.lower.shape), tau)
+        primal = PrimalPoint(self.found_v.reshape(problems.region.shape), tau)
         return Points(DualPoint(alpha, {}), primal, self.iterations)
 
 

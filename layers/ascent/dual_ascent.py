@@ -129,7 +129,7 @@ class DualAscent(NetworkSolver):
 
 
 def _shapes(problems: Problems) -> list[torch.Size]:
-    return [problems.lower.shape[1:], *(h.free.shape[1:] for h in problems.hulls.values())]
+    return [problems.region.shape[1:], *(h.free.shape[1:] for h in problems.hulls.values())]
 
 
 class _Ascent:
@@ -216,7 +216,7 @@ class _Ascent:
     def _check(self, step: int) -> None:
         """Evaluate the averaged primal point, write back what is best, mark what is finished."""
         # A corner is the centre plus or minus the radius: it may leave the box by an ulp.
-        x = self.x.clamp(self.problems.lower, self.problems.upper)
+        x = self.problems.region.project(self.x)
         point = PrimalPoint(x, {n: 1 - t for n, t in self.on_lower.items()})
         objective = primal_sweep(self.problems, point).objective
         index = self.live

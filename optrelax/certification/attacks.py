@@ -1,7 +1,7 @@
 """Attacks: points of a region at which a margin is as small as a search can make it.
 
 Written here, as the attack libraries (foolbox, torchattacks, adversarial-library) take a radius and the pixel range
-[0, 1]: none projects on a general box with its own ends in every coordinate, none descends on rows of any
+[0, 1]: none projects on a general region, none descends on rows of any
 specification, and none draws each example's starts by itself, so that results do not depend on batches.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 
 __all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples"]
 
@@ -55,7 +55,7 @@ class Attack(ABC):
     def search(
         self,
         network: Network,
-        region: InputBox,
+        region: Region,
         rows: Tensor,
         keys: Sequence[int] | None = None,
         combine: Combine | None = None,
@@ -77,10 +77,10 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PGD(Attack):
-    """Projected sign-gradient descent on margins, over any box.
+    """Projected steepest descent on margins: over a box by signs of gradients, over a ball in its norm.
 
-    restarts: starts an example; the first is the centre of the box, the others are uniform in it.
-    steps: gradients a start.  step: first step in radii of the box, coordinate by coordinate; it falls linearly to 0.
+    restarts: starts an example; the first is the centre of the region, the others are random in it.
+    steps: gradients a start.  step: first step in radii of the region (see `Region.direction`); it falls linearly to 0.
     targets: how many margins are descended apart from each start, the smallest at the centre first (one descent
     each); 0: one descent that follows whichever margin is smallest, which finds less for the same work.
     samples: uniform points that a random start is the best of; many help where inputs are few.
@@ -101,7 +101,7 @@ class PGD(Attack):
         if self.steps < 0:
             raise ValueError(f"PGD: steps must be at least 0, got {self.steps}")
         if not 0 < self.step < float("inf"):
-            raise ValueError(f"PGD: step must be positive, in radii of the box, got {self.step}")
+            raise ValueError(f"PGD: step must be positive, in radii of the region, got {self.step}")
         if self.targets < 0:
             raise ValueError(f"PGD: targets must be at least 0, got {self.targets}")
         if self.samples < 1:
@@ -124,7 +124,7 @@ class PGD(Attack):
 
     def _start(self, hunt: Hunt, alive: Tensor, restart: int) -> Tensor:
         if restart == 0:
-            return hunt.region.select(alive).center
+            return hunt.region.center[alive]
         starts = hunt.uniform(alive, self.samples, self.seed, restart)  # [samples, n, *input_shape]
         if self.samples == 1:
             return starts[0]
@@ -135,9 +135,8 @@ class PGD(Attack):
 
     def _descend(self, hunt: Hunt, x: Tensor, alive: Tensor, target: Tensor | None) -> None:
         """One start of the examples `alive`: x [their number, *input_shape]."""
-        box = hunt.region.select(alive)
-        radius = box.radius
-        x = hunt.clamped(x, box)
+        region = hunt.region.select(alive)
+        x = region.project(x)
         for i in range(self.steps + 1):
             last = i == self.steps
             with torch.set_grad_enabled(not last):
@@ -149,14 +148,14 @@ class PGD(Attack):
             if last:
                 return
             (gradient,) = torch.autograd.grad(loss, x)
-            x = torch.addcmul(x.detach(), radius, gradient.sign_(), value=-self.step * (1 - i / self.steps))
+            x = x.detach().add(region.direction(gradient), alpha=self.step * (1 - i / self.steps))
             going = ~(worst <= 0)
             if not bool(going.all()):
-                x, alive, box, radius = x[going], alive[going], box.select(going), radius[going]
+                x, alive, region = x[going], alive[going], region.select(going)
                 target = target if target is None else target[going]
                 if alive.numel() == 0:
                     return
-            x = hunt.clamped(x, box)
+            x = region.project(x)
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -173,14 +172,14 @@ class Hunt:
     def __init__(
         self,
         network: Network,
-        region: InputBox,
+        region: Region,
         rows: Tensor,
         keys: list[int],
         combine: Combine | None,
     ) -> None:
         self.network, self.rows, self.keys, self.combine = network, rows.detach(), keys, combine
-        self.region = InputBox(region.lower.detach(), region.upper.detach())
-        self.points = self.clamped(self.region.center, self.region)
+        self.region = region.detach()
+        self.points = self.region.project(self.region.center)
         with torch.no_grad():
             margins = self.margins(self.points, slice(None))
         self.best = margins.amin(1)
@@ -191,17 +190,15 @@ class Hunt:
         return (~(self.best <= 0)).nonzero()[:, 0]
 
     def uniform(self, alive: Tensor, count: int, *numbers: int) -> Tensor:
-        """Uniform points of the examples' regions, each example's from a generator of its own, which its key and the
+        """Random points of the examples' regions, each example's from a generator of its own, which its key and the
         numbers (a seed first) decide: [count, n, *input_shape].
         """
-        box = self.region.select(alive)
-        shape = (count, *box.shape[1:])
         seed, *others = numbers
         parts = [
-            torch.rand(shape, generator=generator(seed, self.keys[i], *others), dtype=torch.float64)
+            self.region.select(slice(i, i + 1)).sample(count, generator(seed, self.keys[i], *others), torch.float64)
             for i in alive.tolist()
         ]
-        return box.lower + torch.stack(parts, 1).to(box.lower) * (box.upper - box.lower)
+        return torch.cat(parts, 1) if parts else self.region.like.new_zeros(count, *self.region.shape)[:, :0]
 
     def margins(self, x: Tensor, index: Tensor | slice) -> Tensor:
         """Every margin at x: [n, k]."""
@@ -215,10 +212,6 @@ class Hunt:
         if rows.shape[0] == 1:
             return output @ rows[0].mT
         return (rows[index] @ output[..., None])[..., 0]
-
-    def clamped(self, x: Tensor, box: InputBox) -> Tensor:
-        """The nearest points of some examples' regions."""
-        return x.clamp(box.lower, box.upper)
 
     def keep(self, x: Tensor, worst: Tensor, alive: Tensor) -> None:
         """Points of the regions of `alive` and their smallest margins: what is better than before stays."""
@@ -236,7 +229,7 @@ class Hunt:
             return AttackResult(self.points, self.margins(self.points, slice(None)))
 
 
-def find_counterexamples(net: Net, region: InputBox, spec: Tensor, attack: Attack = PGD()) -> AttackResult:
+def find_counterexamples(net: Net, region: Region, spec: Tensor, attack: Attack = PGD()) -> AttackResult:
     """Search each region for a point at which a row of the specification is <= 0.
 
     spec [*batch, k, outputs] or [k, outputs].  Every returned point lies in its region, with no tolerance.

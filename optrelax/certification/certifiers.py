@@ -20,9 +20,9 @@ from optrelax.data.samples import Samples
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, LinfBall, Number, as_number
+from optrelax.regions import Number, Region, as_number, ball_of
 from optrelax.relaxations import Intersect, name_of, resolve, with_rounding
-from optrelax.rounding import Rounding, check_rounding, down, up
+from optrelax.rounding import Rounding, check_rounding
 from optrelax.specifications import label_rows
 from optrelax.training.runs import record
 
@@ -35,7 +35,7 @@ __all__ = ["Certifier", "default_batch_size", "device_of", "named"]
 # is among them on purpose: it must spoil its own example only, and it is reported there.
 _FAILURES = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
-_Question = tuple[InputBox, Tensor, Tensor]  # region of one example, its rows, each row's best bound
+_Question = tuple[Region, Tensor, Tensor]  # region of one example, its rows, each row's best bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class Certifier:
     samples: Samples
     eps: float
     clip: tuple[float, float] | None
+    norm: str
     relaxations: Mapping[str, Any]
     """By the name that the user gave."""
     rounding: Rounding
@@ -65,6 +66,7 @@ class Certifier:
         dtype: torch.dtype,
         max_bytes: int | None,
         owner: str = "certify",
+        norm: str = "linf",
     ) -> Certifier:
         """Check everything that does not depend on an example; errors begin with the name of the `owner`."""
         check_rounding(owner, rounding)
@@ -75,6 +77,7 @@ class Certifier:
             raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
         if clip is not None:
             clip = as_number(owner, "clip's low end", clip[0]), as_number(owner, "clip's high end", clip[1])
+        ball_of(norm)
         relaxations = named(relaxation, owner)
         network = capture(net, tuple(samples.x.shape[1:]))
         network.require_eval()
@@ -88,6 +91,7 @@ class Certifier:
             samples=samples,
             eps=float(eps),
             clip=None if clip is None else (float(clip[0]), float(clip[1])),
+            norm=norm,
             # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
             relaxations={
                 name: _limited(r, limit) if every or not hasattr(r, "solver") else r
@@ -97,11 +101,16 @@ class Certifier:
             dtype=dtype,
         )
 
+    def ball(self, x: Tensor, eps: float | Tensor | None = None) -> Region:
+        """The region around inputs; eps: another radius than the run's."""
+        return ball_of(self.norm)(x, self.eps if eps is None else eps, self.clip)
+
     def settings(self) -> dict[str, Any]:
         """What the report and the journal say about the run, JSON-ready."""
         return {
             "eps": self.eps,
             "clip": None if self.clip is None else list(self.clip),
+            "norm": self.norm,
             "relaxations": list(self.relaxations),
             "dtype": str(self.dtype).removeprefix("torch."),
             "rounding": self.rounding,
@@ -148,12 +157,12 @@ class Certifier:
                     yield self._failed(position, error)
 
     def _require_working(self, error: BaseException) -> None:
-        """Raise `error` if a box of no width fails in the same way: then the settings are at fault, not an example."""
+        """Raise `error` if a ball of no width fails in the same way: then the settings are at fault, not an example."""
         x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
         rows = self._rows(torch.zeros(1, dtype=torch.int64)).to(x)
         for relaxation in self.relaxations.values():
             try:
-                relaxation.lower_bounds(self.network, InputBox(x, x), self._shaped(rows))
+                relaxation.lower_bounds(self.network, ball_of(self.norm)(x, 0.0), self._shaped(rows))
             except _FAILURES as again:
                 if type(again) is type(error):
                     raise error from again
@@ -189,7 +198,7 @@ class Certifier:
         labels = self.samples.labels[positions]
         rows = self._rows(labels).to(x)
         self._require_agreement(x)
-        ball = LinfBall(x, self.eps, self.clip)
+        ball = self.ball(x)
         logits = self.network(x).reshape(len(x), -1)
         natural = (rows @ logits[..., None])[..., 0].amin(1)
         attacked = self._attacked(ball, rows, natural, positions) if self.attack is not None else None
@@ -217,19 +226,18 @@ class Certifier:
             judged.append((example, question))
         return judged
 
-    def _attacked(self, ball: LinfBall, rows: Tensor, natural: Tensor, positions: Tensor) -> Tensor:
+    def _attacked(self, ball: Region, rows: Tensor, natural: Tensor, positions: Tensor) -> Tensor:
         """Smallest margin found, the input's among them, replayed in float64 at points of the region: [batch]."""
         assert self.attack is not None
-        box = InputBox(ball.lower.to(self.dtype), ball.upper.to(self.dtype))
         keys = self.samples.index[positions].tolist()
-        found = self.attack.search(self.network, box, self._shaped(rows.to(self.dtype)), keys)
-        points = found.points.double().clamp(ball.lower, ball.upper)
+        found = self.attack.search(self.network, ball.to(self.dtype), self._shaped(rows.to(self.dtype)), keys)
+        points = ball.project(found.points.double())
         if not bool(ball.contains(points).all()):
             raise RuntimeError("the attack left the region")
         replayed = (rows @ self.network(points).reshape(len(points), -1)[..., None])[..., 0].amin(1)
         return torch.minimum(natural, replayed)  # a NaN stays one
 
-    def _bounds(self, ball: LinfBall, rows: Tensor) -> tuple[list[Tensor], list[float]]:
+    def _bounds(self, ball: Region, rows: Tensor) -> tuple[list[Tensor], list[float]]:
         """Lower bounds [batch, k] of each relaxation and its seconds an example."""
         region = self.rounded(ball)
         lower, spent = [], []
@@ -242,13 +250,9 @@ class Certifier:
             lower.append(bound.detach().double())
         return lower, spent
 
-    def rounded(self, ball: LinfBall) -> InputBox:
+    def rounded(self, ball: Region) -> Region:
         """The region in `dtype`, with outward rounding wide enough for the rounding of its own ends."""
-        box: InputBox = ball.outward() if self.rounding == "outward" else ball
-        l, u = box.lower.to(self.dtype), box.upper.to(self.dtype)
-        if self.rounding == "outward":
-            l, u = torch.where(l > box.lower, down(l), l), torch.where(u < box.upper, up(u), u)
-        return InputBox(l, u)
+        return ball.outward().enclosing(self.dtype) if self.rounding == "outward" else ball.to(self.dtype)
 
     def _judged(self, example: Example) -> Example:
         """The verdict that input, attack and bounds allow."""
@@ -326,7 +330,7 @@ class Certifier:
             return f"its own bounds and margins make it {' or '.join(map(repr, map(str, wanted)))}"
         return ""
 
-    def _decided(self, example: Example, ball: InputBox, rows: Tensor, lower: Tensor) -> Example:
+    def _decided(self, example: Example, ball: Region, rows: Tensor, lower: Tensor) -> Example:
         """What the MILP solver says about one undecided example; lower [k]: each margin's best sound bound."""
         assert self.exact is not None
         begin = time.perf_counter()

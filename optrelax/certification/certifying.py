@@ -50,13 +50,14 @@ def certify(
     exact: Milp | bool = False,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
+    norm: str = "linf",
     subset: int | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[CertificationProgress], None] | None = None,
 ) -> CertificationReport:
-    """Certify every example of `data` against all inputs within eps of it in the maximum norm.
+    """Certify every example of `data` against all inputs within eps of it in a norm.
 
     Sound: yes. Certified means that every margin's lower bound by one of the relaxations is > 0 (0 is not), attacked
     that a point of the region, the input among them, was replayed in float64 and has a margin <= 0. An example with
@@ -65,8 +66,8 @@ def certify(
     net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
     `dtype` on its device, over the region rounded outward.
     data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
-    eps, clip: in the units of x.  relaxation: one or several, as a mapping under names of your own; unsound ones are
-    refused.
+    eps, clip: in the units of x.  norm: "linf", "l2" or "l1".
+    relaxation: one or several, as a mapping under names of your own; unsound ones are refused.
     attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs that
     are misclassified then count as attacked.
     exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
@@ -80,7 +81,7 @@ def certify(
     another configuration, or with a verdict that its own bounds contradict;
     UnsupportedOpError for a network that cannot be bounded.
     """
-    run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes)
+    run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes, norm=norm)
     run = replace(run, attack=attack_of("certify", attack), exact=_milp(exact))
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:

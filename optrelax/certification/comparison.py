@@ -17,7 +17,7 @@ from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.data.samples import gather
 from optrelax.output.tables import text_table
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
 from optrelax.specifications import label_rows
@@ -118,6 +118,7 @@ def compare(
     milp: Milp | bool = False,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
+    norm: str = "linf",
     subset: int | None = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -132,7 +133,7 @@ def compare(
     The LP layers start from pre-activation bounds of their own, box and Fast-Lin intersected, so the triangle LP can
     lie below CROWN; on equal ones, such as `triangle:preactivation=crown`, it cannot.
 
-    net, data, eps, clip, dtype, subset, batch_size, max_bytes: as for `certify`.
+    net, data, eps, clip, norm, dtype, subset, batch_size, max_bytes: as for `certify`.
     relaxations: one or several names or objects, or objects by the names that the table is to show.
     milp: True or a `Milp`, whose time limit an example leaves the smallest margin between two bounds; small networks.
     repeats: timed runs after the first, which warms up; fewer where they would take more than `patience` seconds;
@@ -145,7 +146,7 @@ def compare(
     if not patience >= 0:
         raise ValueError(f"compare: patience must be >= 0 seconds, got {patience}")
     run = Certifier.prepared(
-        net, gather(data, subset), eps, clip, relaxations, rounding, dtype, max_bytes, owner="compare"
+        net, gather(data, subset), eps, clip, relaxations, rounding, dtype, max_bytes, owner="compare", norm=norm
     )
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
@@ -236,18 +237,18 @@ class _Contest:
     def _batches(self) -> Iterator[Tensor]:
         yield from torch.arange(len(self.run.samples)).split(self.size)
 
-    def _question(self, positions: Tensor) -> tuple[LinfBall, Tensor]:
+    def _question(self, positions: Tensor) -> tuple[Region, Tensor]:
         """Regions of a batch, and the rows of its margins [batch, k, outputs], in float64."""
         x = self.run.samples.x[positions].to(self.device, torch.float64)
         rows = label_rows(self.run.samples.labels[positions], self.run.network.output_shape, "compare").to(x)
-        return LinfBall(x, self.run.eps, self.run.clip), rows
+        return self.run.ball(x), rows
 
     def natural(self) -> Tensor:
         """Smallest margin at the examples themselves, float64 [n]."""
         found = []
         for positions in self._batches():
             ball, rows = self._question(positions)
-            logits = self.run.network(ball.x).flatten(1)
+            logits = self.run.network(ball.origin).flatten(1)
             found.append((rows @ logits[..., None])[..., 0].amin(1).cpu())
         return torch.cat(found)
 
@@ -267,23 +268,20 @@ class _Contest:
         """Bounds of one example's smallest margin: the most doubtful margins first, none that cannot be it."""
         deadline = time.monotonic() + milp.time_limit
         ball, rows = self._question(torch.tensor([position]))
-        box = InputBox(ball.lower, ball.upper)
         shaped = rows.reshape(*rows.shape[:2], *self.run.network.output_shape)
-        upper = float(PGD().search(self.run.network, box, shaped, [position]).worst)
+        upper = float(PGD().search(self.run.network, ball, shaped, [position]).worst)
         lower = sound.clone()
         for row in sound.argsort().tolist():
             left = deadline - time.monotonic()
             if not sound[row] < upper or left <= 0:
                 break
-            answer = replace(milp, time_limit=left).minima(self.run.network, box, shaped[:, row : row + 1])
+            answer = replace(milp, time_limit=left).minima(self.run.network, ball, shaped[:, row : row + 1])
             lower[row] = torch.maximum(lower[row], answer.lower[0])
             upper = min(upper, float(answer.upper[0]))
         return min(float(lower.amin()), upper), upper
 
 
-def _bound(
-    relaxation: Any, network: Any, region: InputBox, rows: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _bound(relaxation: Any, network: Any, region: Region, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Lower bounds [batch, k]; with an LP layer their certified gaps and which of them are closed."""
     if not hasattr(relaxation, "solve"):
         shaped = rows.reshape(*rows.shape[:2], *network.output_shape)

@@ -1,4 +1,4 @@
-"""Attacks of AutoAttack's strength, over any box and any rows.
+"""Attacks of AutoAttack's strength, over any region and any rows.
 
 Source: Croce and Hein 2020 (APGD, the DLR loss, the ensemble); Andriushchenko et al. 2020 (Square). Of the ensemble,
 FAB is left out: it seeks the smallest perturbation, where a region is given.
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from optrelax.certification.attacks import PGD, Attack, Hunt, generator
+from optrelax.regions import Region
 
 __all__ = ["APGD", "Square", "StrongAttack", "attack_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class APGD(Attack):
-    """Auto-PGD: sign-gradient ascent with momentum that chooses its own steps.
+    """Auto-PGD: steepest ascent (over a box by signs of gradients) with momentum that chooses its own steps.
 
-    A step begins at the diameter of the box and is halved, and the ascent set back to the best point so far, where
+    A step begins at the diameter of the region and is halved, and the ascent set back to the best point so far, where
     too few steps of a stage went up, or none went higher.
 
     loss: "ce", cross-entropy of the margins; "dlr", the margin over the spread of the outputs, which vanishes nowhere
@@ -70,9 +71,9 @@ class _Ascent:
 
     def __init__(self, attack: APGD, hunt: Hunt, alive: Tensor, x: Tensor, target: Tensor | None) -> None:
         self.attack, self.hunt, self.alive, self.target = attack, hunt, alive, target
-        self.box = hunt.region.select(alive)
-        self.x = self.last = hunt.clamped(x, self.box)
-        self.step = x.new_full(x.shape[:1], 2.0)  # in radii of the box
+        self.region = hunt.region.select(alive)
+        self.x = self.last = self.region.project(x)
+        self.step = x.new_full(x.shape[:1], 2.0)  # in radii of the region
         self.halved = torch.ones_like(alive, dtype=torch.bool)
         self.value, self.gradient = self._look()
         self.best, self.best_value, self.best_gradient = self.x, self.value, self.gradient
@@ -91,8 +92,8 @@ class _Ascent:
     def _move(self, share: float) -> None:
         """A step, of which the momentum keeps 1 - share."""
         step = self.step.reshape(-1, *[1] * (self.x.dim() - 1))
-        ahead = self.hunt.clamped(self.x + step * self.box.radius * self.gradient.sign(), self.box)
-        new = self.hunt.clamped(self.x + share * (ahead - self.x) + (1 - share) * (self.x - self.last), self.box)
+        ahead = self.region.project(self.x + step * self.region.direction(-self.gradient))
+        new = self.region.project(self.x + share * (ahead - self.x) + (1 - share) * (self.x - self.last))
         self.last, self.x, before = self.x, new, self.value
         self.value, self.gradient = self._look()
         self.rises += self.value > before
@@ -120,7 +121,7 @@ class _Ascent:
         if not bool(going.all()):
             for name in _STATE:
                 setattr(self, name, getattr(self, name)[going])
-            self.box = self.box.select(going)
+            self.region = self.region.select(going)
             self.target = self.target if self.target is None else self.target[going]
         self._begin_stage()
         return self.alive.numel() > 0
@@ -162,6 +163,8 @@ def _loss(loss: str, margins: Tensor, target: Tensor | None) -> Tensor:
 class Square(Attack):
     """Random search without gradients: squares of pixels set to an end of the box, kept where the margin falls.
 
+    Over a region that is no box, points of the box around it are projected into it.
+
     Finds what gradients hide. Inputs without height and width are searched by runs of neighbouring entries.
     queries: points tried.  share: of the pixels, in the first squares; they shrink on a fixed schedule.
     seed: example i draws from a generator of its own.
@@ -195,21 +198,22 @@ class Square(Attack):
         drawn = [generator(self.seed, hunt.keys[i], 3) for i in alive.tolist()]
         stripes = torch.stack([torch.rand(c, 1, w, generator=g) for g in drawn]).to(hunt.points.device)
         numbers = torch.stack([torch.rand(self.queries, 2 + c, generator=g) for g in drawn]).to(hunt.points.device)
-        box = hunt.region.select(alive)
+        region = hunt.region.select(alive)
+        box = region.box()
         lower, upper = (end.reshape(-1, c, h, w) for end in (box.lower, box.upper))
         x = torch.where(stripes < 0.5, lower, upper)
-        worst = self._margin(hunt, x, alive)
+        worst = self._margin(hunt, region, x, alive)
         for query in range(1, self.queries):
             if bool((worst <= 0).any()):
                 going = ~(worst <= 0)
                 if not bool(going.any()):
                     return
                 alive, x, worst, numbers = alive[going], x[going], worst[going], numbers[going]
-                lower, upper = lower[going], upper[going]
+                lower, upper, region = lower[going], upper[going], region.select(going)
             square = _squares(numbers[:, query, :2], self._share(query), h, w)
             signs = numbers[:, query, 2:, None, None] < 0.5
             new = torch.where(square, torch.where(signs, lower, upper), x)
-            margin = self._margin(hunt, new, alive)
+            margin = self._margin(hunt, region, new, alive)
             better = margin < worst
             worst, x = torch.where(better, margin, worst), torch.where(better[:, None, None, None], new, x)
 
@@ -218,8 +222,8 @@ class Square(Attack):
         at = query * 10_000 // self.queries
         return self.share / 2 ** sum(at > limit for limit in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
 
-    def _margin(self, hunt: Hunt, x: Tensor, alive: Tensor) -> Tensor:
-        x = x.reshape(-1, *hunt.region.shape[1:])
+    def _margin(self, hunt: Hunt, region: Region, x: Tensor, alive: Tensor) -> Tensor:
+        x = region.project(x.reshape(region.shape))
         with torch.no_grad():
             worst = hunt.margins(x, alive).amin(1)
         hunt.keep(x, worst, alive)

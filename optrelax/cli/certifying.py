@@ -21,6 +21,7 @@ from optrelax.cli.inputs import (
     Json,
     Model,
     NoClip,
+    Norm,
     Precision,
     Relaxations,
     Seed,
@@ -69,6 +70,7 @@ def certify(
     steps: Annotated[
         int | None, option("--steps", group="Attack", min=0, show_default="20", help="Gradients a start of pgd.")
     ] = None,
+    norm: Norm = "linf",
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -99,6 +101,7 @@ def certify(
         radius,
         folder,
         clip=None if no_clip else clip,
+        norm=norm,
         relaxation=relaxation,
         attack=search,
         exact=_milp(time_limit) if exact else False,
@@ -204,7 +207,8 @@ def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> 
     console = stdout()
     clip = facts["clip"]
     within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
-    title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, eps {facts['eps']:g}, {within}"
+    ball = f"{facts['norm']} eps {facts['eps']:g}, {within}"
+    title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, {ball}"
     decimals = {"certified %": 2, "misclassified at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(rich_table(report.table(), decimals=decimals))

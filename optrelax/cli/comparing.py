@@ -20,6 +20,7 @@ from optrelax.cli.inputs import (
     Milp,
     Model,
     NoClip,
+    Norm,
     Out,
     Precision,
     Relaxations,
@@ -62,6 +63,7 @@ def compare(
     patience: Annotated[
         float, option("--patience", group="Run", metavar="S", min=0, help="Fewer runs where they take longer.")
     ] = 30.0,
+    norm: Norm = "linf",
     clip: Clip = (0.0, 1.0),
     no_clip: NoClip = False,
     split: Split = "test",
@@ -76,7 +78,7 @@ def compare(
 ) -> None:
     """Compare relaxations on one network: how tight, how many certified, how fast, how far from the LP's optimum.
 
-    All bound the same margins over the same boxes. LP layers start from pre-activation bounds of their own, box and
+    All bound the same margins over the same regions. LP layers start from pre-activation bounds of their own, box and
     fast-lin intersected; triangle:preactivation=crown starts from those of crown. --out keeps the table, a table an
     example, and the picture of tightness against time (PNG and SVG).
     """
@@ -92,6 +94,7 @@ def compare(
         radius,
         relaxations,
         clip=None if no_clip else clip,
+        norm=norm,
         milp=_milp(time_limit) if milp else False,
         rounding=rounding,
         dtype=read_dtype(precision),
@@ -144,7 +147,7 @@ def _title(facts: Mapping[str, Any]) -> str:
     within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
     return (
         f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, accuracy "
-        f"{100 * facts['accuracy']:.2f} %, eps {facts['eps']:g}, {within}, {facts['dtype']}"
+        f"{100 * facts['accuracy']:.2f} %, {facts['norm']} eps {facts['eps']:g}, {within}, {facts['dtype']}"
     )
 
 

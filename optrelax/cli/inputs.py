@@ -31,6 +31,7 @@ __all__ = [
     "Milp",
     "Model",
     "NoClip",
+    "Norm",
     "Out",
     "Pixels",
     "Precision",
@@ -83,6 +84,7 @@ Eps = Annotated[
     str,
     option("--eps", group="Region", metavar="X", help="Radius in units of the pixels: 0.1, 8/255."),
 ]
+Norm = Annotated[Literal["linf", "l2", "l1"], option("--norm", group="Region", help="Of the ball around an example.")]
 Clip = Annotated[
     tuple[float, float], option("--clip", group="Region", metavar="LOW HIGH", help="Legal range of a pixel.")
 ]

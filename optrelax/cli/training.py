@@ -28,6 +28,7 @@ class _Recipe:
     Epochs = Annotated[int | None, option("--epochs", group="Recipe", min=1, help="Others keep their shares.")]
     Relaxation = Annotated[str | None, option("--relaxation", group="Recipe", metavar="NAME", help="To train with.")]
     Eps = Annotated[str | None, option("--eps", group="Recipe", metavar="X", help="Last radius in pixel units: 8/255.")]
+    Norm = Annotated[Literal["linf", "l2", "l1"] | None, option("--norm", group="Recipe", help="Of the region.")]
     Warmup = Annotated[float | None, option("--warmup", group="Recipe", min=0, help="Epochs of natural loss only.")]
     Mixing = Annotated[float | None, option("--mixing", group="Recipe", min=0, help="Epochs in which eps grows.")]
     Kappa = Annotated[float | None, option("--kappa", group="Recipe", min=0, max=1, help="Natural loss's last weight.")]
@@ -82,6 +83,7 @@ def train(
     epochs: _Recipe.Epochs = None,
     relaxation: _Recipe.Relaxation = None,
     eps: _Recipe.Eps = None,
+    norm: _Recipe.Norm = None,
     warmup: _Recipe.Warmup = None,
     mixing: _Recipe.Mixing = None,
     kappa: _Recipe.Kappa = None,
@@ -119,6 +121,7 @@ def train(
         "epochs": epochs,
         "relaxation": relaxation,
         "eps": None if eps is None else parse_number("--eps", eps),
+        "norm": norm,
         "warmup": warmup,
         "mixing": mixing,
         "kappa": kappa,
@@ -300,5 +303,6 @@ def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None
     console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
     console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
     name = row.relaxation or "crown"
-    advice = f"optrelax certify {folder} --data {row.data} --eps {row.eps:g} --relaxation {name}"
+    norm = "" if row.norm == "linf" else f" --norm {row.norm}"
+    advice = f"optrelax certify {folder} --data {row.data} --eps {row.eps:g}{norm} --relaxation {name}"
     console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)

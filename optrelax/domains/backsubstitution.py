@@ -7,7 +7,7 @@ LP layers. Source: Zhang et al. 2018 (CROWN), Singh et al. 2019 (DeepPoly); outw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from optrelax.domains import windows
+from optrelax.domains.balls import Ball, absolute_terms
 from optrelax.domains.frames import Plan, Seen
-from optrelax.domains.interval import Ball, absolute_terms
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.domains.windows import Windows
@@ -30,7 +30,7 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear, Shape, flatten_from
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region, Support
 from optrelax.rounding import SLACK, gamma, peak, tiny, underflow, unit_roundoff
 
 Ends = TypeVar("Ends", Tensor, tuple[Tensor, Tensor])
@@ -49,7 +49,7 @@ class Rows:
     upper: Tensor | None = None
     """Between parallel lines the constant of the rows' upper bounds, whose coefficients are the same; else None."""
     region: InputBox | None = None
-    """Given, rows may end in its bounds before they reach the input; to nearest only."""
+    """A box: rows may end in its bounds before they reach the input; to nearest only."""
     pending: dict[str, Tensor] = field(default_factory=dict)
     allowance: Tensor | None = None
     terms: Tensor | None = None
@@ -83,12 +83,30 @@ class Rows:
             return dot(a, values)
         return windows.dot(a, windows.see(values, frame, self), self)
 
-    def over_box(self, extreme: Callable[[Tensor, Tensor, Tensor], Ends], a: Tensor, region: InputBox) -> Ends:
-        """Extremes over the region of rows that have reached the input."""
+    def least(self, a: Tensor, region: Region) -> Tensor:
+        """Least value over the region of rows that have reached the input."""
         frame = self.frames.get(self.network.input, "rows")
-        if frame == "rows":
-            return extreme(a, region.lower, region.upper)
-        return windows.over_box(extreme, a, frame, region, self)
+        if frame != "rows" and isinstance(region, InputBox):
+            found: Tensor = windows.over_box(least_over_box, a, frame, region, self)
+            return found
+        return region.support(windows.adapt(a, frame, "rows", self))
+
+    def extent(self, a: Tensor, region: Region) -> tuple[Tensor, Tensor]:
+        """Least and greatest value over the region of rows that have reached the input."""
+        frame = self.frames.get(self.network.input, "rows")
+        if frame != "rows" and isinstance(region, InputBox):
+            found: tuple[Tensor, Tensor] = windows.over_box(range_over_box, a, frame, region, self)
+            return found
+        return region.extent(windows.adapt(a, frame, "rows", self))
+
+    def least_outward(self, a: Tensor, region: Region) -> Support:
+        """A lower bound over the region of rows that have reached the input, with what its rounding scales with."""
+        frame = self.frames.get(self.network.input, "rows")
+        if frame == "rows" or not isinstance(region, InputBox):
+            return region.outward_support(windows.adapt(a, frame, "rows", self))
+        reach = region.center.abs() + region.radius + tiny(a.dtype)
+        size = self.dot(self.network.input, a.abs(), reach)
+        return Support(self.least(a, region), size, 2 * math.prod(self.network.input_shape) + 4)
 
     @cached_property
     def entrance(self) -> str | None:
@@ -140,7 +158,7 @@ def substitute(
     network: Network,
     target: str,
     rows: Tensor,
-    region: InputBox,
+    region: Region,
     lines: Mapping[str, Lines | Bounds],
     *,
     magnitude: Mapping[str, Tensor] | None = None,
@@ -153,7 +171,7 @@ def substitute(
     Sound: yes, for sound lines.  Gradient: in weights, lines, rows and region; at coefficients of exactly 0 that
     of the upper line (relu(0)' = 0 for the positive part).
     """
-    end = region if magnitude is None else None
+    end = _end_of(region) if magnitude is None else None
     walk = pull(network, target, rows, region.shape[0], lines, magnitude, end=end, plan=plan, places=places)
     return concretise(walk, region)
 
@@ -162,7 +180,7 @@ def substitute_both(
     network: Network,
     target: str,
     rows: Tensor,
-    region: InputBox,
+    region: Region,
     lines: Mapping[str, Lines | Bounds],
     *,
     plan: Plan | None = None,
@@ -173,10 +191,10 @@ def substitute_both(
     rows [batch or 1, k, *shape of target] -> [batch, k] each, from one walk: the upper bound's coefficients are those
     of the lower.  Sound and gradient: as `substitute`; at coefficients of exactly 0 that of the middle.
     """
-    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=region, plan=plan, places=places)
+    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=_end_of(region), plan=plan, places=places)
     a = walk.pending.pop(network.input, None)
     if a is not None:
-        low, high = walk.over_box(range_over_box, a, region)
+        low, high = walk.extent(a, region)
         walk.add_constant(low, upper=high)
     assert walk.upper is not None
     return from_below(walk.constant), from_above(walk.upper)
@@ -198,7 +216,7 @@ def pull(
     """Pull rows back until they reach the input (or a node of `stop`, where they are left in `.stops`).
 
     both: the constants of lower and upper bounds at once; every line is one of a parallel pair.
-    end: the region in whose bounds rows may end on the way, where that is faster; to nearest only.
+    end: a box in whose bounds rows may end on the way, where that is faster; to nearest only.
     plan: where the coefficients of every node lie; places: those of the target whose rows these are, as windows,
     [batch or 1, places, 2]: rows [examples or 1, k, 1, 1, channels], and constants are [batch, places * k].
     """
@@ -222,20 +240,19 @@ def pull(
     return walk
 
 
-def concretise(walk: Rows, region: InputBox) -> Tensor:
+def _end_of(region: Region) -> InputBox | None:
+    return region if isinstance(region, InputBox) else None
+
+
+def concretise(walk: Rows, region: Region) -> Tensor:
     """Lower bound over the region once every row has reached the input: [batch, k]."""
     name = walk.network.input
     a = walk.pending.pop(name, None)
     if a is not None:
-        terms = math.prod(walk.network.input_shape) * 2
-        found = walk.over_box(least_over_box, a, region)
         if walk.magnitude is None:
-            walk.add_constant(found)
+            walk.add_constant(walk.least(a, region))
         else:
-            # Half sums and differences of the ends round by an ulp of the magnitude, counted as two more terms; below
-            # the normal range an ulp is that of `tiny`.
-            size = walk.dot(name, a.abs(), region.center.abs() + region.radius + tiny(a.dtype))
-            walk.add_constant(found, size, terms + 4)
+            walk.add_constant(*walk.least_outward(a, region))
     if walk.allowance is None:
         return from_below(walk.constant)
     total = walk.allowance
@@ -274,9 +291,9 @@ def _end(a: Tensor, walk: Rows, region: InputBox) -> bool:
     return True
 
 
-def box_at_entrance(network: Network, region: InputBox, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def box_at_entrance(network: Network, region: Region, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Weight of the network's entrance, center and radius before it, where k rows an example end there; or None."""
-    if not network.entrance:
+    if not network.entrance or not isinstance(region, InputBox):
         return None
     *before, last = network.entrance
     assert isinstance(last.op, Linear)
@@ -288,20 +305,20 @@ def box_at_entrance(network: Network, region: InputBox, k: int) -> tuple[Tensor,
     return (weight, center, radius) if pays(k, weight, center, radius) else None
 
 
-def bytes_at_entrance(network: Network, region: InputBox, k: int) -> tuple[int, int] | None:
+def bytes_at_entrance(network: Network, region: Region, k: int) -> tuple[int, int] | None:
     """What k rows take there, forward and back, beside themselves; None where they go on to the input."""
     found = box_at_entrance(network, region, k)
     if found is None:
         return None
     m, n = found[0].shape
-    return bytes_taken(region.shape[0], k, m, n, region.lower.element_size())
+    return bytes_taken(region.shape[0], k, m, n, region.dtype.itemsize)
 
 
 @rule(Activation, domain=Rows)
 def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
     lines = walk.lines[node.name]
     if isinstance(lines, Bounds):
-        _constant(lines, a, walk)
+        end_in(lines, a, walk)
         return
     if walk.upper is not None:
         assert lines.parallel, "one row gives both bounds between parallel lines only"
@@ -321,7 +338,7 @@ def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
     walk.add(node.inputs[0], pulled)
 
 
-def _constant(bounds: Bounds, a: Tensor, walk: Rows) -> None:
+def end_in(bounds: Bounds, a: Tensor, walk: Rows) -> None:
     """The value is known only to lie in `bounds`: the rows end here."""
     l, u = bounds.lower, bounds.upper
     constant = least_over_box(a, l, u)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,49 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.domains.backsubstitution import magnitudes, substitute, substitute_both
+from optrelax.domains.balls import Ball, affine_error, ball
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.enclosures import Bounds, ordered
+from optrelax.enclosures import Bounds
 from optrelax.kernels import ball_products, native
 from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear
-from optrelax.regions import InputBox
-from optrelax.rounding import SLACK, Rounding, down, gamma, peak, underflow, up
+from optrelax.regions import InputBox, Region
+from optrelax.rounding import Rounding
 
 Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ball:
-    """Values within `radius` of `center`, elementwise; [batch, *shape] each."""
-
-    center: Tensor
-    radius: Tensor
-    outward: bool = False
-
-    @property
-    def bounds(self) -> Bounds:
-        """[center - radius, center + radius]; a center or radius that overflowed bounds nothing."""
-        l, u = self.center - self.radius, self.center + self.radius
-        return ordered(down(l), up(u)) if self.outward else ordered(l, u)
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Greatest absolute value, [batch, *shape]."""
-        return self.center.abs() + self.radius
-
-
-def ball(l: Tensor, u: Tensor, outward: bool = False) -> Ball:
-    """The smallest ball around [l, u]; outward, one that holds it in real arithmetic."""
-    center, radius = (l + u) * 0.5, (u - l) * 0.5  # a division takes five times as long
-    if outward:
-        # u - c and c - l each round by half an ulp; the next float up covers it.
-        radius = up(torch.maximum(u - center, center - l).clamp_min(0))
-        radius = torch.where(l == u, 0.0, radius)
-        center = torch.where(l == u, l, center)
-    return Ball(center, radius, outward)
 
 
 @dataclass(frozen=True)
@@ -80,7 +52,7 @@ class Intervals:
 
 def propagate(
     network: Network,
-    region: InputBox,
+    region: Region,
     *,
     loosen: Loosen | None = None,
     rounding: Rounding = "nearest",
@@ -88,16 +60,23 @@ def propagate(
 ) -> Intervals:
     """Interval bounds of every node; given `targets`, of these and of what was needed on the way.
 
-    Sound: yes.  Exact: for the nodes of `network.exact_intervals`.  Gradient: of both ends in weights and region.
+    Over a region that is no box, affine functions of the input get their range over it, others that of the box around.
+    Sound: yes.  Exact: for the nodes of `exact_nodes`.  Gradient: of both ends in weights and region.
     loosen: applied to the pre-activation bounds of each activation (must widen).
     """
     require_rules(network, Ball)
-    balls = {network.input: ball(region.lower, region.upper, rounding == "outward")}
+    outward = rounding == "outward"
+    box = region.box(outward)
+    balls = {network.input: ball(box.lower, box.upper, outward)}
     changed: dict[str, Bounds] = {}
+    ranges = frozenset[str]() if box is region else network.affine_ends
     for node in network:
         if targets is not None and targets <= balls.keys():
             break
         if node.name in balls or any(name not in balls for name in node.inputs):  # inside of a chain
+            continue
+        if node.name in ranges:
+            balls[node.name] = _range(network, node, region, balls if outward else None)
             continue
         inputs = [balls[name] for name in node.inputs]
         if targets is not None and loosen is None and isinstance(node.op, Linear) and _compiles(inputs[0]):
@@ -118,6 +97,36 @@ def propagate(
         assert step is not None
         balls[node.name] = step(node.op, *inputs)
     return Intervals(network, balls, changed)
+
+
+def exact_nodes(network: Network, region: Region) -> frozenset[str]:
+    """Nodes whose bounds by intervals are exact over the region."""
+    return network.exact_intervals if isinstance(region, InputBox) else network.affine_ends
+
+
+_ENTRIES = 2**24  # of rows pulled back together
+
+
+def _range(network: Network, node: Node, region: Region, balls: dict[str, Ball] | None) -> Ball:
+    """What an affine function of the input takes on over a region: its rows pulled back, outward where balls are given.
+
+    Exact to rounding: the support function, which for a norm's ball is its dual norm.
+    """
+    n = math.prod(node.shape)
+    size = max(1, _ENTRIES // max(1, n + math.prod(network.input_shape)))
+    parts = []
+    for first in range(0, n, size):
+        rows = torch.zeros(1, min(size, n - first), n, dtype=region.dtype, device=region.device)
+        rows[0].diagonal(first).fill_(1)
+        rows = rows.reshape(1, -1, *node.shape)
+        if balls is None:
+            parts.append(substitute_both(network, node.name, rows, region, {}))
+            continue
+        sizes = magnitudes(network, balls)
+        low, high = (substitute(network, node.name, r, region, {}, magnitude=sizes) for r in (rows, -rows))
+        parts.append((low, -high))
+    low, high = (torch.cat(of, 1).reshape(-1, *node.shape) for of in zip(*parts, strict=True))
+    return ball(low, high, balls is not None)
 
 
 _SIGNATURES = (
@@ -262,32 +271,6 @@ def _affine(op: Affine, *xs: Ball) -> Ball:
     if not xs[0].outward:
         return Ball(center, radius)
     return Ball(center, radius + affine_error(op, [x.magnitude for x in xs]), outward=True)
-
-
-def affine_error(op: Affine, magnitudes: list[Tensor]) -> Tensor:
-    """Allowance for an affine op on values of these magnitudes, image and |image| both: [batch, *shape].
-
-    Each of the two products errs by at most gamma(fan_in + roundings) times the sum of absolute terms, which is
-    |W| magnitude + |b|; their common sum is at most twice that. Products, sums and constants may underflow: see
-    `optrelax.rounding`.
-    """
-    total, lost = absolute_terms(op, magnitudes)
-    if op.cost() == 0:  # the same numbers in another shape
-        return torch.zeros_like(total)
-    return SLACK * (2 * gamma(_products(op), total.dtype) * total + lost)
-
-
-def absolute_terms(op: Affine, magnitudes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """|W| magnitude + |b|, and what may be lost below the normal range: [batch, *shape], [batch, 1...]."""
-    total = op.absolute(*magnitudes)
-    size = op.bias_size(total)
-    greatest = torch.stack([peak(m).reshape(-1, *[1] * len(op.shape)) for m in magnitudes]).amax(0)
-    return total if size is None else total + size, underflow(4 * _products(op), total.dtype) * (1 + greatest)
-
-
-def _products(op: Affine) -> int:
-    """Roundings of one output, those of its constants included."""
-    return op.fan_in * len(op.input_shapes) + op.roundings
 
 
 @rule(Activation, domain=Ball)

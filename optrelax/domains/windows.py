@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.domains.balls import absolute_terms
 from optrelax.domains.frames import Frame, Seen
-from optrelax.domains.interval import absolute_terms
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import rule
 from optrelax.enclosures import Bounds

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.backsubstitution import choose_entries, dot, pull
-from optrelax.domains.interval import absolute_terms, affine_error
+from optrelax.domains.balls import absolute_terms, affine_error
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds, ordered

@@ -28,7 +28,7 @@ from optrelax.measurements.weight_lines import (
     scaled,
 )
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 from optrelax.training.losses import certified_cross_entropy
 
@@ -250,7 +250,7 @@ def _search(
 
 
 def _bounds(
-    relaxation: Any, network: Network, region: InputBox, rows: Tensor, solves: bool
+    relaxation: Any, network: Network, region: Region, rows: Tensor, solves: bool
 ) -> tuple[Tensor, Tensor, list[Any]]:
     """Bounds [n, k], what they may be off by, and the pre-activation bounds that lines were chosen on."""
     if not solves:

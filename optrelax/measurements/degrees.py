@@ -26,7 +26,7 @@ from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine
 from optrelax.networks.walks import carried_back
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import Box, Crown, DeepZ, FastLin, HBox, Relaxation, name_of, resolve
 from optrelax.relaxations.zonotopes import Bands
 
@@ -57,7 +57,7 @@ class NeuronBounds:
 
 
 def step_degrees(
-    net: Net, region: InputBox, spec: Tensor, relaxation: Relaxation | str, *, seed: int = 0
+    net: Net, region: Region, spec: Tensor, relaxation: Relaxation | str, *, seed: int = 0
 ) -> list[tuple[int, int]]:
     """Degrees of numerator and denominator of each row's lower bound in t, where the weights are w + t d.
 
@@ -79,7 +79,7 @@ def step_degrees(
         way = random_direction(weights.origin, torch.Generator().manual_seed(seed), "step_degrees")
         walk = _Walk(
             network=network,
-            region=InputBox(flat.lower.double(), flat.upper.double()),
+            region=require_box("step_degrees", flat, "measure_sensitivity takes any ball").to(torch.float64),
             linear=_linear(network, weights, way),
         )
         found = walk.rows(resolved, rows[0].flatten(1).double().cpu().numpy())

@@ -15,7 +15,7 @@ from optrelax.certification.certifiers import device_of
 from optrelax.data.samples import Samples, gather
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import Region, ball_of
 from optrelax.relaxations import name_of, resolve
 from optrelax.specifications import label_rows
 
@@ -31,14 +31,14 @@ class MarginProblem:
     samples: Samples
     eps: float
     clip: tuple[float, float] | None
-    region: InputBox
+    region: Region
     rows: Tensor  # [n, k, *output_shape]
 
     def part(self, which: slice) -> MarginProblem:
         """The same about some of the examples."""
         s = self.samples
         samples = Samples(s.x[which], s.labels[which], s.index[which])
-        region = InputBox(self.region.lower[which], self.region.upper[which])
+        region = self.region.select(which)
         return MarginProblem(self.network, self.relaxations, samples, self.eps, self.clip, region, self.rows[which])
 
     def settings(self) -> dict[str, Any]:
@@ -54,7 +54,14 @@ class MarginProblem:
 
 
 def ask(
-    owner: str, net: Net, data: Any, relaxations: Any, eps: float, clip: tuple[float, float] | None, count: int
+    owner: str,
+    net: Net,
+    data: Any,
+    relaxations: Any,
+    eps: float,
+    clip: tuple[float, float] | None,
+    count: int,
+    norm: str = "linf",
 ) -> MarginProblem:
     """Check everything that the measurements share; errors begin with the name of the `owner`.
 
@@ -71,14 +78,13 @@ def ask(
     samples.require_range(clip, owner)
     x = samples.x.to(device_of(network), torch.float64)
     rows = label_rows(samples.labels, network.output_shape, "measure").to(x)
-    ball = LinfBall(x, float(eps), clip)
     return MarginProblem(
         network=network,
         relaxations=_named(owner, relaxations),
         samples=samples,
         eps=float(eps),
         clip=clip,
-        region=InputBox(ball.lower, ball.upper),
+        region=ball_of(norm)(x, float(eps), clip),
         rows=rows.reshape(*rows.shape[:2], *network.output_shape),
     )
 

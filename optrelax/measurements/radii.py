@@ -12,7 +12,6 @@ from torch import Tensor
 
 from optrelax.certification.attacks import Attack
 from optrelax.certification.certifiers import Certifier, device_of
-from optrelax.regions import InputBox, LinfBall
 from optrelax.relaxations import Box
 from optrelax.specifications import label_rows
 
@@ -81,10 +80,9 @@ class RadiusSearch:
         """Attack the open examples at the radii asked; move one end of each bracket."""
         for p in self._batches(open_.nonzero()[:, 0]):
             x = self._x(p)
-            ball = LinfBall(x, ask[p].to(x.device), self.run.clip)
-            box = InputBox(ball.lower, ball.upper)
+            ball = self.run.ball(x, ask[p].to(x.device))
             keys = self.run.samples.index[p].tolist()
-            points = attack.search(self.run.network, box, self._rows(p), keys).points
+            points = attack.search(self.run.network, ball, self._rows(p), keys).points
             distance = (points - x).abs().flatten(1).amax(1).cpu()
             found = (self._margins(p, points).amin(1) <= 0) & (distance <= reach[p])
             reach[p] = torch.where(found, distance, reach[p])
@@ -130,7 +128,7 @@ class RadiusSearch:
         """Whether every margin of one example is positive at a radius; None where the solver left it open."""
         p = torch.tensor([position])
         x = self._x(p)
-        ball = LinfBall(x, float(radius), self.run.clip)
+        ball = self.run.ball(x, float(radius))
         rows = self._rows(p)
         cheap = milp.preactivation.lower_bounds(self.run.network, ball, rows)[0]
         order = [row for row in cheap.argsort().tolist() if not cheap[row] > 0]
@@ -204,7 +202,7 @@ class RadiusSearch:
     def _worst(self, relaxation: Any, positions: Tensor, radii: Tensor) -> Tensor:
         """Lower bound of the smallest margin: float64 [p]; NaN counts as nothing known."""
         x = self._x(positions)
-        region = self.run.rounded(LinfBall(x, radii.to(x.device), self.run.clip))
+        region = self.run.rounded(self.run.ball(x, radii.to(x.device)))
         lower = relaxation.lower_bounds(self.run.network, region, self._rows(positions).to(self.run.dtype))
         return lower.amin(1).double().nan_to_num(-math.inf).cpu()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation
 from optrelax.relaxations.zonotopes import ZonotopeFamily
 
@@ -63,7 +63,7 @@ def _ties(activation: PiecewiseLinear, b: Bounds) -> list[Tensor]:
     return [*ties, widths[0] - widths[1]]
 
 
-def sources(relaxation: Any, network: Network, region: InputBox) -> Iterator[Preactivation]:
+def sources(relaxation: Any, network: Network, region: Region) -> Iterator[Preactivation]:
     """Every set of pre-activation bounds on which lines of this relaxation, or of its parts, are chosen."""
     if isinstance(relaxation, Intersect):
         for part in relaxation.parts:

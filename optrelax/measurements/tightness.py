@@ -18,7 +18,7 @@ from optrelax.data.samples import gather
 from optrelax.measurements.margin_ranges import found_ranges
 from optrelax.measurements.radii import RadiusSearch, monotone
 from optrelax.measurements.stages import MeasurementProgress, ReportProgress
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
 from optrelax.specifications import label_rows
@@ -253,7 +253,7 @@ class _Quality:
         shares: dict[str, list[Tensor]] = {name: [] for name in run.relaxations}
         for p in self.search._batches(right):
             rows_of, ball = self._question(p)
-            least, most = found_ranges(run.network, InputBox(ball.lower, ball.upper), rows_of)
+            least, most = found_ranges(run.network, ball, rows_of)
             smallest = least.amin(1) if extra.milp is None else self._exact(extra.milp, ball, rows_of, least)
             for name, relaxation in run.relaxations.items():
                 lower, upper = self._interval(relaxation, ball, rows_of)
@@ -266,13 +266,13 @@ class _Quality:
             named[name].gap = float(torch.cat(gaps[name]).mean())
             named[name].propagation = 100 * float(torch.cat(shares[name]).mean())
 
-    def _question(self, positions: Tensor) -> tuple[Tensor, LinfBall]:
+    def _question(self, positions: Tensor) -> tuple[Tensor, Region]:
         run = self.search.run
         x = self.search._x(positions)
         rows = label_rows(run.samples.labels[positions], run.network.output_shape, "measure_tightness").to(x)
-        return rows.reshape(*rows.shape[:2], *run.network.output_shape), LinfBall(x, self.at, run.clip)
+        return rows.reshape(*rows.shape[:2], *run.network.output_shape), run.ball(x, self.at)
 
-    def _interval(self, relaxation: Any, ball: LinfBall, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _interval(self, relaxation: Any, ball: Region, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Both bounds of every margin: float64 [batch, k]."""
         run = self.search.run
         both = torch.cat([rows, -rows], 1).to(run.dtype)
@@ -280,7 +280,7 @@ class _Quality:
         k = rows.shape[1]
         return lower[:, :k], -lower[:, k:]
 
-    def _exact(self, milp: Milp, ball: LinfBall, rows: Tensor, least: Tensor) -> Tensor:
+    def _exact(self, milp: Milp, ball: Region, rows: Tensor, least: Tensor) -> Tensor:
         """The exact smallest margin of each example, as far as the solver's claim goes: [batch]."""
         found = least.amin(1)
         for i in range(len(found)):

@@ -148,6 +148,16 @@ class Graph:
         return frozenset(mixed)
 
     @cached_property
+    def affine_ends(self) -> frozenset[str]:
+        """Affine functions of the input that an op of another kind reads, and the input itself where one does."""
+        affine = {self.input}
+        for node in self.nodes:
+            if isinstance(node.op, Affine) and affine.issuperset(node.inputs):
+                affine.add(node.name)
+        read = {name for node in self.nodes if not isinstance(node.op, Affine) for name in node.inputs}
+        return frozenset(affine & read)
+
+    @cached_property
     def entrance(self) -> tuple[Node, ...]:
         """The matrix product that all paths from the input lead through, behind diagonal ops alone; none: empty."""
         path: list[Node] = []
@@ -239,6 +249,7 @@ class Network(nn.Module):
     activations = property(lambda self: self.graph.activations, doc="The activation nodes in topological order.")
     readers = property(lambda self: self.graph.readers, doc="The nodes that read each node's value.")
     exact_intervals = property(lambda self: self.graph.exact_intervals, doc="Nodes whose interval image is exact.")
+    affine_ends = property(lambda self: self.graph.affine_ends, doc="See `Graph.affine_ends`.")
     entrance = property(lambda self: self.graph.entrance, doc="See `Graph.entrance`.")
 
     @property

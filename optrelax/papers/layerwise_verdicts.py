@@ -252,7 +252,7 @@ class Cascade:
         self, target: str, rows: Tensor, region: InputBox, bounds: Mapping[str, Bounds], example: Tensor
     ) -> Problems:
         hulls = {name: h.select(example) for name, h in self._hulls(bounds, target).items()}
-        return Problems(self.network, target, rows, region.lower[example], region.upper[example], hulls, example)
+        return Problems(self.network, target, rows, region.select(example), hulls, example)
 
     def _hulls(self, bounds: Mapping[str, Bounds], target: str) -> dict[str, HullLines]:
         wanted = self.network.ancestors(target)

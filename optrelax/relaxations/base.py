@@ -16,7 +16,7 @@ from optrelax.exactness import require_exact_products
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.rounding import Rounding, check_rounding
 
 Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [batch, *shape]
@@ -64,27 +64,27 @@ class Relaxation:
         if problems:
             raise UnsupportedOpError(problems)
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         """Bounds of the input of every activation, in topological order."""
         raise NotImplementedError
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         """Lower bounds of rows [batch or 1, k, *output_shape] of the output: [batch, k]."""
         raise NotImplementedError
 
-    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
+    def output_bounds(self, network: Network, region: Region) -> Bounds:
         """Bounds of every output: [batch, *output_shape]."""
-        eye = identity_rows(network.output_shape, region.lower)
+        eye = identity_rows(network.output_shape, region.like)
         both = self.lower_bounds(network, region, torch.cat([eye, -eye], 1))
         k = both.shape[1] // 2
         shape = (-1, *network.output_shape)
         return ordered(both[:, :k].reshape(shape), -both[:, k:].reshape(shape))
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         """The peak of a pass for k rows that is not cut, counted from shapes; 0 where nothing is ever cut."""
         return 0
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
         """What a pass for k rows takes that is cut as small as it goes."""
         return self.bytes_needed(network, region.select(slice(0, 1)), k)
 
@@ -92,10 +92,10 @@ class Relaxation:
         """The same relaxation with other options."""
         return replace(self, **options)
 
-    def prepare(self, region: InputBox) -> InputBox:
+    def prepare(self, region: Region) -> Region:
         """Check the settings that outward rounding depends on."""
         if self.outward:
-            require_exact_products(region.lower)
+            require_exact_products(region.like)
         return region
 
 
@@ -105,12 +105,12 @@ def identity_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device).reshape(1, n, *shape)
 
 
-def bytes_needed(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+def bytes_needed(relaxation: Relaxation, network: Network, region: Region, k: int) -> int:
     """What a relaxation's pass takes whole; 0 for a class that does not say."""
     return relaxation.bytes_needed(network, region, k) if isinstance(relaxation, Relaxation) else 0
 
 
-def least_bytes(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> int:
+def least_bytes(relaxation: Relaxation, network: Network, region: Region, k: int) -> int:
     """The least that a relaxation's pass can be cut to; 0 for a class that does not say."""
     return relaxation.least_bytes(network, region, k) if isinstance(relaxation, Relaxation) else 0
 
@@ -132,7 +132,7 @@ def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:
     return relaxation.changed(rounding=rounding) if own else replace(relaxation, rounding=rounding)
 
 
-def examples_at_a_time(relaxation: Relaxation, network: Network, region: InputBox, k: int) -> float:
+def examples_at_a_time(relaxation: Relaxation, network: Network, region: Region, k: int) -> float:
     """Examples at a time for a pass that is cut along the batch alone."""
     need = relaxation.bytes_needed(network, region, k)
     most = memory.limit(relaxation.max_bytes, need, region.device)

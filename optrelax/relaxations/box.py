@@ -13,9 +13,8 @@ from optrelax import memory
 from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
-from optrelax.kernels.relax_step import least_over_box
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region
 from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows
 
 
@@ -51,44 +50,46 @@ class Box(Relaxation):
         above = (self.F * u - (self.F * u).floor()).clamp_min(0)
         return l - self.omega * below, u + self.omega * above
 
-    def intervals(
-        self, network: Network, region: InputBox, targets: frozenset[str] | None = None
-    ) -> interval.Intervals:
+    def intervals(self, network: Network, region: Region, targets: frozenset[str] | None = None) -> interval.Intervals:
         """Balls and pre-activation bounds of every node, or of those that `targets` depend on."""
         loosen = self._loosen if self.omega > 0 else None
         region = self.prepare(region)
         return interval.propagate(network, region, loosen=loosen, rounding=self.rounding, targets=targets)
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         folded = sum(math.prod(network.shape_of(name)) for name in zonotope.frontier(network))
         each = (9 if torch.is_grad_enabled() else 5) * memory.value_entries(network) + 4 * k * folded
-        return region.lower.element_size() * region.shape[0] * each
+        return region.dtype.itemsize * region.shape[0] * each
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         size = examples_at_a_time(self, network, region, 0)
         # Nothing behind the last activation; what is loosened is so on the way.
         wanted = frozenset(n.inputs[0] for n in network.activations) if self.omega == 0 else None
         walk = partial(self.intervals, network, targets=wanted)
         return memory.in_pieces(network, lambda r, _: walk(r).preactivation, region, None, size)
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         size = examples_at_a_time(self, network, region, rows.shape[1])
         return memory.in_pieces(network, partial(self._lower_bounds, network), region, rows, size)
 
-    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        if self.outward:
+    def _lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
+        if self.outward and isinstance(region, InputBox):
             center, radius = self._project(network, region, rows)
             return from_below(center - radius)
-        front = zonotope.frontier(network)
-        balls = self.intervals(network, region, front).balls
-        walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, stop=front)
+        front = zonotope.frontier(network) - {network.input}
+        balls = self.intervals(network, region, None if self.outward else front).balls
+        magnitude = backsubstitution.magnitudes(network, balls) if self.outward else None
+        walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, magnitude, stop=front)
         for name, a in walk.stops.items():
             ball = balls[name]
-            walk.add_constant(least_over_box(a, ball.center - ball.radius, ball.center + ball.radius))
+            ends = ball.bounds if self.outward else Bounds.known(ball.center - ball.radius, ball.center + ball.radius)
+            backsubstitution.end_in(ends, a, walk)
         return backsubstitution.concretise(walk, region)
 
-    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
-        eye = identity_rows(network.output_shape, region.lower)
+    def output_bounds(self, network: Network, region: Region) -> Bounds:
+        if not isinstance(region, InputBox):
+            return super().output_bounds(network, region)
+        eye = identity_rows(network.output_shape, region.like)
         size = examples_at_a_time(self, network, region, eye.shape[1])
         center, radius = memory.in_pieces(network, partial(self._project, network), region, eye, size)
         shape = (-1, *network.output_shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations.base import Preactivation, Relaxation, bytes_needed, least_bytes, limited, with_rounding
 from optrelax.relaxations.registry import name_of, resolve
 from optrelax.rounding import Rounding
@@ -52,7 +52,7 @@ class Intersect(Relaxation):
         kept = {"rounding": self.rounding, "max_bytes": self.max_bytes}
         return Intersect(*self.parts, **{**kept, **options})
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         first, *others = self._sharing(network, region, 0)
         best = first.preactivation_bounds(network, region)
         for part in others:
@@ -60,18 +60,18 @@ class Intersect(Relaxation):
             best = {name: _tighter(bounds, other[name]) for name, bounds in best.items()}
         return best
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         parts = self._sharing(network, region, rows.shape[1])
         bounds = [part.lower_bounds(network, region, rows) for part in parts]
         return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         return sum(bytes_needed(part, network, region, k) for part in self.parts)
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
         return sum(least_bytes(part, network, region, k) for part in self.parts)
 
-    def _sharing(self, network: Network, region: InputBox, k: int) -> Sequence[Relaxation]:
+    def _sharing(self, network: Network, region: Region, k: int) -> Sequence[Relaxation]:
         """The parts with what each may take, where they do not fit together."""
         needs = [bytes_needed(part, network, region, k) for part in self.parts]
         most = memory.limit(self.max_bytes, sum(needs), region.device)

@@ -14,8 +14,8 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains import lines as named
+from optrelax.domains.balls import Ball
 from optrelax.domains.frames import Plan
-from optrelax.domains.interval import Ball
 from optrelax.domains.lines import Lines, LowerSlope
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
@@ -24,7 +24,7 @@ from optrelax.kernels.triton_steps import passes
 from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations.base import (
     Preactivation,
     Relaxation,
@@ -65,7 +65,7 @@ class Substitution(Relaxation):
         lines = self.lines(activation, before.lower, before.upper)
         return named.outward_lines(lines, activation, before.lower, before.upper) if self.outward else lines
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         if self.preactivation is not None:
             return self._given(network, region, math.inf if self.max_bytes is None else self.max_bytes)
         self.require_supported(network)
@@ -76,7 +76,7 @@ class Substitution(Relaxation):
             return memory.in_pieces(network, lambda r, _: whole.preactivation_bounds(network, r), region, None, size)
         return self._layers(network, region, budget)[0]
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         self.require_supported(network)
         region = self.prepare(region)
         size, budget = self._cut(network, region, rows.shape[1])
@@ -85,7 +85,7 @@ class Substitution(Relaxation):
             return memory.in_pieces(network, partial(whole.lower_bounds, network), region, rows, size)
         return self._lower_bounds(network, region, rows, budget)
 
-    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, budget: MemoryBudget) -> Tensor:
+    def _lower_bounds(self, network: Network, region: Region, rows: Tensor, budget: MemoryBudget) -> Tensor:
         """Lower bounds of rows, the examples not cut any more."""
         _, lines = self._layers(network, region, budget)
         magnitude = None
@@ -93,18 +93,18 @@ class Substitution(Relaxation):
             magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
         return self._substitute(network, network.output, rows, region, lines, magnitude, budget.rows)
 
-    def _given(self, network: Network, region: InputBox, room: float) -> Preactivation:
+    def _given(self, network: Network, region: Region, room: float) -> Preactivation:
         """The pre-activation bounds of the relaxation they come from."""
         assert self.preactivation is not None
         source = with_rounding(resolve(self.preactivation), self.rounding)
         return limited(source, room).preactivation_bounds(network, region)
 
     def _layers(
-        self, network: Network, region: InputBox, budget: MemoryBudget
+        self, network: Network, region: Region, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
         given = None if self.preactivation is None else self._given(network, region, budget.source)
-        enough = _without_rows(network, given)
+        enough = _without_rows(network, region, given)
         # Outward rounding wants the sizes of all values.
         targets = None if self.outward else enough
         balls = interval.propagate(network, region, rounding=self.rounding, targets=targets).balls
@@ -135,7 +135,7 @@ class Substitution(Relaxation):
         self,
         network: Network,
         source: str,
-        region: InputBox,
+        region: Region,
         lines: Mapping[str, Lines | Bounds],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
@@ -146,7 +146,7 @@ class Substitution(Relaxation):
         if plan is not None:
             return ordered(*self._windows(network, source, plan, region, lines, magnitude, room))
         shape = network.shape_of(source)
-        eye = identity_rows(shape, region.lower)
+        eye = identity_rows(shape, region.like)
         if self._parallel(network, lines):
             low, high = self._ranges(network, source, eye, region, lines, room)
             return ordered(low.reshape(-1, *shape), high.reshape(-1, *shape))
@@ -159,7 +159,7 @@ class Substitution(Relaxation):
         network: Network,
         source: str,
         plan: Plan,
-        region: InputBox,
+        region: Region,
         lines: Mapping[str, Lines | Bounds],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
@@ -167,7 +167,7 @@ class Substitution(Relaxation):
         """Lower and upper bounds of every entry of a map, by windows; as many places at a time as there is room for."""
         channels, *grid = network.shape_of(source)
         one_row = self._parallel(network, lines)
-        eye = torch.eye(channels, dtype=region.lower.dtype, device=region.device)
+        eye = torch.eye(channels, dtype=region.dtype, device=region.device)
         rows = (eye if one_row else torch.cat([eye, -eye])).reshape(1, -1, 1, 1, channels)
         places = plan.places(region.device)
 
@@ -195,7 +195,7 @@ class Substitution(Relaxation):
         network: Network,
         target: str,
         rows: Tensor,
-        region: InputBox,
+        region: Region,
         lines: Mapping[str, Lines | Bounds],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
@@ -213,7 +213,7 @@ class Substitution(Relaxation):
         network: Network,
         target: str,
         rows: Tensor,
-        region: InputBox,
+        region: Region,
         lines: Mapping[str, Lines | Bounds],
         room: float,
     ) -> Tensor:
@@ -231,7 +231,7 @@ class Substitution(Relaxation):
         network: Network,
         target: str,
         rows: Tensor,
-        region: InputBox,
+        region: Region,
         room: float,
     ) -> Tensor:
         """`part` of as many rows at a time as there is room for; [..., k]."""
@@ -251,22 +251,22 @@ class Substitution(Relaxation):
 
     # --- memory ---
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         return self._source_bytes(network, region) + sum(self._bytes(network, region, k))
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
         source = 0
         if self.preactivation is not None:
             source = least_bytes(resolve(self.preactivation), network, region, 0)
         one = region.select(slice(0, 1))
         pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
-        for name in self._targets(network):
+        for name in self._targets(network, region):
             plan, rows = frames.plan(network, name), self._sides(network) * network.shape_of(name)[0]
             if plan is not None:  # one place
                 pulled = max(pulled, rows * frames.pull(network, plan, 1, rows, outward=self.outward).whole)
-        return source + self._bytes(network, one, 0)[0] + region.lower.element_size() * pulled
+        return source + self._bytes(network, one, 0)[0] + region.dtype.itemsize * pulled
 
-    def _cut(self, network: Network, region: InputBox, k: int) -> tuple[float, MemoryBudget]:
+    def _cut(self, network: Network, region: Region, k: int) -> tuple[float, MemoryBudget]:
         """Examples at a time, and the memory for each part of the work."""
         source = self._source_bytes(network, region)
         fixed, pulled = self._bytes(network, region, k)
@@ -279,16 +279,16 @@ class Substitution(Relaxation):
             return max(1, own / 2 * region.shape[0] // fixed), MemoryBudget(most, for_source, own)
         return math.inf, MemoryBudget(most, for_source, own - fixed)
 
-    def _source_bytes(self, network: Network, region: InputBox) -> int:
+    def _source_bytes(self, network: Network, region: Region) -> int:
         return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
 
-    def _bytes(self, network: Network, region: InputBox, k: int) -> tuple[int, int]:
+    def _bytes(self, network: Network, region: Region, k: int) -> tuple[int, int]:
         """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""
-        size, batch = region.lower.element_size(), region.shape[0]
+        size, batch = region.dtype.itemsize, region.shape[0]
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
         fixed = batch * (22 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
         sides = self._sides(network)
-        targets = [(sides * math.prod(network.shape_of(name)), name) for name in self._targets(network)]
+        targets = [(sides * math.prod(network.shape_of(name)), name) for name in self._targets(network, region)]
         held = most = 0
         for rows, target in (*targets, (k, network.output)):
             end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
@@ -309,15 +309,16 @@ class Substitution(Relaxation):
         """Rows for both bounds of a neuron."""
         return 1 if self._one_row(network) else 2
 
-    def _targets(self, network: Network) -> list[str]:
+    def _targets(self, network: Network, region: Region) -> list[str]:
         """Nodes whose entries are bounded by rows."""
         sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, Greatest))]
         if self.preactivation is not None:
             return []
-        return [name for name in dict.fromkeys(sources) if name not in network.exact_intervals]
+        known = interval.exact_nodes(network, region)
+        return [name for name in dict.fromkeys(sources) if name not in known]
 
-    def _pull(self, network: Network, target: str, region: InputBox, shared: bool, end: bool = False) -> memory.Pull:
-        eager = passes(relax_step_kernels(), region.lower) is None
+    def _pull(self, network: Network, target: str, region: Region, shared: bool, end: bool = False) -> memory.Pull:
+        eager = passes(relax_step_kernels(), region.like) is None
         return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager, end=end)
 
 
@@ -399,8 +400,8 @@ class FastLin(Substitution):
         return super()._one_row(network) and all(isinstance(n.op, PiecewiseLinear) for n in network.activations)
 
 
-def _without_rows(network: Network, given: Preactivation | None) -> frozenset[str]:
+def _without_rows(network: Network, region: Region, given: Preactivation | None) -> frozenset[str]:
     """Nodes whose intervals do: where these are exact, and before poolings in a network whose bounds are given."""
     nodes = [n for n in network if isinstance(n.op, (Activation, Greatest)) and not (given and n.name in given)]
     pooled = {n.inputs[0] for n in nodes if given is not None and isinstance(n.op, Greatest)}
-    return frozenset(pooled | {n.inputs[0] for n in nodes} & network.exact_intervals)
+    return frozenset(pooled | {n.inputs[0] for n in nodes} & interval.exact_nodes(network, region))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -19,9 +19,12 @@ from optrelax.errors import require_number
 from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows, pooled
+from optrelax.relaxations.registry import name_of
 from optrelax.relaxations.substitution import MemoryBudget, Substitution
+
+_INSTEAD = "deepz, fast-lin and crown take any region"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +68,16 @@ class ZonotopeFamily(Relaxation):
     def _walk(self) -> zonotope.Walk:
         return zonotope.Walk(self.lines, self.errors, outward=self.outward)
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         noise = self._noise(network)
         values = (30 if torch.is_grad_enabled() else 10) * memory.value_entries(network)
-        return region.lower.element_size() * region.shape[0] * (noise.whole + values)
+        return region.dtype.itemsize * region.shape[0] * (noise.whole + values)
 
     def _noise(self, network: Network) -> memory.Pull:
         return memory.carry(network, math.prod(network.input_shape), born=self.errors == "generators")
 
     def _forward(
-        self, network: Network, region: InputBox, rows: Tensor | None
+        self, network: Network, region: Region, rows: Tensor | None
     ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
         """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
         self.require_supported(network)
@@ -85,25 +88,26 @@ class ZonotopeFamily(Relaxation):
         return found
 
     def _whole(
-        self, network: Network, region: InputBox, rows: Tensor | None
+        self, network: Network, region: Region, rows: Tensor | None
     ) -> tuple[Preactivation, Tensor | None, Tensor | None]:
+        region = require_box(name_of(self), region, _INSTEAD)
         keep = zonotope.frontier(network) if rows is not None else frozenset()
         found = zonotope.propagate(network, region, self._walk(), keep)
         if rows is None:
             return found.preactivation, None, None
         return (found.preactivation, *zonotope.project(network, found.kept, rows, self.outward))
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         return self._forward(network, region, None)[0]
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         _, center, radius = self._forward(network, region, rows)
         assert center is not None
         assert radius is not None
         return from_below(center - radius)
 
-    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
-        _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.lower))
+    def output_bounds(self, network: Network, region: Region) -> Bounds:
+        _, center, radius = self._forward(network, region, identity_rows(network.output_shape, region.like))
         assert center is not None
         assert radius is not None
         shape = (-1, *network.output_shape)
@@ -114,34 +118,34 @@ class ZonotopeFamily(Relaxation):
 class _EitherWay(ZonotopeFamily):
     """A zonotope whose bounds may come from rows pulled back, where that is the cheaper direction."""
 
-    def _backward(self, network: Network, rows: int) -> Substitution | None:
+    def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
         """The same relaxation as rows pulled back; None where noise terms are carried forward."""
         raise NotImplementedError
 
-    def bytes_needed(self, network: Network, region: InputBox, k: int) -> int:
-        backward = self._backward(network, k)
+    def bytes_needed(self, network: Network, region: Region, k: int) -> int:
+        backward = self._backward(network, region, k)
         return (
             super().bytes_needed(network, region, k) if backward is None else backward.bytes_needed(network, region, k)
         )
 
-    def least_bytes(self, network: Network, region: InputBox, k: int) -> int:
-        backward = self._backward(network, k)
+    def least_bytes(self, network: Network, region: Region, k: int) -> int:
+        backward = self._backward(network, region, k)
         return super().least_bytes(network, region, k) if backward is None else backward.least_bytes(network, region, k)
 
-    def preactivation_bounds(self, network: Network, region: InputBox) -> Preactivation:
-        backward = self._backward(network, 0)
+    def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
+        backward = self._backward(network, region, 0)
         if backward is not None:
             return backward.preactivation_bounds(network, region)
         return super().preactivation_bounds(network, region)
 
-    def lower_bounds(self, network: Network, region: InputBox, rows: Tensor) -> Tensor:
-        backward = self._backward(network, rows.shape[1])
+    def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
+        backward = self._backward(network, region, rows.shape[1])
         if backward is not None:
             return backward.lower_bounds(network, region, rows)
         return super().lower_bounds(network, region, rows)
 
-    def output_bounds(self, network: Network, region: InputBox) -> Bounds:
-        backward = self._backward(network, network.outputs)
+    def output_bounds(self, network: Network, region: Region) -> Bounds:
+        backward = self._backward(network, region, network.outputs)
         if backward is not None:
             return backward.output_bounds(network, region)
         return super().output_bounds(network, region)
@@ -159,9 +163,13 @@ class HBox(_EitherWay):
     slope: named.BandSlope = "box"
     errors: ClassVar[zonotope.Errors] = "interval"
 
-    def _backward(self, network: Network, rows: int) -> Substitution | None:
-        if self.outward or pooled(network) or not _backward_pays(network, rows, sides=1, born=False):
+    def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
+        back = not self.outward and not pooled(network)
+        if isinstance(region, InputBox) and not (back and _backward_pays(network, rows, sides=1, born=False)):
             return None
+        if not back:
+            why = "rounded outward" if self.outward else "with max-pooling"
+            require_box(f"{name_of(replace(self, rounding='nearest'))} {why}", region, _INSTEAD)
         return _Hybrid(lines_of=self, max_bytes=self.max_bytes)
 
 
@@ -183,10 +191,13 @@ class DeepZ(_EitherWay):
         if self.direction not in ("auto", "forward", "backward"):
             raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
 
-    def _backward(self, network: Network, rows: int) -> Substitution | None:
+    def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
         sides = 2 if self.outward or pooled(network) else 1
-        pays = not pooled(network) and _backward_pays(network, rows, sides)
-        if self.direction == "forward" or (self.direction == "auto" and not pays):
+        if self.direction == "forward":
+            require_box("deepz:direction=forward", region, "leave the direction out, or use crown")
+            return None
+        pays = not isinstance(region, InputBox) or (not pooled(network) and _backward_pays(network, rows, sides))
+        if self.direction == "auto" and not pays:
             return None
         return Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
 
@@ -281,23 +292,24 @@ class _Hybrid(Substitution):
         return self.lines_of.refusal(activation)
 
     def _layers(
-        self, network: Network, region: InputBox, budget: MemoryBudget
+        self, network: Network, region: Region, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
         bounds, maps, _ = self._hybrid(network, region, budget)
         return bounds, {**maps}
 
     def _hybrid(
-        self, network: Network, region: InputBox, budget: MemoryBudget
+        self, network: Network, region: Region, budget: MemoryBudget
     ) -> tuple[Preactivation, dict[str, Lines], dict[str, Tensor]]:
         """Pre-activation bounds, each activation's affine map (as two equal lines), half widths of interval parts."""
-        exact = interval.propagate(network, region, targets=_exact_sources(network)).balls
+        known = _exact_sources(network, region)
+        exact = interval.propagate(network, region, targets=known).balls
         bounds: Preactivation = {}
         maps: dict[str, Lines] = {}
         betas: dict[str, Tensor] = {}
         for node in network:
             if not isinstance(node.op, Activation):
                 if any(name in betas for name in node.inputs):
-                    zero = region.lower.new_zeros(())
+                    zero = region.like.new_zeros(())
                     shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
                     parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
                     assert isinstance(node.op, Affine), "pooled networks go forward"
@@ -305,13 +317,13 @@ class _Hybrid(Substitution):
                 continue
             source = node.inputs[0]
             beta = betas.get(source)
-            if source in network.exact_intervals:
+            if source in known:
                 before = exact[source].bounds
             else:
                 shape = network.shape_of(source)
                 plan = frames.plan(network, source) if region.shape[0] else None
                 if plan is None:
-                    eye = identity_rows(shape, region.lower)
+                    eye = identity_rows(shape, region.like)
                     low, high = self._ranges(network, source, eye, region, maps, budget.rows)
                     low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
                 else:
@@ -325,7 +337,7 @@ class _Hybrid(Substitution):
             betas[node.name] = error if beta is None else error + lam.abs() * beta
         return bounds, maps, betas
 
-    def _lower_bounds(self, network: Network, region: InputBox, rows: Tensor, budget: MemoryBudget) -> Tensor:
+    def _lower_bounds(self, network: Network, region: Region, rows: Tensor, budget: MemoryBudget) -> Tensor:
         _, maps, betas = self._hybrid(network, region, budget)
         shared = self._substitute(network, network.output, rows, region, maps, None, budget.rows)
         front = backsubstitution.pull(
@@ -336,7 +348,7 @@ class _Hybrid(Substitution):
         return from_below(shared)
 
 
-def _exact_sources(network: Network) -> frozenset[str]:
+def _exact_sources(network: Network, region: Region) -> frozenset[str]:
     """Inputs of activations whose interval is exact."""
     sources = {node.inputs[0] for node in network if isinstance(node.op, Activation)}
-    return frozenset(sources & set(network.exact_intervals))
+    return frozenset(sources & interval.exact_nodes(network, region))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import name_of
 from optrelax.training.losses import LossTerms
 
@@ -35,7 +35,7 @@ def gradient_fault(parameters: Mapping[str, Tensor]) -> str | None:
     return f"the gradient of {', '.join(names)} is not finite"
 
 
-def origin(network: Network, region: InputBox, x: Tensor, loss: Any) -> str:
+def origin(network: Network, region: Region, x: Tensor, loss: Any) -> str:
     """The first thing that is not finite: a parameter, a layer's value at the images, or its bounds; "" for none.
 
     Bounds are those of the loss's relaxations, layer by layer; without a loss none are looked at.
@@ -55,7 +55,7 @@ def origin(network: Network, region: InputBox, x: Tensor, loss: Any) -> str:
     return ""
 
 
-def _bounds(network: Network, region: InputBox, relaxation: Any) -> Iterator[tuple[str, bool]]:
+def _bounds(network: Network, region: Region, relaxation: Any) -> Iterator[tuple[str, bool]]:
     """Layer by layer whether a relaxation's pre-activation bounds are finite."""
     for name, b in relaxation.preactivation_bounds(network, region).items():
         yield network[name].path, bool(b.lower.isfinite().all() and b.upper.isfinite().all())

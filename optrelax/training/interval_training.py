@@ -16,7 +16,7 @@ from optrelax.domains import interval
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.training.losses import LossTerms, clean_images
 
 __all__ = ["IntervalRegularised", "initialise"]
@@ -80,7 +80,7 @@ class IntervalRegularised:
     def __call__(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None = None,
         *,
@@ -99,13 +99,13 @@ class IntervalRegularised:
         extra = weight * (tightness + balance)
         return replace(terms, total=terms.total + extra, penalty=terms.penalty + extra)
 
-    def share(self, region: InputBox) -> float:
+    def share(self, region: Region) -> float:
         """The region's greatest radius as a share of `eps`, at most 1."""
-        return min(1.0, float(region.radius.detach().amax()) / self.eps)
+        return min(1.0, float(region.box().radius.detach().amax()) / self.eps)
 
-    def penalties(self, network: Network, region: InputBox) -> tuple[Tensor, Tensor]:
+    def penalties(self, network: Network, region: Region) -> tuple[Tensor, Tensor]:
         """Tightness and balance, [] each; 0 where the region has no width, or a layer no neuron of one kind."""
-        width = region.radius.mean()
+        width = region.box().radius.mean()
         zero = torch.zeros_like(width)
         before = interval.propagate(network, region).preactivation.values()
         tightness, balance = [zero], [zero]

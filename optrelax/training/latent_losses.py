@@ -11,6 +11,7 @@ from torch import Tensor
 from optrelax.domains import zonotope
 from optrelax.domains.zonotope import Zonotope
 from optrelax.networks.graph import Network
+from optrelax.regions import require_box
 from optrelax.relaxations import DeepZ
 from optrelax.training.losses import AdversarialLoss, Batch, Robust, WeightedLoss, certified_cross_entropy
 
@@ -48,9 +49,10 @@ class LatentLoss(WeightedLoss):
             values = network(attack.points(network, batch.region, batch.labels, batch.generator))
         else:
             cut = cut_after(network, self.stage)
+            region = require_box("LatentLoss", batch.region, "AdversarialLoss and CertifiedLoss take any region")
             with torch.no_grad():
                 walk = zonotope.Walk(DeepZ().lines)
-                latent = zonotope.propagate(network, batch.region, walk, frozenset({cut})).kept[cut]
+                latent = zonotope.propagate(network, region, walk, frozenset({cut})).kept[cut]
             values = values_after(network, cut, self._worst(batch, cut, latent))
         found = (batch.rows @ values.flatten(1)[..., None]).squeeze(-1)
         return Robust(certified_cross_entropy(found), found)

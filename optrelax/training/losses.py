@@ -14,7 +14,7 @@ from optrelax.analysis import bounds, lower_bounds
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
-from optrelax.regions import InputBox, LinfBall
+from optrelax.regions import Region
 from optrelax.relaxations import Cauchy, Relaxation, resolve
 from optrelax.specifications import label_rows
 
@@ -84,7 +84,7 @@ class Batch:
     """What a robust part is computed from."""
 
     network: Network
-    region: InputBox
+    region: Region
     labels: Tensor  # [batch]
     rows: Tensor  # margins' rows in the region's type, [batch, classes - 1, classes]
     generator: torch.Generator | None
@@ -106,13 +106,13 @@ class Loss(Protocol):
     """What every loss is: a frozen dataclass whose call gives the terms for one batch.
 
     region [batch, *input_shape], labels [batch] of integers; x [batch, *input_shape], the images, by default those
-    of a LinfBall, the centres of another region; generator: the source of all randomness, None for torch's own.
+    of a ball, the centres of another region; generator: the source of all randomness, None for torch's own.
     """
 
     def __call__(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None = None,
         *,
@@ -121,11 +121,11 @@ class Loss(Protocol):
         """The terms of the loss for one batch."""
 
 
-def clean_images(region: InputBox, x: Tensor | None) -> Tensor:
+def clean_images(region: Region, x: Tensor | None) -> Tensor:
     """The images of a loss's call: by default those of a ball, the centres of another region."""
     if x is not None:
         return x
-    return region.x if isinstance(region, LinfBall) else region.center
+    return region.origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class WeightedLoss:
     def __call__(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None = None,
         *,
@@ -164,7 +164,7 @@ class WeightedLoss:
     def _terms(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None,
         generator: torch.Generator | None,
@@ -177,7 +177,7 @@ class WeightedLoss:
             raise ValueError(
                 f"{type(self).__name__}: labels must be [{x.shape[0]}], one an image, got {tuple(labels.shape)}"
             )
-        rows = label_rows(labels, network.output_shape, "train").to(region.lower)  # checks the labels too
+        rows = label_rows(labels, network.output_shape, "train").to(region.like)  # checks the labels too
         passed = None
         if network.graph.in_training:
             network, passed = network.on_batch(x)
@@ -239,7 +239,7 @@ class CertifiedLoss(WeightedLoss):
         ]
         return found[0] if len(found) == 1 else found[0] + found[1]
 
-    def _worst(self, network: Network, region: InputBox, rows: Tensor, relaxation: Relaxation) -> Tensor:
+    def _worst(self, network: Network, region: Region, rows: Tensor, relaxation: Relaxation) -> Tensor:
         if self.elision:
             return lower_bounds(network, region, rows, relaxation)
         ends = bounds(network, region, relaxation)
@@ -249,9 +249,9 @@ class CertifiedLoss(WeightedLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialLoss(WeightedLoss):
-    """Cross-entropy at points found by projected sign-gradient ascent on it: PGD training, no certificate.
+    """Cross-entropy at points found by projected steepest ascent on it: PGD training, no certificate.
 
-    steps: gradients a batch.  step: their length in radii of the region.  The start is uniform in the region.
+    steps: gradients a batch.  step: their length in radii of the region.  The start is random in the region.
     Gradient: at the points found, held fixed.  Source: Madry et al. 2018.
 
     The attack of certification asks whether any counterexample exists and stops at the first; this one goes on.
@@ -272,22 +272,18 @@ class AdversarialLoss(WeightedLoss):
         return margins_at(batch, points)
 
     def points(
-        self, network: Network, region: InputBox, labels: Tensor, generator: torch.Generator | None = None
+        self, network: Network, region: Region, labels: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         """Points of the region with a high loss, [batch, *input_shape], without a gradient."""
-        lower, upper, radius = region.lower.detach(), region.upper.detach(), region.radius.detach()
-        # Drawn on the generator's device: the same numbers wherever the network is.
-        device = torch.device("cpu") if generator is None else generator.device
-        uniform = torch.rand(lower.shape, generator=generator, dtype=lower.dtype, device=device).to(lower.device)
-        points = torch.minimum(torch.maximum(lower + uniform * (upper - lower), lower), upper)
+        region = region.detach()
+        points = region.project(region.sample(1, generator)[0])
         for _ in range(self.steps):
             with torch.enable_grad():
                 points.requires_grad_(True)
                 # A sum, so that no example's gradient underflows by the size of the batch.
                 loss = F.cross_entropy(network(points).flatten(1), labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, points)
-            moved = points.detach() + self.step * radius * gradient.sign()
-            points = torch.minimum(torch.maximum(moved, lower), upper)
+            points = region.project(points.detach().add(region.direction(-gradient), alpha=self.step))
         return points
 
 

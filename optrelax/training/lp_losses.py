@@ -19,7 +19,7 @@ from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.solutions import Status
 from optrelax.layers.triangle import NetworkLayer
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.rounding import Rounding
 from optrelax.training.losses import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
@@ -145,7 +145,7 @@ class LPLoss(WeightedLoss):
     def __call__(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None = None,
         *,

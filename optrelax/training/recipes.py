@@ -14,6 +14,7 @@ from torch import nn
 from optrelax.data.datasets import Dataset, normalization
 from optrelax.errors import suggest
 from optrelax.networks import models
+from optrelax.regions import norms
 from optrelax.relaxations import resolve
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.recipe_budgets import BUDGETS, cut
@@ -33,8 +34,9 @@ class Recipe:
     """One training run: data set, network, method and numbers.
 
     method: one of METHODS; "certified" and "fused" come with `relaxation`.  eps: radius of the region in pixels of
-    [0, 1].  After `warmup` epochs of natural loss come `mixing` epochs in which eps rises from 0, kappa (weight of the
-    natural loss) falls from 1 and beta (weight of `relaxation` against `other`) from 1 to the values given, by `ramp`.
+    [0, 1], in the `norm` "linf", "l2" or "l1".  After `warmup` epochs of natural loss come `mixing` epochs in which eps
+    rises from 0, kappa (weight of the natural loss) falls from 1 and beta (weight of `relaxation` against `other`) from
+    1 to the values given, by `ramp`.
     lr is multiplied by lr_factor at each of the epochs `milestones`.
     stages: relaxations that take turns, each with the epoch at which it begins; the last one is `relaxation`.
     iterations, gap: budget and target (certified relative gap) of an LP layer's solver at each step; its bound holds
@@ -53,6 +55,7 @@ class Recipe:
     method: str
     eps: float
     epochs: int
+    norm: str = "linf"
     warmup: float = 0.0
     mixing: float = 0.0
     relaxation: str | None = None
@@ -88,6 +91,8 @@ class Recipe:
                 f"{where}: a relaxation goes with method {' or '.join(map(repr, _BOUNDED))} and no other, got method "
                 f"{self.method!r} and relaxation {self.relaxation!r}"
             )
+        if self.norm not in norms():
+            raise ValueError(f"{where}: norm must be one of {', '.join(norms())}, got {self.norm!r}")
         if not self.eps >= 0:
             raise ValueError(f"{where}: eps must be >= 0, got {self.eps}")
         for name, known in (("ramp", tuple(_RAMPS)), ("initial", ("default", "interval"))):
@@ -234,6 +239,7 @@ class Recipe:
         return Training(
             loss=self.loss(),
             eps=moving(0.0, self.eps),
+            norm=self.norm,
             kappa=moving(1.0, self.kappa),
             beta=moving(1.0, self.beta) if self.beta < 1 else None,
             **same,

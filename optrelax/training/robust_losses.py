@@ -17,7 +17,7 @@ from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
-from optrelax.regions import InputBox
+from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.training.losses import (
     AdversarialLoss,
@@ -100,7 +100,7 @@ class SmallBoxLoss(WeightedLoss):
 
     def box(self, batch: Batch) -> InputBox:
         """The small box of every example."""
-        region = batch.region
+        region = require_box("SmallBoxLoss", batch.region, "ExpressiveLoss and CertifiedLoss take any region")
         lower, upper = region.lower.detach(), region.upper.detach()
         if self.share == 1:
             return InputBox(lower, upper)
@@ -192,7 +192,7 @@ class LandscapeLoss(WeightedLoss):
         return bounds_at_slopes(network, region, batch.rows, weights)
 
 
-def bounds_at_slopes(network: Network, region: InputBox, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+def bounds_at_slopes(network: Network, region: Region, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """CROWN-IBP's bounds of rows [batch, k, outputs] at given lower slopes: [batch, k].
 
     weights: of the steeper of the hull's two lower lines, by activation, [batch, *shape] in [0, 1].  Above: the chord.

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from optrelax.networks.graph import Statistics
+from optrelax.regions import Region, ball_of
 from optrelax.training.losses import Loss
 from optrelax.training.schedules import ConstantSchedule, Schedule, Stages
 
@@ -19,6 +22,7 @@ class Training:
 
     loss: one loss, or `Stages` of losses by epoch (Box, then CROWN-IBP, then the triangle LP).
     eps: radius of the region around each image, in the units of the images, which lie in `clip`.
+    norm: of the region: "linf", "l2" or "l1".
     kappa, beta, sigma: the loss's fields of these names (or those of the loss inside it) where they change; None
     leaves the loss as it is.
     lr: learning rate.  batch: images a step; the last step of an epoch takes what is left.
@@ -40,9 +44,11 @@ class Training:
     pieces: int = 1
     clip: tuple[float, float] | None = (0.0, 1.0)
     statistics: Statistics = "batch"
+    norm: str = "linf"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        ball_of(self.norm)
         for name in ("epochs", "batch", "pieces"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
@@ -61,6 +67,10 @@ class Training:
     def losses(self) -> tuple[Any, ...]:
         """The loss, or those of every stage."""
         return self.loss.values if isinstance(self.loss, Stages) else (self.loss,)
+
+    def region(self, x: Tensor, eps: float) -> Region:
+        """What each image is trained in, around images [batch, *input_shape]."""
+        return ball_of(self.norm)(x, eps, self.clip)
 
     def _moving(self) -> dict[str, Schedule]:
         moving = {name: getattr(self, name) for name in ("kappa", "beta", "sigma")}

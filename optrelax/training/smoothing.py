@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox
+from optrelax.regions import Region
 from optrelax.training.losses import LossTerms
 
 __all__ = ["GradientSmoothing", "ParameterExploration"]
@@ -69,7 +69,7 @@ class _Smoothed:
     def __call__(
         self,
         net: nn.Module | Network,
-        region: InputBox,
+        region: Region,
         labels: Tensor,
         x: Tensor | None = None,
         *,

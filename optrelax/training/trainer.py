@@ -23,7 +23,7 @@ from optrelax.data.samples import gather
 from optrelax.errors import UnsupportedOpError
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.regions import LinfBall
+from optrelax.regions import Region
 from optrelax.relaxations import name_of
 from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
@@ -277,7 +277,7 @@ class _TrainingRun:
             if not len(piece):
                 continue
             x, labels = self.images[piece].to(like), self.labels[piece].to(like.device)
-            region = LinfBall(x, eps, self.training.clip)
+            region = self.training.region(x, eps)
             try:
                 terms = self.terms(region, x, labels, epoch, step, place, piece)
                 (terms.total * (len(piece) / len(index))).backward()
@@ -316,7 +316,7 @@ class _TrainingRun:
         return [bool(value > 0) for value in sums]
 
     def terms(
-        self, region: LinfBall, x: Tensor, labels: Tensor, epoch: int, step: int, place: int, index: Tensor
+        self, region: Region, x: Tensor, labels: Tensor, epoch: int, step: int, place: int, index: Tensor
     ) -> LossTerms:
         """The loss of one piece at its place in training."""
         loss = self.training.loss_at(epoch + step / self.steps)
@@ -338,7 +338,7 @@ class _TrainingRun:
         """The error, the batch stored; bounded: look for what broke first in the bounds too, which may raise again."""
         x, labels, index = batch
         loss = self.training.loss_at(epoch + step / self.steps)
-        first = origin(self.batch, LinfBall(x, eps, self.training.clip), x, loss if bounded else None)
+        first = origin(self.batch, self.training.region(x, eps), x, loss if bounded else None)
         relaxation = ", ".join(name_of(r) for r in relaxations_of(loss)) or "none"
         facts = {"epoch": epoch + 1, "step": step + 1, "eps": eps, "loss": record(loss), "fault": fault, "first": first}
         where = f"epoch {epoch + 1}, batch {step + 1} of {self.steps} (relaxation {relaxation}, eps {eps:g})"

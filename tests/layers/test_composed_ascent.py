@@ -135,7 +135,7 @@ def problems_of(
     crown = crown_start(network, bounds, hulls)
     starts = [s.select(index) for s in (crown, chord_start(network, hulls, crown))]
     spelt = {name: h.select(index) for name, h in hulls.items()}
-    return Problems(network, network.output, rows, region.lower[index], region.upper[index], spelt, example), starts
+    return Problems(network, network.output, rows, region.select(index), spelt, example), starts
 
 
 @torch.no_grad()

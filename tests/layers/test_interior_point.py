@@ -26,8 +26,7 @@ def problems(name: str) -> tuple[Problems, list]:
         q.network,
         q.network.output,
         rows,
-        q.region.lower[example],
-        q.region.upper[example],
+        q.region.select(example),
         {n: h.select(example) for n, h in hulls.items()},
         example,
     )
@@ -46,7 +45,7 @@ def test_both_points_meet_at_the_optimum(name):
     assert_close(primal_sweep(made, found.primal).objective, found.objective, 1e-13)
     for part in (found.dual.alpha, found.dual.beta, found.primal.tau):
         assert all(((w >= 0) & (w <= 1)).all() for w in part.values())
-    assert ((found.primal.x >= made.lower) & (found.primal.x <= made.upper)).all()
+    assert ((found.primal.x >= made.box.lower) & (found.primal.x <= made.box.upper)).all()
 
 
 @pytest.mark.parametrize("name", ["fc, eps 1", "functional residual, eps 0.3", "relu6 and hardtanh, eps 0.5"])
@@ -56,7 +55,7 @@ def test_the_reduced_problem_is_the_same_problem(name):
     made = without_flat(made)
     reduced = reduce_problems(made)
     g = torch.Generator().manual_seed(1)
-    x = made.lower + torch.rand(made.lower.shape, generator=g, dtype=torch.float64) * (made.upper - made.lower)
+    x = made.region.sample(1, g)[0]
     tau = {n: torch.rand(h.free.shape, generator=g, dtype=torch.float64) for n, h in made.hulls.items()}
     values = {n: h.below0[0] for n, h in made.hulls.items()}
     point = nearest_point(made, x, values)

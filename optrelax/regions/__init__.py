@@ -1,0 +1,26 @@
+"""Regions of inputs: boxes, balls, polytopes, and choices, behind one contract."""
+
+from optrelax.regions.base import Region, Support, require_box
+from optrelax.regions.boxes import InputBox, LinfBall
+from optrelax.regions.l1_ball import L1Ball
+from optrelax.regions.l2_ball import L2Ball
+from optrelax.regions.numbers import Number, Numbers, as_number, check_finite, check_floating
+from optrelax.regions.registry import ball_of, norms, register_ball
+
+__all__ = [
+    "InputBox",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
+    "Number",
+    "Numbers",
+    "Region",
+    "Support",
+    "as_number",
+    "ball_of",
+    "check_finite",
+    "check_floating",
+    "norms",
+    "register_ball",
+    "require_box",
+]

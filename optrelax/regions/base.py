@@ -1,0 +1,169 @@
+"""What a region of inputs is: all that relaxations, layers, attacks and losses ask of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from optrelax.errors import UnsupportedRegionError
+
+if TYPE_CHECKING:
+    from optrelax.regions.boxes import InputBox
+
+R = TypeVar("R", bound="Region")
+
+
+class Support(NamedTuple):
+    """Least values of rows with what their rounding scales with, [batch, k] each.
+
+    value - gamma(terms + 2) * magnitude - underflow(terms + 2) is a lower bound in real arithmetic.
+    """
+
+    value: Tensor
+    magnitude: Tensor
+    terms: int
+
+
+class Region(ABC):
+    """A set of inputs for each example of a batch: a frozen dataclass whose tensors begin with the batch.
+
+    A new one states its support function, the box around it, and its points; everything else follows. Rows
+    [batch or 1, k, *input_shape] are linear functions of the input. What is bounded is the convex hull.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def center(self) -> Tensor:
+        """A point of the region's hull, its middle as far as it has one: [batch, *input_shape]."""
+
+    @abstractmethod
+    def box(self, outward: bool = False) -> InputBox:
+        """The smallest box around the region, outward in real arithmetic; differentiable to nearest."""
+
+    @abstractmethod
+    def support(self, rows: Tensor) -> Tensor:
+        """Least value of each row over the region: [batch, k].  Exact to rounding; gradient: `lowest`, and the ends."""
+
+    @abstractmethod
+    def outward_support(self, rows: Tensor) -> Support:
+        """A lower bound of the least value with what its rounding scales with."""
+
+    @abstractmethod
+    def lowest(self, rows: Tensor) -> Tensor:
+        """Where a row takes its least value, to rounding, [batch, k, *input_shape]; without gradient."""
+
+    @abstractmethod
+    def contains(self, x: Tensor) -> Tensor:
+        """Which examples of x [batch, *input_shape] lie in the region, with no tolerance: [batch] of bool."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Points of the region near x [batch, *input_shape]; `contains` says so."""
+
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Random points of the region, [count, *shape], of which `project` has to be taken for `contains`.
+
+        Drawn in `dtype` (default: the region's) on the generator's device.
+        """
+
+    # --- what follows ---
+
+    @property
+    def shape(self) -> torch.Size:
+        """[batch, *input_shape]."""
+        return self.center.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the region's numbers, and of every bound computed over it."""
+        return self.center.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the region's numbers."""
+        return self.center.device
+
+    @property
+    def like(self) -> Tensor:
+        """Some tensor of the region's type and device."""
+        return self.center
+
+    @property
+    def origin(self) -> Tensor:
+        """The input that the region is about: that of a ball, else the middle; [batch, *input_shape]."""
+        return self.center
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is asked for any of its numbers."""
+        return any(isinstance(t, Tensor) and t.requires_grad for t in _parts(self))
+
+    def extent(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of each row: [batch, k] each."""
+        return self.support(rows), -self.support(-rows)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The step of steepest descent that leads from the middle to the edge, [batch, *input_shape]."""
+        return self.lowest(gradient[:, None])[:, 0] - self.center
+
+    def outward(self) -> Region:
+        """A region of the same type that holds in real arithmetic what this one stands for; by default itself."""
+        return self
+
+    def enclosing(self, dtype: torch.dtype) -> Region:
+        """A region of another type that holds this one in real arithmetic."""
+        if dtype == self.dtype:
+            return self
+        raise UnsupportedRegionError(f"{type(self).__name__}: cannot be rounded to {dtype}; build it in that type")
+
+    def reshape(self, *shape: int) -> Region:
+        """The same region with its dimensions spelt out, batch first; ValueError where the batch would be another."""
+        if tuple(self.center.reshape(shape).shape) != tuple(self.shape):
+            raise ValueError(
+                f"{type(self).__name__}: its norm is over all of {tuple(self.shape[1:])}, the network wants "
+                f"{tuple(shape[1:])}; give it one batch dimension before the network's input"
+            )
+        return self
+
+    def combine(self: R, change: Callable[..., Tensor], *others: R) -> R:
+        """`change(mine, *theirs)` in place of every tensor, which begins with the batch before and after."""
+        found = object.__new__(type(self))
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = change(value, *(getattr(other, f.name) for other in others))
+            object.__setattr__(found, f.name, value)
+        return found
+
+    def select(self: R, index: Tensor | slice) -> R:
+        """The region of some of the examples."""
+        return self.combine(lambda t: t[index])
+
+    def detach(self: R) -> R:
+        """The same as constants."""
+        return self.combine(Tensor.detach)
+
+    def to(self: R, dtype: torch.dtype) -> R:
+        """The same with its numbers rounded to another type; on this device."""
+        return self.combine(lambda t: t.to(dtype))
+
+
+def _parts(region: Region) -> list[Any]:
+    return [getattr(region, f.name) for f in fields(region)]  # type: ignore[arg-type]
+
+
+def require_box(owner: str, region: Region, instead: str) -> InputBox:
+    """The region, a box; UnsupportedRegionError for another kind, which says what takes it instead."""
+    from optrelax.regions.boxes import InputBox
+
+    if isinstance(region, InputBox):
+        return region
+    raise UnsupportedRegionError(f"{owner}: takes boxes (InputBox, LinfBall), got {type(region).__name__}; {instead}")

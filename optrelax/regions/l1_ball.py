@@ -1,0 +1,74 @@
+"""The ball of the sum of absolute values."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from optrelax.regions.norm_balls import NormBall
+from optrelax.regions.registry import register_ball
+
+
+@register_ball("l1")
+class L1Ball(NormBall):
+    """All inputs whose absolute differences from x sum to eps at most, clipped to the legal range.
+
+    x [batch, *input_shape], the norm over all of an example; eps a number or [batch]; clip (low, high), each a number
+    or what broadcasts against an example, or None.
+    Support: a.x - eps max |a| without clip; with it the coordinates of the greatest |a_i| go to their ends, in turn,
+    until eps is spent (Dantzig 1957): by sorting.
+    Raises ValueError for eps < 0, NaN, or an x outside clip.
+    """
+
+    __slots__ = ()
+    norm: ClassVar[float] = 1.0
+
+    @classmethod
+    def dual_norm(cls, p: Tensor) -> Tensor:
+        """The maximum norm."""
+        return p.abs().amax(-1) if p.shape[-1] else p.sum(-1)
+
+    @classmethod
+    def length(cls, d: Tensor) -> Tensor:
+        """Sum of absolute values."""
+        return d.abs().sum(-1)
+
+    @classmethod
+    def price(cls, size: Tensor, room: Tensor) -> Tensor:
+        """The coefficient at which the radius is spent; 0 where all reach their ends before."""
+        if not size.shape[2]:
+            return size.sum(2)
+        ordered, order = size.sort(dim=2, descending=True)
+        spent = room.expand_as(size).gather(2, order).cumsum(2)
+        first = (spent < 1).sum(2, keepdim=True)
+        price = ordered.gather(2, first.clamp_max(size.shape[2] - 1))[..., 0]
+        return torch.where(first[..., 0] < size.shape[2], price, 0.0)
+
+    @classmethod
+    def split(cls, size: Tensor, room: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
+        """p = min(size, price); coordinates above it go to their ends, those at it share what is left, in turn."""
+        at = price[..., None]
+        whole = torch.where(size > at, room, 0.0)
+        left = (1 - whole.sum(2, keepdim=True)).clamp_min(0)
+        equal = torch.where((size == at) & (size > 0), room, 0.0)
+        part = torch.minimum((left - (equal.cumsum(2) - equal)).clamp_min(0), equal)
+        return torch.minimum(size, at), whole + part
+
+    @classmethod
+    def smooth(cls, size: Tensor, room: Tensor, eps: Tensor, free: Tensor, bound: Tensor) -> Tensor:
+        """What is left of eps, by the coefficient that spends it, and what those before it fall by."""
+        held = torch.where(bound, room, 0.0)
+        left = eps[:, None] - held.sum(2)
+        return left * cls.dual_norm(torch.where(free, size, 0.0)) + (size * held).sum(2)
+
+    @classmethod
+    def draw(cls, shape: tuple[int, int, int], generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
+        """Exponential variables over their sum with one more, with random signs."""
+        device = torch.device("cpu") if generator is None else generator.device
+        wide = (*shape[:2], shape[2] + 1)
+        drawn = -torch.rand(wide, generator=generator, dtype=dtype, device=device).clamp_min(1e-30).log()
+        sign = torch.rand(shape, generator=generator, dtype=dtype, device=device) < 0.5
+        step = drawn[..., :-1] / drawn.sum(2, keepdim=True)
+        return torch.where(sign, step, -step)
