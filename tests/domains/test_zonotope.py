@@ -237,9 +237,9 @@ def test_hybrid_zonotopes_are_the_same_by_rows_pulled_back(name, slope, monkeypa
     found = []
     for back in (True, False):
         if back:
-            assert relaxation._backward(ox.capture(net.double(), shape), 3) is not None
+            assert relaxation._backward(ox.capture(net.double(), shape), region, 3) is not None
         else:
-            monkeypatch.setattr(ox.HBox, "_backward", lambda self, network, rows: None)
+            monkeypatch.setattr(ox.HBox, "_backward", lambda self, network, region, rows: None)
         values = [ox.lower_bounds(net, region, spec, relaxation=relaxation)]
         values += [end for b in _all_bounds(net, region, relaxation) for end in (b.lower, b.upper)]
         loss = sum(v.exp().sum() for v in values)
