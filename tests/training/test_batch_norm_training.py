@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.training.losses import CertifiedLoss
-from optrelax.training.schedules import Constant
+from optrelax.training.schedules import ConstantSchedule
 from optrelax.training.settings import Training
 from optrelax.training.trainer import train
 
 SHAPE = (1, 6, 6)
 LOSS = CertifiedLoss("crown-ibp", kappa=0.5)
-TRAINING = Training(loss=LOSS, epochs=2, eps=Constant(0.02), lr=Constant(5e-3), batch=7, seed=3)
+TRAINING = Training(loss=LOSS, epochs=2, eps=ConstantSchedule(0.02), lr=ConstantSchedule(5e-3), batch=7, seed=3)
 
 
 def network() -> nn.Sequential:
@@ -44,7 +44,7 @@ def test_one_step_in_pieces_is_the_loss_of_the_whole_batch(monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)
     x, labels = data()
     net, twin = network(), network()
-    train(net, (x, labels), replace(TRAINING, epochs=1, batch=14, pieces=3, lr=Constant(1.0)))
+    train(net, (x, labels), replace(TRAINING, epochs=1, batch=14, pieces=3, lr=ConstantSchedule(1.0)))
     LOSS(twin, ox.LinfBall(x, 0.02, clip=(0.0, 1.0)), labels).total.backward()
     with torch.no_grad():
         for p in twin.parameters():
