@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.training.interval_training import Regularised, initialise
+from optrelax.training.interval_training import IntervalRegularised, initialise
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss
 from optrelax.training.robust_losses import ExpressiveLoss
 from optrelax.training.smoothing import GradientSmoothing
@@ -170,7 +170,7 @@ def losses() -> dict[str, object]:
         "certified": certified,
         "no natural part": CertifiedLoss("box"),
         "expressive": ExpressiveLoss(alpha=0.5, attack=attack),
-        "regularised": Regularised(certified, eps=1.0),
+        "regularised": IntervalRegularised(certified, eps=1.0),
     }
 
 
