@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["Compared", "Lines", "Results", "bar", "continuity", "landscape", "measures", "sensitivity", "tightness"]
+__all__ = [
+    "Compared",
+    "LineOptions",
+    "Results",
+    "bar",
+    "continuity",
+    "landscape",
+    "measures",
+    "sensitivity",
+    "tightness",
+]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", cls=Group, no_args_is_help=True)
 app.add_typer(measures, name="measure")
@@ -49,7 +59,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
+class LineOptions:
     """Lines in weight space, for one network or a series of checkpoints."""
 
     length: Annotated[
@@ -210,7 +220,7 @@ def continuity(
     to: Annotated[
         Path | None, option("--to", group="Lines", metavar="CHECKPOINT", help="One line to this network.")
     ] = None,
-    along: Lines,
+    along: LineOptions,
     results: Results,
 ) -> None:
     """Jumps of bounds and of the certified loss as the weights move along lines: number and size per unit length.

@@ -21,7 +21,7 @@ from optrelax.cli.inputs import (
     read_data,
     read_device,
 )
-from optrelax.cli.measuring import Compared, Lines, Results, bar, measures, over_budget
+from optrelax.cli.measuring import Compared, LineOptions, Results, bar, measures, over_budget
 
 __all__ = ["series"]
 
@@ -59,7 +59,7 @@ def series(
         Literal["random", "gradient", "next"],
         option("--direction", group="Lines", metavar="WAY", help="random, gradient, or next checkpoint."),
     ] = "random",
-    along: Lines,
+    along: LineOptions,
     step: Annotated[float, option("--step", group="Measure", help="Of steps: share of each weight's norm.")] = 1e-2,
     subset: Annotated[
         int, option("--subset", group="Data", metavar="N", min=1, help="N examples, for all but the lines.")

@@ -22,20 +22,66 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-class _Recipe:
-    """Options that change one number of the recipe; the field has the option's name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What is changed of the recipe: fields of `Recipe` by their names."""
 
-    Epochs = Annotated[int | None, option("--epochs", group="Recipe", min=1, help="Others keep their shares.")]
-    Relaxation = Annotated[str | None, option("--relaxation", group="Recipe", metavar="NAME", help="To train with.")]
-    Eps = Annotated[str | None, option("--eps", group="Recipe", metavar="X", help="Last radius in pixel units: 8/255.")]
-    Norm = Annotated[Literal["linf", "l2", "l1"] | None, option("--norm", group="Recipe", help="Of the region.")]
-    Warmup = Annotated[float | None, option("--warmup", group="Recipe", min=0, help="Epochs of natural loss only.")]
-    Mixing = Annotated[float | None, option("--mixing", group="Recipe", min=0, help="Epochs in which eps grows.")]
-    Kappa = Annotated[float | None, option("--kappa", group="Recipe", min=0, max=1, help="Natural loss's last weight.")]
-    Beta = Annotated[float | None, option("--beta", group="Recipe", min=0, max=1, help="Relaxation against box.")]
-    L1 = Annotated[float | None, option("--l1", group="Recipe", min=0, help="Times the sum of |weights|.")]
-    Lr = Annotated[float | None, option("--lr", group="Recipe", min=0, help="First learning rate.")]
-    Batch = Annotated[int | None, option("--batch", group="Recipe", min=1, help="Images a step.")]
+    model: Annotated[
+        str | None, option("--model", group="Network", metavar="NAME", help="Such as conv, or module:function.")
+    ] = None
+    data: Annotated[
+        str | None, option("--data", group="Data", metavar="NAME", help="Such as mnist, or FILE.npz of x, labels.")
+    ] = None
+    epochs: Annotated[int | None, option("--epochs", group="Recipe", min=1, help="Others keep their shares.")] = None
+    relaxation: Annotated[str | None, option("--relaxation", group="Recipe", metavar="NAME", help="To train with.")] = (
+        None
+    )
+    eps: Annotated[
+        str | None, option("--eps", group="Recipe", metavar="X", help="Last radius in pixel units: 8/255.")
+    ] = None
+    warmup: Annotated[float | None, option("--warmup", group="Recipe", min=0, help="Epochs of natural loss only.")] = (
+        None
+    )
+    mixing: Annotated[float | None, option("--mixing", group="Recipe", min=0, help="Epochs in which eps grows.")] = None
+    kappa: Annotated[
+        float | None, option("--kappa", group="Recipe", min=0, max=1, help="Natural loss's last weight.")
+    ] = None
+    beta: Annotated[float | None, option("--beta", group="Recipe", min=0, max=1, help="Relaxation against box.")] = None
+    l1: Annotated[float | None, option("--l1", group="Recipe", min=0, help="Times the sum of |weights|.")] = None
+    lr: Annotated[float | None, option("--lr", group="Recipe", min=0, help="First learning rate.")] = None
+    batch: Annotated[int | None, option("--batch", group="Recipe", min=1, help="Images a step.")] = None
+    subset: Subset = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, numbers read."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return found if self.eps is None else found | {"eps": parse_number("--eps", self.eps)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a run keeps, and where."""
+
+    out: Annotated[
+        Path | None, option("--out", group="Output", metavar="DIR", show_default="runs/RECIPE", help="Of the run.")
+    ] = None
+    resume: Annotated[bool, option("--resume", group="Output", help="Go on after the last stored step.")] = False
+    checkpoint_every: Annotated[
+        float, option("--checkpoint-every", group="Output", min=0, metavar="MINUTES", help="Of the state; 0, inf.")
+    ] = 5.0
+    keep_every: Annotated[
+        int | None, option("--keep-every", group="Output", min=1, metavar="EPOCHS", help="Keep the network so often.")
+    ] = None
+    tensorboard: Annotated[bool, option("--tensorboard", group="Output", help="Metrics to DIR/tensorboard.")] = False
+    callback: Annotated[
+        str | None, option("--callback", group="Output", metavar="NAME", help="module:function of one: any logger.")
+    ] = None
+
+    def settings(self, first: bool) -> dict[str, Any]:
+        """For `optrelax.training.train`; first: of the processes, which alone calls back."""
+        callbacks = [_callback(self.callback)] if self.callback is not None and first else []
+        kept = {name: value for name, value in asdict(self).items() if name not in ("out", "callback")}
+        return kept | {"callbacks": callbacks}
 
 
 @command(
@@ -48,6 +94,7 @@ class _Recipe:
     ),
 )
 def train(
+    *,
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", rich_help_panel="Recipe", help="Its name; --list shows all.")
     ] = None,
@@ -56,41 +103,12 @@ def train(
         Path | None, option("--config", group="Recipe", metavar="FILE", help="TOML of recipe fields; --show prints it.")
     ] = None,
     shown: Annotated[bool, option("--show", group="Recipe", help="Print the recipe as such a file.")] = False,
-    model: Annotated[
-        str | None, option("--model", group="Network", metavar="NAME", help="Such as conv, or module:function.")
-    ] = None,
-    data: Annotated[
-        str | None, option("--data", group="Data", metavar="NAME", help="Such as mnist, or FILE.npz of x, labels.")
-    ] = None,
+    changes: Changes,
     data_dir: DataDir = None,
-    out: Annotated[
-        Path | None, option("--out", group="Output", metavar="DIR", show_default="runs/RECIPE", help="Of the run.")
-    ] = None,
+    kept: Kept,
     init: Annotated[
         Path | None, option("--init", group="Network", metavar="RUN", help="Begin at these weights.")
     ] = None,
-    resume: Annotated[bool, option("--resume", group="Output", help="Go on after the last stored step.")] = False,
-    checkpoint_every: Annotated[
-        float, option("--checkpoint-every", group="Output", min=0, metavar="MINUTES", help="Of the state; 0, inf.")
-    ] = 5.0,
-    keep_every: Annotated[
-        int | None, option("--keep-every", group="Output", min=1, metavar="EPOCHS", help="Keep the network so often.")
-    ] = None,
-    tensorboard: Annotated[bool, option("--tensorboard", group="Output", help="Metrics to DIR/tensorboard.")] = False,
-    callback: Annotated[
-        str | None, option("--callback", group="Output", metavar="NAME", help="module:function of one: any logger.")
-    ] = None,
-    epochs: _Recipe.Epochs = None,
-    relaxation: _Recipe.Relaxation = None,
-    eps: _Recipe.Eps = None,
-    norm: _Recipe.Norm = None,
-    warmup: _Recipe.Warmup = None,
-    mixing: _Recipe.Mixing = None,
-    kappa: _Recipe.Kappa = None,
-    beta: _Recipe.Beta = None,
-    l1: _Recipe.L1 = None,
-    lr: _Recipe.Lr = None,
-    batch: _Recipe.Batch = None,
     budget: Annotated[
         Literal["full", "cpu", "smoke"],
         option("--budget", group="Recipe", metavar="SIZE", help="full, cpu (half an hour), smoke."),
@@ -99,7 +117,6 @@ def train(
         int | None,
         option("--pieces", group="Run", min=1, show_default="1 a process", help="Of each batch: less memory."),
     ] = None,
-    subset: Subset = None,
     seed: Seed = 0,
     device: Device = "cpu",
     json: Json = False,
@@ -115,34 +132,16 @@ def train(
     if listed:
         _show_recipes(json, recipe or "", budget)
         return
-    given = {
-        "model": model,
-        "data": data,
-        "epochs": epochs,
-        "relaxation": relaxation,
-        "eps": None if eps is None else parse_number("--eps", eps),
-        "norm": norm,
-        "warmup": warmup,
-        "mixing": mixing,
-        "kappa": kappa,
-        "beta": beta,
-        "l1": l1,
-        "lr": lr,
-        "batch": batch,
-        "subset": subset,
-    }
-    row = _row(recipe, config, budget, {name: value for name, value in given.items() if value is not None})
+    row = _row(recipe, config, budget, changes.given())
     if shown:
         typer.echo(recipe_text(row), nl=False)
         return
-    folder = Path("runs") / row.name if out is None else out
+    folder = Path("runs") / row.name if kept.out is None else kept.out
     with launched(read_device(device)) as processes:
+        first = processes.rank == 0
         work = _RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
-        how: dict[str, Any] = {"resume": resume, "checkpoint_every": checkpoint_every, "tensorboard": tensorboard}
-        how["keep_every"] = keep_every
-        how["callbacks"] = [] if callback is None or processes.rank else [_callback(callback)]
-        result = work.run(first=processes.rank == 0, **how)
-        if processes.rank == 0:
+        result = work.run(first=first, **kept.settings(first))
+        if first:
             _show(row, folder, result, json)
             if budget == "smoke" and not json:
                 stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
