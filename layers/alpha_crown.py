@@ -30,8 +30,6 @@ from optrelax.relaxations import (
     Crown,
     Preactivation,
     Relaxation,
-    bytes_needed,
-    least_bytes,
     limited,
     name_of,
     resolve,
@@ -83,13 +81,13 @@ class AlphaCrown(Relaxation):
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
-        return bytes_needed(self.preactivation, network, region, 0) + region.shape[0] * self._each(network, region, k)
+        return self.preactivation.bytes_needed(network, region, 0) + region.shape[0] * self._each(network, region, k)
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         rows = self._neuron_rows(network) + k
         slopes = region.dtype.itemsize * rows * memory.hidden_entries(network)
-        first = least_bytes(self.preactivation, network, region, 0)
+        first = self.preactivation.least_bytes(network, region, 0)
         return first + region.shape[0] * slopes + self._each(network, region, k)
 
     def _each(self, network: Network, region: Region, k: int) -> int:
@@ -106,7 +104,7 @@ class AlphaCrown(Relaxation):
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
         region = self.prepare(region)
         batch = region.shape[0]
-        source = bytes_needed(self.preactivation, network, region, 0)
+        source = self.preactivation.bytes_needed(network, region, 0)
         own = batch * self._each(network, region, 0 if rows is None else rows.shape[1])
         most = memory.limit(self.max_bytes, source + own, region.device)
         if source + own <= most:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
-from typing import Any, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,7 @@ from optrelax.relaxations import (
     Intersect,
     Preactivation,
     Relaxation,
-    bytes_needed,
     identity_rows,
-    least_bytes,
     limited,
     name_of,
     resolve,
@@ -103,6 +101,8 @@ class NetworkLayer(Relaxation, nn.Module):
     solver: Solver = field(default_factory=DualAscent)
     gradient: Any = field(default_factory=Envelope)
     throw: bool = False
+
+    solves: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         nn.Module.__init__(self)
@@ -201,7 +201,7 @@ class NetworkLayer(Relaxation, nn.Module):
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
         source = self.preactivation
-        first = least_bytes(source, network, region, 0) if isinstance(source, Relaxation) else 0
+        first = source.least_bytes(network, region, 0) if isinstance(source, Relaxation) else 0
         lots = self._lots(network, region, k)
         solver = 0
         if lots.solver:
@@ -233,7 +233,7 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def _source_bytes(self, network: Network, region: Region) -> int:
         source = self.preactivation
-        return bytes_needed(source, network, region, 0) if isinstance(source, Relaxation) else 0
+        return source.bytes_needed(network, region, 0) if isinstance(source, Relaxation) else 0
 
     def _lots(self, network: Network, region: Region, k: int) -> LotSizes:
         batch, size = region.shape[0], 8 if self.outward else region.dtype.itemsize

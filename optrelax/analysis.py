@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +104,6 @@ def _unflatten(found: Bounds, batch: torch.Size) -> Bounds:
     return Bounds(found.lower.reshape(shape), found.upper.reshape(shape))
 
 
-def _resolve(relaxation: Relaxation | str, rounding: Rounding | None) -> Any:
+def _resolve(relaxation: Relaxation | str, rounding: Rounding | None) -> Relaxation:
     found = resolve(relaxation)
     return found if rounding is None else with_rounding(found, rounding)

@@ -118,7 +118,7 @@ class DualAscent(NetworkSolver):
         return join(parts)
 
     def _chunk_of(self, problems: Problems, starts: list[DualPoint], layers: Chain | None) -> Points:
-        return _Ascent(self, problems, starts).run() if layers is None else DenseAscent(self, layers, starts).run()
+        return _SweepAscent(self, problems, starts).run() if layers is None else DenseAscent(self, layers, starts).run()
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight: about ten vectors of every node's size each."""
@@ -132,7 +132,7 @@ def _shapes(problems: Problems) -> list[torch.Size]:
     return [problems.region.shape[1:], *(h.free.shape[1:] for h in problems.hulls.values())]
 
 
-class _Ascent:
+class _SweepAscent:
     """One chunk on its way: the live problems, their weights, Adam's moments and the averages."""
 
     def __init__(self, options: DualAscent, problems: Problems, starts: list[DualPoint]) -> None:

@@ -21,7 +21,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Number, Region, as_number, ball_of
-from optrelax.relaxations import Intersect, name_of, resolve, with_rounding
+from optrelax.relaxations import Intersect, Relaxation, name_of, named_relaxations, with_rounding
 from optrelax.rounding import Rounding, check_rounding
 from optrelax.specifications import label_rows
 from optrelax.training.runs import record
@@ -94,7 +94,7 @@ class Certifier:
             norm=norm,
             # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
             relaxations={
-                name: _limited(r, limit) if every or not hasattr(r, "solver") else r
+                name: _limited(r, limit) if every or not r.solves else r
                 for name, r in ((name, with_rounding(r, rounding)) for name, r in relaxations.items())
             },
             rounding=rounding,
@@ -351,22 +351,13 @@ class Certifier:
         )
 
 
-def named(relaxation: Any, owner: str) -> dict[str, Any]:
+def named(relaxation: Any, owner: str) -> dict[str, Relaxation]:
     """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
-    several = [relaxation] if isinstance(relaxation, str) or hasattr(relaxation, "lower_bounds") else list(relaxation)
-    own = relaxation if isinstance(relaxation, Mapping) else {}
-    named: dict[str, Any] = {}
-    for given in several:
-        found = resolve(own.get(given, given))
-        name = given.strip() if isinstance(given, str) else name_of(with_rounding(found, "nearest"))
-        if not found.sound:
+    found = named_relaxations(owner, relaxation, lambda one: name_of(with_rounding(one, "nearest")))
+    for name, one in found.items():
+        if not one.sound:
             raise ValueError(f"{owner}: {name} is an estimate, not a bound, and certifies nothing; choose another")
-        if name in named:
-            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
-        named[name] = found
-    if not named:
-        raise ValueError(f"{owner}: give at least one relaxation")
-    return named
+    return found
 
 
 def _require_exact_weights(network: Network, dtype: torch.dtype, owner: str) -> None:

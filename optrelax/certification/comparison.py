@@ -283,11 +283,13 @@ class _Contest:
 
 def _bound(relaxation: Any, network: Any, region: Region, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Lower bounds [batch, k]; with an LP layer their certified gaps and which of them are closed."""
-    if not hasattr(relaxation, "solve"):
+    if not relaxation.solves:
         shaped = rows.reshape(*rows.shape[:2], *network.output_shape)
         return relaxation.lower_bounds(network, region, shaped), None, None
+    from optrelax.layers.solutions import Status
+
     solution = relaxation.solve(network, region, rows)
-    return solution.lower, solution.gap, solution.status == 0
+    return solution.lower, solution.gap, solution.status == Status.OPTIMAL
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -38,7 +38,9 @@ def least_over_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
     Gradient: exact, to any order; in a coefficient of 0 the middle of the box.
     """
-    found: Tensor = _Least.apply(*native.laid_out(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1)))
+    found: Tensor = _LeastOverBox.apply(
+        *native.laid_out(flatten_from(a, 2), flatten_from(lower, 1), flatten_from(upper, 1))
+    )
     return found
 
 
@@ -127,7 +129,7 @@ class _RelaxStep(torch.autograd.Function):
         return grad_a, grad_ls, grad_li, grad_us, grad_ui, None
 
 
-class _Least(torch.autograd.Function):
+class _LeastOverBox(torch.autograd.Function):
     """Saves the rows and the box only."""
 
     @staticmethod

@@ -155,7 +155,7 @@ def _precise(relaxation: Any) -> Any:
     """An LP layer with the default solver gets the precise one: a jump must stand out from unfinished solves."""
     from optrelax.layers import DualAscent, InteriorPoint
 
-    if hasattr(relaxation, "solver") and relaxation.solver == DualAscent():
+    if relaxation.solves and relaxation.solver == DualAscent():
         return replace(relaxation, solver=InteriorPoint())
     return relaxation
 
@@ -222,11 +222,10 @@ def _search(
     budget: int,
 ) -> _Line:
     causes: list[Tensor] = []
-    solves = hasattr(relaxation, "solve_flat")
 
     def evaluate(t: float) -> Sample:
         weights.move(way, t)
-        lower, noise, bounds = _bounds(relaxation, part.network, part.region, part.rows, solves)
+        lower, noise, bounds = _bounds(relaxation, part.network, part.region, part.rows, relaxation.solves)
         if not bool(lower.isfinite().all()):
             raise ValueError(f"{_OWNER}: a bound at {t:g} along the line is not finite")
         parts = [switch_functions(part.network, b) for b in bounds]

@@ -16,7 +16,7 @@ from optrelax.data.samples import Samples, gather
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, ball_of
-from optrelax.relaxations import name_of, resolve
+from optrelax.relaxations import named_relaxations
 from optrelax.specifications import label_rows
 
 __all__ = ["MarginProblem", "ask"]
@@ -80,26 +80,10 @@ def ask(
     rows = label_rows(samples.labels, network.output_shape, "measure").to(x)
     return MarginProblem(
         network=network,
-        relaxations=_named(owner, relaxations),
+        relaxations=named_relaxations(owner, relaxations),
         samples=samples,
         eps=float(eps),
         clip=clip,
         region=ball_of(norm)(x, float(eps), clip),
         rows=rows.reshape(*rows.shape[:2], *network.output_shape),
     )
-
-
-def _named(owner: str, relaxations: Any) -> dict[str, Any]:
-    """Relaxations by the names that tables show; ValueError for none or one twice."""
-    several = [relaxations] if isinstance(relaxations, str) or hasattr(relaxations, "lower_bounds") else relaxations
-    own = relaxations if isinstance(relaxations, Mapping) else {}
-    named: dict[str, Any] = {}
-    for given in several:
-        found = resolve(own.get(given, given))
-        name = given.strip() if isinstance(given, str) else name_of(found)
-        if name in named:
-            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
-        named[name] = found
-    if not named:
-        raise ValueError(f"{owner}: give at least one relaxation")
-    return named

@@ -16,7 +16,7 @@ from optrelax.enclosures import Bounds
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation
+from optrelax.relaxations import Box, Crown, FastLin, Intersect, Preactivation, Relaxation
 from optrelax.relaxations.zonotopes import ZonotopeFamily
 
 __all__ = ["CAUSES", "EVERYWHERE", "expected_causes", "sources", "switch_functions"]
@@ -70,7 +70,7 @@ def sources(relaxation: Any, network: Network, region: Region) -> Iterator[Preac
             yield from sources(part, network, region)
         return
     before = getattr(relaxation, "preactivation", None)
-    if before is not None and hasattr(before, "preactivation_bounds"):
+    if before is not None and isinstance(before, Relaxation):
         yield from sources(before, network, region)
         if not _refines(relaxation):
             return

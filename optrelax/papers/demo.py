@@ -177,7 +177,7 @@ def _certified(demo: Demo, row: Recipe, network: Network, test: Dataset, bar: Ba
 
 def _certifiers(names: Sequence[str]) -> dict[str, Any]:
     """Relaxations by name; the triangle LP stops where the sign of a margin is certain, which is all that counts."""
-    found = {name: resolve(name) for name in names}
+    found: dict[str, Any] = {name: resolve(name) for name in names}
     if "triangle" in found:
         layer = found["triangle"]
         found["triangle"] = replace(layer, solver=replace(layer.solver, threshold=0.0))

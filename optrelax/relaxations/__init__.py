@@ -3,15 +3,13 @@
 from optrelax.relaxations.base import (
     Preactivation,
     Relaxation,
-    bytes_needed,
     identity_rows,
-    least_bytes,
     limited,
     with_rounding,
 )
 from optrelax.relaxations.box import Box
 from optrelax.relaxations.intersection import Intersect
-from optrelax.relaxations.registry import name_of, names, register_relaxation, resolve
+from optrelax.relaxations.registry import name_of, named_relaxations, names, register_relaxation, resolve
 from optrelax.relaxations.substitution import Crown, CrownIBP, FastLin
 from optrelax.relaxations.zonotopes import Cauchy, DeepZ, HBox
 
@@ -26,11 +24,10 @@ __all__ = [
     "Intersect",
     "Preactivation",
     "Relaxation",
-    "bytes_needed",
     "identity_rows",
-    "least_bytes",
     "limited",
     "name_of",
+    "named_relaxations",
     "names",
     "register_relaxation",
     "resolve",

@@ -39,6 +39,8 @@ class Relaxation:
 
     sound: ClassVar[bool] = True
     """Whether every bound holds; an estimate is refused wherever a certificate is made."""
+    solves: ClassVar[bool] = False
+    """Whether bounds are values of programs that `solve` finds, with gap and status."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -105,20 +107,8 @@ def identity_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device).reshape(1, n, *shape)
 
 
-def bytes_needed(relaxation: Relaxation, network: Network, region: Region, k: int) -> int:
-    """What a relaxation's pass takes whole; 0 for a class that does not say."""
-    return relaxation.bytes_needed(network, region, k) if isinstance(relaxation, Relaxation) else 0
-
-
-def least_bytes(relaxation: Relaxation, network: Network, region: Region, k: int) -> int:
-    """The least that a relaxation's pass can be cut to; 0 for a class that does not say."""
-    return relaxation.least_bytes(network, region, k) if isinstance(relaxation, Relaxation) else 0
-
-
 def limited(relaxation: Relaxation, room: float, force: bool = False) -> Relaxation:
     """The same relaxation in `room` bytes, unless it has a limit of its own (force: then too) or room is infinite."""
-    if not isinstance(relaxation, Relaxation):  # a user's own class
-        return relaxation
     if not force and (room == math.inf or relaxation.max_bytes is not None):
         return relaxation
     return relaxation.changed(max_bytes=room if room == math.inf else max(1, int(room)))
@@ -128,8 +118,7 @@ def with_rounding(relaxation: Relaxation, rounding: Rounding) -> Relaxation:
     """The same relaxation with another rounding, its parts included."""
     if relaxation.rounding == rounding:
         return relaxation
-    own = isinstance(relaxation, Relaxation)
-    return relaxation.changed(rounding=rounding) if own else replace(relaxation, rounding=rounding)
+    return relaxation.changed(rounding=rounding)
 
 
 def examples_at_a_time(relaxation: Relaxation, network: Network, region: Region, k: int) -> float:

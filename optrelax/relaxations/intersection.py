@@ -13,7 +13,7 @@ from optrelax import memory
 from optrelax.enclosures import Bounds, ordered
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.relaxations.base import Preactivation, Relaxation, bytes_needed, least_bytes, limited, with_rounding
+from optrelax.relaxations.base import Preactivation, Relaxation, limited, with_rounding
 from optrelax.relaxations.registry import name_of, resolve
 from optrelax.rounding import Rounding
 
@@ -66,14 +66,14 @@ class Intersect(Relaxation):
         return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
-        return sum(bytes_needed(part, network, region, k) for part in self.parts)
+        return sum(part.bytes_needed(network, region, k) for part in self.parts)
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
-        return sum(least_bytes(part, network, region, k) for part in self.parts)
+        return sum(part.least_bytes(network, region, k) for part in self.parts)
 
     def _sharing(self, network: Network, region: Region, k: int) -> Sequence[Relaxation]:
         """The parts with what each may take, where they do not fit together."""
-        needs = [bytes_needed(part, network, region, k) for part in self.parts]
+        needs = [part.bytes_needed(network, region, k) for part in self.parts]
         most = memory.limit(self.max_bytes, sum(needs), region.device)
         if sum(needs) <= most:
             return self.parts

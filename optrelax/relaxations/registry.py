@@ -69,7 +69,7 @@ def register_relaxation(name: str, factory: Callable[..., Relaxation], replace: 
     _FACTORIES[name] = factory
 
 
-def resolve(relaxation: Relaxation | str) -> Any:
+def resolve(relaxation: Relaxation | str) -> Relaxation:
     """An object from a name such as "crown" or "box-round:omega=0.5,F=10"; objects pass through.
 
     Raises ValueError for an unknown name (with the nearest known one) or option.
@@ -78,7 +78,7 @@ def resolve(relaxation: Relaxation | str) -> Any:
         if isinstance(relaxation, type):
             name = relaxation.__name__
             raise TypeError(f"relaxation: wants a relaxation object, got the class {name}; write {name}()")
-        if not hasattr(relaxation, "lower_bounds"):
+        if not isinstance(relaxation, Relaxation):
             raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
         return relaxation
     name, _, text = relaxation.partition(":")
@@ -94,9 +94,33 @@ def resolve(relaxation: Relaxation | str) -> Any:
     options = dict(preset) | _options(relaxation, text)
     _require_known(relaxation, factory, options)
     try:
-        return factory(**options)
+        made = factory(**options)
     except TypeError as error:
         raise ValueError(f"relaxation {relaxation!r}: {error}") from None
+    if not isinstance(made, Relaxation):
+        raise TypeError(f"relaxation {relaxation!r}: wants a relaxation object, got {type(made).__name__}")
+    return made
+
+
+def named_relaxations(
+    owner: str, given: Any, naming: Callable[[Relaxation], str] | None = None
+) -> dict[str, Relaxation]:
+    """One relaxation or several by the names that tables show, in a mapping by the user's own.
+
+    naming: of objects; by default `name_of`.  ValueError for none, or one twice.
+    """
+    several = [given] if isinstance(given, str | Relaxation) else list(given)
+    own = given if isinstance(given, Mapping) else {}
+    named: dict[str, Relaxation] = {}
+    for one in several:
+        found = resolve(own.get(one, one))
+        name = one.strip() if isinstance(one, str) else (naming or name_of)(found)
+        if name in named:
+            raise ValueError(f"{owner}: relaxation {name!r} is given twice")
+        named[name] = found
+    if not named:
+        raise ValueError(f"{owner}: give at least one relaxation")
+    return named
 
 
 def _require_known(whole: str, factory: Any, options: dict[str, Any]) -> None:

@@ -28,9 +28,7 @@ from optrelax.regions import Region
 from optrelax.relaxations.base import (
     Preactivation,
     Relaxation,
-    bytes_needed,
     identity_rows,
-    least_bytes,
     limited,
     pooled,
     with_rounding,
@@ -257,7 +255,7 @@ class Substitution(Relaxation):
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
         source = 0
         if self.preactivation is not None:
-            source = least_bytes(resolve(self.preactivation), network, region, 0)
+            source = resolve(self.preactivation).least_bytes(network, region, 0)
         one = region.select(slice(0, 1))
         pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
         for name in self._targets(network, region):
@@ -280,7 +278,7 @@ class Substitution(Relaxation):
         return math.inf, MemoryBudget(most, for_source, own - fixed)
 
     def _source_bytes(self, network: Network, region: Region) -> int:
-        return 0 if self.preactivation is None else bytes_needed(resolve(self.preactivation), network, region, 0)
+        return 0 if self.preactivation is None else resolve(self.preactivation).bytes_needed(network, region, 0)
 
     def _bytes(self, network: Network, region: Region, k: int) -> tuple[int, int]:
         """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.relaxations import name_of
+from optrelax.relaxations import Relaxation, name_of
 from optrelax.training.losses import LossTerms
 
 __all__ = ["gradient_fault", "loss_fault", "relaxations_of"]
@@ -67,7 +67,7 @@ def relaxations_of(loss: Any) -> list[Any]:
     for name in ("relaxation", "layer", "other"):
         value = getattr(loss, name, None)
         # Where its weight is 0, `other` takes no part.
-        if hasattr(value, "preactivation_bounds") and not (name == "other" and getattr(loss, "beta", 1.0) == 1):
+        if isinstance(value, Relaxation) and not (name == "other" and getattr(loss, "beta", 1.0) == 1):
             found.append(value)
     inner = getattr(loss, "loss", None)
     return found + (relaxations_of(inner) if inner is not None else [])

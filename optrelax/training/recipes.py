@@ -200,16 +200,15 @@ class Recipe:
 
     def _certified(self, relaxation: str, shared: dict[str, Any]) -> Any:
         """The loss on a relaxation's margins; an LP layer gets the solver that training wants: a budget, no optimum."""
-        made = resolve(relaxation)
-        solver = getattr(made, "solver", None)
+        made: Any = resolve(relaxation)
         mixed = self.beta < 1 or not self.elision
-        if solver is None or not hasattr(solver, "tol"):
+        if not made.solves:
             return CertifiedLoss(made, beta=self.beta, other=resolve(self.other), elision=self.elision, **shared)
         from optrelax.training.lp_losses import LPLoss
 
         if mixed:
             raise ValueError(f"recipe {self.name!r}: beta and elision are not for LP layers, got {relaxation!r}")
-        layer = replace(made, solver=replace(solver, max_iterations=self.iterations, tol=self.gap))
+        layer = replace(made, solver=replace(made.solver, max_iterations=self.iterations, tol=self.gap))
         return LPLoss(layer=layer, **shared)
 
     def _wrapped(self, loss: Any) -> Any:

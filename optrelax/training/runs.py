@@ -28,7 +28,7 @@ from optrelax.networks import checkpoints
 from optrelax.networks.graph import Network
 from optrelax.output.files import read_tensors, write_tensors, write_whole
 from optrelax.output.locks import Lock
-from optrelax.relaxations import name_of, resolve
+from optrelax.relaxations import Relaxation, name_of, resolve
 
 __all__ = ["RunFolder", "State", "record", "start_from", "versions"]
 
@@ -43,7 +43,7 @@ _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 def record(value: object) -> Json:
     """A JSON-ready account of a configuration: dataclasses by field with their type, relaxations by name."""
-    if hasattr(value, "lower_bounds"):
+    if isinstance(value, Relaxation):
         name = name_of(value)
         try:
             return name if resolve(name) == value else repr(value)
