@@ -27,7 +27,7 @@ from optrelax.training.recipe_rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_CODE = [page for page in PAGES if any(block[0] == "python" for block in pages.blocks(page.read_text()))]
 PROGRAM = re.compile(r"(?:\$ )?((?:torchrun .*)?optrelax|make|python) ")
 
@@ -258,6 +258,16 @@ def test_the_site_loads_nothing_from_elsewhere(site):
         assert [target for target in loaded if re.match(r"(https?:)?//", target)] == []
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\"?https?:", style.read_text())
+
+
+def test_search_and_formulas_need_no_network(site):
+    """From disk: the index is a script, the worker that reads it is here; formulas are MathML."""
+    home = (site / "index.html").read_text()
+    assert (site / "search" / "search_index.js").read_text().startswith("var __index = {")
+    assert re.search(r"<script src=\"?javascripts/iframe-worker\.js", home)
+    assert len(re.findall("<math", (site / "mathematics.html").read_text())) > 50
+    for page in site.rglob("*.html"):
+        assert not re.search(r"\$<code>|language-math", page.read_text()), page
 
 
 def test_every_public_name_is_in_the_reference(site):

@@ -237,6 +237,14 @@ def test_your_own_loop():
     assert 50 < found(r"certified ([\d.]+) %", output) < found(r"accuracy ([\d.]+) %", output)
 
 
+@pytest.mark.slow
+def test_lightning_loop():
+    """Where Lightning is not installed the same module goes through a plain loop: the numbers are equal."""
+    output = run("lightning_loop.py", "--epochs", "6")
+    assert "trained by" in output
+    assert 50 < found(r"certified ([\d.]+) %", output) < found(r"accuracy ([\d.]+) %", output)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_a_short_story(path):
     lines = path.read_text().splitlines()

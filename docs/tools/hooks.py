@@ -1,20 +1,34 @@
-"""What MkDocs does besides mkdocs.yml: pages from outside docs/, links that hold in both places, one package tree.
+"""What MkDocs does besides mkdocs.yml: pages from outside docs/, links that hold in both places, formulas, one package
+tree.
+
+Formulas are written as GitHub reads them, ```math blocks and $`...`$ within a line, and become MathML, which browsers
+draw without a script or a network.
 
 The site mirrors the checkout with docs/ as its root: README.md is the home page, benchmarks/results, examples and the
 rest keep their paths. So a page of docs/ links to `../examples/x.py` in the checkout and to `examples/x.py` here.
 """
 
+import html
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTSIDE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "benchmarks/results/*.md", "examples/*.py")
+OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CITATION.cff",
+    "LICENSE",
+    "benchmarks/results/*.md",
+    "examples/*.py",
+)
 SOURCES = ROOT / "build" / "docs"  # `paths` of mkdocstrings in mkdocs.yml
 
 
@@ -44,8 +58,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Links of the checkout as links of the site."""
-    if page.file.src_uri == "index.md":
+    if page.file.src_uri in ("index.md", "CONTRIBUTING.md"):
         markdown = markdown.replace("](docs/", "](")
     markdown = markdown.replace("](../README.md", "](index.md").replace("](../", "](")
     # A folder is no page: its first table stands for it.
-    return markdown.replace("](benchmarks/results)", "](benchmarks/results/lp_layers.md)")
+    markdown = markdown.replace("](benchmarks/results)", "](benchmarks/results/lp_layers.md)")
+    block = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return block.sub(lambda found: convert(found[1].strip(), display="block"), markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas within a line, which Markdown has taken for code."""
+    return re.sub(r"\$<code>([^<]+)</code>\$", lambda found: convert(html.unescape(found[1])), content)
