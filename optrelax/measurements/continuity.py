@@ -332,9 +332,12 @@ def _verdict(causes: Sequence[str], listed: frozenset[str] | None) -> str:
         return "none met, though listed" if listed else "none, as listed"
     if EVERYWHERE in listed:
         return "jumps, as listed"
+    parts = [cause.split(", ") for cause in causes]
+    if all(part in listed for each in parts for part in each):
+        return "jumps, as listed"
     # Events of later layers may coincide with the switch that moved their bounds.
-    fits = all(any(part in listed for part in cause.split(", ")) for cause in causes)
-    return "jumps, as listed" if fits else "CONTRADICTS the list"
+    fits = all(any(part in listed for part in each) for each in parts)
+    return "jumps, a listed cause among each one's" if fits else "CONTRADICTS the list"
 
 
 def _all_samples(line: _Line) -> list[Sample]:

@@ -132,7 +132,7 @@ def _look(axes: Axes) -> None:
 def accuracy_dots(found: TableOutcomes, frame: pl.DataFrame, title: str) -> Figure:
     """Accuracy, accuracy under attack, certified accuracies: a row a network, dots with different marks.
 
-    A published certified accuracy, where there is one, is a hollow diamond.
+    A published certified accuracy, where there is one, is a hollow diamond. Bars: certified by any, over seeds.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -158,6 +158,9 @@ def accuracy_dots(found: TableOutcomes, frame: pl.DataFrame, title: str) -> Figu
             style |= {"markerfacecolor": "none"}
         if points:
             axes.plot([x for x, _ in points], [y for _, y in points], **style)
+    for i, row in enumerate(rows):
+        if row.get("lowest") is not None:  # over seeds
+            axes.hlines(-i, row["lowest"], row["highest"], color=marks["certified % by any"][1], linewidth=1.5)
     names = [" · ".join(filter(None, (row.get("network"), row["trained by"]))) for row in rows]
     axes.set_yticks([-i for i in range(len(rows))], names)
     axes.set(xlabel="% of the test images", xlim=(-2, 102), ylim=(-len(rows) + 0.4, 0.6))
@@ -182,6 +185,8 @@ def properties_scatter(frame: pl.DataFrame, title: str) -> Figure | None:
         style: dict[str, Any] = {"color": colour, "marker": mark, "markersize": 7, "linestyle": "none"}
         style |= {} if continuous else {"markerfacecolor": "none"}
         axes.plot([row["area"]], [row["certified % by any"]], label=row["relaxation"], **style)
+        if row.get("lowest") is not None:  # over seeds
+            axes.vlines(row["area"], row["lowest"], row["highest"], color=colour, linewidth=1.2)
     axes.set(xlabel="tightness on the fixed network (area × 100)", ylabel="certified by any bound, after training (%)")
     axes.margins(0.12)
     heading = "best first; hollow: may jump,\nby the paper's list"
@@ -190,7 +195,10 @@ def properties_scatter(frame: pl.DataFrame, title: str) -> Figure | None:
 
 
 def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
-    """Certified accuracy over omega and the grid F, means over seeds, with the continuous widening beside."""
+    """Certified accuracy over omega and the grid F, means over seeds, with the continuous widening beside.
+
+    Under a mean of several seeds stand the lowest and the highest.
+    """
     import numpy as np
     import polars as pl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -211,6 +219,11 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
     panels = (("accuracy %", "natural accuracy (%)"), ("certified % by any", "certified by any bound (%)"))
     for axes, (column, name) in zip(figure.subplots(1, 2), panels, strict=True):
         cells = {(row["training"], row["omega"], row["F"]): row[column] for row in loose.to_dicts()}
+        spreads = {
+            (row["training"], row["omega"], row["F"]): (row["lowest"], row["highest"])
+            for row in loose.to_dicts()
+            if column == "certified % by any" and row.get("lowest") is not None
+        }
         values = [[cells.get((kind, omega, grid)) for kind, grid in columns] for omega in omegas]
         shown = np.array([[np.nan if v is None else v for v in line] for line in values], dtype=float)
         top = max(v for v in (*shown.flat, plain[column] or 0.0, 1.0) if not math.isnan(v))
@@ -218,8 +231,10 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
         figure.colorbar(mesh, ax=axes, label="%")
         for i, j in np.ndindex(shown.shape):
             text = "–" if np.isnan(shown[i, j]) else f"{shown[i, j]:.1f}"
+            if low_high := spreads.get((columns[j][0], omegas[i], columns[j][1])):
+                text += "\n{:.1f} – {:.1f}".format(*low_high)
             colour = "black" if shown[i, j] > 0.55 * top else "white"
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
         axes.set_xticks(np.arange(len(columns)) + 0.5, labels, fontsize=8)
         axes.set_yticks(np.arange(len(omegas)) + 0.5, [f"{omega:g}" for omega in omegas], fontsize=8)
         axes.set_ylabel("omega", fontsize=9)

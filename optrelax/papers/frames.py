@@ -63,7 +63,8 @@ def _certified(found: TableOutcomes, line: Line) -> dict[str, Any]:
         "certified %": statistics.fmean(own),
         "certified % by box": statistics.fmean(100 * a["certified_by"]["box"] for a in answers),
         "certified % by any": statistics.fmean(every),
-        "range": max(every) - min(every) if len(answers) > 1 else None,
+        "lowest": min(every) if len(answers) > 1 else None,
+        "highest": max(every) if len(answers) > 1 else None,
         "under attack %": statistics.fmean(100 * (1 - a["attacked"]) for a in answers),
         "training s": statistics.fmean(
             found.outcomes[row.training.name].seconds for row in line.certified if row.training is not None
@@ -185,7 +186,7 @@ def trained_frame(found: TableOutcomes) -> pl.DataFrame:
     columns: dict[str, type] = {"network": str} if any(line["network"] for line in lines) else {}
     columns |= {"trained by": str, "own bound": str, "accuracy %": float, "certified %": float}
     columns |= {"certified % (paper)": float} if published else {}
-    columns |= {"certified % by box": float, "certified % by any": float, "range": float}
+    columns |= {"certified % by box": float, "certified % by any": float, "lowest": float, "highest": float}
     columns |= {"under attack %": float, "seeds": int, "training s": float}
     return _frame(lines, columns)
 
@@ -225,8 +226,8 @@ def together_frame(found: TableOutcomes) -> pl.DataFrame:
         cells = _certified(found, line) | _tight(found, line) | _jumps(found, line) | _steps(found, line)
         lines.append({"relaxation": line.label, **cells})
     columns: dict[str, type] = {"relaxation": str, "accuracy %": float, "certified %": float}
-    columns |= {"certified % by any": float, "area": float, "jumps": int, "listed": str, "verdict": str}
-    return _frame(lines, columns | {"loss change %": float})
+    columns |= {"certified % by any": float, "lowest": float, "highest": float, "area": float, "jumps": int}
+    return _frame(lines, columns | {"listed": str, "verdict": str, "loss change %": float})
 
 
 def loosened_frame(found: TableOutcomes) -> pl.DataFrame:
@@ -236,5 +237,6 @@ def loosened_frame(found: TableOutcomes) -> pl.DataFrame:
         cells = _certified(found, line)
         lines.append({"training": line.group, "omega": line.omega, "F": line.grid, **cells})
     columns: dict[str, type] = {"training": str, "omega": float, "F": float, "accuracy %": float}
-    columns |= {"certified % by box": float, "certified % by any": float, "range": float, "certified %": float}
+    columns |= {"certified % by box": float, "certified % by any": float}
+    columns |= {"lowest": float, "highest": float, "certified %": float}
     return _frame(lines, columns | {"under attack %": float, "seeds": int, "training s": float})

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "Section", "sections"]
 
-_PERCENT = ("accuracy %", "certified %", "certified % (paper)", "certified % by box", "certified % by any", "range")
+_PERCENT = (
+    "lowest",
+    "highest",
+    "accuracy %",
+    "certified %",
+    "certified % (paper)",
+    "certified % by box",
+    "certified % by any",
+)
 _DECIMALS = {
     **dict.fromkeys((*_PERCENT, "under attack %", "loss change %", "gradient change %", "share of travel %"), 1),
     **dict.fromkeys(("tightness", "tightness (paper)", "area", "low", "high", "gap", "bound change"), 2),
@@ -74,7 +82,9 @@ def _trained_remarks(found: TableOutcomes) -> list[str]:
         "other seeds move it further.",
     ]
     if several:
-        remarks.append("Means over seeds; *range*: largest minus smallest *by any* over them. Two seeds bound little.")
+        remarks.append(
+            "Means over seeds; *lowest*, *highest*: *by any* over them, bars in figures. Two seeds bound little."
+        )
     else:
         remarks.append("One seed: no figure here has a spread over seeds, and no difference should be read as one.")
     return remarks
@@ -273,8 +283,8 @@ def _table4(found: TableOutcomes) -> list[Section]:
     caption = (
         "Natural and certified accuracy (by any bound) of training with loosened Box, means over seeds, colours from 0 "
         "to the panel's largest. First column: widened by omega without jumps; the others jump by omega, F times a "
-        "unit of a pre-activation bound, and are less loose on average. Differences between cells below the range over "
-        "seeds say nothing."
+        "unit of a pre-activation bound, and are less loose on average. Differences between cells below the spread "
+        "over seeds say nothing."
     )
     remark = (
         "*certified %* is by the loosened Box itself, which is looser by construction: judge training by *by box* and "

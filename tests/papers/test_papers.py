@@ -349,7 +349,7 @@ def test_every_table_has_its_report(made, table, tmp_path, undrawn):
     assert list((tmp_path / table).glob("*.png"))
 
 
-def test_seeds_have_a_mean_and_a_range(tmp_path):
+def test_seeds_have_a_mean_and_a_spread(tmp_path):
     small = small_plan(names=("box",), seeds=2)
     answers = {"box-seed=0": (0.4, 0.2), "box-seed=1": (0.8, 0.6)}
     outcomes = {row.name: rows.Outcome(None, "x") for row in rows._unique(small.rows())}
@@ -357,11 +357,15 @@ def test_seeds_have_a_mean_and_a_range(tmp_path):
         certified_by = {"box": share}
         answer = {"accuracy": accuracy, "certified": share, "certified_by": certified_by, "attacked": 0.0}
         outcomes[f"{name}.certified"] = rows.Outcome(answer)
+    from optrelax.papers.figures import accuracy_dots
     from optrelax.papers.frames import trained_frame
 
     (row,) = trained_frame(TableOutcomes(small, outcomes)).to_dicts()
     assert (row["accuracy %"], row["certified %"], row["seeds"]) == (pytest.approx(60), pytest.approx(40), 2)
-    assert row["range"] == pytest.approx(40)
+    assert (row["lowest"], row["highest"]) == (pytest.approx(20), pytest.approx(60))
+    figure = accuracy_dots(TableOutcomes(small, outcomes), trained_frame(TableOutcomes(small, outcomes)), "")
+    (bar,) = [c for axes in figure.axes for c in axes.collections]  # of certified by any, from 20 to 60
+    assert bar.get_segments()[0][:, 0] == pytest.approx([20, 60])
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
