@@ -16,7 +16,7 @@ from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.making import make_reports
 from optrelax.papers.plans import MODIFIED, TABLES, Line, TablePlan, plan
 from optrelax.papers.published import ANCHOR
-from optrelax.papers.questions import Certified, Degrees, Jumps, Steps, Tight
+from optrelax.papers.questions import Certified, Degrees, Jumps, Tight, WeightSteps
 from optrelax.papers.reports import html_page, write_report
 from optrelax.papers.rows import Row, do_rows
 from optrelax.relaxations import resolve
@@ -41,7 +41,7 @@ def properties(name: str, run: SweepRun) -> dict[str, Row]:
     questions = {
         "tight": Tight(relaxation=name, images=2, points=2, resolution=0.02),
         "jumps": Jumps(relaxation=name, eps=0.02, lines=1, examples=1, length=1e-4, cells=1),
-        "steps": Steps(relaxation=name, eps=0.02, steps=(1e-4, 1e-2), examples=1, draws=1),
+        "steps": WeightSteps(relaxation=name, eps=0.02, steps=(1e-4, 1e-2), examples=1, draws=1),
     }
     return {key: Row("digits", run, question) for key, question in questions.items()}
 
