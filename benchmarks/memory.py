@@ -8,7 +8,6 @@ from benchmarks.closed_forms import CLASSES, CLIP, EPS, Case, case
 from benchmarks.measuring import Task, peak_bytes
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax import LinfBall, relaxations
-from optrelax.relaxations import bytes_needed, least_bytes
 
 TITLE = "Memory: what a pass takes under max_bytes"
 MOST = 1.2
@@ -47,7 +46,7 @@ def probe(model: str, batch: int, seed: int, device: str, name: str, budget: int
     """
     relaxation = relaxations.resolve(name)
     small, whole = (case(model, size, seed, device) for size in (1, batch))
-    need = bytes_needed(relaxation, small.network, LinfBall(small.x, EPS, CLIP), CLASSES - 1)
+    need = relaxation.bytes_needed(small.network, LinfBall(small.x, EPS, CLIP), CLASSES - 1)
     for most in (need, need // 2):
         small.step(replace(relaxation, max_bytes=most))
     limited = replace(relaxation, max_bytes=budget)
@@ -59,11 +58,11 @@ def _row(of: Case, name: str, budget: int, options: Options) -> Row:
     region = LinfBall(of.x, EPS, CLIP)
     given = {"model": of.model, "batch": of.batch, "seed": options.seed, "name": name, "budget": budget}
     found = peak_bytes(probe, threads=options.threads, device=options.device, **given)
-    least = least_bytes(relaxation, of.network, region, CLASSES - 1)
+    least = relaxation.least_bytes(of.network, region, CLASSES - 1)
     return {
         "relaxation": name,
         "asked MiB": budget // _MIB,
-        "whole MiB": bytes_needed(relaxation, of.network, region, CLASSES - 1) / _MIB,
+        "whole MiB": relaxation.bytes_needed(of.network, region, CLASSES - 1) / _MIB,
         "least MiB": least / _MIB,
         "measured MiB": None if found is None else found / _MIB,
         "measured / asked": None if found is None else found / budget,

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 import optrelax as ox
 from optrelax import memory
 from optrelax.layers import AlphaCrown, DualAscent, InteriorPoint, Layerwise, Triangle
-from optrelax.relaxations import bytes_needed, least_bytes, resolve
+from optrelax.relaxations import resolve
 
 TOLERANCE = 1.2
 
@@ -96,9 +96,9 @@ def within(relaxation, most):
 def test_a_pass_keeps_within_what_it_was_given(of, name):
     step, relaxation = Step(STEPS[of]), EVERY[name]
     whole = step.peak(within(relaxation, math.inf))
-    need = bytes_needed(relaxation, step.network, step.region, 9)
+    need = relaxation.bytes_needed(step.network, step.region, 9)
     assert whole <= TOLERANCE * need
-    least = least_bytes(relaxation, step.network, step.region, 9)
+    least = relaxation.least_bytes(step.network, step.region, 9)
     most = max(need // 4, least)
     assert most < need
     assert step.peak(within(relaxation, most)) <= TOLERANCE * most
@@ -110,7 +110,7 @@ def test_pieces_have_the_bounds_and_gradients_of_the_whole(of, name):
     step, relaxation = Step(STEPS[of]), EVERY[name]
     if isinstance(relaxation, Triangle):  # iterations of Adam amplify rounding where a gradient is 0 to rounding
         relaxation = Triangle(solver=DualAscent(max_iterations=0))
-    need = bytes_needed(relaxation, step.network, step.region, 9)
+    need = relaxation.bytes_needed(step.network, step.region, 9)
     whole, pieces = step(within(relaxation, math.inf)), step(within(relaxation, need // 4))
     for a, b in zip(whole, pieces, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
@@ -119,7 +119,7 @@ def test_pieces_have_the_bounds_and_gradients_of_the_whole(of, name):
 @pytest.mark.parametrize("name", ["crown", "deepz:direction=forward", "triangle", "alpha-crown"])
 def test_preactivation_bounds_come_in_pieces_too(name):
     step, relaxation = Step(fc), EVERY[name]
-    need = bytes_needed(relaxation, step.network, step.region, 0)
+    need = relaxation.bytes_needed(step.network, step.region, 0)
     small = within(relaxation, need // 4)
     assert peak(lambda: ox.preactivation_bounds(step.network, step.region, small)) <= TOLERANCE * need / 4
     whole, pieces = (ox.preactivation_bounds(step.network, step.region, r) for r in (relaxation, small))
@@ -133,7 +133,7 @@ def test_what_is_counted_is_near_what_is_taken():
         step = Step(make)
         for name in ("crown", "deepz:direction=backward"):
             whole = step.peak(within(EVERY[name], math.inf))
-            assert bytes_needed(EVERY[name], step.network, step.region, 9) <= 1.7 * whole
+            assert EVERY[name].bytes_needed(step.network, step.region, 9) <= 1.7 * whole
 
 
 # --- the limit ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import optrelax as ox
 from optrelax.domains import frames
 from optrelax.kernels import window_step
 from optrelax.kernels.convolutions import ConvGeometry
-from optrelax.relaxations import bytes_needed, resolve
+from optrelax.relaxations import resolve
 
 RELAXATIONS = ["crown", "crown-0-tria", "deepz:direction=backward", "fast-lin", "hbox", "crown:rounding=outward"]
 
@@ -216,7 +216,7 @@ def test_little_memory_takes_few_places_at_a_time(relaxation):
     captured = ox.capture(net, image)
     given = resolve(relaxation)
     region = ox.LinfBall(torch.zeros(2, *image, dtype=torch.float64), 0.1)
-    few = replace(given, max_bytes=bytes_needed(given, captured, region, 4) // 8)
+    few = replace(given, max_bytes=given.bytes_needed(captured, region, 4) // 8)
     assert_equal(bounds_and_gradients(net, captured, few), bounds_and_gradients(net, captured, given), 1e-10)
 
 
@@ -235,7 +235,7 @@ def test_peak_memory_is_that_of_the_count():
         net.zero_grad()
         ox.lower_bounds(captured, region, torch.eye(5), crown).sum().backward()
 
-    need = bytes_needed(crown, captured, region, 5)
+    need = crown.bytes_needed(captured, region, 5)
     assert peak(step) <= TOLERANCE * need
     assert need <= 2 * peak(step)
 
