@@ -119,7 +119,14 @@ def _table(kind: str, rows: list[Row]) -> Table:
         "peer's value lies from the bound, relative. floor: the products of the normal equations and their factor, in "
         "as many iterations, at this machine's rate of matrix products.",
     )
-    return Table(f"{kind}s of n variables and m rows", ("n", "m", "batch"), rows, greater=("times HiGHS",), notes=notes)
+    keys, better = ("n", "m", "batch"), ("times HiGHS",) if kind == "LP" else ()
+    return Table(title=f"{kind}s of n variables and m rows", keys=keys, rows=_alike(rows), greater=better, notes=notes)
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """Rows with the same columns, those of whoever was measured first."""
+    columns = list(dict.fromkeys(name for row in (max(rows, key=len), *rows) for name in row))
+    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 def _families(rows: list[list[Row]]) -> Table:
@@ -128,7 +135,8 @@ def _families(rows: list[list[Row]]) -> Table:
         "transport and assignment: size^2 variables, 2 size dependent equalities; degenerate: sparse, half of the rows "
         "meet in one corner, a quarter stand twice. manylp reuses bases found in earlier rounds.",
     )
-    return Table("Families", ("family", "n", "m"), [row for group in rows for row in group], notes=notes)
+    together = _alike([row for group in rows for row in group])
+    return Table(title="Families", keys=("family", "n", "m"), rows=together, greater=("times HiGHS",), notes=notes)
 
 
 def _random(kind: str, n: int, m: int, batch: int, options: Options, speed: float) -> Row:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
@@ -94,6 +94,16 @@ class LPSolution:
     """Iterations of the solver, one count a problem (-1 where the solver does not say)."""
     solver: str = ""
     """Who solved: what `solver="auto"` chose."""
+    regularity: Callable[[], Tensor] | None = field(default=None, repr=False)
+    """What `regular` evaluates."""
+
+    @property
+    def regular(self) -> Bool[Tensor, "*batch"] | None:
+        """Where the argmin's KKT system is regular, so that `primal` has the argmin's own derivative.
+
+        Elsewhere it is the least-norm one.  Evaluated when asked for; None where no KKT system gives the derivative.
+        """
+        return None if self.regularity is None else self.regularity()
 
     def __repr__(self) -> str:
         return _described(self)

@@ -82,6 +82,31 @@ def assignment(batch: int, size: int, seed: int = 0) -> Data:
     return Data(c, None, None, E, torch.ones(2 * size, dtype=torch.float64), zeros, zeros + 1)
 
 
+def fixed(batch: int, m: int, n: int, seed: int = 0) -> Data:
+    """Half of the variables have no room."""
+    data = boxed(batch, m, n, 1, seed)
+    assert data.lower is not None
+    assert data.upper is not None
+    point = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    held = torch.arange(n) % 2 == 0
+    middle = data._replace(lower=torch.where(held, point, data.lower), upper=torch.where(held, point, data.upper))
+    assert data.E is not None
+    assert data.A is not None
+    inside = (point + torch.where(held, 0.0, 0.3 - 0.5 * point)).expand(batch, n).unsqueeze(-1)
+    return middle._replace(b=(data.A @ inside).squeeze(-1) + 0.1, d=(data.E @ inside).squeeze(-1))
+
+
+def badly_scaled(batch: int, m: int, n: int, seed: int = 0) -> Data:
+    """Rows of sizes from 1e-8 to 1e8, columns from 1e-2 to 1e2."""
+    data = boxed(batch, m, n, 0, seed)
+    assert data.A is not None
+    assert data.b is not None
+    assert data.upper is not None
+    rows, columns = (torch.logspace(-k, k, size, dtype=torch.float64) for k, size in ((8, m), (2, n)))
+    A = data.A * rows.unsqueeze(-1) / columns
+    return data._replace(c=data.c / columns, A=A, b=data.b * rows, upper=data.upper * columns)
+
+
 def free(batch: int, m: int, n: int, seed: int = 0) -> Data:
     """Variables without any bounds, made bounded by the rows: c = -A^T y for some y >= 0."""
     generator = torch.Generator().manual_seed(seed)
@@ -110,6 +135,8 @@ FAMILIES = {
     "covering": lambda: covering(4, 5, 7),
     "packing": lambda: packing(4, 5, 7),
     "assignment": lambda: assignment(3, 4),
+    "fixed": lambda: fixed(4, 5, 6),
+    "badly scaled": lambda: badly_scaled(4, 5, 6),
 }
 
 

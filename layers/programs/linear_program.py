@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from optrelax.layers.programs import lp_data
-from optrelax.layers.programs.argmin import PrimalGradient
+from optrelax.layers.programs.argmin import KKT, PrimalGradient
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.lp_gradients import EnvelopeGradient, LagrangianPoint, ValueGradient, attach_value
 from optrelax.layers.programs.quadratic_bounds import certify_quadratic
@@ -220,6 +221,11 @@ class LinearProgram(nn.Module):
         if self.primal_gradient is not None:
             duals = torch.cat([certificate.inequality, certificate.equality], -1)
             primal = self.primal_gradient.primal(graph, primal.detach(), duals, status)
+        regularity = None
+        if isinstance(self.primal_gradient, KKT):
+            duals = torch.cat([certificate.inequality, certificate.equality], -1)
+            plain, point = graph.detach(), answer.primal.detach()
+            regularity = partial(lambda *parts: _shaped(KKT.regular(*parts), batch), plain, point, duals)
         gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
         return LPSolution(
             lower=value,
@@ -230,6 +236,7 @@ class LinearProgram(nn.Module):
             status=_shaped(status, batch),
             iterations=_shaped(answer.iterations, batch),
             solver=answer.solver or type(self.solver).__name__,
+            regularity=regularity,
         )
 
     def _explained(self, primal: Tensor, given: Sequence[Tensor]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from optrelax.layers.programs.implied_bounds import implied_box
 from optrelax.layers.programs.lp_data import Answer, LPData, binding, stack_rows, times, transposed_times
-from optrelax.layers.programs.safe_bounds import implied_box
 
 _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-point error that triggers a restart
 # How far a restart moves the logarithm of the primal weight to where both sides travel alike. All the way diverges on

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.exactness import require_exact_products
-from optrelax.layers.programs.lp_data import LPData, times, transposed_times
+from optrelax.layers.programs.implied_bounds import implied_box
+from optrelax.layers.programs.lp_data import LPData, all_finite, times, transposed_times
 from optrelax.layers.programs.rays import ExactRows, balance
-from optrelax.layers.programs.safe_bounds import Certificate, box_bound, implied_box, violations
+from optrelax.layers.programs.safe_bounds import Certificate, box_bound, violations
 from optrelax.rounding import SLACK, Rounding, gamma, underflow, up
 
 _F64 = torch.float64
@@ -50,8 +51,10 @@ def certify_quadratic(
     Pz, error_P = _tangent(data.P, z)
     costs = data.c + Pz
     half, error_half = z * Pz / 2, up(z.abs() * error_P)
-    curvature = least_eigenvalue(data.P).expand(len(z))
-    y, v = _balanced(data, costs, y, v, box, curvature)
+    # Between finite ends no curvature is needed.
+    closed = all_finite(box[0]) and all_finite(box[1])
+    curvature = torch.zeros_like(z[:, 0]) if closed else least_eigenvalue(data.P).expand(len(z))
+    y, v = (y, v) if closed else _balanced(data, costs, y, v, box, curvature)
     reduced = costs + data.push(y, v)
     size = costs.abs() + data.c.abs() + transposed_times(data.A.abs(), y) + transposed_times(data.E.abs(), v.abs())
     terms = data.size[2] + data.size[3] + 4

@@ -28,7 +28,7 @@ class QuadraticProgram(LinearProgram):
     Gradient: of `lower` by the envelope theorem, in all eight arguments, x x^T / 2 for P. `primal` is differentiable by
         default (`KKT()`): by the KKT system of the constraints that hold with equality; where that is singular (the
         argmin is not unique, or active rows depend on each other) it is the least-norm derivative, and
-        `KKT.regular` says so. `primal_gradient=None` leaves it without.
+        `LPSolution.regular` says so. `primal_gradient=None` leaves it without.
 
     Shapes: P [*batch, n, n], the rest as for `LinearProgram`. Raises as `LinearProgram`; ValueError for a P that is not
     symmetric or has a negative eigenvalue.

@@ -90,7 +90,8 @@ def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B
 
     With costs 0, the bound of exact multipliers near the ray is positive. NaN and negative y count as 0.
     """
-    from optrelax.layers.programs.safe_bounds import dual_bound, implied_box
+    from optrelax.layers.programs.implied_bounds import implied_box
+    from optrelax.layers.programs.safe_bounds import dual_bound
 
     data = data.double()
     y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (y, v))

@@ -37,11 +37,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.exactness import require_exact_products
-from optrelax.layers.programs.lp_data import LPData, all_finite, stack_rows, times, transposed_times
+from optrelax.layers.programs.implied_bounds import implied_box, product
+from optrelax.layers.programs.lp_data import LPData, all_finite, times, transposed_times
 from optrelax.layers.programs.rays import ExactRows, balance
 from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
-
-_CHUNK = 2**24  # entries of one [problems, rows, n] block when bounds are implied
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +106,7 @@ def dual_bound(
     reduced = data.c + data.push(y, v)
     infinite = not (all_finite(box[0]) and all_finite(box[1]))
     error = _reduced_error(data, y, v) if rounding == "outward" or infinite else None
-    constants = torch.cat([-_product(y, data.b), -v * data.d], -1)
+    constants = torch.cat([-product(y, data.b), -v * data.d], -1)
     return box_bound(reduced, error, box, constants, rounding, lenient), reduced
 
 
@@ -129,7 +128,7 @@ def box_bound(
         require_exact_products(reduced)
     inexact = outward and error is not None and bool((error > 0).any())
     ends = (down(reduced - error), up(reduced + error)) if inexact else (reduced,)  # type: ignore[operator]
-    terms = functools.reduce(torch.minimum, [_product(r, x) for r in ends for x in box])
+    terms = functools.reduce(torch.minimum, [product(r, x) for r in ends for x in box])
     terms = down(terms) if outward else terms
     if lenient and error is not None:
         unclear = (box[0].isinf() | box[1].isinf()) & (reduced.abs() <= error)
@@ -144,16 +143,10 @@ def box_bound(
     return torch.where(sure, total, -torch.inf)
 
 
-def _product(r: Tensor, x: Tensor) -> Tensor:
-    """r x, with 0 times infinity 0: x stands for every real number up to its infinite bound."""
-    product = r * x
-    return torch.where((r == 0) | (x == 0), 0.0, product) if bool(product.isnan().any()) else product
-
-
 def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """The product at the finite bound if there is one, else 0."""
-    at_lower = torch.where(lower.isinf(), 0.0, _product(r, lower))
-    at_upper = torch.where(upper.isinf(), 0.0, _product(r, upper))
+    at_lower = torch.where(lower.isinf(), 0.0, product(r, lower))
+    at_upper = torch.where(upper.isinf(), 0.0, product(r, upper))
     return torch.where(lower.isinf(), at_upper, at_lower)
 
 
@@ -200,7 +193,7 @@ def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: fl
     value = (data.c * x).sum(-1)
     if excess.shape[-1]:
         feasible &= (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
-        value = value + _product(y, excess).sum(-1)
+        value = value + product(y, excess).sum(-1)
     if miss.shape[-1]:
         feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
         value = value + (v.abs() * miss).sum(-1)
@@ -210,46 +203,3 @@ def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: fl
 def violations(data: LPData, x: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B p"]]:
     """(max(A x - b, 0), |E x - d|)."""
     return (times(data.A, x) - data.b).clamp(min=0), (times(data.E, x) - data.d).abs()
-
-
-def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
-    """The variables' bounds, infinite ones replaced by what the rows imply (given bounds stay as they are)."""
-    lower, upper = data.lower, data.upper
-    if data.size[2] + data.size[3] == 0 or (all_finite(lower) and all_finite(upper)):
-        return lower, upper
-    per_problem = data.c.shape[1] * max(1, data.size[2] + 2 * data.size[3])
-    step = max(1, _CHUNK // per_problem)
-    parts = [_implied(data.select(slice(i, i + step))) for i in range(0, data.size[0], step)]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _implied(data: LPData) -> tuple[Tensor, Tensor]:
-    """Bounds from row activities, three rounds: x_j <= (b_i - least activity of the rest) / a_ij, rounded outward."""
-    rows = stack_rows(data.A, data.E, -data.E)
-    sides = torch.cat([data.b, data.d, -data.d], -1)
-    lower, upper = data.lower, data.upper
-    for _ in range(3):
-        low, high = _one_round(rows, sides, lower, upper)
-        new_lower = torch.where(lower.isinf(), low, lower)
-        new_upper = torch.where(upper.isinf(), high, upper)
-        if bool((new_lower == lower).all()) and bool((new_upper == upper).all()):
-            break
-        lower, upper = new_lower, new_upper
-    return lower, upper
-
-
-def _one_round(rows: Tensor, sides: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower, upper) that the rows a.x <= side imply from the present bounds, [B, n] each."""
-    terms = torch.minimum(_product(rows, lower.unsqueeze(-2)), _product(rows, upper.unsqueeze(-2)))
-    open_end = ~terms.isfinite()
-    finite = torch.where(open_end, 0.0, terms)
-    rest_open = open_end.sum(-1, keepdim=True) - open_end.int()
-    n = rows.shape[-1]
-    size = finite.abs().sum(-1, keepdim=True) + sides.abs().unsqueeze(-1)
-    error = SLACK * gamma(n + 4, torch.float64) * size + underflow(n + 4, torch.float64)
-    room = up(sides.unsqueeze(-1) - (finite.sum(-1, keepdim=True) - finite) + error)
-    quotient = room / torch.where(rows == 0, 1.0, rows)
-    known = (rest_open == 0) & quotient.isfinite()
-    high = torch.where(known & (rows > 0), up(quotient), torch.inf).amin(-2)
-    low = torch.where(known & (rows < 0), down(quotient), -torch.inf).amax(-2)
-    return low, high

@@ -24,10 +24,11 @@ from optrelax.layers import (
     Regularised,
     Status,
 )
+from optrelax.layers.programs.implied_bounds import implied_box
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, batch_shape, flatten, gather
 from optrelax.layers.programs.lp_gradients import outer_sum
 from optrelax.layers.programs.rays import proves_infeasible
-from optrelax.layers.programs.safe_bounds import certify_duals, implied_box
+from optrelax.layers.programs.safe_bounds import certify_duals
 from optrelax.layers.solutions import UnsolvedError
 
 NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
@@ -266,6 +267,22 @@ def test_implied_bounds_keep_every_feasible_point() -> None:
     assert int(inside.sum()) > 100
     held = ((points >= low.unsqueeze(-2)) & (points <= high.unsqueeze(-2))).all(-1)
     assert bool(held[inside].all())
+
+
+def test_implied_bounds_of_a_sparse_shared_matrix_are_those_of_its_copies() -> None:
+    generator = torch.Generator().manual_seed(1)
+    A = torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    A = A * (torch.rand(12, 9, generator=generator) < 0.2)
+    E = torch.ones(1, 9, dtype=torch.float64) * (torch.arange(9) < 4)
+    b = torch.rand(3, 12, generator=generator, dtype=torch.float64)
+    lower = torch.zeros(9, dtype=torch.float64)
+    c = torch.zeros(3, 9, dtype=torch.float64)
+    shared = implied_box(flat(Data(c, A, b, E, b[:, :1], lower)))
+    copies = implied_box(flat(Data(c, A.expand(3, -1, -1).clone(), b, E.expand(3, -1, -1).clone(), b[:, :1], lower)))
+    assert bool(shared[1].isfinite().any())
+    assert bool(shared[1].isinf().any())
+    for one, other in zip(shared, copies, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
 def test_implied_bounds_are_outward_and_tight() -> None:

@@ -12,7 +12,7 @@ import torch
 from lp_cases import FAMILIES, MIXED, Data, boxed, free
 from torch import Tensor
 
-from optrelax.layers import KKT, Highs, InteriorPoint, QuadraticProgram, Status
+from optrelax.layers import Highs, InteriorPoint, QuadraticProgram, Status
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
@@ -205,12 +205,12 @@ def test_a_singular_system_has_the_least_norm_derivative_and_says_so() -> None:
     found.primal.sum().backward()
     assert c.grad is not None
     torch.testing.assert_close(c.grad, torch.full((1, 2), -0.5, dtype=f64))
-    given = lp_data.gather(c.detach(), None, None, None, None, -wide, wide, P)
-    flat = lp_data.flatten(given, torch.Size([1]))
-    none = found.inequality
-    assert KKT.regular(flat, found.primal.detach(), none).tolist() == [False]
-    given["P"] = P + torch.eye(2, dtype=f64)
-    assert KKT.regular(lp_data.flatten(given, torch.Size([1])), found.primal.detach(), none).tolist() == [True]
+    assert found.regular is not None
+    assert found.regular.tolist() == [False]
+    both = QuadraticProgram()(P + torch.stack([torch.zeros(2, 2), torch.eye(2)]).double(), c, lower=-wide, upper=wide)
+    assert both.regular is not None
+    assert both.regular.tolist() == [False, True]
+    assert QuadraticProgram(primal_gradient=None)(P, c, lower=-wide, upper=wide).regular is None
 
 
 def test_bad_matrices_and_solvers_are_errors() -> None:

@@ -1,0 +1,136 @@
+"""Bounds on variables that the rows imply, rounded outward: x_j <= (b_i - least activity of the rest) / a_ij."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from optrelax.layers.programs.lp_data import LPData, all_finite, stack_rows
+from optrelax.rounding import SLACK, down, gamma, underflow, up
+
+_CHUNK = 2**24  # entries of one [problems, rows, n] block
+_SPARSE = 0.25  # share of entries below which only those of a shared matrix are looked at
+_ROUNDS = 3
+
+
+def product(r: Tensor, x: Tensor) -> Tensor:
+    """r x, with 0 times infinity 0: x stands for every real number up to its infinite bound."""
+    plain = r * x
+    return torch.where((r == 0) | (x == 0), 0.0, plain) if bool(plain.isnan().any()) else plain
+
+
+def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
+    """The variables' bounds, infinite ones replaced by what the rows imply (given bounds stay as they are)."""
+    lower, upper = data.lower, data.upper
+    if data.size[2] + data.size[3] == 0 or (all_finite(lower) and all_finite(upper)):
+        return lower, upper
+    per_problem = data.c.shape[1] * max(1, data.size[2] + 2 * data.size[3])
+    step = max(1, _CHUNK // per_problem)
+    parts = [_implied(data.select(slice(i, i + step))) for i in range(0, data.size[0], step)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _implied(data: LPData) -> tuple[Tensor, Tensor]:
+    """Rounds of `_one_round`, each from the bounds of the one before."""
+    rows = stack_rows(data.A, data.E, -data.E)
+    sides = torch.cat([data.b, data.d, -data.d], -1)
+    entries = _entries(rows)
+    lower, upper = data.lower, data.upper
+    for _ in range(_ROUNDS):
+        low, high = _one_round(entries, sides, lower, upper)
+        new_lower = torch.where(lower.isinf(), low, lower)
+        new_upper = torch.where(upper.isinf(), high, upper)
+        still = bool((new_lower == lower).all()) and bool((new_upper == upper).all())
+        lower, upper = new_lower, new_upper
+        if still or (all_finite(lower) and all_finite(upper)):
+            break
+    return lower, upper
+
+
+class _Entries(ABC):
+    """The entries of matrices, one layout of them for every problem."""
+
+    a: Tensor
+    n: int
+
+    @abstractmethod
+    def of_columns(self, x: Tensor) -> Tensor:
+        """x [B, n] at the entries."""
+
+    @abstractmethod
+    def of_rows(self, s: Tensor) -> Tensor:
+        """s [B, rows] at the entries."""
+
+    @abstractmethod
+    def sums(self, t: Tensor) -> Tensor:
+        """Row sums, [B, rows]."""
+
+    @abstractmethod
+    def least(self, t: Tensor) -> Tensor:
+        """Column minima, [B, n]."""
+
+
+def _entries(rows: Tensor) -> _Entries:
+    if rows.dim() == 2:
+        index = rows.nonzero()
+        if len(index) < _SPARSE * rows.numel():
+            return _Sparse(rows, index)
+    return _Dense(rows)
+
+
+class _Dense(_Entries):
+    """All entries of [..., rows, n]."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.a, self.n = rows, rows.shape[-1]
+
+    def of_columns(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2)
+
+    def of_rows(self, s: Tensor) -> Tensor:
+        return s.unsqueeze(-1)
+
+    def sums(self, t: Tensor) -> Tensor:
+        return t.sum(-1)
+
+    def least(self, t: Tensor) -> Tensor:
+        return t.amin(-2)
+
+
+class _Sparse(_Entries):
+    """The entries other than 0 of one matrix [rows, n]."""
+
+    def __init__(self, rows: Tensor, index: Tensor) -> None:
+        (self.i, self.j), (self.count, self.n) = index.unbind(-1), rows.shape
+        self.a = rows[self.i, self.j]
+
+    def of_columns(self, x: Tensor) -> Tensor:
+        return x[:, self.j]
+
+    def of_rows(self, s: Tensor) -> Tensor:
+        return s[:, self.i]
+
+    def sums(self, t: Tensor) -> Tensor:
+        return t.new_zeros(len(t), self.count).index_add_(1, self.i, t)
+
+    def least(self, t: Tensor) -> Tensor:
+        return t.new_full((len(t), self.n), torch.inf).scatter_reduce_(1, self.j.expand(len(t), -1), t, "amin")
+
+
+def _one_round(entries: _Entries, sides: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """(lower, upper) that the rows a.x <= side imply from the present bounds, [B, n] each."""
+    a, n = entries.a, entries.n
+    terms = torch.minimum(product(a, entries.of_columns(lower)), product(a, entries.of_columns(upper)))
+    open_end = (~terms.isfinite()).to(terms)
+    finite = torch.where(open_end > 0, 0.0, terms)
+    rest_open = entries.of_rows(entries.sums(open_end)) - open_end
+    size = entries.of_rows(entries.sums(finite.abs()) + sides.abs())
+    error = SLACK * gamma(n + 4, torch.float64) * size + underflow(n + 4, torch.float64)
+    room = up(entries.of_rows(sides) - (entries.of_rows(entries.sums(finite)) - finite) + error)
+    quotient = room / torch.where(a == 0, 1.0, a)
+    known = (rest_open == 0) & quotient.isfinite()
+    high = entries.least(torch.where(known & (a > 0), up(quotient), torch.inf))
+    low = -entries.least(torch.where(known & (a < 0), -down(quotient), torch.inf))
+    return low, high
