@@ -370,7 +370,7 @@ def dual_value(
         return backward_sweep(problems, dual).value
     assert preactivation is not None
     network, region = problems.network, problems.region
-    lines: dict[str, Lines | Bounds] = {}
+    lines: dict[str, backsubstitution.Enclosure] = {}
     for name, h in problems.hulls.items():
         op = network[name].op
         assert isinstance(op, Activation)

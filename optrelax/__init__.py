@@ -26,7 +26,7 @@ from optrelax.relaxations import (
     Relaxation,
     register_relaxation,
 )
-from optrelax.specifications import margins, sign_margin
+from optrelax.specifications import Specification, all_of, any_of, margins, ordering, sign_margin, within
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,9 @@ _LAZY = {
     "PropertyVerdict": "optrelax.certification.verifying",
     "Property": "optrelax.properties",
     "read_property": "optrelax.certification.property_files",
+    "jacobian_bounds": "optrelax.lipschitz",
     "layers": "optrelax.layers",
+    "lipschitz_bound": "optrelax.lipschitz",
     "measure_continuity": "optrelax.measurements.continuity",
     "Continuity": "optrelax.measurements.continuity",
     "measure_landscape": "optrelax.measurements.landscape",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from optrelax.certification.strong_attacks import APGD, Square, StrongAttack
     from optrelax.certification.verifying import PropertyVerdict, verify
     from optrelax.data.datasets import load_dataset
+    from optrelax.lipschitz import jacobian_bounds, lipschitz_bound
     from optrelax.measurements.continuity import Continuity, measure_continuity
     from optrelax.measurements.degrees import step_degrees
     from optrelax.measurements.landscape import Landscape, measure_landscape
@@ -134,11 +137,14 @@ __all__ = [
     "Report",
     "Sensitivity",
     "Series",
+    "Specification",
     "Square",
     "StrongAttack",
     "Tightness",
     "UnsupportedOpError",
     "__version__",
+    "all_of",
+    "any_of",
     "bounds",
     "capture",
     "certified_cross_entropy",
@@ -146,7 +152,9 @@ __all__ = [
     "check",
     "check_activation",
     "compare",
+    "jacobian_bounds",
     "layers",
+    "lipschitz_bound",
     "load",
     "load_dataset",
     "lower_bounds",
@@ -158,6 +166,7 @@ __all__ = [
     "measure_tightness",
     "models",
     "on_batch",
+    "ordering",
     "preactivation_bounds",
     "read_property",
     "register_activation",
@@ -167,4 +176,5 @@ __all__ = [
     "sign_margin",
     "step_degrees",
     "verify",
+    "within",
 ]

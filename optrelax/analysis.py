@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from optrelax.disjunctions import group_bounds
 from optrelax.enclosures import Bounds
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding
-from optrelax.specifications import check_specification
+from optrelax.specifications import Spec, Specification, as_specification, check_specification
 
 Net = nn.Module | Network
 
@@ -35,7 +36,7 @@ def bounds(
 def lower_bounds(
     net: Net,
     region: Region,
-    spec: Tensor,
+    spec: Spec,
     relaxation: Relaxation | str = "crown",
     *,
     rounding: Rounding | None = None,
@@ -43,10 +44,15 @@ def lower_bounds(
     """Lower bounds of rows of the output: spec [*batch, k, outputs] or [k, outputs] -> [*batch, k].
 
     Rows are folded into the last affine ops (elision). Sound, exact, gradient: as the relaxation says.
+    Of a `Specification`, or several by name: of every group's greatest value, [*batch, groups]; see
+    `optrelax.disjunctions.group_bounds`.
     """
     network, flat, batch = prepare(net, region)
-    rows = prepare_rows(network, spec, flat, batch)
-    found = _resolve(relaxation, rounding).lower_bounds(network, flat, rows)
+    chosen = _resolve(relaxation, rounding)
+    if isinstance(spec, Tensor):
+        found = chosen.lower_bounds(network, flat, prepare_rows(network, spec, flat, batch))
+    else:
+        found = group_bounds(chosen, network, flat, prepare_specification(network, spec, flat, batch))
     return found.reshape(*batch, found.shape[-1])
 
 
@@ -97,6 +103,13 @@ def prepare_rows(network: Network, spec: Tensor, flat: Region, batch: torch.Size
     k = spec.shape[-2]
     lead = 1 if spec.dim() == 2 else flat.shape[0]
     return spec.reshape(lead, k, *network.output_shape)
+
+
+def prepare_specification(network: Network, spec: Spec, flat: Region, batch: torch.Size) -> Specification:
+    """The specification with one batch dimension or none, in the region's type; ValueError where it does not fit."""
+    found = as_specification(spec)
+    found.require_fit("specification", network.outputs, batch)
+    return found.flat().to(flat.device, flat.dtype)
 
 
 def _unflatten(found: Bounds, batch: torch.Size) -> Bounds:

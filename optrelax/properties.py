@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Case", "Halfspace", "Property", "Specification"]
+from optrelax.regions import InputBox, Region, require_box
+from optrelax.specifications import Specification
+
+__all__ = ["Case", "Halfspace", "Property", "avoiding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,61 +109,50 @@ class Property:
             if named and not 0 <= min(named) <= max(named) < self.outputs:
                 raise ValueError(f"Property: a halfspace names output {max(named)} of {self.outputs}")
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Specification:
-    """Rows with offsets, all of groups of any of: fulfilled where in every group a row's value is > 0.
-
-    A row's value is row . y + offset; where `closed` says so, 0 is enough.
-    """
-
-    rows: Tensor  # [k, outputs]
-    offsets: Tensor  # [k], rounded down
-    closed: Tensor  # [k] of bool
-    slack: Tensor  # [k, outputs], how far coefficients may lie from the rows that stand for them
-    groups: tuple[tuple[int, ...], ...]
-
     @classmethod
-    def avoiding(cls, clauses: Sequence[Sequence[Halfspace]], outputs: int, dtype: torch.dtype) -> Specification:
-        """Fulfilled by outputs that meet none of the clauses; each halfspace is a row, one that repeats the same."""
-        places: dict[Halfspace, int] = {}
-        groups = tuple(tuple(places.setdefault(half.scaled(), len(places)) for half in c) for c in clauses)
-        rows = torch.zeros(len(places), outputs, dtype=dtype)
-        slack = torch.zeros_like(rows)
-        for half, k in places.items():
-            for i, c in half.coefficients:
-                if abs(c) >= _MOST:
-                    raise ValueError(f"Specification: the coefficient of output {i} exceeds 2**120")
-                rows[k, i] = float(c)
-                slack[k, i] = _rounded([abs(c - Fraction(float(rows[k, i])))], dtype, 1)[0]
-        offsets = _rounded([half.constant for half in places], dtype, -1)
-        closed = torch.tensor([half.strict for half in places], dtype=torch.bool)
-        return cls(rows, offsets, closed, slack, groups)
+    def of(cls, region: Region, spec: Specification) -> Property:
+        """Broken where the specification is, at a point of an example's box: a case an example, in exact numbers.
 
-    def to(self, device: torch.device) -> Specification:
-        """On another device."""
-        rows, offsets, closed, slack = (t.to(device) for t in (self.rows, self.offsets, self.closed, self.slack))
-        return Specification(rows, offsets, closed, slack, self.groups)
+        region [batch, *input_shape]; a `LinfBall` is the box around it in real arithmetic.
+        Raises ValueError where the specification is of another batch, or not exact.
+        """
+        region = require_box("Property", region, "give the box around it")
+        if type(region) is not InputBox:
+            region = region.outward()
+        batch = region.shape[0]
+        spec = spec.flat()
+        if spec.slack is not None or not bool(spec.offsets.isfinite().all()):
+            raise ValueError("Property: the specification stands for others' coefficients; give the exact ones")
+        spec.require_fit("Property", spec.rows.shape[-1], torch.Size([batch]))
+        lower, upper = (end.detach().double().flatten(1).tolist() for end in (region.lower, region.upper))
+        rows = spec.rows.detach().double().expand(batch, -1, -1).tolist()
+        offsets = spec.offsets.detach().double().expand(batch, -1).tolist()
+        strict = spec.closed.tolist()
+        cases = []
+        for i in range(batch):
+            halves = [_halfspace(*parts) for parts in zip(rows[i], offsets[i], strict, strict=True)]
+            clauses = tuple(tuple(halves[k] for k in group) for group in spec.groups)
+            cases.append(Case(tuple(map(Fraction, lower[i])), tuple(map(Fraction, upper[i])), clauses))
+        return cls(len(lower[0]), spec.rows.shape[-1], tuple(cases))
 
-    def in_double(self, groups: tuple[tuple[int, ...], ...]) -> Specification:
-        """In float64, with some of the groups."""
-        return Specification(self.rows.double(), self.offsets.double(), self.closed, self.slack.double(), groups)
 
-    def values(self, outputs: Tensor) -> Tensor:
-        """Value of every row: [*batch, outputs] -> [*batch, k]."""
-        return outputs @ self.rows.mT + self.offsets
+def _halfspace(row: Sequence[float], offset: float, strict: bool) -> Halfspace:
+    """Where a row's value is <= 0, or < 0."""
+    return Halfspace(tuple((i, Fraction(c)) for i, c in enumerate(row) if c), Fraction(offset), strict)
 
-    def worst(self, values: Tensor) -> Tensor:
-        """Greatest value of each group, -inf in an empty one: [*batch, k] -> [*batch, groups]."""
-        nothing = values.new_full(values.shape[:-1], -math.inf)
-        return torch.stack([values[..., list(g)].amax(-1) if g else nothing for g in self.groups], -1)
 
-    def excluded(self, lower: Tensor) -> list[bool]:
-        """Which groups lower bounds of the rows' values [k] prove fulfilled; a NaN or +inf proves nothing."""
-        proved = ((lower > 0) | (self.closed & (lower >= 0))) & lower.isfinite()
-        return [bool(proved[list(group)].any()) for group in self.groups]
-
-    def failing(self, values: Tensor) -> list[bool]:
-        """Which groups the values [k] of a point leave unfulfilled; a NaN fails none."""
-        bad = (values < 0) | (~self.closed & (values <= 0))
-        return [bool(bad[list(group)].all()) for group in self.groups]
+def avoiding(clauses: Sequence[Sequence[Halfspace]], outputs: int, dtype: torch.dtype) -> Specification:
+    """Fulfilled by outputs that meet none of the clauses; each halfspace is a row, one that repeats the same."""
+    places: dict[Halfspace, int] = {}
+    groups = tuple(tuple(places.setdefault(half.scaled(), len(places)) for half in c) for c in clauses)
+    rows = torch.zeros(len(places), outputs, dtype=dtype)
+    slack = torch.zeros_like(rows)
+    for half, k in places.items():
+        for i, c in half.coefficients:
+            if abs(c) >= _MOST:
+                raise ValueError(f"Specification: the coefficient of output {i} exceeds 2**120")
+            rows[k, i] = float(c)
+            slack[k, i] = _rounded([abs(c - Fraction(float(rows[k, i])))], dtype, 1)[0]
+    offsets = _rounded([half.constant for half in places], dtype, -1)
+    closed = torch.tensor([half.strict for half in places], dtype=torch.bool)
+    return Specification(rows, offsets, groups, closed=closed, slack=slack if bool(slack.any()) else None)

@@ -1,13 +1,326 @@
-"""Specifications: rows of linear functions of the network's output."""
+"""Specifications: rows of linear functions of the network's output, with offsets, joined by "and" and "or"."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from optrelax.rounding import down, tiny, up
+
+_MOST_GROUPS = 10_000
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class Specification:
+    """What outputs must do: in every group, a row's value must be > 0.
+
+    A row's value is row . y + offset, y the flattened outputs; where a row is `closed`, a value of 0 is enough.
+    rows: [*batch, k, outputs], or [k, outputs] for every example.  offsets: [*batch, k], [k] or a number.
+    groups: places of the rows of each, default one a row: all of them must hold.  names: of the groups.
+    closed: of all rows, or [k] of bool.
+    `a & b` is both of two specifications, `a | b` either.
+    Raises ValueError for shapes or places that do not fit, numbers that are not finite; TypeError for no tensors.
+    """
+
+    rows: Tensor
+    offsets: Tensor  # [k], or [*batch, k] where the rows have a batch
+    groups: tuple[tuple[int, ...], ...]
+    closed: Tensor  # [k] of bool
+    names: tuple[str, ...]  # one a group, or none
+    slack: Tensor | None  # how far the coefficients may lie from the rows that stand for them, shaped like those
+
+    def __init__(
+        self,
+        rows: Tensor,
+        offsets: Tensor | float = 0.0,
+        groups: Sequence[Sequence[int]] | None = None,
+        *,
+        closed: Tensor | bool = False,
+        names: Sequence[str] = (),
+        slack: Tensor | None = None,
+    ) -> None:
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"Specification: rows must be a tensor, got {type(rows).__name__}")
+        if rows.dim() < 2:
+            raise ValueError(
+                f"Specification: rows must be [k, outputs] or [*batch, k, outputs], got {tuple(rows.shape)}"
+            )
+        rows = rows if rows.is_floating_point() else rows.double()
+        k = rows.shape[-2]
+        # In its own type: what is rounded is a bound of the value, when all of it is known.
+        offsets = _number(offsets, rows.device)
+        offsets = offsets if offsets.is_floating_point() else offsets.double()
+        offsets = offsets.expand(k) if offsets.dim() == 0 else offsets
+        if offsets.shape == (k,):
+            offsets = offsets.expand(rows.shape[:-1])
+        elif rows.dim() == 2 and offsets.shape[-1:] == (k,):
+            rows = rows.expand(*offsets.shape[:-1], *rows.shape)
+            slack = None if slack is None else slack.expand_as(rows)
+        if offsets.shape != rows.shape[:-1]:
+            raise ValueError(
+                f"Specification: offsets must be {tuple(rows.shape[:-1])} or a number, got {tuple(offsets.shape)}"
+            )
+        places = tuple((i,) for i in range(k)) if groups is None else tuple(tuple(map(int, g)) for g in groups)
+        if wrong := [i for group in places for i in group if not 0 <= i < k]:
+            raise ValueError(f"Specification: a group names row {wrong[0]} of {k}")
+        if names and (len(names) != len(places) or len(set(names)) != len(names)):
+            raise ValueError(
+                f"Specification: names wants {len(places)} different names, one a group, got {list(names)}"
+            )
+        if not bool(rows.detach().isfinite().all()) or not bool((offsets.detach() < math.inf).all()):
+            raise ValueError("Specification: rows and offsets must be finite (an offset of -inf is never fulfilled)")
+        whole = torch.as_tensor(closed, dtype=torch.bool, device=rows.device)
+        for name, value in (
+            ("rows", rows),
+            ("offsets", offsets),
+            ("groups", places),
+            ("closed", whole.expand(k)),
+            ("names", tuple(names)),
+            ("slack", slack),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def batch(self) -> torch.Size | None:
+        """Batch shape; None where all examples share the rows."""
+        return None if self.rows.dim() == 2 else self.rows.shape[:-2]
+
+    @property
+    def single(self) -> bool:
+        """Whether every group is one row, in their order."""
+        return self.groups == tuple((i,) for i in range(self.rows.shape[-2]))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for every group: its own, or its number."""
+        return self.names or tuple(map(str, range(len(self.groups))))
+
+    def __and__(self, other: Specification | Tensor) -> Specification:
+        return all_of(self, other)
+
+    def __or__(self, other: Specification | Tensor) -> Specification:
+        return any_of(self, other)
+
+    def named(self, name: str) -> Specification:
+        """The same with names: its groups' own under this one, or this one alone."""
+        names = [name] if len(self.groups) == 1 else [f"{name}.{label}" for label in self.labels]
+        return self._with(self.rows, self.offsets, self.slack, names=names)
+
+    def select(self, index: Any) -> Specification:
+        """Of some of the examples; shared rows stay as they are."""
+        if self.batch is None:
+            return self
+        slack = None if self.slack is None else self.slack[index]
+        return self._with(self.rows[index], self.offsets[index], slack)
+
+    def flat(self) -> Specification:
+        """With one batch dimension, or none."""
+        if self.batch is None or len(self.batch) == 1:
+            return self
+        slack = None if self.slack is None else self.slack.flatten(0, -3)
+        return self._with(self.rows.flatten(0, -3), self.offsets.flatten(0, -2), slack)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Specification:
+        """On a device, in a type that may round the rows: by how much is kept in `slack`, offsets are rounded down."""
+        rows, offsets = self.rows.to(device=device), self.offsets.to(device=device)
+        slack = None if self.slack is None else self.slack.to(device=device)
+        if dtype is not None and rows.dtype != dtype:
+            near = rows.to(dtype)
+            error = (rows.double() - near.double()).abs()
+            if bool(error.any()):
+                lost = up(error.to(dtype))
+                slack = lost if slack is None else up(slack.to(dtype) + lost)
+            elif slack is not None:
+                slack = up(slack.to(dtype))
+            rows = near
+        if dtype is not None and offsets.dtype != dtype:
+            near = offsets.to(dtype)
+            offsets = torch.where(near.double() > offsets.double(), down(near), near)
+        found = self._with(rows, offsets, slack)
+        object.__setattr__(found, "closed", self.closed.to(rows.device))
+        return found
+
+    def only(self, groups: Sequence[int]) -> Specification:
+        """With some of the groups, by their numbers."""
+        names = [self.names[i] for i in groups] if self.names else ()
+        chosen = tuple(self.groups[i] for i in groups)
+        return Specification(self.rows, self.offsets, chosen, closed=self.closed, names=names, slack=self.slack)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Value of every row: [*batch, outputs] -> [*batch, k]."""
+        if self.batch is None:
+            return outputs @ self.rows.mT + self.offsets
+        return (self.rows @ outputs[..., None])[..., 0] + self.offsets
+
+    def worst(self, values: Tensor) -> Tensor:
+        """Greatest value of each group, -inf in an empty one: [*batch, k] -> [*batch, groups]; > 0 is fulfilled.
+
+        A closed row's value of exactly 0 counts as the least normal number.  Of lower bounds it is one.
+        """
+        if bool(self.closed.any()):
+            values = torch.where(self.closed & (values == 0), values + tiny(values.dtype), values)
+        if self.single:
+            return values
+        nothing = values.new_full(values.shape[:-1], -math.inf)
+        return torch.stack([values[..., list(g)].amax(-1) if g else nothing for g in self.groups], -1)
+
+    def excluded(self, lower: Tensor) -> list[bool]:
+        """Which groups lower bounds of the rows' values [k] prove fulfilled; a NaN or +inf proves nothing."""
+        proved = ((lower > 0) | (self.closed & (lower >= 0))) & lower.isfinite()
+        return [bool(proved[list(group)].any()) for group in self.groups]
+
+    def failing(self, values: Tensor) -> list[bool]:
+        """Which groups the values [k] of a point leave unfulfilled; a NaN fails none."""
+        bad = (values < 0) | (~self.closed & (values <= 0))
+        return [bool(bad[list(group)].all()) for group in self.groups]
+
+    def require_fit(self, owner: str, outputs: int, batch: torch.Size) -> None:
+        """ValueError where the rows are of another number of outputs, or of another batch."""
+        if self.rows.shape[-1] != outputs:
+            raise ValueError(
+                f"{owner}: the specification is of {self.rows.shape[-1]} outputs, the network has {outputs}"
+            )
+        if self.batch is not None and self.batch != batch:
+            raise ValueError(f"{owner}: the specification has batch {tuple(self.batch)}, the inputs {tuple(batch)}")
+
+    def _with(
+        self, rows: Tensor, offsets: Tensor, slack: Tensor | None, names: Sequence[str] | None = None
+    ) -> Specification:
+        """The same groups of other numbers, which need no second look."""
+        found = object.__new__(Specification)
+        names = self.names if names is None else tuple(names)
+        parts = (rows, offsets, self.groups, self.closed, names, slack)
+        for name, value in zip(("rows", "offsets", "groups", "closed", "names", "slack"), parts, strict=True):
+            object.__setattr__(found, name, value)
+        return found
+
+
+Spec = Specification | Tensor | Mapping[str, Any]
+"""What entry points take: rows, a specification, or several of these by name."""
+
+
+def as_specification(spec: Any) -> Specification:
+    """Rows, a specification, or a mapping of these by name, all of which must hold; TypeError for another thing."""
+    if isinstance(spec, Specification):
+        return spec
+    if isinstance(spec, Tensor):
+        return Specification(spec)
+    if isinstance(spec, Mapping) and spec:
+        return all_of(*(as_specification(part).named(str(name)) for name, part in spec.items()))
+    wanted = "a tensor of rows, an ox.Specification or a mapping of these by name"
+    raise TypeError(f"specification: wants {wanted}, got {type(spec).__name__}")
+
+
+def all_of(*parts: Specification | Tensor) -> Specification:
+    """Fulfilled where all of the parts are; names stay where all parts have some."""
+    found, places = _joined("all_of", parts)
+    groups = [
+        [i + place for i in group] for part, place in zip(found.parts, places, strict=True) for group in part.groups
+    ]
+    names = [name for part in found.parts for name in part.names]
+    return found.specification(groups, names if len(names) == len(groups) else ())
+
+
+def any_of(*parts: Specification | Tensor) -> Specification:
+    """Fulfilled where at least one of the parts is.
+
+    A part with several groups is distributed over the others': (a and b) or c is (a or c) and (b or c).
+    """
+    found, places = _joined("any_of", parts)
+    count = math.prod(len(part.groups) for part in found.parts)
+    if count > _MOST_GROUPS:
+        raise ValueError(
+            f"any_of: distributed over each other the parts make {count} groups, at most {_MOST_GROUPS} go"
+        )
+    moved = [
+        [[i + place for i in group] for group in part.groups] for part, place in zip(found.parts, places, strict=True)
+    ]
+    return found.specification([[*itertools.chain(*choice)] for choice in itertools.product(*moved)], ())
+
+
+@dataclass(frozen=True, slots=True)
+class _JoinedParts:
+    parts: list[Specification]
+
+    def specification(self, groups: Sequence[Sequence[int]], names: Sequence[str]) -> Specification:
+        batches = {part.batch for part in self.parts} - {None}
+        (batch,) = batches or {torch.Size()}
+        assert batch is not None
+        rows = torch.cat([p.rows.expand(*batch, *p.rows.shape[-2:]) for p in self.parts], -2)
+        offsets = torch.cat([p.offsets.expand(*batch, p.rows.shape[-2]) for p in self.parts], -1)
+        slack = None
+        if any(p.slack is not None for p in self.parts):
+            zero = [torch.zeros_like(p.rows) if p.slack is None else p.slack for p in self.parts]
+            slack = torch.cat([s.expand(*batch, *s.shape[-2:]) for s in zero], -2)
+        closed = torch.cat([p.closed for p in self.parts])
+        return Specification(rows, offsets, groups, closed=closed, names=names, slack=slack)
+
+
+def _joined(owner: str, parts: Sequence[Specification | Tensor]) -> tuple[_JoinedParts, list[int]]:
+    """The parts, and the place of each one's first row among all rows."""
+    if not parts:
+        raise ValueError(f"{owner}: give at least one specification")
+    found = [as_specification(part) for part in parts]
+    if len({part.rows.shape[-1] for part in found}) > 1:
+        raise ValueError(f"{owner}: the parts are of {[part.rows.shape[-1] for part in found]} outputs")
+    if len({part.batch for part in found} - {None}) > 1:
+        raise ValueError(f"{owner}: the parts have batches {[tuple(part.batch or ()) for part in found]}")
+    sizes = [part.rows.shape[-2] for part in found]
+    return _JoinedParts(found), [0, *itertools.accumulate(sizes[:-1])]
+
+
+def within(target: Tensor, delta: Tensor | float) -> Specification:
+    """Regression: |output - target| <= delta in every output; the ends belong to it.
+
+    target [*batch, outputs], delta a number or what broadcasts against it -> rows [*batch, 2 * outputs, outputs], the
+    lower ends first.  Offsets are rounded down: what is fulfilled holds in real arithmetic.
+    """
+    if not isinstance(target, Tensor) or target.dim() == 0:
+        raise TypeError("within: target must be a tensor [*batch, outputs]")
+    y = target.detach().double()
+    size = _number(delta, y.device).detach().double()
+    if not bool((size >= 0).all()) or not bool(size.isfinite().all()):
+        raise ValueError("within: delta must be finite and >= 0")
+    n = y.shape[-1]
+    eye = torch.eye(n, dtype=torch.float64, device=y.device)
+    rows = torch.cat([eye, -eye]).expand(*y.shape[:-1], 2 * n, n)
+    size = size.expand_as(y)
+    return Specification(rows, torch.cat([_sum_down(size, -y), _sum_down(size, y)], -1), closed=True)
+
+
+def _number(value: Tensor | float, device: torch.device) -> Tensor:
+    """A tensor as it is; a Python number is no float32."""
+    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64, device=device)
+
+
+def _sum_down(a: Tensor, b: Tensor) -> Tensor:
+    """a + b rounded down; the error of a float sum is a float (Knuth 1969)."""
+    total = a + b
+    part = total - a
+    error = (a - (total - part)) + (b - part)
+    return torch.where(error < 0, down(total), total)
+
+
+def ordering(order: Tensor | Sequence[int], outputs: int) -> Specification:
+    """The outputs named are in strictly falling order: order [*batch, m] of integers, the greatest first.
+
+    -> rows [*batch, m - 1, outputs], e_order[i] - e_order[i + 1].
+    """
+    places = _integers("ordering", torch.as_tensor(order))
+    if places.shape[-1:] < (2,):
+        raise ValueError("ordering: wants at least two outputs")
+    if not bool(((places >= 0) & (places < outputs)).all()):
+        raise ValueError(f"ordering: outputs must lie in [0, {outputs - 1}], got {places.flatten().tolist()[:9]}")
+    eye = torch.eye(outputs, dtype=torch.float64, device=places.device)
+    rows = eye[places.long()]
+    return Specification(rows[..., :-1, :] - rows[..., 1:, :])
 
 
 def margins(labels: Tensor, classes: int) -> Tensor:

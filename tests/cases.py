@@ -275,6 +275,22 @@ class Scalar(nn.Module):
         return torch.relu(self.last(torch.relu(self.first(x))).squeeze(-1)) * 2
 
 
+class Attention(nn.Module):
+    """Scores of queries and keys, cut by a ReLU, times values; and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.q, self.k, self.v = (nn.Linear(2, 2) for _ in range(3))
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (3, 2))
+        weights = torch.relu(self.q(x) @ self.k(x).mT) / 3
+        y = torch.einsum("bij,bjd->bid", weights, self.v(x))
+        return self.out((y * torch.relu(x) + x * x - y).flatten(1))
+
+
 def _with_bias(value: float) -> nn.Module:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     nn.init.constant_(net[0].bias, value)  # type: ignore[arg-type]
@@ -432,6 +448,9 @@ NETWORKS = [
     NetworkCase("weights of 1e6", lambda: _scaled(1e6), (4,)),
     NetworkCase("shared layers", Shared, (4,), in_float32=False),
 ]
+
+PRODUCTS = [NetworkCase("attention", Attention, (6,))]
+"""Networks that multiply their values: for the closed forms; the LP layers refuse them."""
 BY_NAME = {case.name: case for case in NETWORKS}
 RELU_NETWORKS = [case for case in NETWORKS if case.relu_only]
 

@@ -124,6 +124,28 @@ def minimum(
     return found
 
 
+def greatest(
+    network: ox.Network, region: ox.InputBox, rows: Tensor, offsets: Tensor, before: Mapping[str, ox.Bounds]
+) -> Tensor:
+    """Least value of the greatest of rows [k, outputs] plus offsets, in the triangle LP: [batch]."""
+    found = []
+    for b in range(len(region.lower)):
+        bounds = {name: ox.Bounds(p.lower[b].double(), p.upper[b].double()) for name, p in before.items()}
+        program = Encoding(network, region.lower[b].double(), region.upper[b].double(), bounds)
+        size, (matrix, constant) = len(program.low), program.output
+        above = np.zeros((len(rows), size + 1))
+        above[:, : matrix.shape[1]], above[:, -1] = rows.numpy() @ matrix, -1.0
+        inside = np.zeros((len(program.rows), size + 1))
+        for i, (coefficients, _) in enumerate(program.rows):
+            inside[i, list(coefficients)] = list(coefficients.values())
+        limits = np.concatenate([-(rows.numpy() @ constant + offsets.numpy()), [right for _, right in program.rows]])
+        ends = [*zip(program.low, program.high, strict=True), (None, None)]
+        answer = linprog(np.eye(size + 1)[-1], np.concatenate([above, inside]), limits, bounds=ends, method="highs")
+        assert answer.status == 0, answer.message
+        found.append(float(answer.fun))
+    return torch.tensor(found, dtype=torch.float64)
+
+
 # --- fractions ----------------------------------------------------------------------------------------------------
 
 

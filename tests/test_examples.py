@@ -245,6 +245,20 @@ def test_lightning_loop():
     assert 50 < found(r"certified ([\d.]+) %", output) < found(r"accuracy ([\d.]+) %", output)
 
 
+@pytest.mark.slow
+def test_fairness():
+    """Training with any of the relaxations proves for most people what plain training breaks for most."""
+    output = run("fairness.py", "--epochs", "12")
+    table = rows(output)
+    assert list(table) == ["plain", "box", "crown", "triangle"]
+    for accuracy, *proved, unfair in table.values():
+        assert accuracy > found(r"right for ([\d.]+) %", output) + 5
+        assert max(proved) + unfair <= 100 + 1e-6
+    best = {name: max(values[1:4]) for name, values in table.items()}
+    assert best["plain"] < 60 < min(best["box"], best["crown"], best["triangle"])
+    assert table["plain"][-1] > table["box"][-1]
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_a_short_story(path):
     lines = path.read_text().splitlines()

@@ -8,19 +8,18 @@ specification, and none draws each example's starts by itself, so that results d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optrelax.analysis import Net, prepare, prepare_rows
+from optrelax.analysis import Net, prepare, prepare_specification
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
+from optrelax.specifications import Spec, Specification
 
 __all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples"]
-
-Combine = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,21 +55,20 @@ class Attack(ABC):
         self,
         network: Network,
         region: Region,
-        rows: Tensor,
+        rows: Tensor | Specification,
         keys: Sequence[int] | None = None,
-        combine: Combine | None = None,
     ) -> AttackResult:
         """Attack a flat batch; an example leaves it as soon as one of its margins is <= 0.
 
-        rows [batch or 1, k, *output_shape].  keys: one number an example, which with the attack's seed decides its
-        random starts; default the position in the batch.
-        combine: what the margins are of the rows' values, [n, k] -> [n, any]; default those values.
+        rows [batch or 1, k, *output_shape], or a flat specification, whose margins are its groups' greatest values.
+        keys: one number an example, which with the attack's seed decides its random starts; default the position in
+        the batch.
         """
         if keys is not None and len(keys) != region.shape[0]:
             name = type(self).__name__
             raise ValueError(f"{name}: keys has {len(keys)} entries for a batch of {region.shape[0]}")
         names = list(keys) if keys is not None else list(range(region.shape[0]))
-        hunt = Hunt(network, region, rows, names, combine)
+        hunt = Hunt(network, region, rows, names)
         self.run(hunt)
         return hunt.result()
 
@@ -173,11 +171,13 @@ class Hunt:
         self,
         network: Network,
         region: Region,
-        rows: Tensor,
+        rows: Tensor | Specification,
         keys: list[int],
-        combine: Combine | None,
     ) -> None:
-        self.network, self.rows, self.keys, self.combine = network, rows.detach(), keys, combine
+        if isinstance(rows, Tensor):
+            rows = rows.detach().reshape(*rows.shape[:2], network.outputs)
+            rows = Specification(rows[0] if len(rows) == 1 else rows)
+        self.network, self.spec, self.keys = network, rows, keys
         self.region = region.detach()
         self.points = self.region.project(self.region.center)
         with torch.no_grad():
@@ -202,16 +202,9 @@ class Hunt:
 
     def margins(self, x: Tensor, index: Tensor | slice) -> Tensor:
         """Every margin at x: [n, k]."""
-        values = self._values(x, index)
-        return values if self.combine is None else self.combine(values)
-
-    def _values(self, x: Tensor, index: Tensor | slice) -> Tensor:
-        """Value of every row at x: [n, k]."""
         output = self.network(x).reshape(len(x), self.network.outputs)
-        rows = self.rows.reshape(*self.rows.shape[:2], self.network.outputs)
-        if rows.shape[0] == 1:
-            return output @ rows[0].mT
-        return (rows[index] @ output[..., None])[..., 0]
+        spec = self.spec.select(index)
+        return spec.worst(spec.values(output))
 
     def keep(self, x: Tensor, worst: Tensor, alive: Tensor) -> None:
         """Points of the regions of `alive` and their smallest margins: what is better than before stays."""
@@ -229,14 +222,15 @@ class Hunt:
             return AttackResult(self.points, self.margins(self.points, slice(None)))
 
 
-def find_counterexamples(net: Net, region: Region, spec: Tensor, attack: Attack = PGD()) -> AttackResult:
-    """Search each region for a point at which a row of the specification is <= 0.
+def find_counterexamples(net: Net, region: Region, spec: Spec, attack: Attack = PGD()) -> AttackResult:
+    """Search each region for a point at which a row, or a group's greatest row, of the specification is <= 0.
 
-    spec [*batch, k, outputs] or [k, outputs].  Every returned point lies in its region, with no tolerance.
+    spec [*batch, k, outputs] or [k, outputs], a `Specification` or several by name.  Every returned point lies
+    in its region, with no tolerance.
     Raises UnsupportedOpError, or ValueError where shapes, types or devices do not fit.
     """
     network, flat, batch = prepare(net, region)
-    found = attack.search(network, flat, prepare_rows(network, spec, flat, batch))
+    found = attack.search(network, flat, prepare_specification(network, spec, flat, batch))
     return AttackResult(
         found.points.reshape(*batch, *network.input_shape), found.margins.reshape(*batch, found.margins.shape[-1])
     )

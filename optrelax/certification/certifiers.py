@@ -17,13 +17,14 @@ from optrelax.certification.attacks import Attack
 from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
+from optrelax.disjunctions import group_bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Number, Region, as_number, ball_of
 from optrelax.relaxations import Intersect, Relaxation, name_of, named_relaxations, with_rounding
 from optrelax.rounding import Rounding, check_rounding
-from optrelax.specifications import label_rows
+from optrelax.specifications import Specification, label_rows
 from optrelax.training.runs import record
 
 if TYPE_CHECKING:
@@ -44,13 +45,18 @@ class Certifier:
 
     network: Network
     samples: Samples
-    eps: float
+    eps: float | None
+    """None where a region was given."""
     clip: tuple[float, float] | None
     norm: str
     relaxations: Mapping[str, Any]
     """By the name that the user gave."""
     rounding: Rounding
     dtype: torch.dtype
+    region: Region | None = None
+    """One of every sample, in place of the ball of eps."""
+    spec: Specification | None = None
+    """In place of the margins of the labels; of every sample, or shared."""
     attack: Attack | None = None
     exact: Milp | None = None
 
@@ -59,7 +65,7 @@ class Certifier:
         cls,
         net: Net,
         samples: Samples,
-        eps: Number,
+        eps: Number | None,
         clip: tuple[Number, Number] | None,
         relaxation: Any,
         rounding: Rounding,
@@ -67,14 +73,23 @@ class Certifier:
         max_bytes: int | None,
         owner: str = "certify",
         norm: str = "linf",
+        *,
+        region: Region | None = None,
+        spec: Specification | None = None,
     ) -> Certifier:
         """Check everything that does not depend on an example; errors begin with the name of the `owner`."""
         check_rounding(owner, rounding)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
-        eps = as_number(owner, "eps", eps)
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+        if (eps is None) == (region is None):
+            raise ValueError(f"{owner}: give eps, or a region of every input, and not both")
+        if eps is not None:
+            eps = as_number(owner, "eps", eps)
+            if not 0 <= eps < math.inf:
+                raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+        if region is not None:
+            clip = None
+            _require_region(region, samples, owner)
         if clip is not None:
             clip = as_number(owner, "clip's low end", clip[0]), as_number(owner, "clip's high end", clip[1])
         ball_of(norm)
@@ -82,14 +97,20 @@ class Certifier:
         network = capture(net, tuple(samples.x.shape[1:]))
         network.require_eval()
         _require_exact_weights(network, dtype, owner)
-        label_rows(samples.labels, network.output_shape, owner)  # raises for labels out of range
+        if spec is not None:
+            spec = spec.flat().to(dtype=torch.float64)
+            spec.require_fit(owner, network.outputs, torch.Size([len(samples)]))
+        elif not samples.labelled:
+            raise ValueError(f"{owner}: inputs alone want a spec; margins want a pair (x, labels)")
+        else:
+            label_rows(samples.labels, network.output_shape, owner)  # raises for labels out of range
         samples.require_range(clip, owner)
         limit = max_bytes or (2**25 if device_of(network).type == "cpu" else 2**30)
         every = max_bytes is not None
         return cls(
             network=network,
             samples=samples,
-            eps=float(eps),
+            eps=None if eps is None else float(eps),
             clip=None if clip is None else (float(clip[0]), float(clip[1])),
             norm=norm,
             # The default is the size at which rows are pulled back fastest; LPs in lots that small are slow.
@@ -99,6 +120,8 @@ class Certifier:
             },
             rounding=rounding,
             dtype=dtype,
+            region=region,
+            spec=spec,
         )
 
     def ball(self, x: Tensor, eps: float | Tensor | None = None) -> Region:
@@ -116,14 +139,35 @@ class Certifier:
             "rounding": self.rounding,
             "attack": record(self.attack),
             "exact": record(self.exact),
+            **self._asked(),
         }
+
+    def _asked(self) -> dict[str, Any]:
+        """What is asked in place of margins in a ball, in words."""
+        found: dict[str, Any] = {}
+        if self.region is not None:
+            found["region"] = type(self.region).__name__
+        if self.spec is not None:
+            found["specification"] = list(self.spec.labels)
+        return found
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for examples to be taken over from another run."""
         # Memory limits change no result; everything else in a relaxation may.
         plain = [repr(_limited(r, None, force=True)) for r in self.relaxations.values()]
-        data = tensor_digest(self.samples.x, self.samples.labels, self.samples.index)
-        return {**self.settings(), "relaxations": plain, "weights": weights_digest(self.network), "data": data}
+        data = [self.samples.x, self.samples.labels, self.samples.index]
+        if self.region is not None:
+            parts = [getattr(self.region, f.name) for f in fields(self.region)]  # type: ignore[arg-type]
+            data += [part if isinstance(part, Tensor) else torch.tensor(list(repr(part).encode())) for part in parts]
+        if self.spec is not None:
+            groups = torch.tensor([[i, row] for i, group in enumerate(self.spec.groups) for row in group])
+            data += [self.spec.rows, self.spec.offsets, self.spec.closed, groups]
+        return {
+            **self.settings(),
+            "relaxations": plain,
+            "weights": weights_digest(self.network),
+            "data": tensor_digest(*data),
+        }
 
     def isolated(self, positions: Tensor, known: frozenset[int] = frozenset()) -> Iterator[Example]:
         """The examples of a batch; one that raises is found by halving the batch, so that it spoils only itself.
@@ -159,24 +203,42 @@ class Certifier:
     def _require_working(self, error: BaseException) -> None:
         """Raise `error` if a ball of no width fails in the same way: then the settings are at fault, not an example."""
         x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
-        rows = self._rows(torch.zeros(1, dtype=torch.int64)).to(x)
+        spec = self._specification(torch.zeros(1, dtype=torch.int64)).to(x.device, x.dtype)
         for relaxation in self.relaxations.values():
             try:
-                relaxation.lower_bounds(self.network, ball_of(self.norm)(x, 0.0), self._shaped(rows))
+                group_bounds(relaxation, self.network, ball_of(self.norm)(x, 0.0), spec, sign=True)
             except _FAILURES as again:
                 if type(again) is type(error):
                     raise error from again
 
     def _failed(self, position: int, error: BaseException) -> Example:
-        index, label = (int(t[position]) for t in (self.samples.index, self.samples.labels))
+        index, label = int(self.samples.index[position]), self._label(position)
         message = f"{type(error).__name__}: {error}"
         return Example(index=index, label=label, verdict=Verdict.ERROR, message=message)
 
-    def _rows(self, labels: Tensor) -> Tensor:
-        return label_rows(labels, self.network.output_shape, "certify")
+    def _label(self, position: int) -> int | None:
+        return int(self.samples.labels[position]) if self.samples.labelled else None
 
-    def _prediction(self, logits: Tensor, label: int) -> int:
+    def _specification(self, positions: Tensor) -> Specification:
+        """What is asked of some samples, on the network's device."""
+        if self.spec is not None:
+            return self.spec.select(positions.to(self.spec.rows.device)).to(device_of(self.network))
+        rows = label_rows(self.samples.labels[positions], self.network.output_shape, "certify")
+        return Specification(rows.to(device_of(self.network), torch.float64))
+
+    def question(self, positions: Tensor) -> tuple[Tensor, Region, Specification]:
+        """Inputs of a batch, their regions and what is asked there, in float64."""
+        x = self.samples.x[positions.to(self.samples.x.device)].to(device_of(self.network), torch.float64)
+        if self.region is None:
+            assert self.eps is not None
+            return x, self.ball(x), self._specification(positions)
+        part = self.region.select(positions.to(self.region.device))
+        return x, part.combine(lambda t: t.to(x)), self._specification(positions)
+
+    def _prediction(self, logits: Tensor) -> int | None:
         """The class of the greatest score; with one output, by its sign, in the labels' own numbers."""
+        if not self.samples.labelled or bool(logits.isnan().any()):
+            return None
         if len(logits) > 1:
             return int(logits.argmax())
         negative = -1 if bool((self.samples.labels < 0).any()) else 0
@@ -188,33 +250,27 @@ class Certifier:
             problem = Problem("(root)", type(self.network.module).__name__, reason)
             raise UnsupportedOpError([problem])
 
-    def _shaped(self, rows: Tensor) -> Tensor:
-        return rows.reshape(*rows.shape[:2], *self.network.output_shape)
-
     def _batch(self, positions: Tensor) -> list[tuple[Example, _Question | None]]:
         """Input, attack, bounds, verdicts, and what is left for the MILP solver to settle."""
         begin = time.perf_counter()
-        x = self.samples.x[positions].to(device_of(self.network), torch.float64)
-        labels = self.samples.labels[positions]
-        rows = self._rows(labels).to(x)
+        x, ball, spec = self.question(positions)
         self._require_agreement(x)
-        ball = self.ball(x)
         logits = self.network(x).reshape(len(x), -1)
-        natural = (rows @ logits[..., None])[..., 0].amin(1)
-        attacked = self._attacked(ball, rows, natural, positions) if self.attack is not None else None
-        lower, spent = self._bounds(ball, rows)
+        natural = spec.worst(spec.values(logits)).amin(1)
+        attacked = self._attacked(ball, spec, natural, positions) if self.attack is not None else None
+        lower, spent = self._bounds(ball, spec)
         seconds = (time.perf_counter() - begin) / len(positions)
         judged: list[tuple[Example, _Question | None]] = []
         for i, position in enumerate(positions.tolist()):
-            nan = bool(logits[i].isnan().any())
             example = Example(
                 index=int(self.samples.index[position]),
-                label=int(labels[i]),
-                prediction=None if nan else self._prediction(logits[i], int(labels[i])),
+                label=self._label(position),
+                prediction=self._prediction(logits[i]),
                 verdict=Verdict.UNDECIDED,
                 natural_margin=float(natural[i]),
                 attack_margin=None if attacked is None else float(attacked[i]),
                 lower=tuple(float(bound[i].amin()) for bound in lower),
+                rows=tuple(tuple(bound[i].tolist()) for bound in lower) if spec.names else (),
                 bound_seconds=tuple(spent),
                 seconds=seconds,
             )
@@ -222,31 +278,31 @@ class Certifier:
             question = None
             if example.verdict == Verdict.UNDECIDED and self.exact is not None:
                 best = torch.stack([bound[i] for bound in lower]).amax(0)
-                question = ball.select(slice(i, i + 1)), rows[i : i + 1], best
+                question = ball.select(slice(i, i + 1)), spec.rows.expand(len(x), -1, -1)[i : i + 1], best
             judged.append((example, question))
         return judged
 
-    def _attacked(self, ball: Region, rows: Tensor, natural: Tensor, positions: Tensor) -> Tensor:
+    def _attacked(self, ball: Region, spec: Specification, natural: Tensor, positions: Tensor) -> Tensor:
         """Smallest margin found, the input's among them, replayed in float64 at points of the region: [batch]."""
         assert self.attack is not None
         keys = self.samples.index[positions].tolist()
-        found = self.attack.search(self.network, ball.to(self.dtype), self._shaped(rows.to(self.dtype)), keys)
+        found = self.attack.search(self.network, ball.to(self.dtype), spec.to(dtype=self.dtype), keys)
         points = ball.project(found.points.double())
         if not bool(ball.contains(points).all()):
             raise RuntimeError("the attack left the region")
-        replayed = (rows @ self.network(points).reshape(len(points), -1)[..., None])[..., 0].amin(1)
+        replayed = spec.worst(spec.values(self.network(points).reshape(len(points), -1))).amin(1)
         return torch.minimum(natural, replayed)  # a NaN stays one
 
-    def _bounds(self, ball: Region, rows: Tensor) -> tuple[list[Tensor], list[float]]:
-        """Lower bounds [batch, k] of each relaxation and its seconds an example."""
-        region = self.rounded(ball)
+    def _bounds(self, ball: Region, spec: Specification) -> tuple[list[Tensor], list[float]]:
+        """Lower bounds [batch, groups] of each relaxation and its seconds an example."""
+        region, spec = self.rounded(ball), spec.to(dtype=self.dtype)
         lower, spent = [], []
         for relaxation in self.relaxations.values():
             begin = time.perf_counter()
-            bound = relaxation.lower_bounds(self.network, region, self._shaped(rows.to(self.dtype)))
+            bound = group_bounds(relaxation, self.network, region, spec, sign=True)
             if bound.is_cuda:
                 torch.cuda.synchronize(bound.device)
-            spent.append((time.perf_counter() - begin) / max(1, rows.shape[0]))
+            spent.append((time.perf_counter() - begin) / max(1, len(bound)))
             lower.append(bound.detach().double())
         return lower, spent
 
@@ -269,7 +325,7 @@ class Certifier:
         """What an example's numbers come to, and why where that is an error."""
         lower = [bound for bound in example.lower if bound is not None]
         assert example.natural_margin is not None
-        if example.prediction is None or math.isnan(example.natural_margin):
+        if math.isnan(example.natural_margin):
             return Verdict.ERROR, "the network gives NaN at the input"
         if example.attack_margin is not None and math.isnan(example.attack_margin):
             return Verdict.ERROR, "the network gives NaN within the region"
@@ -303,7 +359,7 @@ class Certifier:
         places = (self.samples.index == example.index).nonzero().flatten().tolist()
         if not places:
             return "it is no example of this run"
-        label = int(self.samples.labels[places[0]])
+        label = self._label(places[0])
         if example.label != label:
             return f"its label is {example.label} there and {label} in the data"
         if len(example.lower) != len(self.relaxations) or None in (example.natural_margin, *example.lower):
@@ -313,9 +369,8 @@ class Certifier:
         assert example.natural_margin is not None
         if example.attack_margin is not None and example.attack_margin > example.natural_margin:
             return "its attack found less than its input"
-        if (example.natural_margin > 0 and example.prediction != label) or (
-            example.natural_margin < 0 and example.prediction == label
-        ):
+        right = example.prediction == label
+        if self.spec is None and ((example.natural_margin > 0 and not right) or (example.natural_margin < 0 and right)):
             return f"its prediction is {example.prediction} at a margin of {example.natural_margin:.9g}"
         allowed = self._verdict(example)[0]
         if allowed == Verdict.UNDECIDED and self.exact is not None:
@@ -335,7 +390,8 @@ class Certifier:
         assert self.exact is not None
         begin = time.perf_counter()
         order = [row for row in lower.argsort().tolist() if not lower[row] > 0]
-        answer = self.exact.decide(self.network, ball, self._shaped(rows), order)
+        shaped = rows.reshape(*rows.shape[:2], *self.network.output_shape)
+        answer = self.exact.decide(self.network, ball, shaped, order)
         worst = float(torch.maximum(answer.lower, lower.cpu()).amin())
         verdict = example.verdict
         if float(answer.upper.amin()) <= 0:
@@ -358,6 +414,17 @@ def named(relaxation: Any, owner: str) -> dict[str, Relaxation]:
         if not one.sound:
             raise ValueError(f"{owner}: {name} is an estimate, not a bound, and certifies nothing; choose another")
     return found
+
+
+def _require_region(region: Any, samples: Samples, owner: str) -> None:
+    if not isinstance(region, Region):
+        raise TypeError(f"{owner}: region wants an InputBox, LinfBall or another Region, got {type(region).__name__}")
+    if region.shape != samples.x.shape:
+        raise ValueError(f"{owner}: region is of inputs {tuple(region.shape)}, the inputs are {tuple(samples.x.shape)}")
+    x = samples.x.double().to(region.device)
+    inside = region.combine(Tensor.double).contains(x) | ~x.isfinite().flatten(1).all(1)
+    if not bool(inside.all()):
+        raise ValueError(f"{owner}: input {int((~inside).nonzero()[0])} lies outside its region")
 
 
 def _require_exact_weights(network: Network, dtype: torch.dtype, owner: str) -> None:

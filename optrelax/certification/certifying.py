@@ -17,9 +17,10 @@ from optrelax.certification.journals import Journal
 from optrelax.certification.strong_attacks import attack_of
 from optrelax.certification.verdicts import CertificationReport, Example, Verdict
 from optrelax.data.samples import gather
-from optrelax.regions import Number
+from optrelax.regions import Number, Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
+from optrelax.specifications import Spec, as_specification
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
@@ -42,10 +43,12 @@ class CertificationProgress:
 def certify(
     net: Net,
     data: Any,
-    eps: Number,
+    eps: Number | None = None,
     clip: tuple[Number, Number] | None = (0.0, 1.0),
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
+    region: Region | None = None,
+    spec: Spec | None = None,
     attack: Attack | str | None = _PGD,
     exact: Milp | bool = False,
     rounding: Rounding = "outward",
@@ -57,7 +60,7 @@ def certify(
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[CertificationProgress], None] | None = None,
 ) -> CertificationReport:
-    """Certify every example of `data` against all inputs within eps of it in a norm.
+    """Certify every example of `data` against all inputs within eps of it in a norm, or of a region.
 
     Sound: yes. Certified means that every margin's lower bound by one of the relaxations is > 0 (0 is not), attacked
     that a point of the region, the input among them, was replayed in float64 and has a margin <= 0. An example with
@@ -66,7 +69,9 @@ def certify(
     net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
     `dtype` on its device, over the region rounded outward.
     data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
-    eps, clip: in the units of x.  norm: "linf", "l2" or "l1".
+    eps, clip: in the units of x.  norm: "linf", "l2" or "l1".  region: one of every input, in place of these.
+    spec: what is asked of the outputs in place of the labels' margins: rows, a `Specification` or several by name, of
+    every input or shared; data may then be inputs alone. Its groups' greatest values are the margins.
     relaxation: one or several, as a mapping under names of your own; unsound ones are refused.
     attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs that
     are misclassified then count as attacked.
@@ -81,8 +86,17 @@ def certify(
     another configuration, or with a verdict that its own bounds contradict;
     UnsupportedOpError for a network that cannot be bounded.
     """
-    run = Certifier.prepared(net, gather(data, subset), eps, clip, relaxation, rounding, dtype, max_bytes, norm=norm)
+    asked = None if spec is None else as_specification(spec)
+    samples = gather(data, subset)
+    if subset is not None:
+        region = region if region is None else region.select(samples.index.to(region.device))
+        asked = asked if asked is None else asked.flat().select(samples.index.to(asked.rows.device))
+    run = Certifier.prepared(
+        net, samples, eps, clip, relaxation, rounding, dtype, max_bytes, norm=norm, region=region, spec=asked
+    )
     run = replace(run, attack=attack_of("certify", attack), exact=_milp(exact))
+    if run.exact is not None and asked is not None and not (asked.single and bool((asked.offsets == 0).all())):
+        raise ValueError("certify: exact=True settles plain rows, not offsets or 'any of'; leave it out")
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
         raise ValueError(f"certify: batch_size must be at least 1, got {batch_size}")

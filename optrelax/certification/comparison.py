@@ -16,11 +16,12 @@ from optrelax.analysis import Net
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.data.samples import gather
+from optrelax.disjunctions import group_bounds
 from optrelax.output.tables import text_table
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.specifications import label_rows
+from optrelax.specifications import Spec, Specification, as_specification
 from optrelax.training.runs import record
 
 if TYPE_CHECKING:
@@ -111,10 +112,12 @@ class Comparison:
 def compare(
     net: Net,
     data: Any,
-    eps: float,
+    eps: float | None = None,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    region: Region | None = None,
+    spec: Spec | None = None,
     milp: Milp | bool = False,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
@@ -133,7 +136,7 @@ def compare(
     The LP layers start from pre-activation bounds of their own, box and Fast-Lin intersected, so the triangle LP can
     lie below CROWN; on equal ones, such as `triangle:preactivation=crown`, it cannot.
 
-    net, data, eps, clip, norm, dtype, subset, batch_size, max_bytes: as for `certify`.
+    net, data, eps, clip, norm, region, spec, dtype, subset, batch_size, max_bytes: as for `certify`.
     relaxations: one or several names or objects, or objects by the names that the table is to show.
     milp: True or a `Milp`, whose time limit an example leaves the smallest margin between two bounds; small networks.
     repeats: timed runs after the first, which warms up; fewer where they would take more than `patience` seconds;
@@ -145,8 +148,25 @@ def compare(
         raise ValueError(f"compare: repeats must be at least 1, got {repeats}")
     if not patience >= 0:
         raise ValueError(f"compare: patience must be >= 0 seconds, got {patience}")
+    asked, samples = None if spec is None else as_specification(spec), gather(data, subset)
+    if subset is not None:
+        region = region if region is None else region.select(samples.index.to(region.device))
+        asked = asked if asked is None else asked.flat().select(samples.index.to(asked.rows.device))
+    if milp is not False and asked is not None:
+        raise ValueError("compare: milp takes the margins of labels, not a specification; leave it out")
     run = Certifier.prepared(
-        net, gather(data, subset), eps, clip, relaxations, rounding, dtype, max_bytes, owner="compare", norm=norm
+        net,
+        samples,
+        eps,
+        clip,
+        relaxations,
+        rounding,
+        dtype,
+        max_bytes,
+        owner="compare",
+        norm=norm,
+        region=region,
+        spec=asked,
     )
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
@@ -217,11 +237,11 @@ class _Contest:
         parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         seconds = 0.0
         for positions in self._batches():
-            ball, rows = self._question(positions)
-            region, rows = self.run.rounded(ball), rows.to(self.run.dtype)
+            _, ball, spec = self.run.question(positions)
+            region, spec = self.run.rounded(ball), spec.to(dtype=self.run.dtype)
             self._wait()
             begin = time.perf_counter()
-            found = _bound(relaxation, self.run.network, region, rows)
+            found = _bound(relaxation, self.run.network, region, spec)
             self._wait()
             seconds += time.perf_counter() - begin
             parts.append(found)
@@ -237,19 +257,12 @@ class _Contest:
     def _batches(self) -> Iterator[Tensor]:
         yield from torch.arange(len(self.run.samples)).split(self.size)
 
-    def _question(self, positions: Tensor) -> tuple[Region, Tensor]:
-        """Regions of a batch, and the rows of its margins [batch, k, outputs], in float64."""
-        x = self.run.samples.x[positions].to(self.device, torch.float64)
-        rows = label_rows(self.run.samples.labels[positions], self.run.network.output_shape, "compare").to(x)
-        return self.run.ball(x), rows
-
     def natural(self) -> Tensor:
         """Smallest margin at the examples themselves, float64 [n]."""
         found = []
         for positions in self._batches():
-            ball, rows = self._question(positions)
-            logits = self.run.network(ball.origin).flatten(1)
-            found.append((rows @ logits[..., None])[..., 0].amin(1).cpu())
+            x, _, spec = self.run.question(positions)
+            found.append(spec.worst(spec.values(self.run.network(x).flatten(1))).amin(1).cpu())
         return torch.cat(found)
 
     def exact(self, milp: Milp, results: Sequence[_Result]) -> _Exact:
@@ -267,8 +280,8 @@ class _Contest:
     def _smallest(self, milp: Milp, position: int, sound: Tensor) -> tuple[float, float]:
         """Bounds of one example's smallest margin: the most doubtful margins first, none that cannot be it."""
         deadline = time.monotonic() + milp.time_limit
-        ball, rows = self._question(torch.tensor([position]))
-        shaped = rows.reshape(*rows.shape[:2], *self.run.network.output_shape)
+        _, ball, spec = self.run.question(torch.tensor([position]))
+        shaped = spec.rows.reshape(*spec.rows.shape[:2], *self.run.network.output_shape)
         upper = float(PGD().search(self.run.network, ball, shaped, [position]).worst)
         lower = sound.clone()
         for row in sound.argsort().tolist():
@@ -281,15 +294,17 @@ class _Contest:
         return min(float(lower.amin()), upper), upper
 
 
-def _bound(relaxation: Any, network: Any, region: Region, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Lower bounds [batch, k]; with an LP layer their certified gaps and which of them are closed."""
-    if not relaxation.solves:
-        shaped = rows.reshape(*rows.shape[:2], *network.output_shape)
-        return relaxation.lower_bounds(network, region, shaped), None, None
+def _bound(
+    relaxation: Any, network: Any, region: Region, spec: Specification
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Lower bounds [batch, groups]; with an LP layer, and plain rows, their certified gaps and which are closed."""
+    plain = spec.single and not bool(spec.offsets.any()) and spec.slack is None
+    if not relaxation.solves or not plain:
+        return group_bounds(relaxation, network, region, spec), None, None
     from optrelax.layers.solutions import Status
 
-    solution = relaxation.solve(network, region, rows)
-    return solution.lower, solution.gap, solution.status == Status.OPTIMAL
+    solution = relaxation.solve(network, region, spec.rows)
+    return spec.worst(solution.lower), solution.gap, solution.status == Status.OPTIMAL
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

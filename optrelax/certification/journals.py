@@ -122,10 +122,11 @@ def _example(record: dict[str, Any]) -> Example:
     rest = {
         "verdict": Verdict(record["verdict"]),
         "lower": tuple(_number(value) for value in record["lower"]),
+        "rows": tuple(tuple(float(value) for value in row) for row in record.get("rows", ())),
         "bound_seconds": tuple(float(value) for value in record["bound_seconds"]),
         **{name: _number(record[name]) for name in numbers},
     }
-    if not all(type(record[name]) is int for name in ("index", "label")):
+    if type(record["index"]) is not int or type(record["label"]) not in (int, type(None)):
         raise ValueError("index and label must be whole numbers")
     return Example(**(record | rest))
 

@@ -35,9 +35,10 @@ class Example:
 
     index: int
     """Position in the data set, before any subset was taken."""
-    label: int
+    label: int | None
+    """None where inputs come without."""
     prediction: int | None = None
-    """Greatest logit at the input; None where the network gives NaN."""
+    """Greatest logit at the input; None where the network gives NaN, or inputs come without labels."""
     verdict: Verdict
     natural_margin: float | None = None
     """Smallest margin at the input."""
@@ -45,6 +46,8 @@ class Example:
     """Smallest margin found by the attack, the input included; None with the attack off."""
     lower: tuple[float | None, ...] = ()
     """Worst margin's lower bound, one a relaxation; None after an error."""
+    rows: tuple[tuple[float, ...], ...] = ()
+    """Lower bounds of what a specification names, one tuple a relaxation; empty where it names nothing."""
     milp_lower: float | None = None
     """Worst margin's lower bound as the MILP solver claims it; None where it was not asked."""
     bound_seconds: tuple[float, ...] = ()
@@ -64,15 +67,16 @@ class CertificationReport:
 
     examples: pl.DataFrame
     """index, label, prediction, verdict, natural_margin, attack_margin, `lower:NAME` and `seconds:NAME` for each
-    relaxation, milp_lower, seconds, message: see `Example`."""
+    relaxation, `lower:NAME:ROW` of each row that a specification names, milp_lower, seconds, message: see `Example`."""
     settings: Mapping[str, Any]
-    """JSON-ready: eps, clip, relaxations, dtype, rounding, attack, exact."""
+    """JSON-ready: eps, clip, relaxations, dtype, rounding, attack, exact; region and specification where given."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], settings: Mapping[str, Any]) -> CertificationReport:
         """Report of examples in the order of their index."""
         names = list(settings["relaxations"])
-        return cls(_frame(sorted(examples, key=lambda example: example.index), names), dict(settings))
+        rows = settings.get("specification", [])
+        return cls(_frame(sorted(examples, key=lambda example: example.index), names, rows), dict(settings))
 
     @property
     def relaxations(self) -> tuple[str, ...]:
@@ -81,7 +85,9 @@ class CertificationReport:
 
     @property
     def accuracy(self) -> float:
-        """Natural accuracy: examples whose greatest logit is the label's."""
+        """Examples whose greatest logit is the label's; of a specification, those whose input fulfils it."""
+        if "specification" in self.settings:
+            return self._fraction(self.examples["natural_margin"] > 0)
         return self._fraction(self.examples["prediction"] == self.examples["label"])
 
     @property
@@ -123,6 +129,18 @@ class CertificationReport:
         return {name: self._fraction((self.examples[f"lower:{name}"] > 0) & good) for name in self.relaxations}
 
     @property
+    def certified_rows(self) -> dict[str, float]:
+        """Certified fraction of each row that the specification names, by any of the relaxations."""
+        good = self.examples["verdict"] != str(Verdict.ERROR)
+        found = {}
+        for row in self.settings.get("specification", ()):
+            columns = [f"lower:{name}:{row}" for name in self.relaxations]
+            if set(columns) <= set(self.examples.columns):
+                proved = self.examples.select(columns).max_horizontal() > 0
+                found[row] = self._fraction(proved & good)
+        return found
+
+    @property
     def seconds(self) -> float:
         """Time of all examples, in seconds; of a resumed run both parts."""
         return float(self.examples["seconds"].sum())
@@ -158,6 +176,7 @@ class CertificationReport:
             "examples": self.examples.height,
             **fractions,
             "certified_by": self.certified_by,
+            **({"certified_rows": self.certified_rows} if self.certified_rows else {}),
             "seconds": self.seconds,
         }
 
@@ -167,8 +186,10 @@ class CertificationReport:
         shares = [
             f"{said[v]} {100 * self._share(v):.2f} %" for v in Verdict if self._share(v) or v != "certified (MILP)"
         ]
+        eps = self.settings["eps"]
+        where = self.settings.get("region", "") if eps is None else f"eps {eps:g}"
         return (
-            f"{self.examples.height} examples, eps {self.settings['eps']:g}: accuracy {100 * self.accuracy:.2f} %, "
+            f"{self.examples.height} examples, {where}: accuracy {100 * self.accuracy:.2f} %, "
             f"{', '.join(shares)} ({', '.join(self.relaxations)}; {self.seconds:.1f} s)"
         )
 
@@ -183,7 +204,7 @@ class CertificationReport:
 _TABLE = ("relaxation", "certified %", "misclassified at most %", "mean bound", "worst bound", "ms an example")
 
 
-def _frame(examples: Sequence[Example], names: Sequence[str]) -> pl.DataFrame:
+def _frame(examples: Sequence[Example], names: Sequence[str], rows: Sequence[str] = ()) -> pl.DataFrame:
     import polars as pl
 
     columns: dict[str, pl.Series] = {}
@@ -195,6 +216,10 @@ def _frame(examples: Sequence[Example], names: Sequence[str]) -> pl.DataFrame:
         if name == "milp_lower":  # the columns of the relaxations stand before it
             for i, relaxation in enumerate(names):
                 add(f"lower:{relaxation}", pl.Float64, [e.lower[i] if e.lower else None for e in examples])
+            for i, relaxation in enumerate(names if any(e.rows for e in examples) else ()):
+                for j, row in enumerate(rows):
+                    bounds = [e.rows[i][j] if e.rows else None for e in examples]
+                    add(f"lower:{relaxation}:{row}", pl.Float64, bounds)
             for i, relaxation in enumerate(names):
                 spent = [e.bound_seconds[i] if e.bound_seconds else 0.0 for e in examples]
                 add(f"seconds:{relaxation}", pl.Float64, spent)

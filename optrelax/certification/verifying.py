@@ -22,12 +22,14 @@ from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import device_of, named
 from optrelax.certification.property_files import read_property
 from optrelax.certification.strong_attacks import attack_of
+from optrelax.disjunctions import group_bounds, row_bounds
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.properties import Case, Property, Specification
-from optrelax.regions import InputBox
+from optrelax.properties import Case, Property, avoiding
+from optrelax.regions import InputBox, Region
 from optrelax.relaxations import Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
+from optrelax.specifications import Spec, Specification, as_specification
 
 __all__ = ["Counterexample", "PropertyStatus", "PropertyVerdict", "default_attack", "verify"]
 
@@ -95,9 +97,10 @@ class PropertyVerdict:
 
 def verify(
     net: Net | PathLike,
-    prop: Property | PathLike,
+    prop: Property | Spec | PathLike,
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
     *,
+    region: Region | None = None,
     attack: Attack | str | bool = True,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
@@ -111,7 +114,8 @@ def verify(
     replayed by the network in float64 and in the file's own semantics, and met a clause both times.
 
     net: an ONNX file or another checkpoint of `ox.load`, a module in eval mode, or a captured network. Inputs and
-    outputs are numbered in the flattened order.  prop: a VNN-LIB file or a `Property`.
+    outputs are numbered in the flattened order.  prop: a VNN-LIB file, a `Property`, or with a `region` a
+    `Specification` or rows, which must hold in every example's box: `Property.of(region, spec)`.
     relaxation: one or several, tried in this order on the cases still open; unsound ones are refused.
     attack: after the first relaxation, on cases still open, an attack or its name ("pgd", "strong", "none"); True: PGD
     of 5 starts, each the best of many samples where inputs are few.  rounding: "nearest" proves nothing in
@@ -125,13 +129,23 @@ def verify(
     if timeout is not None and not timeout > 0:
         raise ValueError(f"verify: timeout must be seconds > 0, got {timeout}")
     relaxations = {name: with_rounding(r, rounding) for name, r in named(relaxation, "verify").items()}
-    wanted = prop if isinstance(prop, Property) else read_property(prop)
+    wanted = _property(prop, region)
     network, replay = _network(net)
     _require_fit(network, wanted, dtype)
     with torch.no_grad():
         cases = [_Open.of(case, network, dtype) for case in wanted.cases]
         run = _Verification(network, replay, dtype, begin, timeout, rounding, cases)
         return run.decide(relaxations, _attack(attack, wanted.inputs))
+
+
+def _property(prop: Property | Spec | PathLike, region: Region | None) -> Property:
+    if isinstance(prop, (Property, str, os.PathLike)):
+        if region is not None:
+            raise ValueError("verify: a property has its own boxes; leave region out, or give a specification")
+        return prop if isinstance(prop, Property) else read_property(prop)
+    if region is None:
+        raise ValueError("verify: a specification wants a region, such as region=ox.LinfBall(x, eps)")
+    return Property.of(region, as_specification(prop))
 
 
 def default_attack(inputs: int, seed: int = 0) -> PGD:
@@ -198,7 +212,7 @@ class _Open:
         if not all(bool(end.isfinite().all()) for end in ends):
             raise ValueError("verify: the property's box is too large for float32")
         region = InputBox(*(end.reshape(1, *network.input_shape) for end in ends))
-        spec = Specification.avoiding(case.clauses, network.outputs, dtype).to(device_of(network))
+        spec = avoiding(case.clauses, network.outputs, dtype).to(device_of(network))
         return cls(case, region, spec, [True] * len(case.clauses), [-math.inf] * len(case.clauses))
 
 
@@ -247,26 +261,27 @@ class _Verification:
     def _bound(self, case: _Open, relaxation: Any) -> None:
         """Strike the clauses that a relaxation excludes."""
         spec = case.spec
-        rows = spec.rows.reshape(1, -1, *self.network.output_shape)
-        lower = relaxation.lower_bounds(self.network, case.region, rows)[0].detach()
-        moved = lower + spec.offsets
-        lower = torch.where(spec.offsets == 0, lower, down(moved) if self.rounding == "outward" else moved)
-        if bool(spec.slack.any()):
-            size = relaxation.output_bounds(self.network, case.region)
-            largest = torch.maximum(size.lower.abs(), size.upper.abs()).reshape(-1)
-            # Twice the product is more than any rounding of a sum of products >= 0 of this length can hide.
-            lower = torch.where(spec.slack.any(-1), down(lower - 2 * (spec.slack @ largest)), lower)
-        best = spec.worst(lower[None])[0].tolist()
+        lower = row_bounds(relaxation, self.network, case.region, spec)[0].detach()
+        self._strike(case, spec.worst(lower[None])[0].tolist(), spec.excluded(lower))
+        # Where no row of a clause can be excluded alone, the greatest of several may be.
+        several = [i for i, left in enumerate(case.left) if left and len(spec.groups[i]) > 1]
+        if several:
+            best: list[float] = [-math.inf] * len(case.left)
+            found = group_bounds(relaxation, self.network, case.region, spec.only(several), sign=True)[0]
+            for i, bound in zip(several, found.tolist(), strict=True):
+                best[i] = bound
+            self._strike(case, best, [0 < bound < math.inf for bound in best])
+
+    @staticmethod
+    def _strike(case: _Open, best: list[float], out: list[bool]) -> None:
         case.lower = [b if b > old else old for old, b in zip(case.lower, best, strict=True)]
-        case.left = [left and not out for left, out in zip(case.left, spec.excluded(lower), strict=True)]
+        case.left = [left and not gone for left, gone in zip(case.left, out, strict=True)]
 
     def _attacked(self, case: _Open, attack: Attack, notes: list[str]) -> Counterexample | None:
         """A point that violates the case, replayed, or None."""
         box, note = self._inside(case)
-        groups = tuple(group for group, left in zip(case.spec.groups, case.left, strict=True) if left)
-        spec = case.spec.in_double(groups)
-        rows = spec.rows.reshape(1, -1, *self.network.output_shape)
-        found = attack.search(self.network, box, rows, combine=lambda v: spec.worst(v + spec.offsets))
+        spec = case.spec.only([i for i, left in enumerate(case.left) if left]).to(dtype=torch.float64)
+        found = attack.search(self.network, box, spec)
         for point in (self._single(found.points, box), found.points):
             outputs = self.network(point).reshape(-1)
             replayed = self.replay(point.to(_own_type(self.network))).reshape(-1)

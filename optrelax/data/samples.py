@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class Samples:
     """int64 [n], on the CPU."""
     index: Tensor
     """int64 [n], on the CPU."""
+    labelled: bool = True
+    """False where inputs came alone; the labels are then 0."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -48,11 +50,14 @@ class Samples:
 
 
 def gather(data: Any, subset: int | None = None) -> Samples:
-    """Inputs and labels of a pair (x, labels), a Dataset of such items, or a DataLoader of such batches.
+    """Inputs and labels of a pair (x, labels), a Dataset of such items, a DataLoader of such batches; or inputs alone.
 
     subset: that many evenly spaced examples of it.
     Raises TypeError for another form, ValueError for types, shapes or lengths that do not fit.
     """
+    if isinstance(data, Tensor):
+        found = gather((data, torch.zeros(len(data), dtype=torch.int64)), subset)
+        return replace(found, labelled=False)
     if isinstance(data, (tuple, list)):
         if len(data) != 2:
             raise ValueError(f"data: a pair (x, labels) has two entries, got {len(data)}")

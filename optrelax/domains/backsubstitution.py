@@ -19,6 +19,7 @@ from optrelax.domains import windows
 from optrelax.domains.balls import Ball, absolute_terms
 from optrelax.domains.frames import Plan, Seen
 from optrelax.domains.lines import Lines
+from optrelax.domains.planes import Planes
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.domains.windows import Windows
 from optrelax.enclosures import Bounds, from_above, from_below
@@ -30,9 +31,11 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear, Shape, flatten_from
+from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox, Region, Support
 from optrelax.rounding import SLACK, gamma, peak, tiny, underflow, unit_roundoff
 
+Enclosure = Lines | Planes | Bounds
 Ends = TypeVar("Ends", Tensor, tuple[Tensor, Tensor])
 
 
@@ -41,8 +44,8 @@ class Rows:
     """Walk in progress: coefficients [batch or 1, k, *shape] a node, and the constant [batch, k]."""
 
     network: Network
-    lines: Mapping[str, Lines | Bounds]
-    """Lines of each activation, or constant bounds of its value, which end the walk there."""
+    lines: Mapping[str, Enclosure]
+    """Lines of each activation, planes of a product, or constant bounds of a value, which end the walk there."""
     magnitude: Mapping[str, Tensor] | None
     """Greatest |value| of each node, [batch, *shape]: what outward rounding multiplies; None to round to nearest."""
     constant: Tensor
@@ -159,7 +162,7 @@ def substitute(
     target: str,
     rows: Tensor,
     region: Region,
-    lines: Mapping[str, Lines | Bounds],
+    lines: Mapping[str, Enclosure],
     *,
     magnitude: Mapping[str, Tensor] | None = None,
     plan: Plan | None = None,
@@ -181,7 +184,7 @@ def substitute_both(
     target: str,
     rows: Tensor,
     region: Region,
-    lines: Mapping[str, Lines | Bounds],
+    lines: Mapping[str, Enclosure],
     *,
     plan: Plan | None = None,
     places: Tensor | None = None,
@@ -205,7 +208,7 @@ def pull(
     target: str,
     rows: Tensor,
     batch: int,
-    lines: Mapping[str, Lines | Bounds],
+    lines: Mapping[str, Enclosure],
     magnitude: Mapping[str, Tensor] | None = None,
     stop: frozenset[str] = frozenset(),
     both: bool = False,
@@ -314,12 +317,37 @@ def bytes_at_entrance(network: Network, region: Region, k: int) -> tuple[int, in
     return bytes_taken(region.shape[0], k, m, n, region.dtype.itemsize)
 
 
+@rule(Multiply, domain=Rows)
+def _multiply(op: Multiply, node: Node, a: Tensor, walk: Rows) -> None:
+    """A positive coefficient takes the plane below, a negative one that above."""
+    planes = walk.lines[node.name]
+    if isinstance(planes, Bounds):
+        end_in(planes, a, walk)
+        return
+    assert isinstance(planes, Planes)
+    assert walk.upper is None, "products have two rows a neuron"
+    positive, negative = a.clamp_min(0), a.clamp_max(0)
+    (*below, low), (*above, high) = planes.below, planes.above
+    constant = dot(positive, low) + dot(negative, high)
+    size = None
+    if walk.magnitude is not None:
+        size = dot(a.abs(), torch.maximum(low.abs(), high.abs()) + tiny(a.dtype))
+    walk.add_constant(constant, size, math.prod(node.shape) + 8)
+    for name, under, over in zip(node.inputs, below, above, strict=True):
+        pulled = positive * under[:, None] + negative * over[:, None]
+        if walk.magnitude is not None:
+            walk.allow(2 * unit_roundoff(a.dtype) * dot(pulled.abs(), walk.magnitude[name]))
+            walk.allow_underflow(name, 1)
+        walk.add(name, pulled)
+
+
 @rule(Activation, domain=Rows)
 def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
     lines = walk.lines[node.name]
     if isinstance(lines, Bounds):
         end_in(lines, a, walk)
         return
+    assert isinstance(lines, Lines)
     if walk.upper is not None:
         assert lines.parallel, "one row gives both bounds between parallel lines only"
         pulled, low, high = band_step(a, lines)

@@ -23,8 +23,9 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear
+from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox, Region
-from optrelax.rounding import Rounding
+from optrelax.rounding import Rounding, down, up
 
 Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -127,6 +128,11 @@ def _range(network: Network, node: Node, region: Region, balls: dict[str, Ball] 
         parts.append((low, -high))
     low, high = (torch.cat(of, 1).reshape(-1, *node.shape) for of in zip(*parts, strict=True))
     return ball(low, high, balls is not None)
+
+
+def narrow_sources(network: Network) -> frozenset[str]:
+    """What activations read that are not defined everywhere: intervals keep to a domain where lines may leave it."""
+    return frozenset(n.inputs[0] for n in network.activations if not n.op.everywhere)
 
 
 _SIGNATURES = (
@@ -279,6 +285,25 @@ def _activation(op: Activation, x: Ball) -> Ball:
     l, u = x.center, x.radius
     low, high = op.outward_image(l, u) if x.outward else op.image(l, u)
     return ball(low, high, x.outward)
+
+
+@rule(Multiply, domain=Ball)
+def _multiply(op: Multiply, x: Ball, y: Ball) -> Ball:
+    """The extremes are at corners; of a value with itself, at its ends and at 0."""
+    a, b = x.bounds, y.bounds
+    if x is y:
+        low, high = a.lower * a.lower, a.upper * a.upper
+        least = torch.where((a.lower < 0) & (a.upper > 0), 0.0, torch.minimum(low, high))
+        greatest = torch.maximum(low, high)
+    else:
+        corners = [p * q for p in (a.lower, a.upper) for q in (b.lower, b.upper)]
+        least = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
+        greatest = torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3]))
+    if x.outward:
+        # A product rounds by half a step; a square is none below 0.
+        least, greatest = down(least), up(greatest)
+        least = least.clamp_min(0) if x is y else least
+    return ball(least, greatest, x.outward)
 
 
 @rule(Greatest, domain=Ball)

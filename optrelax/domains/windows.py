@@ -224,6 +224,7 @@ def _activation(op: Activation, node: Node, a: Tensor, frame: Frame, walk: Rows)
     if isinstance(lines, Bounds):
         _end_in(lines, a, frame, walk)
         return
+    assert isinstance(lines, Lines)
     source = node.inputs[0]
     given = _with_bias(lines, source, a, walk)
     once: dict[int, Tensor] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from optrelax.domains.backsubstitution import choose_entries, dot, pull
 from optrelax.domains.balls import absolute_terms, affine_error
+from optrelax.domains.interval import narrow_sources
+from optrelax.domains.interval import propagate as propagate_intervals
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds, ordered
@@ -25,8 +27,9 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox
-from optrelax.rounding import SLACK, down, gamma, underflow, unit_roundoff, up
+from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
 
 Errors = Literal["generators", "interval", "projection"]
 LineRule = Callable[[Activation, Tensor, Tensor], Lines]
@@ -106,6 +109,8 @@ class Walk:
     projections: int = 50
     seed: int = 0
     outward: bool = False
+    narrow: Mapping[str, Bounds] = field(default_factory=dict)
+    """Intervals of what activations read that are not defined everywhere, by the node read."""
 
     def cauchy(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The Cauchy projection of the errors born at node `name`: [k, *shape], the same for every batch."""
@@ -133,12 +138,16 @@ def propagate(network: Network, region: InputBox, walk: Walk, keep: frozenset[st
     readers = {
         name: sum(node.inputs.count(name) for node in network) for name in (network.input, *(n.name for n in network))
     }
+    if sources := narrow_sources(network):
+        rounding: Rounding = "outward" if walk.outward else "nearest"
+        balls = propagate_intervals(network, region, rounding=rounding, targets=sources).balls
+        walk = replace(walk, narrow={name: balls[name].bounds for name in sources})
     state = {network.input: _start(network, region, walk)}
     preactivation: dict[str, Bounds] = {}
     for node in network:
         inputs = [state[name] for name in node.inputs]
         if isinstance(node.op, Activation):
-            preactivation[node.name] = inputs[0].bounds
+            preactivation[node.name] = _before(inputs[0], node, walk)
         step = find_rule(node.op, Zonotope)
         assert step is not None
         state[node.name] = step(node.op, node, walk, *inputs)
@@ -194,9 +203,15 @@ def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
     return Zonotope(center, blocks, beta, projected, walk.outward)
 
 
+def _before(z: Zonotope, node: Node, walk: Walk) -> Bounds:
+    """Bounds of what an activation reads."""
+    found = walk.narrow.get(node.inputs[0])
+    return z.bounds if found is None else z.bounds.intersect(found)
+
+
 @rule(Activation, domain=Zonotope)
 def _activation(op: Activation, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
-    before = z.bounds
+    before = _before(z, node, walk)
     lines = walk.lines(op, before.lower, before.upper)
     lam = lines.lower_slope
     shift = (lines.lower_intercept + lines.upper_intercept) / 2
@@ -240,6 +255,37 @@ def _fresh_block(mu: Tensor) -> Block | None:
     generators = torch.zeros(*index.shape, flat.shape[1], dtype=mu.dtype, device=mu.device)
     generators.scatter_(2, index[..., None], 1.0)
     return Block(generators.reshape(*index.shape, *mu.shape[1:]), flat.gather(1, index))
+
+
+@rule(Multiply, domain=Zonotope)
+def _multiply(op: Multiply, node: Node, walk: Walk, x: Zonotope, y: Zonotope) -> Zonotope:
+    """(c + p)(d + q) = c d + d p + c q + p q, and |p q| is at most both radii's product: a new error."""
+    if walk.errors == "projection":
+        raise UnsupportedOpError([Problem(node.path, type(op).__name__, "has no rule for random projection (cauchy)")])
+    c, d, r, s = x.center, y.center, x.radius, y.radius
+    mu = r * s
+    center = c * d
+    if x is y:  # p q is a square: from 0 on
+        mu = mu / 2
+        center = center + mu
+    blocks = {}
+    for name in dict.fromkeys((*x.blocks, *y.blocks)):
+        parts = [(z.blocks[name], k) for z, k in ((x, d), (y, c)) if name in z.blocks]
+        generators = parts[0][0].generators * parts[0][1][:, None]
+        for block, k in parts[1:]:
+            generators = generators + block.generators * k[:, None]
+        blocks[name] = Block(generators, parts[0][0].scale)
+    beta = None
+    for z, k in ((x, d), (y, c)):
+        if z.beta is not None:
+            beta = k.abs() * z.beta if beta is None else beta + k.abs() * z.beta
+    if walk.outward:
+        # Products and sums above: at most 8 units of every magnitude they touch.
+        size = (c.abs() + r) * (d.abs() + s)
+        lost = underflow(8, size.dtype) * (x.reach + y.reach)
+        error = SLACK * (8 * unit_roundoff(size.dtype) * size + lost)
+        beta = error if beta is None else beta + error
+    return _with_errors(Zonotope(center, blocks, beta, None, walk.outward), x, None, mu, node, walk)
 
 
 @rule(Greatest, domain=Zonotope)

@@ -335,6 +335,8 @@ def _is_random(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded not in tags:
         return False
+    if "scaled_dot_product_attention" in str(node.target):
+        return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0)
     return not ("dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False)
 
 

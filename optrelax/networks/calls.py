@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Shape, Source
+from optrelax.networks.products import Multiply
 
-Op = Affine | Activation | Greatest
+Op = Affine | Activation | Greatest | Multiply
 
 PRODUCT = "the product of two values of the network is not affine"
 

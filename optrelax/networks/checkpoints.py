@@ -37,6 +37,7 @@ from optrelax.networks.maxima import Greatest
 from optrelax.networks.onnx_files import is_onnx, read_onnx
 from optrelax.networks.onnx_writing import write_onnx
 from optrelax.networks.ops import Affine, Shape, Source
+from optrelax.networks.products import Multiply
 from optrelax.networks.storage import Settings, Tensors
 from optrelax.output.files import read_tensors, write_tensors
 
@@ -248,7 +249,7 @@ def _same_values(op: Op, other: Op, shapes: Iterable[Shape], like: Tensor) -> bo
     probes = [torch.randn(2, *shape, generator=generator).to(like) for shape in shapes]
     if isinstance(op, Affine) and isinstance(other, Affine):
         return _close(op.apply(*probes), other.apply(*probes))
-    if isinstance(op, Greatest) and isinstance(other, Greatest):
+    if isinstance(op, (Greatest, Multiply)) and isinstance(other, type(op)):
         return _close(op(*probes), other(*probes))
     return False
 
@@ -361,7 +362,7 @@ def _node(stored: Any, shapes: Mapping[str, Shape], sources: Mapping[str, Source
         op = storage.restored(stored["op"].get("op"), Settings(settings, budget.most), read, given)
     except ValueError as error:
         raise ValueError(f"node {name!r}: {error}") from error
-    if not isinstance(op, (Affine, Activation, Greatest)):
+    if not isinstance(op, (Affine, Activation, Greatest, Multiply)):
         raise ValueError(f"node {name!r}: {type(op).__name__} is no op of a graph")
     takes, gives = (given[:1], given[0]) if isinstance(op, Activation) else (op.input_shapes, op.shape)
     if takes != given or gives != shape:

@@ -16,11 +16,12 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, BatchNorm, BatchNormInTraining, Linear, Shape
+from optrelax.networks.products import Multiply
 
 if TYPE_CHECKING:
     from optrelax.networks.snapshots import Snapshot
 
-Op = Affine | Activation | Greatest
+Op = Affine | Activation | Greatest | Multiply
 HALF = (torch.float16, torch.bfloat16)
 # Modules that are another function (of the batch, or random) in training mode.
 MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -91,7 +92,14 @@ class Graph:
 
     @property
     def lowered(self) -> Graph:
-        """The same function, and the same node names, with maxima composed of ReLUs; this graph where it has none."""
+        """The same function, and the same node names, with maxima composed of ReLUs; this graph where it has none.
+
+        UnsupportedOpError where it multiplies values: what asks for this makes linear programs of it.
+        """
+        products = [node for node in self.nodes if isinstance(node.op, Multiply)]
+        if products:
+            reason = "the product of two values has no linear program; box, the zonotopes, crown, crown-ibp take it"
+            raise UnsupportedOpError([Problem(node.path, "Multiply", reason) for node in products])
         return self._lowered if any(isinstance(node.op, Greatest) for node in self.nodes) else self
 
     @cached_property

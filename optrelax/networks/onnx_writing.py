@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks import convolutions, linear_maps, maxima, ops, views
+from optrelax.networks import convolutions, linear_maps, maxima, ops, products, views
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.output.files import write_whole
@@ -189,6 +189,18 @@ def _average_pool(file: _File, node: Node, op: ops.AveragePool2d, xs: list[str])
     if op.divisor in (None, kernel[0] * kernel[1]):
         return y
     return file.node("Mul", [y, file.tensor("divisor", torch.tensor(kernel[0] * kernel[1] / float(op.divisor or 1)))])
+
+
+@_writer(views.Expand)
+def _expand(file: _File, node: Node, op: views.Expand, xs: list[str]) -> str:
+    shape = op.input_shapes[0]
+    y = file.reshape(xs[0], [*[1] * (len(op.shape) - len(shape)), *shape])
+    return file.node("Expand", [y, file.integers("shape", [1, *op.shape])])
+
+
+@_writer(products.Multiply)
+def _multiply(file: _File, node: Node, op: products.Multiply, xs: list[str]) -> str:
+    return file.node("Mul", xs)
 
 
 @_writer(maxima.Greatest)

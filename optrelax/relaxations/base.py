@@ -16,6 +16,7 @@ from optrelax.exactness import require_exact_products
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
+from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.rounding import Rounding, check_rounding
 
@@ -129,4 +130,4 @@ def examples_at_a_time(relaxation: Relaxation, network: Network, region: Region,
 
 
 def pooled(network: Network) -> bool:
-    return any(isinstance(node.op, Greatest) for node in network)
+    return any(isinstance(node.op, (Greatest, Multiply)) for node in network)

@@ -14,9 +14,11 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains import lines as named
+from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.balls import Ball
 from optrelax.domains.frames import Plan
 from optrelax.domains.lines import Lines, LowerSlope
+from optrelax.domains.planes import Planes, outward_planes, product_planes, square_planes
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import require_number
 from optrelax.kernels.relax_step import kernels as relax_step_kernels
@@ -24,6 +26,8 @@ from optrelax.kernels.triton_steps import passes
 from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
+from optrelax.networks.ops import Affine
+from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.relaxations.base import (
     Preactivation,
@@ -99,32 +103,46 @@ class Substitution(Relaxation):
 
     def _layers(
         self, network: Network, region: Region, budget: MemoryBudget
-    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+    ) -> tuple[Preactivation, dict[str, Enclosure]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
         given = None if self.preactivation is None else self._given(network, region, budget.source)
         enough = _without_rows(network, region, given)
         # Outward rounding wants the sizes of all values.
-        targets = None if self.outward else enough
+        narrow = interval.narrow_sources(network)
+        targets = None if self.outward else enough | narrow
         balls = interval.propagate(network, region, rounding=self.rounding, targets=targets).balls
         magnitude = self._magnitude(network, balls)
         bounds: Preactivation = {}
-        lines: dict[str, Lines | Bounds] = {}
+        known: dict[str, Bounds] = {}
+        lines: dict[str, Enclosure] = {}
         for node in network:
-            if not isinstance(node.op, (Activation, Greatest)):
+            if isinstance(node.op, Affine):
                 continue
-            source = node.inputs[0]
-            if given is not None and node.name in given:
-                before = given[node.name]
-            elif source in enough:
-                before = balls[source].bounds
-            else:
-                before = self._both(network, source, region, lines, magnitude, budget.rows)
+            for source in node.inputs:
+                if source in known:
+                    continue
+                if given is not None and node.name in given:
+                    known[source] = given[node.name]
+                elif source in enough:
+                    known[source] = balls[source].bounds
+                else:
+                    known[source] = self._both(network, source, region, lines, magnitude, budget.rows)
+                    if source in narrow:
+                        known[source] = known[source].intersect(balls[source].bounds)
+            before = known[node.inputs[0]]
             if isinstance(node.op, Greatest):
                 lines[node.name] = before
+            elif isinstance(node.op, Multiply):
+                lines[node.name] = self._planes(before, known[node.inputs[1]], node.inputs[0] == node.inputs[1])
             else:
                 bounds[node.name] = before
                 lines[node.name] = self._lines(node.op, before)
         return bounds, lines
+
+    def _planes(self, x: Bounds, y: Bounds, same: bool) -> Planes:
+        """Planes of a product: the even mixture of each side's, which is flattest where nothing says otherwise."""
+        planes = square_planes(x) if same else product_planes(x, y)
+        return outward_planes(planes, x, y, same) if self.outward else planes
 
     def _magnitude(self, network: Network, balls: Mapping[str, Ball]) -> dict[str, Tensor] | None:
         return backsubstitution.magnitudes(network, balls) if self.outward else None
@@ -134,7 +152,7 @@ class Substitution(Relaxation):
         network: Network,
         source: str,
         region: Region,
-        lines: Mapping[str, Lines | Bounds],
+        lines: Mapping[str, Enclosure],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
     ) -> Bounds:
@@ -158,7 +176,7 @@ class Substitution(Relaxation):
         source: str,
         plan: Plan,
         region: Region,
-        lines: Mapping[str, Lines | Bounds],
+        lines: Mapping[str, Enclosure],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
     ) -> tuple[Tensor, Tensor]:
@@ -194,7 +212,7 @@ class Substitution(Relaxation):
         target: str,
         rows: Tensor,
         region: Region,
-        lines: Mapping[str, Lines | Bounds],
+        lines: Mapping[str, Enclosure],
         magnitude: Mapping[str, Tensor] | None,
         room: float,
     ) -> Tensor:
@@ -212,7 +230,7 @@ class Substitution(Relaxation):
         target: str,
         rows: Tensor,
         region: Region,
-        lines: Mapping[str, Lines | Bounds],
+        lines: Mapping[str, Enclosure],
         room: float,
     ) -> Tensor:
         """Both bounds of every row by parallel lines, [2, batch, k]."""
@@ -243,7 +261,7 @@ class Substitution(Relaxation):
         """Whether one row gives both bounds of a neuron: parallel lines, to nearest, no pooling."""
         return self.parallel and not self.outward and not pooled(network)
 
-    def _parallel(self, network: Network, lines: Mapping[str, Lines | Bounds]) -> bool:
+    def _parallel(self, network: Network, lines: Mapping[str, Enclosure]) -> bool:
         """Whether these lines let one row give both bounds."""
         return self._one_row(network) and all(isinstance(pair, Lines) and pair.parallel for pair in lines.values())
 
@@ -309,7 +327,7 @@ class Substitution(Relaxation):
 
     def _targets(self, network: Network, region: Region) -> list[str]:
         """Nodes whose entries are bounded by rows."""
-        sources = [node.inputs[0] for node in network if isinstance(node.op, (Activation, Greatest))]
+        sources = [name for node in network if not isinstance(node.op, Affine) for name in node.inputs]
         if self.preactivation is not None:
             return []
         known = interval.exact_nodes(network, region)
@@ -399,7 +417,7 @@ class FastLin(Substitution):
 
 
 def _without_rows(network: Network, region: Region, given: Preactivation | None) -> frozenset[str]:
-    """Nodes whose intervals do: where these are exact, and before poolings in a network whose bounds are given."""
-    nodes = [n for n in network if isinstance(n.op, (Activation, Greatest)) and not (given and n.name in given)]
-    pooled = {n.inputs[0] for n in nodes if given is not None and isinstance(n.op, Greatest)}
-    return frozenset(pooled | {n.inputs[0] for n in nodes} & interval.exact_nodes(network, region))
+    """Nodes whose intervals do: where these are exact, and before poolings and products where bounds are given."""
+    nodes = [n for n in network if not isinstance(n.op, Affine) and not (given and n.name in given)]
+    loose = {i for n in nodes if given is not None and not isinstance(n.op, Activation) for i in n.inputs}
+    return frozenset(loose | {i for n in nodes for i in n.inputs} & interval.exact_nodes(network, region))

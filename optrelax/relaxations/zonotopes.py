@@ -13,6 +13,7 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.domains import backsubstitution, frames, interval, zonotope
 from optrelax.domains import lines as named
+from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
@@ -293,7 +294,7 @@ class _Hybrid(Substitution):
 
     def _layers(
         self, network: Network, region: Region, budget: MemoryBudget
-    ) -> tuple[Preactivation, dict[str, Lines | Bounds]]:
+    ) -> tuple[Preactivation, dict[str, Enclosure]]:
         bounds, maps, _ = self._hybrid(network, region, budget)
         return bounds, {**maps}
 

@@ -16,7 +16,7 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import Region
 from optrelax.relaxations import Cauchy, Relaxation, resolve
-from optrelax.specifications import label_rows
+from optrelax.specifications import Spec, Specification, as_specification, label_rows
 
 __all__ = [
     "AdversarialLoss",
@@ -90,6 +90,11 @@ class Batch:
     generator: torch.Generator | None
     memory: Any = None  # dual points of earlier steps, see `optrelax.training.lp_losses`
     index: Tensor | None = None  # the examples' places in the data set, [batch]
+    spec: Specification | None = None  # whose rows these are, where not those of labels
+
+    def combined(self, values: Tensor) -> Tensor:
+        """Bounds or values of the rows [batch, k] as those of what is asked: offsets added, the greatest of a group."""
+        return values if self.spec is None else self.spec.worst(values + self.spec.offsets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ class WeightedLoss:
 
     def _robust(self, batch: Batch) -> Robust:
         """The robust part: by default the cross-entropy of `_margins`."""
-        found = self._margins(batch)
+        found = batch.combined(self._margins(batch))
         return Robust(certified_cross_entropy(found), found)
 
     def _margins(self, batch: Batch) -> Tensor:
@@ -156,10 +161,15 @@ class WeightedLoss:
         labels: Tensor,
         x: Tensor | None = None,
         *,
+        spec: Spec | None = None,
         generator: torch.Generator | None = None,
     ) -> LossTerms:
-        """The terms of the loss for one batch.  ValueError where labels do not fit."""
-        return self._terms(net, region, labels, x, generator)
+        """The terms of the loss for one batch.  ValueError where labels do not fit.
+
+        spec: what is asked in place of the labels' margins; of a group the greatest row's bound counts. Labels may
+        then be targets [batch, *output_shape], and the natural loss is their mean squared error.
+        """
+        return self._terms(net, region, labels, x, generator, spec=spec)
 
     def _terms(
         self,
@@ -170,30 +180,46 @@ class WeightedLoss:
         generator: torch.Generator | None,
         memory: Any = None,
         index: Tensor | None = None,
+        spec: Spec | None = None,
     ) -> LossTerms:
         network = net if isinstance(net, Network) else capture(net, region.shape[1:])
         x = clean_images(region, x)
-        if labels.shape != x.shape[:1]:
+        asked = None if spec is None else self._asked(spec, network, region)
+        targets = asked is not None and labels.is_floating_point()
+        wanted = (x.shape[0], *network.output_shape) if targets else (x.shape[0],)
+        if labels.shape != wanted:
             raise ValueError(
-                f"{type(self).__name__}: labels must be [{x.shape[0]}], one an image, got {tuple(labels.shape)}"
+                f"{type(self).__name__}: labels must be {list(wanted)}, one an image, got {tuple(labels.shape)}"
             )
-        rows = label_rows(labels, network.output_shape, "train").to(region.like)  # checks the labels too
+        if asked is None:
+            rows = label_rows(labels, network.output_shape, "train").to(region.like)  # checks the labels too
+        else:
+            rows = asked.rows.expand(x.shape[0], *asked.rows.shape[-2:])
         passed = None
         if network.graph.in_training:
             network, passed = network.on_batch(x)
         # A part without weight is reported, where it is cheap, and never in the graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kappa > 0):
             logits = (network(x) if passed is None else passed if self.kappa > 0 else passed.detach()).flatten(1)
-            natural = F.cross_entropy(logits, labels)
+            natural = F.mse_loss(logits, labels.flatten(1)) if targets else F.cross_entropy(logits, labels)
         total, robust = self.kappa * natural, None
         if self.kappa < 1:
-            robust = self._robust(Batch(network, region, labels, rows, generator, memory, index))
+            robust = self._robust(Batch(network, region, labels, rows, generator, memory, index, asked))
             total = total + (1 - self.kappa) * robust.loss
         penalty = l1_norm(network) if self.l1 > 0 else torch.zeros_like(natural)
         total = total + self.l1 * penalty
         if robust is None:
             return LossTerms(total, natural, None, penalty, logits, None)
         return LossTerms(total, natural, robust.loss, penalty, logits, robust.margins, robust.solved)
+
+    def _asked(self, spec: Spec, network: Network, region: Region) -> Specification:
+        """The specification for a batch; ValueError from losses that are made of margins."""
+        name = type(self).__name__
+        if type(self)._robust is not WeightedLoss._robust:
+            raise ValueError(f"{name}: is made of the margins of labels; for a specification use CertifiedLoss")
+        found = as_specification(spec).flat()
+        found.require_fit(name, network.outputs, region.shape[:1])
+        return found.to(region.device, region.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.rounding import Rounding
+from optrelax.specifications import Spec
 from optrelax.training.losses import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
 
 __all__ = ["DualMemory", "LPLoss"]
@@ -149,17 +150,19 @@ class LPLoss(WeightedLoss):
         labels: Tensor,
         x: Tensor | None = None,
         *,
+        spec: Spec | None = None,
         generator: torch.Generator | None = None,
         memory: DualMemory | None = None,
         index: Tensor | None = None,
     ) -> LossTerms:
         """The terms of the loss for one batch.
 
+        spec: none, its slots are those of margins; CertifiedLoss takes a specification with any LP layer.
         memory, index: dual points of earlier steps, and the examples' places in the data set [batch]: both or none.
         """
         if (memory is None) != (index is None):
             raise ValueError("LPLoss: memory and index go together: the memory is kept by the examples' places")
-        return self._terms(net, region, labels, x, generator, memory, index)
+        return self._terms(net, region, labels, x, generator, memory, index, spec)
 
     def _robust(self, batch: Batch) -> Robust:
         layer: Any = resolve(self.layer)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from optrelax.analysis import lower_bounds
 from optrelax.domains import backsubstitution, interval
+from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
-from optrelax.enclosures import Bounds
+from optrelax.domains.planes import product_planes, square_planes
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
+from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.training.losses import (
@@ -199,10 +201,13 @@ def bounds_at_slopes(network: Network, region: Region, rows: Tensor, weights: Ma
     Sound: yes.  Gradient: exact, through the slopes too.
     """
     found = interval.propagate(network, region)
-    lines: dict[str, Lines | Bounds] = {}
+    lines: dict[str, Enclosure] = {}
     for node in network:
         if isinstance(node.op, Greatest):
             lines[node.name] = found.balls[node.inputs[0]].bounds
+        elif isinstance(node.op, Multiply):
+            x, y = (found.balls[name].bounds for name in node.inputs)
+            lines[node.name] = square_planes(x) if node.inputs[0] == node.inputs[1] else product_planes(x, y)
         elif isinstance(node.op, Activation):
             before = found.preactivation[node.name]
             hull = node.op.hull(before.lower, before.upper)

@@ -19,6 +19,7 @@ from optrelax.certification.attacks import PGD
 from optrelax.layers.milp import Milp
 from optrelax.output import json_lines
 from optrelax.relaxations import resolve
+from optrelax.training.robust_losses import FusedLoss
 
 CLOSED = ["box", "hbox", "deepz", "fast-lin", "crown", "crown-ibp", "box-round:omega=0.01,F=10"]
 EPS = 0.15
@@ -672,3 +673,83 @@ def test_a_gpu_gives_the_same_verdicts(dtype):
     assert there.examples["verdict"].to_list() == here.examples["verdict"].to_list()
     lower = [r.examples["lower:crown"].to_numpy() for r in (here, there)]
     assert np.allclose(*lower, atol=1e-5)
+
+
+# --- specifications and regions -----------------------------------------------------------------------------------
+
+
+def test_margins_given_as_a_specification_are_margins(tmp_path):
+    x, labels = examples(8)
+    plain = ox.certify(small(), (x, labels), EPS, relaxation="crown")
+    region, spec = ox.LinfBall(x.double(), EPS, (0.0, 1.0)), {"right": ox.margins(labels, 3)}
+    journal = tmp_path / "journal.jsonl"
+    given = ox.certify(small(), x, region=region, spec=spec, resume=journal)
+    assert given.examples["verdict"].to_list() == plain.examples["verdict"].to_list()
+    for column in ("natural_margin", "attack_margin", "lower:crown"):
+        assert given.examples[column].to_list() == pytest.approx(plain.examples[column].to_list(), rel=1e-6)
+    assert given.accuracy == plain.accuracy
+    assert given.certified_rows.keys() == {"right.0", "right.1"}
+    assert min(given.certified_rows.values()) >= given.certified
+    again = ox.certify(small(), x, region=region, spec=spec, resume=journal)
+    assert again.examples.equals(given.examples)
+    with pytest.raises(ValueError, match="journal of another run"):
+        ox.certify(small(), x, region=region, spec=ox.margins(labels, 3), resume=journal)
+
+
+def test_any_of_is_certified_where_no_row_is():
+    x, _ = examples(8)
+    rows = ox.margins(torch.tensor([0]), 3)[0]
+    spec = ox.any_of(ox.Specification(rows[:1], 0.02), ox.Specification(-rows[:1], 0.02))
+    report = ox.certify(small(), x, region=ox.LinfBall(x.double(), 0.2), spec=spec, relaxation=["box", "crown"])
+    alone = [ox.lower_bounds(small().double(), ox.LinfBall(x.double(), 0.2), r, "crown") for r in (rows[:1], -rows[:1])]
+    assert report.certified == 1  # one of two opposite numbers is at least 0
+    assert bool((torch.cat(alone, 1).amax(1) + 0.02 < 0).any())
+    verdict = ox.verify(small(), spec, region=ox.LinfBall(x[:3].double(), 0.2), relaxation="crown")
+    assert str(verdict.status) == "holds"
+    broken = ox.verify(small(), rows, region=ox.LinfBall(x.double(), 0.2), relaxation="crown")
+    assert str(broken.status) == "violated"
+
+
+def test_regression_and_comparison_and_losses_take_specifications():
+    x, _ = examples(6)
+    net, region = small(), ox.LinfBall(x.double(), 0.02)
+    target = net(x).detach()
+    spec = ox.within(target, 0.3)
+    table = ox.compare(net, x, relaxations=["box", "crown"], region=region, spec=spec, repeats=1).table
+    assert table["certified %"].to_list() == [100, 100]
+    assert table["mean bound"][0] <= table["mean bound"][1] <= 0.3
+    wrong = ox.certify(net, x, region=region, spec=ox.within(target + 1, 0.3))
+    assert (wrong.attacked, wrong.accuracy) == (1, 0)
+    box = ox.LinfBall(x, 0.02)
+    terms = ox.CertifiedLoss("box", kappa=0.5)(net, box, target + 1, spec=ox.within(target + 1, 0.3))
+    assert float(terms.natural.detach()) == pytest.approx(1.0)
+    expected = ox.certified_cross_entropy(ox.lower_bounds(net, box, ox.within(target + 1, 0.3), "box"))
+    torch.testing.assert_close(terms.robust, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": None}, "give eps, or a region"),
+        ({"region": None, "eps": None}, "give eps, or a region"),
+        ({"region": ox.InputBox(torch.zeros(4, 4), torch.zeros(4, 4))}, "lies outside its region"),
+        ({"region": ox.InputBox(torch.zeros(2, 4), torch.ones(2, 4))}, r"region is of inputs \(2, 4\)"),
+        ({"spec": torch.eye(4)}, "the specification is of 4 outputs, the network has 3"),
+        ({"spec": torch.zeros(2, 1, 3)}, r"has batch \(2,\), the inputs \(4,\)"),
+        ({"spec": None}, "inputs alone want a spec"),
+        ({"spec": ox.Specification(torch.eye(3), 1.0), "exact": True}, "settles plain rows"),
+    ],
+)
+def test_questions_that_do_not_fit_are_refused(change, message):
+    x, _ = examples(4)
+    asked = {"region": ox.LinfBall(x.double(), 0.1), "spec": torch.eye(3)} | change
+    if change == {"eps": None}:
+        asked["eps"] = 0.1
+    with pytest.raises(ValueError, match=message):
+        ox.certify(small(), x, **asked)
+
+
+def test_a_loss_of_margins_takes_no_specification():
+    x, labels = examples(4)
+    with pytest.raises(ValueError, match="FusedLoss: is made of the margins of labels"):
+        FusedLoss()(small(), ox.LinfBall(x, 0.1), labels, spec=torch.eye(3))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 import optrelax as ox
 from optrelax.certification.property_files import parse_property
-from optrelax.properties import Case, Halfspace, Property, Specification
+from optrelax.properties import Case, Halfspace, Property, avoiding
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -65,11 +65,11 @@ def test_open_ends_do_not_belong_to_the_inside():
 )
 def test_a_row_with_its_slack_is_never_more_than_the_halfspace(dtype, coefficients, constant, y):
     half = Halfspace(tuple(enumerate(coefficients)), constant)
-    spec = Specification.avoiding([[half]], 3, dtype)
+    spec = avoiding([[half]], 3, dtype)
     (scaled,) = [half.scaled()]
     exact = sum((c * y[i] for i, c in scaled.coefficients), scaled.constant)
     row = [F(float(v)) for v in spec.rows[0]]
-    slack = [F(float(v)) for v in spec.slack[0]]
+    slack = [F(0)] * 3 if spec.slack is None else [F(float(v)) for v in spec.slack[0]]
     offset = float(spec.offsets[0])
     value = sum(r * v for r, v in zip(row, y, strict=True)) + (F(offset) if offset > -torch.inf else -(10**1000))
     assert value - sum(s * abs(v) for s, v in zip(slack, y, strict=True)) <= exact

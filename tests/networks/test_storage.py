@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import NETWORKS, NetworkCase, every_region
+from cases import NETWORKS, PRODUCTS, NetworkCase, every_region
 from test_affine_ops import CASES as AFFINE
 from test_affine_ops import Case
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def test_an_affine_op_comes_back_to_the_bit_alone(case: Case):
 
 def test_every_registered_op_stands_in_a_network_or_among_the_affine_ops():
     """Else the contracts above would leave it out."""
-    found = {storage.name_of(node.op) for case in NETWORKS for node in case.network()}
+    found = {storage.name_of(node.op) for case in (*NETWORKS, *PRODUCTS) for node in case.network()}
     found |= {storage.name_of(case.op()[0]) for case in AFFINE}
     assert found >= set(IN_TREE)
 

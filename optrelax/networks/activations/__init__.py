@@ -10,12 +10,14 @@ from optrelax.networks.activations.piecewise_linear import (
     leaky_relu,
     relu,
 )
+from optrelax.networks.activations.steps import Step, slopes_of
 
 __all__ = [
     "Activation",
     "Hull",
     "Line",
     "PiecewiseLinear",
+    "Step",
     "absolute",
     "ceiling",
     "clamp",
@@ -23,4 +25,5 @@ __all__ = [
     "leaky_relu",
     "least_width",
     "relu",
+    "slopes_of",
 ]

@@ -59,6 +59,11 @@ class Activation(Storable, ABC):
         return False
 
     @property
+    def everywhere(self) -> bool:
+        """Whether the function is defined for every number; else a bound beyond its domain would say nothing."""
+        return True
+
+    @property
     def chord_above(self) -> bool:
         """Whether the function is convex, so that one line, the chord, bounds it from above over every interval."""
         return False

@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 
-from optrelax.networks.calls import BATCH, PRODUCT, Call, Op, Refused, Value
+from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
 from optrelax.networks.ops import Add, Divide, Scale, Source, wide
+from optrelax.networks.products import Multiply
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import widened
 
@@ -76,8 +77,8 @@ def _times(source: Source, factor: float) -> Source:
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def multiply(call: Call) -> Value:
-    if len(call.values) != 1:
-        raise Refused(PRODUCT)
+    if len(call.values) == 2:
+        return call.add(Multiply(call.output), *(widened(call, value, call.output) for value in call.values))
     value = widened(call, call.values[0], call.output)
     return call.add(Scale(call.output, call.elementwise(1 - call.traced[0]), None), value)
 

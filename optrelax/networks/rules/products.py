@@ -11,6 +11,7 @@ import torch
 from optrelax.networks.calls import PRODUCT, Call, Op, Refused, Value, as_source
 from optrelax.networks.linear_maps import Product, Separable, Sum
 from optrelax.networks.ops import Add, Linear, Reshape, Scale, Shape, Source, wide
+from optrelax.networks.products import Multiply
 from optrelax.networks.registry import rule
 from optrelax.networks.views import Expand, Permute
 
@@ -74,9 +75,9 @@ def _constant(argument: Any) -> Source:
 
 
 def multiplied(call: Call, first: Any, second: Any) -> Value:
-    """The matrix product of a value and a constant, in either order."""
+    """The matrix product of a value and a constant, in either order, or of two values."""
     if isinstance(first, Value) and isinstance(second, Value):
-        raise Refused(PRODUCT)
+        return _matrix_product(call, first, second)
     right = isinstance(first, Value)
     value, constant = (first, second) if right else (second, first)
     read, shape = _constant(constant), constant.shape
@@ -109,6 +110,41 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
     sizes = (*(own[i] for i in kept), *shape[len(own) :])
     out = names + (rows + matrix if right else matrix + rows).replace("b", "")
     return call.add(Product(full, lambda: read().reshape(sizes), names + rows, subscripts, out), value)
+
+
+def _matrix_product(call: Call, first: Value, second: Value) -> Value:
+    """[*lead, n, m] @ [*lead, m, p] of two values."""
+    if len(call.output) < 1 or len(first.shape) < 2 or len(second.shape) < 2:
+        if len(first.shape) == len(second.shape) == 1 and not call.output:
+            return pairs(call, first, "a", second, "a", "")
+        raise Refused(_BATCH)
+    letters = string.ascii_letters[3:]
+    lead = letters[: max(len(first.shape), len(second.shape)) - 2]
+    own = [lead[len(lead) - len(value.shape) + 2 :] for value in (first, second)]
+    return pairs(call, first, own[0] + "ab", second, own[1] + "bc", lead + "ac")
+
+
+def pairs(call: Call, first: Value, one: str, second: Value, two: str, out: str) -> Value:
+    """An einsum of two values: all pairs of entries multiplied, then summed over letters that `out` does not show."""
+    gone = [letter for letter in dict.fromkeys(one + two) if letter not in out]
+    letters = out + "".join(gone)
+    sizes: dict[str, int] = {}
+    for names, value in ((one, first), (two, second)):
+        for letter, size in zip(names, value.shape, strict=True):
+            sizes[letter] = size if sizes.get(letter, 1) == 1 else sizes[letter]
+    wide_shape = tuple(sizes[letter] for letter in letters)
+    laid = []
+    for names, value in ((one, first), (two, second)):
+        order = [names.index(letter) for letter in letters if letter in names]
+        if order != sorted(order):
+            value = call.add(Permute(value.shape, order), value)
+        held = iter(value.shape)
+        spread = tuple(next(held) if letter in names else 1 for letter in letters)
+        if spread != value.shape:
+            value = call.add(Reshape(value.shape, spread), value)
+        laid.append(value if spread == wide_shape else call.add(Expand(spread, wide_shape), value))
+    product = call.add(Multiply(wide_shape), *laid)
+    return call.add(Sum(wide_shape, range(len(out), len(letters))), product) if gone else product
 
 
 @rule(aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm)
@@ -164,10 +200,14 @@ def einsum(call: Call) -> Value:
     if any(len(set(letters)) != len(letters) for letters in inputs):
         raise Refused("an einsum with a letter twice in one operand has no rule; take the diagonal first")
     places = [i for i, operand in enumerate(operands) if isinstance(operand, Value)]
-    if len(places) != 1 or len(operands) > 2:
-        raise Refused(
-            PRODUCT if len(places) > 1 else "an einsum of three operands has no rule; multiply constants first"
-        )
+    if len(operands) > 2 or not places:
+        raise Refused("an einsum of three operands has no rule; multiply two at a time")
+    if len(places) == 2:
+        batches = {letters[:1] for letters in (*inputs, out)}
+        rest = "".join(letters[1:] for letters in (*inputs, out))
+        if len(batches) > 1 or batches & set(rest):
+            raise Refused(_BATCH)
+        return pairs(call, operands[0], inputs[0][1:], operands[1], inputs[1][1:], out[1:])
     value, letters = operands[places[0]], inputs[places[0]]
     batch, letters = letters[0], letters[1:]
     constant, subscripts = None, ""
