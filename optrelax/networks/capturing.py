@@ -162,12 +162,10 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
     if problems or built.output is None:
         return None, problems
     graph = Graph(tuple(built.nodes), built.output, shape)
-    if reason := disagreement(net, graph, example, exported.from_two):
-        if random.getstate() != drawn:
-            random.setstate(drawn)
-            reason = f"draws random numbers, so that it is no fixed function: {reason}"
-        return None, [Problem("(root)", type(net).__name__, reason)]
-    return graph, []
+    reason = disagreement(net, graph, example, exported.from_two)
+    if random.getstate() != drawn:
+        random.setstate(drawn)
+    return (graph, []) if reason is None else (None, [Problem("(root)", type(net).__name__, reason)])
 
 
 _HOOKED = "has forward hooks, which may do anything with what they see; remove them"

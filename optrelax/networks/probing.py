@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,10 +44,13 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool
 
 def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every_size: bool) -> str | None:
     for name, x in _probes(example, every_size):
+        drawn = random.getstate()
         try:
             wanted = replica(x.clone())
         except Exception as error:  # noqa: BLE001  the user's code: whatever it raises on inputs it should take
             return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
+        if random.getstate() != drawn:  # a clamp may hide what was drawn
+            return "draws random numbers, so that it is no fixed function; draw them outside of forward"
         probe = Probe(graph, x)
         if reason := probe.compare(wanted):
             return f"the captured graph is another function than the module on {name}: {reason}"

@@ -6,7 +6,6 @@ percent of the 10,000 test images that are not certified (errors included), box 
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from optrelax.certification.journals import weights_digest
 from optrelax.data.datasets import evenly_spaced, load_dataset
 from optrelax.networks.capturing import capture
 from optrelax.networks.checkpoint_files import read_npz
+from optrelax.output.json_lines import JsonLines
 from optrelax.papers.layerwise_verdicts import Cascade, Stage
 from optrelax.regions import InputBox, LinfBall
 from optrelax.specifications import margins
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROWS", "BarrierRow", "barrier_frame", "barrier_lines", "run_barrier"]
 
-_FORMAT = "optrelax barrier journal 1"
+_FORMAT = "optrelax barrier journal 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ def run_barrier(
     On a CUDA device one worker with large batches is fastest.
 
     progress(batch, images done, images in all) is called in this process.
-    Raises ValueError for a journal of other weights or batches, OSError where a file is missing.
+    Raises ValueError for a journal of other weights, a damaged one, and one that another process writes; OSError where
+    a file is missing.
     """
     data = load_dataset("mnist", data_dir, "test")
     size = len(data)
@@ -96,17 +97,18 @@ def run_barrier(
     wanted = [
         (row, tuple(int(i) for i in chunk)) for row in rows for chunk in torch.as_tensor(images).split(batch_size)
     ]
-    done = _read_journal(journal, weights, rows)
-    left = [(row, chunk) for row, chunk in wanted if (row.key, chunk) not in done]
-    batches = [done[row.key, chunk] for row, chunk in wanted if (row.key, chunk) in done]
-    total = sum(len(chunk) for _, chunk in wanted)
-    finished = sum(len(batch.images) for batch in batches)
-    for batch in _decided(left, weights, data_dir, workers, device):
-        batches.append(batch)
-        finished += len(batch.images)
-        _append(journal, batch)
-        if progress is not None:
-            progress(batch, finished, total)
+    with _BarrierJournal(journal, weights, rows) as kept:
+        done = kept.found
+        left = [(row, chunk) for row, chunk in wanted if (row.key, chunk) not in done]
+        batches = [done[row.key, chunk] for row, chunk in wanted if (row.key, chunk) in done]
+        total = sum(len(chunk) for _, chunk in wanted)
+        finished = sum(len(batch.images) for batch in batches)
+        for batch in _decided(left, weights, data_dir, workers, device):
+            batches.append(batch)
+            finished += len(batch.images)
+            kept.append(batch)
+            if progress is not None:
+                progress(batch, finished, total)
     return batches
 
 
@@ -163,41 +165,54 @@ def _fingerprint(weights: Path, rows: tuple[BarrierRow, ...]) -> dict[str, str]:
     return {name: weights_digest(capture(read_npz(weights / f"{name}.npz"), (1, 28, 28))) for name in names}
 
 
-def _read_journal(
-    journal: Path | None, weights: Path, rows: tuple[BarrierRow, ...]
-) -> dict[tuple[str, tuple[int, ...]], StageOutcomes]:
-    if journal is None:
-        return {}
-    digests = _fingerprint(weights, rows)
-    if not journal.exists():
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.write_text(json.dumps({"format": _FORMAT, "weights": digests}) + "\n")
-        return {}
-    lines = journal.read_text().split("\n")
-    try:
-        header = json.loads(lines[0])
-    except json.JSONDecodeError:
-        header = {}
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{journal}: is no journal of the barrier table; choose another --out")
-    if any(header["weights"].get(name) != digest for name, digest in digests.items()):
-        raise ValueError(f"{journal}: was written for other weights; choose another --out")
-    found: dict[tuple[str, tuple[int, ...]], StageOutcomes] = {}
-    for line in lines[1:-1]:  # what follows the last newline was cut off
-        entry = json.loads(line)
-        batch = StageOutcomes(entry["row"], tuple(entry["images"]), tuple(entry["stages"]), entry["seconds"])
-        found[batch.row, batch.images] = batch
-    whole = "\n".join(lines[:-1]) + "\n"
-    journal.write_text(whole)
-    return found
+class _BarrierJournal:
+    """Batches decided so far, on disk as soon as `append` returns; without a path nothing is kept.
 
+    One process at a time has it open (see `optrelax.output.json_lines`).
+    """
 
-def _append(journal: Path | None, batch: StageOutcomes) -> None:
-    if journal is None:
-        return
-    entry = {"row": batch.row, "images": batch.images, "stages": batch.stages, "seconds": round(batch.seconds, 3)}
-    with journal.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    def __init__(self, path: Path | None, weights: Path, rows: tuple[BarrierRow, ...]) -> None:
+        self.found: dict[tuple[str, tuple[int, ...]], StageOutcomes] = {}
+        self._lines: JsonLines | None = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digests = _fingerprint(weights, rows)
+        self._lines = JsonLines(path, {"format": _FORMAT, "weights": digests}, "no journal of the barrier table")
+        try:
+            self._read(path, digests)
+        except BaseException:
+            self._lines.close()
+            raise
+
+    def __enter__(self) -> _BarrierJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def _read(self, path: Path, digests: dict[str, str]) -> None:
+        assert self._lines is not None
+        header, *records = self._lines.records
+        known = header.get("weights")
+        if not isinstance(known, dict) or any(known.get(name) != digest for name, digest in digests.items()):
+            raise ValueError(f"{path}: was written for other weights; choose another --out")
+        for number, record in enumerate(records, 2):
+            try:
+                images, stages = tuple(map(int, record["images"])), tuple(int(Stage(s)) for s in record["stages"])
+                batch = StageOutcomes(str(record["row"]), images, stages, float(record["seconds"]))
+                if len(images) != len(stages):
+                    raise ValueError(f"{len(images)} images and {len(stages)} stages")
+            except (TypeError, KeyError, ValueError) as error:
+                raise ValueError(f"resume: {path}, line {number} is no batch: {error}") from error
+            self.found[batch.row, batch.images] = batch
+
+    def append(self, batch: StageOutcomes) -> None:
+        """Keep a batch.  OSError where it does not fit."""
+        if self._lines is not None:
+            record = {"row": batch.row, "images": batch.images, "stages": batch.stages}
+            self._lines.append({**record, "seconds": round(batch.seconds, 3)})
 
 
 def barrier_frame(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = ROWS) -> pl.DataFrame:

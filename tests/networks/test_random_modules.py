@@ -19,6 +19,11 @@ def test_each_step_that_is_no_fixed_function_is_refused(name):
     assert random_modules.verdict(net, taken=False) is None
 
 
+def test_random_numbers_that_do_not_show_in_the_output_are_refused_all_the_same():
+    """The clamp at the end hides them from every probe."""
+    assert random_modules.fault(1459) is None
+
+
 @given(names=st.lists(st.sampled_from(sorted(set(random_modules.GOOD) - {"spectral norm"})), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_programs_drawn_by_hypothesis(names):

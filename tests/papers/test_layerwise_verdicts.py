@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from optrelax.certification.attacks import PGD
 from optrelax.cli import main
 from optrelax.data.datasets import load_dataset
 from optrelax.layers import InteriorPoint, Layerwise
+from optrelax.output.json_lines import JsonLines
 from optrelax.papers import barrier
 from optrelax.papers.layerwise_verdicts import Cascade, Stage
 from optrelax.regions import InputBox
@@ -122,12 +124,32 @@ def test_barrier_row_agrees_with_the_layerwise_layer_and_resumes(weights, data_d
 @pytest.mark.data
 def test_a_journal_of_other_weights_is_refused(weights, data_dir, tmp_path) -> None:
     journal = tmp_path / "barrier.jsonl"
-    journal.write_text(json.dumps({"format": "optrelax barrier journal 1", "weights": {"nor-mlp-b": "no"}}) + "\n")
+    header = {"format": "optrelax barrier journal 2", "weights": {"nor-mlp-b": "no"}}
+    JsonLines(journal, header, "no journal").close()
+
+    def run() -> None:
+        barrier.run_barrier(weights, data_dir, rows=(barrier.ROWS[3],), subset=2, journal=journal)
+
     with pytest.raises(ValueError, match="other weights"):
-        barrier.run_barrier(weights, data_dir, rows=(barrier.ROWS[3],), subset=2, journal=journal)
-    journal.write_text("not a journal\n")
+        run()
+    journal.write_text('{"format": "another"}\n')
     with pytest.raises(ValueError, match="no journal"):
-        barrier.run_barrier(weights, data_dir, rows=(barrier.ROWS[3],), subset=2, journal=journal)
+        run()
+    journal.unlink()
+    run()
+    text = journal.read_text()
+    stage = text.index("stages") + len('stages": [')
+    journal.write_text(f"{text[:stage]}{(int(text[stage]) + 1) % 5}{text[stage + 1 :]}")
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        run()
+    journal.write_text(text)
+    code = f"from optrelax.output.json_lines import lock_of; lock_of({str(journal)!r}); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline()
+        with pytest.raises(ValueError, match="in use by"):
+            run()
+        other.communicate(b"\n")
 
 
 @pytest.mark.parametrize(
