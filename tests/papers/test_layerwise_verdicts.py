@@ -143,7 +143,8 @@ def test_a_journal_of_other_weights_is_refused(weights, data_dir, tmp_path) -> N
     with pytest.raises(ValueError, match="line 2 is damaged"):
         run()
     journal.write_text(text)
-    code = f"from optrelax.output.json_lines import lock_of; lock = lock_of({str(journal)!r}); print(1, flush=True); input()"
+    held = f"from optrelax.output.json_lines import lock_of; lock = lock_of({str(journal)!r})"
+    code = f"{held}; print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
