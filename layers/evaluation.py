@@ -211,7 +211,7 @@ def _outward(problems: Problems, dual: DualPoint) -> Tensor:
 
 def _attained(problems: Problems, point: PrimalPoint) -> tuple[PrimalPoint, Feasible]:
     """The points brought into region and hulls, some point of these in place of what is no number; their sweep."""
-    x = problems.region.project(point.x)
+    x = problems.region.into_hull(point.x)
     point = PrimalPoint(x, {n: t.clamp(0, 1) for n, t in point.tau.items()})
     feasible = primal_sweep(problems, point)
     lost = feasible.objective.isnan()

@@ -219,11 +219,8 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
     if problems.boxed:
         corner = problems.center - torch.copysign(problems.radius, a)
         return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
-    corner = problems.region.lowest(a.detach()[:, None])[:, 0]
-    # By the minimiser (Danskin), unless the region's own numbers want a gradient.
-    wanted = torch.is_grad_enabled() and problems.region.requires_grad
-    least = problems.region.support(a[:, None])[:, 0] if wanted else _dot(a, corner)
-    return Backward(constant + least, met, on_lower, a, corner)
+    least, corner = problems.region.attained(a[:, None])
+    return Backward(constant + least[:, 0], met, on_lower, a, corner[:, 0])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -299,7 +296,7 @@ def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) ->
 
     Each fraction is read off where the neuron really stands once the layers before have been pushed through.
     """
-    x = problems.region.project(x)
+    x = problems.region.into_hull(x)
     tau: Weights = {}
 
     def activate(node: Node, z: Tensor) -> Tensor:

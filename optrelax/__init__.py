@@ -13,7 +13,7 @@ from optrelax.networks.activations import Activation, Hull, PiecewiseLinear
 from optrelax.networks.capturing import Report, capture, check, on_batch
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
-from optrelax.regions import InputBox, L1Ball, L2Ball, LinfBall, Region
+from optrelax.regions import ChoiceBox, InputBox, L1Ball, L2Ball, LinfBall, Polytope, Region
 from optrelax.relaxations import (
     Box,
     Cauchy,
@@ -112,6 +112,7 @@ __all__ = [
     "Cauchy",
     "CertificationReport",
     "CertifiedLoss",
+    "ChoiceBox",
     "Comparison",
     "Continuity",
     "Crown",
@@ -129,6 +130,7 @@ __all__ = [
     "LinfBall",
     "Network",
     "PiecewiseLinear",
+    "Polytope",
     "Problem",
     "Property",
     "PropertyVerdict",

@@ -216,7 +216,7 @@ class _SweepAscent:
     def _check(self, step: int) -> None:
         """Evaluate the averaged primal point, write back what is best, mark what is finished."""
         # A corner is the centre plus or minus the radius: it may leave the box by an ulp.
-        x = self.problems.region.project(self.x)
+        x = self.problems.region.into_hull(self.x)
         point = PrimalPoint(x, {n: 1 - t for n, t in self.on_lower.items()})
         objective = primal_sweep(self.problems, point).objective
         index = self.live

@@ -2,18 +2,22 @@
 
 from optrelax.regions.base import Region, Support, require_box
 from optrelax.regions.boxes import InputBox, LinfBall
+from optrelax.regions.choices import ChoiceBox
 from optrelax.regions.l1_ball import L1Ball
 from optrelax.regions.l2_ball import L2Ball
 from optrelax.regions.numbers import Number, Numbers, as_number, check_finite, check_floating
+from optrelax.regions.polytopes import Polytope
 from optrelax.regions.registry import ball_of, norms, register_ball
 
 __all__ = [
+    "ChoiceBox",
     "InputBox",
     "L1Ball",
     "L2Ball",
     "LinfBall",
     "Number",
     "Numbers",
+    "Polytope",
     "Region",
     "Support",
     "as_number",

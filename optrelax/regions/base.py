@@ -45,7 +45,10 @@ class Region(ABC):
 
     @abstractmethod
     def box(self, outward: bool = False) -> InputBox:
-        """The smallest box around the region, outward in real arithmetic; differentiable to nearest."""
+        """A box around the region, outward in real arithmetic; the smallest where that is cheap.
+
+        Differentiable to nearest.
+        """
 
     @abstractmethod
     def support(self, rows: Tensor) -> Tensor:
@@ -109,6 +112,18 @@ class Region(ABC):
     def extent(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest value of each row: [batch, k] each."""
         return self.support(rows), -self.support(-rows)
+
+    def attained(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Least values [batch, k], differentiable, and where they are taken, [batch, k, *input_shape], constants."""
+        points = self.lowest(rows)
+        if torch.is_grad_enabled() and self.requires_grad:
+            return self.support(rows), points
+        # By the minimiser (Danskin): the gradient in the rows alone.
+        return (rows * points).flatten(2).sum(2), points
+
+    def into_hull(self, x: Tensor) -> Tensor:
+        """Points of the region's hull near x [batch, *input_shape]."""
+        return self.project(x)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The step of steepest descent that leads from the middle to the edge, [batch, *input_shape]."""
