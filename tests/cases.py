@@ -463,7 +463,7 @@ class RegionCase:
     """A region around inputs in [0, 1]."""
 
     name: str
-    make: Callable[[Tensor, torch.Generator], ox.InputBox]
+    make: Callable[[Tensor, torch.Generator], Any]
 
     def __str__(self) -> str:
         return self.name
@@ -487,6 +487,31 @@ REGIONS = [
     RegionCase("eps a pixel", lambda x, g: ox.LinfBall(x, 0.6 * (_random(x, g) - 0.4).clamp_min(0))),
     RegionCase("eps an example", lambda x, g: ox.LinfBall(x, torch.linspace(0.01, 0.7, len(x), dtype=x.dtype))),
 ]
+
+
+def _cut_box(x: Tensor, g: torch.Generator) -> ox.Polytope:
+    slopes = torch.randn(3, x[0].numel(), generator=g, dtype=x.dtype)
+    sides = x.flatten(1) @ slopes.mT + 0.1 + 0.3 * torch.rand(len(x), 3, generator=g, dtype=x.dtype)
+    return ox.Polytope(slopes, sides, x - 0.4, x + 0.4)
+
+
+def _choices(x: Tensor, g: torch.Generator) -> ox.ChoiceBox:
+    last = x[0].numel() - 1
+    values = torch.rand(3, 2, generator=g, dtype=x.dtype)
+    groups = {0: torch.tensor([0.0, 0.5, 1.0]), (1, last): values} if last > 1 else {0: torch.tensor([0.0, 1.0])}
+    return ox.ChoiceBox(x - 0.1, x + 0.1, groups)
+
+
+KINDS = [
+    RegionCase("l2 ball", lambda x, g: ox.L2Ball(x, 0.5)),
+    RegionCase("clipped l2 ball", lambda x, g: ox.L2Ball(x, torch.linspace(0.3, 1.4, len(x)), clip=(0.0, 1.0))),
+    RegionCase("l1 ball", lambda x, g: ox.L1Ball(x, 0.8)),
+    RegionCase("clipped l1 ball", lambda x, g: ox.L1Ball(x, torch.linspace(0.4, 2.0, len(x)), clip=(0.0, 1.0))),
+    RegionCase("point of an l2 ball", lambda x, g: ox.L2Ball(x, 0.0, clip=(0.0, 1.0))),
+    RegionCase("polytope", _cut_box),
+    RegionCase("choices", _choices),
+]
+"""One row a kind of region that is no box: the contract of regions, and of every relaxation over them."""
 
 
 def inputs(shape: tuple[int, ...], batch: int, seed: int = 0) -> Tensor:
