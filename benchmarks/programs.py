@@ -15,8 +15,8 @@ from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax.layers import Highs, InteriorPoint, LinearProgram, QuadraticProgram
 
 TITLE = "General programs: batches of LPs and QPs against other solvers"
-_LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (50, 80, 1000), (100, 200, 1))
-_LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 16))
+_LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (50, 80, 256), (100, 200, 1))
+_LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 8))
 _QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (100, 200, 16))
 _MOST = {"cvxpylayers": 64 * 80 * 50, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
 """Entries of all matrices up to which a peer is run: beyond, its step takes a minute."""

@@ -101,7 +101,8 @@ class LPSolution:
     def regular(self) -> Bool[Tensor, "*batch"] | None:
         """Where the argmin's KKT system is regular, so that `primal` has the argmin's own derivative.
 
-        Elsewhere it is the least-norm one.  Evaluated when asked for; None where no KKT system gives the derivative.
+        Elsewhere it is the least-norm one.  Evaluated when asked for; None where no KKT system gives a derivative, as
+        under no_grad.
         """
         return None if self.regularity is None else self.regularity()
 

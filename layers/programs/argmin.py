@@ -62,13 +62,23 @@ class KKT:
         assert plain.P is not None
         return differentiable(data, point, active_set(plain, point.double(), duals.double()), duals, solvable, plain.P)
 
-    @staticmethod
-    def regular(data: LPData, point: Tensor, duals: Tensor) -> Bool[Tensor, " B"]:
-        """Where the KKT system of the active constraints is regular, so that the derivative is the argmin's own."""
-        plain = data.detach().double()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regularity:
+    """Where the KKT system of the active constraints is regular, so that the derivative is the argmin's own."""
+
+    data: LPData
+    point: Float[Tensor, "B n"]
+    duals: Float[Tensor, "B rows"]
+    batch: torch.Size
+
+    def __call__(self) -> Bool[Tensor, "*batch"]:
+        """One rank a problem, evaluated anew."""
+        plain = self.data.double()
         assert plain.P is not None
-        system, used = _system(plain, active_set(plain, point.double(), duals.double()), plain.P)
-        return torch.linalg.matrix_rank(system, hermitian=True, rtol=_SINGULAR) == used.sum(-1)
+        system, used = _system(plain, active_set(plain, self.point.double(), self.duals.double()), plain.P)
+        rank = torch.linalg.matrix_rank(system, hermitian=True, rtol=_SINGULAR)
+        return (rank == used.sum(-1)).reshape(self.batch)
 
 
 def active_set(data: LPData, x: Float[Tensor, "B n"], duals: Float[Tensor, "B rows"]) -> Active:

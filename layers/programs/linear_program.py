@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from optrelax.layers.programs import lp_data
-from optrelax.layers.programs.argmin import KKT, PrimalGradient
+from optrelax.layers.programs.argmin import KKT, PrimalGradient, Regularity
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.lp_gradients import EnvelopeGradient, LagrangianPoint, ValueGradient, attach_value
 from optrelax.layers.programs.quadratic_bounds import certify_quadratic
@@ -222,10 +221,8 @@ class LinearProgram(nn.Module):
             duals = torch.cat([certificate.inequality, certificate.equality], -1)
             primal = self.primal_gradient.primal(graph, primal.detach(), duals, status)
         regularity = None
-        if isinstance(self.primal_gradient, KKT):
-            duals = torch.cat([certificate.inequality, certificate.equality], -1)
-            plain, point = graph.detach(), answer.primal.detach()
-            regularity = partial(lambda *parts: _shaped(KKT.regular(*parts), batch), plain, point, duals)
+        if isinstance(self.primal_gradient, KKT) and torch.is_grad_enabled():
+            regularity = Regularity(graph.detach(), answer.primal.detach(), duals, batch)
         gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
         return LPSolution(
             lower=value,

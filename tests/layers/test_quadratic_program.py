@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -210,6 +211,8 @@ def test_a_singular_system_has_the_least_norm_derivative_and_says_so() -> None:
     both = QuadraticProgram()(P + torch.stack([torch.zeros(2, 2), torch.eye(2)]).double(), c, lower=-wide, upper=wide)
     assert both.regular is not None
     assert both.regular.tolist() == [False, True]
+    kept = pickle.loads(pickle.dumps(replace(both, lower=both.lower.detach(), primal=both.primal.detach())))  # noqa: S301
+    assert kept.regular.tolist() == [False, True]
     assert QuadraticProgram(primal_gradient=None)(P, c, lower=-wide, upper=wide).regular is None
 
 
