@@ -9,7 +9,7 @@ from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activation_checks import check_activation
-from optrelax.networks.activations import Activation, Hull, PiecewiseLinear
+from optrelax.networks.activations import Activation, Hull, PiecewiseLinear, Smooth
 from optrelax.networks.capturing import Report, capture, check, on_batch
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
@@ -139,6 +139,7 @@ __all__ = [
     "Report",
     "Sensitivity",
     "Series",
+    "Smooth",
     "Specification",
     "Square",
     "StrongAttack",

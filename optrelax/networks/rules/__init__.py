@@ -10,6 +10,18 @@ from optrelax.networks.rules import (
     pooling,
     products,
     shapes,
+    smooth,
 )
 
-__all__ = ["arithmetic", "convolutions", "layers", "maxima", "moves", "nonlinear", "pooling", "products", "shapes"]
+__all__ = [
+    "arithmetic",
+    "convolutions",
+    "layers",
+    "maxima",
+    "moves",
+    "nonlinear",
+    "pooling",
+    "products",
+    "shapes",
+    "smooth",
+]

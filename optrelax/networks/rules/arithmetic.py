@@ -98,11 +98,6 @@ def divide_and_round(call: Call) -> Value:
     return divide(call)
 
 
-@rule(aten.reciprocal)
-def reciprocal(call: Call) -> Op:
-    raise Refused("division by a value of the network is not affine")
-
-
 @rule(aten.neg)
 def negate(call: Call) -> Op:
     return Scale(call.output, _times(_one, -1.0), None)
