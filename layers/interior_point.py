@@ -23,6 +23,7 @@ from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.prices import in_float64
 from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.reduction import Reduced, reduce_problems, without_flat
+from optrelax.memory_counts import newton
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import require_box
 
@@ -96,8 +97,8 @@ class InteriorPoint(NetworkSolver):
 
     def bytes_needed(self, inputs: int, hidden: int, count: int) -> int:
         """Memory for `count` problems of these sizes, as if every neuron crossed."""
-        whole = min(_PROBLEMS, count) * bytes_a_problem(inputs, hidden)
-        return min(whole, max(self.max_bytes or _BYTES, bytes_a_problem(inputs, hidden)))
+        whole = min(_PROBLEMS, count) * newton(inputs, hidden)
+        return min(whole, max(self.max_bytes or _BYTES, newton(inputs, hidden)))
 
     def within(self, max_bytes: float) -> InteriorPoint:
         """With no more than this for the problems in flight."""
@@ -109,14 +110,9 @@ class InteriorPoint(NetworkSolver):
             (int(flatten_from(h.free, 1).sum(1).max()) for h in problems.hulls.values() if h.free.numel()), default=1
         )
         crossing = max(1, crossing * len(problems.hulls))
-        each = bytes_a_problem(problems.radius[0].numel(), crossing)
+        each = newton(problems.radius[0].numel(), crossing)
         budget = self.max_bytes if self.max_bytes is not None else _BYTES
         return max(1, min(_PROBLEMS, budget // each))
-
-
-def bytes_a_problem(inputs: int, crossing: int) -> int:
-    """Memory of one problem in flight."""
-    return 24 * crossing * (3 * inputs + 4 * crossing)
 
 
 def _by_size(problems: Problems, index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 import torch
 from torch import Tensor, nn
 
-from optrelax import memory
+from optrelax import memory, memory_counts
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
@@ -49,8 +49,6 @@ from optrelax.relaxations import (
 Layer = TypeVar("Layer", bound=nn.Module)
 _MANY = 2048
 """Problems beyond which a CPU takes as long for each, however many go together."""
-_GRAPH_BYTES = 5 * 2**10
-"""Of the objects that a lot's graph is made of, a node of the network, measured: they count where lots are many."""
 
 
 class GradientRule(Protocol):
@@ -242,12 +240,10 @@ class NetworkLayer(Relaxation, nn.Module):
         outputs = math.prod(network.output_shape) if k else 0
         return LotSizes(
             count=count,
-            each=size * (6 * outputs + (18 * inputs + 54 * hidden if gradient else 12 * inputs + 40 * hidden)),
-            # The input's point, the weights of both points, and for hulls with two lines above a second kind; without
-            # a gradient the dual point alone.
-            kept=size * (inputs + 3 * hidden if gradient else 2 * hidden),
-            fixed=size * batch * (25 if gradient else 12) * hidden,
-            graph=_GRAPH_BYTES * len(network.nodes) if gradient else 0,
+            each=size * memory_counts.program(gradient).of(inputs=inputs, hidden=hidden, outputs=outputs),
+            kept=size * memory_counts.dual_points(gradient).of(inputs=inputs, hidden=hidden),
+            fixed=size * batch * memory_counts.hulls(gradient).of(hidden=hidden),
+            graph=memory_counts.graph_bytes(len(network.nodes)) if gradient else 0,
             # A dual ascent's vectors are counted with their problem.
             solver=network_solver(self.solver).bytes_needed(inputs, hidden, count),
         )

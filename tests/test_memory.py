@@ -9,7 +9,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import optrelax as ox
-from optrelax import memory
+from optrelax import memory, memory_counts
+from optrelax.domains.lines import crown_lines
 from optrelax.layers import AlphaCrown, DualAscent, InteriorPoint, Layerwise, Triangle
 from optrelax.relaxations import resolve
 
@@ -220,3 +221,20 @@ def test_many_classes_make_no_lots_of_single_problems(limit, gradient):
         with torch.no_grad():
             found, whole = (layer.changed(max_bytes=m).solve(net, region, rows).lower for m in (limit, None))
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def test_lines_take_what_is_counted(compiled):
+    """A neuron's bounds are counted with its lines: 2, and 2 for their gradients."""
+    relu, n = ox.activations.relu() if compiled else ox.activations.leaky_relu(0.1), 10_000
+    l = torch.linspace(-2, 1, n, requires_grad=True)
+    u = torch.linspace(1, 3, n, requires_grad=True)
+
+    def call():
+        lines = crown_lines(relu, l, u)
+        (lines.lower_slope + lines.lower_intercept + lines.upper_slope + lines.upper_intercept).sum().backward()
+
+    counted = memory_counts.bounds_and_lines(gradient=True).of(hidden=n)
+    taken = peak(call) / 4 + 2 * n
+    assert taken <= TOLERANCE * counted
+    assert taken >= (0.4 if compiled else 0.8) * counted

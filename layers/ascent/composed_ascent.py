@@ -25,6 +25,7 @@ from optrelax.layers.batched import join
 from optrelax.layers.composition import AffineBlocks, Composition, KeptNeurons, NeuronSlots, kept_neurons
 from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.memory_counts import within_solve
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine, Linear, flatten_from
 
@@ -118,7 +119,8 @@ def _room(given: Examples) -> int:
     """Bytes for matrices: what layers count a problem for beyond its own lines and box, see NetworkLayer."""
     problems = given.problems
     hidden = sum(h.free[0].numel() for h in problems.hulls.values())
-    counted = problems.count * (10 * problems.center[0].numel() + 30 * hidden) * problems.rows.element_size()
+    each = within_solve().of(inputs=problems.center[0].numel(), hidden=hidden)
+    counted = problems.count * each * problems.rows.element_size()
     return min(_BYTES, counted)
 
 

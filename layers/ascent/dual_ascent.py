@@ -32,6 +32,7 @@ from optrelax.layers.problems import (
     primal_sweep,
 )
 from optrelax.memory import Limit
+from optrelax.memory_counts import ascent
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ class DualAscent(NetworkSolver):
         return _SweepAscent(self, problems, starts).run() if layers is None else DenseAscent(self, layers, starts).run()
 
     def _chunk(self, problems: Problems) -> int:
-        """Problems in flight: about ten vectors of every node's size each."""
+        """Problems in flight."""
         entries = sum(shape.numel() for shape in _shapes(problems))
-        each = 10 * entries * problems.rows.element_size()
+        each = ascent().of(values=entries) * problems.rows.element_size()
         budget = self.max_bytes if self.max_bytes is not None else 64 * 2**20
         return max(1, int(min(problems.count, budget // each))) if problems.count else 1
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optrelax import memory
+from optrelax import memory, memory_counts
 from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains import lines as named
 from optrelax.domains.backsubstitution import Enclosure
@@ -302,7 +302,7 @@ class Substitution(Relaxation):
         """Bytes of bounds, lines and room for products, and of the rows of every node that is bounded by them."""
         size, batch = region.dtype.itemsize, region.shape[0]
         hidden, values = memory.hidden_entries(network), memory.value_entries(network)
-        fixed = batch * (22 * hidden + 8 * values if torch.is_grad_enabled() else 10 * hidden + 6 * values)
+        fixed = batch * memory_counts.bounds_and_lines(torch.is_grad_enabled()).of(hidden=hidden, values=values)
         sides = self._sides(network)
         targets = [(sides * math.prod(network.shape_of(name)), name) for name in self._targets(network, region)]
         held = most = 0

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from optrelax import memory
+from optrelax import memory, memory_counts
 from optrelax.domains import backsubstitution, frames, interval, zonotope
 from optrelax.domains import lines as named
 from optrelax.domains.backsubstitution import Enclosure
@@ -71,7 +71,7 @@ class ZonotopeFamily(Relaxation):
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         noise = self._noise(network)
-        values = (30 if torch.is_grad_enabled() else 10) * memory.value_entries(network)
+        values = memory_counts.noise_values(torch.is_grad_enabled()).of(values=memory.value_entries(network))
         return region.dtype.itemsize * region.shape[0] * (noise.whole + values)
 
     def _noise(self, network: Network) -> memory.Pull:
