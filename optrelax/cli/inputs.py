@@ -230,10 +230,10 @@ def _own_data(path: Path) -> tuple[Tensor, Tensor, int]:
     from optrelax.networks.checkpoint_files import read_arrays
 
     arrays = read_arrays(path)
-    x = next((arrays[name] for name in ("x", "images") if name in arrays), None)
+    x = next((arrays[name] for name in ("x", "X", "images") if name in arrays), None)
     labels = next((arrays[name] for name in ("labels", "y") if name in arrays), None)
     if x is None or labels is None:
-        raise ValueError(f"{path}: expected arrays x (or images) and labels, got {sorted(arrays)}")
+        raise ValueError(f"{path}: expected arrays x (or X, images) and labels (or y), got {sorted(arrays)}")
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / 255
     if x.dtype not in (np.float32, np.float64):

@@ -51,10 +51,14 @@ class Changes:
     lr: Annotated[float | None, option("--lr", group="Recipe", min=0, help="First learning rate.")] = None
     batch: Annotated[int | None, option("--batch", group="Recipe", min=1, help="Images a step.")] = None
     subset: Subset = None
+    no_clip: Annotated[
+        bool, option("--no-clip", group="Recipe", help="Entries may leave [0, 1]: standardised data.")
+    ] = False
 
     def given(self) -> dict[str, Any]:
         """Those that were given, numbers read."""
-        found = {name: value for name, value in asdict(self).items() if value is not None}
+        found = {name: value for name, value in asdict(self).items() if value is not None and name != "no_clip"}
+        found |= {"clipped": False} if self.no_clip else {}
         return found if self.eps is None else found | {"eps": parse_number("--eps", self.eps)}
 
 
@@ -140,9 +144,9 @@ def train(
     with launched(read_device(device)) as processes:
         first = processes.rank == 0
         work = _RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
-        result = work.run(first=first, **kept.settings(first))
+        result, share = work.run(first=first, **kept.settings(first))
         if first:
-            _show(row, folder, result, json)
+            _show(row, folder, result, share, json)
             if budget == "smoke" and not json:
                 stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
 
@@ -172,14 +176,23 @@ def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, 
     elif name is not None:
         row = recipe(name)
     elif len(where) == 2 and "eps" in changes:
-        row = Recipe(
-            name="own", method="certified", relaxation="crown-ibp", epochs=30, warmup=2, mixing=14, eps=0, **where
-        )
+        # Small data take small batches and more epochs: some two thousand steps, in which a network learns.
+        batch, steps = _sizes(where["data"], changes.get("subset"), changes.get("batch"))
+        epochs = max(30, -(-2000 // steps))
+        ramp = {"epochs": epochs, "warmup": epochs / 15, "mixing": epochs / 2, "batch": batch}
+        row = Recipe(name="own", method="certified", relaxation="crown-ibp", eps=0, **ramp, **where)
     else:
         raise ValueError("train: name a recipe (--list shows them), or give --config, or --model, --data and --eps")
     if where:
         row = replace(row, name=f"{row.name}-own" if name is not None else row.name, **where)
     return row.within(budget).override(**changes)
+
+
+def _sizes(data: str, subset: int | None, batch: int | None) -> tuple[int, int]:
+    """Images a step, and steps an epoch, for data of the user's own."""
+    count = subset or (len(read_data(data, None)[1]) if data.endswith(".npz") else 100_000)
+    size = batch or min(100, max(8, count // 20))
+    return size, -(-count // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +207,12 @@ class _RecipeRun:
     device: str
     init: Path | None
 
-    def run(self, first: bool = True, **how: Any) -> TrainingResult:
-        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`."""
+    def run(self, first: bool = True, **how: Any) -> tuple[TrainingResult, float]:
+        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`.
+
+        Returns the share of the most frequent label, too.
+        """
+        from optrelax.data.samples import gather
         from optrelax.output.tables import require_writable
         from optrelax.training.runs import start_from
         from optrelax.training.trainer import train as work
@@ -210,7 +227,9 @@ class _RecipeRun:
         bar = training_bar(row.name) if first else contextlib.nullcontext()
         try:
             with bar as watch:
-                return work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how)
+                labels = gather(data).labels
+                result = work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how)
+                return result, int(labels.bincount().max()) / len(labels)
         except KeyboardInterrupt:
             stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
             raise
@@ -271,7 +290,8 @@ def _show_recipes(json: bool, part: str, budget: str) -> None:
     stdout().print(rich_table(frame, decimals={"core seconds": 0}))
 
 
-def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None:
+def _show(row: Recipe, folder: Path, result: TrainingResult, share: float, json: bool) -> None:
+    """What came out.  share: of the most frequent class among the training images."""
     import polars as pl
 
     from optrelax.output.tables import rich_table
@@ -304,4 +324,12 @@ def _show(row: Recipe, folder: Path, result: TrainingResult, json: bool) -> None
     name = row.relaxation or "crown"
     norm = "" if row.norm == "linf" else f" --norm {row.norm}"
     advice = f"optrelax certify {folder} --data {row.data} --eps {row.eps:g}{norm} --relaxation {name}"
+    if last.natural_accuracy < share + 0.02:
+        console.print(
+            f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "
+            "yet. More --epochs, another --lr or a smaller --eps may help.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    advice += "" if row.clipped else " --no-clip"
     console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)

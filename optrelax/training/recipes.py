@@ -34,9 +34,9 @@ class Recipe:
     """One training run: data set, network, method and numbers.
 
     method: one of METHODS; "certified" and "fused" come with `relaxation`.  eps: radius of the region in pixels of
-    [0, 1], in the `norm` "linf", "l2" or "l1".  After `warmup` epochs of natural loss come `mixing` epochs in which eps
-    rises from 0, kappa (weight of the natural loss) falls from 1 and beta (weight of `relaxation` against `other`) from
-    1 to the values given, by `ramp`.
+    [0, 1], in the `norm` "linf", "l2" or "l1"; clipped: no entry of a region leaves [0, 1].  After `warmup` epochs of
+    natural loss come `mixing` epochs in which eps rises from 0, kappa (weight of the natural loss) falls from 1 and
+    beta (weight of `relaxation` against `other`) from 1 to the values given, by `ramp`.
     lr is multiplied by lr_factor at each of the epochs `milestones`.
     stages: relaxations that take turns, each with the epoch at which it begins; the last one is `relaxation`.
     iterations, gap: budget and target (certified relative gap) of an LP layer's solver at each step; its bound holds
@@ -56,6 +56,7 @@ class Recipe:
     eps: float
     epochs: int
     norm: str = "linf"
+    clipped: bool = True
     warmup: float = 0.0
     mixing: float = 0.0
     relaxation: str | None = None
@@ -228,6 +229,7 @@ class Recipe:
         """The settings as the objects that `train` takes."""
         lr = StepDecay(self.lr, self.lr_factor, self.milestones)
         same: dict[str, Any] = {"epochs": self.epochs, "lr": lr, "batch": self.batch, "seed": seed, "pieces": pieces}
+        same["clip"] = (0.0, 1.0) if self.clipped else None
         if self.method == "natural":
             return Training(loss=self.loss(), **same)
         ramp = _RAMPS[self.ramp]

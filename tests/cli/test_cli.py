@@ -341,7 +341,7 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
         "no data files": (["certify", checkpoint, "--data", "mnist", "--eps", "1"], "mnist: t10k-images"),
         "no data file": (data("none.npz"), "none.npz: no such file"),
         "a single array": (data("array.npz"), "expected a complete npz of plain arrays"),
-        "no arrays": (data("bare.npz"), "expected arrays x (or images) and labels, got ['pixels']"),
+        "no arrays": (data("bare.npz"), "expected arrays x (or X, images) and labels (or y), got ['pixels']"),
         "labels too few": (data("short.npz"), "labels must be 2 integers"),
         "pixels out of range": (data("wide.npz"), "scale pixels to that range"),
         "labels out of range": (data("many.npz"), "labels must lie in [0, 9], got 12"),
