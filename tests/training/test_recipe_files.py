@@ -67,6 +67,21 @@ def test_own_network_on_own_data(tmp_path, monkeypatch, capsys):
     assert main("train", "--config", "mine.toml", "--epochs", "3", "--out", "second") == 0
     assert '"mynets:build"' in (tmp_path / "second" / "config.json").read_text()
 
+    # Small data take small batches and two thousand steps; standardised data are trained on as they are.
+    assert main("train", *own, "--eps", "0.05", "--show") == 0
+    shown = capsys.readouterr().out
+    assert "batch = 8\n" in shown
+    assert "epochs = 134\n" in shown
+    np.savez(tmp_path / "standardised.npz", X=(x - x.mean(0)) / x.std(0), y=labels)
+    own[3] = "standardised.npz"
+    assert main("train", *own, "--eps", "0.05", "--epochs", "5", "--out", "third") == 2
+    assert "scale pixels to the range of clip" in capsys.readouterr().err
+    assert main("train", *own, "--eps", "0.05", "--epochs", "5", "--lr", "1e-9", "--no-clip", "--out", "third") == 0
+    out = capsys.readouterr().out
+    share = np.bincount(labels).max() / 120
+    assert f"no better than the most frequent class alone ({100 * share:.2f} %)" in out
+    assert "--relaxation crown-ibp --no-clip" in out
+
 
 def test_what_is_missing_is_said(capsys):
     assert main("train") == 2
