@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -107,7 +108,7 @@ class Layerwise(NetworkLayer):
         contradict the network: they stay as they are there, so that the LP of the output finds the contradiction.
         """
         low, high = torch.maximum(before.lower, lower), torch.minimum(before.upper, upper)
-        if self.implied:
+        if not isinstance(self.preactivation, Mapping):
             return ordered(low, high)
         empty = low.detach() > high.detach()
         return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))

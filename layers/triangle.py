@@ -31,6 +31,7 @@ from optrelax.layers.problems import (
 )
 from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.solutions import Solution, Status, require_optimal
+from optrelax.networks.activations import Smooth
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import (
@@ -45,6 +46,7 @@ from optrelax.relaxations import (
     resolve,
     with_rounding,
 )
+from optrelax.relaxations.zonotopes import ZonotopeFamily
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _MANY = 2048
@@ -248,10 +250,18 @@ class NetworkLayer(Relaxation, nn.Module):
             solver=network_solver(self.solver).bytes_needed(inputs, hidden, count),
         )
 
-    @property
-    def implied(self) -> bool:
-        """Whether the LP itself implies its pre-activation bounds: true of sound relaxations, not of given numbers."""
-        return not isinstance(self.preactivation, Mapping)
+    def implies(self, network: Network) -> bool:
+        """Whether the LP of a network implies its pre-activation bounds.
+
+        True of sound relaxations, not of given numbers. The two lines a side of a smooth activation imply interval
+        bounds and CROWN's, but not a zonotope's.
+        """
+        source = self.preactivation
+        if isinstance(source, Mapping):
+            return False
+        parts = source.parts if isinstance(source, Intersect) else (source,)
+        smooth = any(isinstance(node.op, Smooth) for node in network.activations)
+        return not (smooth and any(isinstance(part, ZonotopeFamily) for part in parts))
 
 
 def _same(mine: object, other: object) -> bool:
@@ -447,7 +457,7 @@ class _Lot:
 
     def _found(self, problems: Problems, starts: list[DualPoint]) -> Evaluation:
         layer, solver = self.layer, self.budget.solver
-        if layer.implied:
+        if layer.implies(problems.network):
             found = solved(network_solver(solver), problems, starts, rounding=layer.rounding)
         else:
             found = solved_under_given_bounds(solver, problems, starts, layer.rounding)

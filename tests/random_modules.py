@@ -150,7 +150,7 @@ BAD: dict[str, Step] = {
     "half": lambda m, x: x.half().float(),
     "double": lambda m, x: x.double(),
     "squares": lambda m, x: x * x,
-    "sine": lambda m, x: torch.sin(x),
+    "gamma": lambda m, x: torch.lgamma(x),
     "parameter in place": lambda m, x: (m.weight.data.mul_(0.5), x)[1],
     "numpy": lambda m, x: x + torch.from_numpy(x.detach().numpy()),
     "two": lambda m, x: (x, x),  # type: ignore[return-value]

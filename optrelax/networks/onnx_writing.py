@@ -6,6 +6,7 @@ from, not as computed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks import convolutions, linear_maps, maxima, ops, products, views
-from optrelax.networks.activations import PiecewiseLinear
+from optrelax.networks.activations import PiecewiseLinear, Smooth
 from optrelax.networks.graph import Network, Node
 from optrelax.output.files import write_whole
 
@@ -283,6 +284,34 @@ def _gather(file: _File, node: Node, op: views.Gather, xs: list[str]) -> str:
     count = int(np.prod(op.input_shapes[0]))
     y = file.node("Gather", [file.reshape(xs[0], [count]), file.integers("index", index)], axis=1)
     return file.reshape(y, op.shape)
+
+
+_PLAIN = ("sigmoid", "tanh", "softplus", "softsign", "erf", "exp", "log", "sqrt", "sin", "cos", "sinh", "atan")
+_SMOOTH = {**{name: name.capitalize() for name in _PLAIN}, "hardswish": "HardSwish"}
+"""Operators that mean the same; what opset 17 lacks is written out."""
+
+
+@_writer(Smooth)
+def _smooth(file: _File, node: Node, op: Smooth, xs: list[str]) -> str:
+    def number(value: float) -> str:
+        return file.tensor("number", torch.tensor(value, dtype=torch.float64))
+
+    if op.name in _SMOOTH and op.parameters in ((), (1.0, 20.0)):
+        return file.node(_SMOOTH[op.name], xs)
+    if op.name == "silu":
+        return file.node("Mul", [*xs, file.node("Sigmoid", xs)])
+    if op.name == "mish":
+        return file.node("Mul", [*xs, file.node("Tanh", [file.node("Softplus", xs)])])
+    if op.name == "gelu":
+        normal = file.node("Erf", [file.node("Mul", [*xs, number(math.sqrt(0.5))])])
+        return file.node("Mul", [file.node("Mul", [*xs, number(0.5)]), file.node("Add", [normal, number(1.0)])])
+    if op.name == "rsqrt":
+        return file.node("Reciprocal", [file.node("Sqrt", xs)])
+    if op.name == "power":
+        return file.node("Pow", [*xs, number(op.parameters[0])])
+    if op.name == "elu" and op.parameters[1:] == (1.0, 1.0) and float(np.float32(op.parameters[0])) == op.parameters[0]:
+        return file.node("Elu", xs, alpha=op.parameters[0])
+    raise ValueError(f"{op.name} with {op.parameters} has no ONNX form here")
 
 
 @_writer(PiecewiseLinear)

@@ -31,6 +31,7 @@ def norm():
 
 
 IMAGE = (2, 6, 6)
+SMOOTH = (nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Softsign)
 NETWORKS = {
     "fc": (lambda: ox.models.fc(8, 10, 3, seed=0), (8,)),
     "conv": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)), IMAGE),
@@ -40,6 +41,8 @@ NETWORKS = {
     "residual": (lambda: Function(lambda x: x - F.relu(x) + 2 * x, nn.Conv2d(2, 2, 3, padding=1)), IMAGE),
     "leaky": (lambda: nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(0.1), nn.LeakyReLU(0.25)), (8,)),
     "clamped": (lambda: nn.Sequential(nn.Linear(8, 8), nn.Hardtanh(-0.5, 0.3), nn.ReLU6()), (8,)),
+    "smooth": (lambda: nn.Sequential(*(m() for m in SMOOTH)), (8,)),
+    "powers": (lambda: Function(lambda x: (x.exp() + 0.5).sqrt().reciprocal() + x**3 + torch.rsqrt(x * x + 1)), (8,)),
     "average": (lambda: nn.AvgPool2d(3, 2, 1), IMAGE),
     "average, padding not counted": (lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
     "greatest": (lambda: nn.MaxPool2d(2, 2, 1), IMAGE),

@@ -477,7 +477,7 @@ def test_a_loss_that_raises_tells_the_other_processes(tmp_path, monkeypatch):
 
 
 def test_a_network_that_cannot_be_bounded_is_no_fault_of_a_batch(tmp_path):
-    net = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    net = nn.Sequential(nn.Linear(5, 4), nn.Hardshrink(), nn.Linear(4, 3))
     with pytest.raises(ox.UnsupportedOpError):
         train(net, data(), settings(), folder=tmp_path)
     assert not (tmp_path / "failed-batch.safetensors").exists()
