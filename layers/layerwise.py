@@ -13,7 +13,15 @@ from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.network_lp import shared
 from optrelax.layers.solutions import Solution
-from optrelax.layers.triangle import LayerBudget, NetworkLayer, Warm, network_layer, solve_problems, solve_rows
+from optrelax.layers.triangle import (
+    LayerBudget,
+    NetworkLayer,
+    Warm,
+    beside_pools,
+    network_layer,
+    solve_problems,
+    solve_rows,
+)
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
@@ -41,7 +49,7 @@ class Layerwise(NetworkLayer):
         region, lowered = self.prepare(region), network.lowered
         budget = self.budget(lowered, region, rows.shape[1])
         bounds = self.refine(lowered, region, budget)
-        found = solve_rows(self, lowered, region, rows, bounds, warm, budget)
+        found = beside_pools(self, network, region, rows, solve_rows(self, lowered, region, rows, bounds, warm, budget))
         return replace(found, preactivation=shared(network, bounds))
 
     def problem_count(self, network: Network, batch: int, k: int) -> int:

@@ -36,6 +36,7 @@ from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import (
     Box,
+    Crown,
     FastLin,
     Intersect,
     Preactivation,
@@ -347,6 +348,7 @@ class Triangle(NetworkLayer):
     contradict each other have the status INFEASIBLE and the bound -inf.
     solver: `DualAscent` (default) or `InteriorPoint`; or, through the explicit LP of every example, in float64:
     `Highs`, `Cvxpy`, `PDHG`.
+    Pools are composed of ReLUs, and what CROWN's own rule for them gives is taken where it is the tighter bound.
     Sound: yes, whatever the solver did.  Exact: the single-neuron convex relaxation, to the certified gap.
     Gradient: of the optimal value (`Envelope`), through weights, biases, region, specification and pre-activation
     bounds; continuous in the weights where those bounds are.
@@ -358,10 +360,28 @@ class Triangle(NetworkLayer):
         return shared(network, self.closed_form(lowered, region, self.budget(lowered, region, 0).source))
 
     def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
-        region, network = self.prepare(region), network.lowered
-        budget = self.budget(network, region, rows.shape[1])
-        preactivation = self.closed_form(network, region, budget.source)
-        return solve_rows(self, network, region, rows, preactivation, warm, budget)
+        region, lowered = self.prepare(region), network.lowered
+        budget = self.budget(lowered, region, rows.shape[1])
+        preactivation = self.closed_form(lowered, region, budget.source)
+        return beside_pools(
+            self, network, region, rows, solve_rows(self, lowered, region, rows, preactivation, warm, budget)
+        )
+
+
+def beside_pools(layer: NetworkLayer, network: Network, region: Region, rows: Tensor, found: Solution) -> Solution:
+    """A solution, row by row no looser than CROWN with its own rule for pools on the same pre-activation relaxation.
+
+    Composed of ReLUs, a maximum's LP does not imply that it is at most the greatest upper bound of its entries.
+    A bound above the LP's feasible point has the gap 0.  Gradient: of the bound taken.
+    """
+    source = layer.preactivation
+    if network.lowered is network or not isinstance(source, Relaxation):
+        return found
+    crown = Crown(preactivation=source, rounding=layer.rounding, max_bytes=layer.max_bytes)
+    lower = torch.maximum(found.lower, crown.lower_bounds(network, region, rows))
+    gained = (lower - found.lower).detach()
+    gap = torch.where(gained.isfinite() & found.gap.isfinite(), (found.gap - gained).clamp_min(0), found.gap)
+    return replace(found, lower=lower, gap=gap)
 
 
 def solve_rows(

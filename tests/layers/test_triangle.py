@@ -561,6 +561,36 @@ def test_maxima_are_composed_of_relus(name):
     assert (ox.lower_bounds(network, region, rows, "alpha-crown") <= values + 1e-9).all()
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "outward"])
+@pytest.mark.parametrize("name", ["max pool", "maxima"])
+def test_no_pool_makes_an_lp_looser_than_crown(name, rounding):
+    """At every radius, from where one entry of a window dominates to where all cross."""
+    case = BY_NAME[name]
+    network, rows = case.network(), specification(3)
+    layer = Triangle(preactivation="crown", rounding=rounding, solver=DualAscent(max_iterations=3))
+    for eps in (0.02, 1.0):
+        region = ox.LinfBall(inputs(case.input_shape, 1), eps)
+        found = layer.solve(network, region, rows)
+        assert (found.lower >= ox.lower_bounds(network, region, rows, "crown", rounding=rounding)).all()
+        assert (found.gap >= 0).all()
+
+
+def test_an_lp_with_a_pool_has_the_gradient_of_the_bound_taken():
+    case = BY_NAME["max pool"]
+    module, rows = case.module(), specification(3)
+    x = inputs(case.input_shape, 1).requires_grad_(True)
+
+    def lower(center):
+        layer = Triangle(preactivation="box", solver=DualAscent(max_iterations=3))
+        return layer.solve(module, ox.LinfBall(center, 1.0), rows).lower.sum()
+
+    (found,) = torch.autograd.grad(lower(x), x)
+    step = torch.randn(x.shape, generator=torch.Generator().manual_seed(4), dtype=x.dtype)
+    with torch.no_grad():
+        wanted = (lower(x + 1e-6 * step) - lower(x - 1e-6 * step)) / 2e-6
+    torch.testing.assert_close((found * step).sum(), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_half_precision_and_autocast_are_refused():
     net, _, region, rows = mixed()
     with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
