@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -116,8 +117,8 @@ def _table(kind: str, rows: list[Row]) -> Table:
         "Milliseconds a problem, forward and gradient: of the optimal value in all data here and after HiGHS, of the "
         "argmin in c, A, b elsewhere, none for ProxQP. As many threads as the run has, HiGHS as many problems at a "
         "time. Random dense rows, unit box, float64. gap: the largest certified one here, relative; off: how far a "
-        "peer's value lies from the bound, relative. floor: the products of the normal equations and their factor, in "
-        "as many iterations, at this machine's rate of matrix products.",
+        "peer's value lies from the bound, relative, inf where it raised. floor: the products of the normal "
+        "equations and their factor, in as many iterations, at this machine's rate of matrix products.",
     )
     keys, better = ("n", "m", "batch"), ("times HiGHS",) if kind == "LP" else ()
     return Table(title=f"{kind}s of n variables and m rows", keys=keys, rows=_alike(rows), greater=better, notes=notes)
@@ -168,9 +169,14 @@ def _add_peers(
         if entries > _MOST.get(name, entries):
             continue
         step = make(data, options.threads)
-        if step is not None:
-            tasks[name] = step
+        if step is None:
+            continue
+        try:
             off[f"{name} off"] = float(((step() - lower).abs() / lower.abs().clamp(min=1)).max())
+        except RuntimeError:  # a singular system of one problem fails qpth's batch
+            off[f"{name} off"] = math.inf
+            continue
+        tasks[name] = step
     return off
 
 
