@@ -10,7 +10,7 @@ beside them. `python -m benchmarks memory` holds the counts against the peak of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,26 +197,32 @@ def hidden_entries(network: Network) -> int:
 
 def in_pieces(
     network: Network,
-    call: Callable[[Region, Tensor | None], Any],
+    call: Callable[..., Any],
     region: Region,
     rows: Tensor | None,
     size: float,
     *,
     again: bool = True,
+    given: Mapping[str, Bounds] | None = None,
 ) -> Any:
     """call(region, rows), a tensor, bounds, or a tuple or dict of such [batch, ...], `size` examples at a time.
 
-    rows [batch or 1, ...].  Gradient: that of the call, which is made again for it, unless it sees to that itself.
+    rows [batch or 1, ...]; given: bounds of every example, the call's third argument where there are such.
+    Gradient: that of the call, which is made again for it, unless it sees to that itself.
     """
     batch = region.shape[0]
     if size >= batch:
-        return call(region, rows)
+        return call(region, rows) if given is None else call(region, rows, given)
     piece = recomputed(network, call) if again else call
     found = []
     for start in range(0, batch, max(1, int(size))):
         part = slice(start, start + max(1, int(size)))
         some = rows if rows is None or rows.shape[0] == 1 else rows[part]
-        found.append(piece(region.select(part), some))
+        if given is None:
+            found.append(piece(region.select(part), some))
+            continue
+        own = {name: Bounds.known(b.lower[part], b.upper[part]) for name, b in given.items()}
+        found.append(piece(region.select(part), some, own))
     return _join(found)
 
 

@@ -1,6 +1,7 @@
 """What holds between relaxations, along eps, along the weights, between directions, and between chunks."""
 
 import itertools
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ import optrelax as ox
 from optrelax.domains import backsubstitution, zonotope
 from optrelax.domains.lines import Lines
 from optrelax.domains.zonotope import Walk
-from optrelax.relaxations import resolve
+from optrelax.relaxations import Relaxation, resolve
 
 SMALL = ["fc", "deep fc", "functional residual", "strided conv", "residual conv", "batch norm", "average pool"]
 each_small = pytest.mark.parametrize("name", SMALL)
@@ -292,7 +293,7 @@ def test_the_first_layers_are_not_back_substituted(monkeypatch):
 @each_small
 def test_intersect_is_the_best_of_each(name):
     network, region, rows = case_of(name)
-    parts = [ox.Box(), ox.FastLin(), ox.Crown(), ox.HBox(slope="chord")]
+    parts = [ox.Box(), ox.DeepZ(direction="forward"), ox.HBox(slope="chord")]
     with torch.no_grad():
         both = ox.Intersect(*parts)
         low = torch.stack([ox.lower_bounds(network, region, rows, p) for p in parts]).amax(0)
@@ -307,6 +308,51 @@ def test_intersect_is_the_best_of_each(name):
                 assert bool((got == best)[~parted].all())
                 assert bool(((got >= upper) & (got <= lower))[parted].all())
             torch.testing.assert_close(lower[parted], upper[parted], rtol=1e-12, atol=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given(Relaxation):
+    """Pre-activation bounds that somebody else computed."""
+
+    bounds: dict
+
+    def preactivation_bounds(self, network, region):
+        return self.bounds
+
+
+@pytest.mark.parametrize(
+    "dear", [ox.Crown(), ox.FastLin(), ox.Crown(rounding="outward")], ids=["crown", "fast-lin", "outward"]
+)
+@each_small
+def test_rows_bound_the_neurons_that_box_leaves_crossing(name, dear):
+    """Neuron by neuron against a relaxation that bounds all of one layer, on the same bounds before it."""
+    network, region, rows = case_of(name)
+    dear = resolve(dear)
+    box = ox.Box(rounding=dear.rounding)
+    both = ox.Intersect(box, dear)
+    with torch.no_grad():
+        given = box.preactivation_bounds(network, region)
+        best = both.preactivation_bounds(network, region)
+        for node in network.activations:
+            known, source = given[node.name], node.inputs[0]
+            before = network.ancestors(source)
+            nodes = tuple(n for n in network.nodes if n.name in before)
+            below = ox.Network(network.module, nodes, source, network.input_shape)
+            known_before = {n: b for n, b in best.items() if n in before}
+            lines = replace(dear, preactivation=_Given(bounds=known_before, rounding=dear.rounding))
+            own = lines.output_bounds(below, region)
+            crossing = node.op.crossing(known.lower, known.upper)
+            for got, of_box, of_rows, worse in (
+                (best[node.name].lower, known.lower, own.lower, torch.maximum),
+                (best[node.name].upper, known.upper, own.upper, torch.minimum),
+            ):
+                assert bool((got == of_box)[~crossing].all())
+                torch.testing.assert_close(got[crossing], worse(of_box, of_rows)[crossing], rtol=1e-6, atol=1e-9)
+        ours = ox.lower_bounds(network, region, rows, both)
+        assert bool((ours >= ox.lower_bounds(network, region, rows, box)).all())
+        given = replace(dear, preactivation=_Given(bounds=best, rounding=dear.rounding))
+        exact = ox.lower_bounds(network, region, rows, given)
+        assert bool((ours >= exact - 1e-9 * (1 + exact.abs())).all())
 
 
 @pytest.mark.parametrize(

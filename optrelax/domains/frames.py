@@ -92,11 +92,20 @@ def plan_rows(network: Network, target: str) -> Plan:
     return Plan((1, 1), _walk(network, target, "rows"))
 
 
-def _walk(network: Network, target: str, first: Seen) -> dict[str, Seen]:
+def between(network: Network, target: str, stops: frozenset[str], windows: bool) -> dict[str, Seen]:
+    """Frames from a target to the nodes of `stops` only: of the rows of its neurons, or of rows in its own shape.
+
+    Windows stay windows there, whatever they outgrow, so that all places share their rows.
+    """
+    shape = network.shape_of(target)
+    return _walk(network, target, Frame((shape[1], shape[2]), (1, 1)) if windows else "rows", stops)
+
+
+def _walk(network: Network, target: str, first: Seen, stops: frozenset[str] | None = None) -> dict[str, Seen]:
     frames: dict[str, Seen] = {target: first}
     for node in reversed(network.nodes):
         seen = frames.get(node.name)
-        if seen is None:
+        if seen is None or (stops is not None and node.name in stops):
             continue
         step = find_rule(node.op, Frame)
         for name in node.inputs:
@@ -104,7 +113,9 @@ def _walk(network: Network, target: str, first: Seen) -> dict[str, Seen]:
             found: Seen = "rows"
             if isinstance(seen, Frame):
                 found = "rows" if step is None else step(node.op, seen)
-                found = _within(found, shape) if isinstance(found, Frame) else found
+                if isinstance(found, Frame):
+                    fixed = stops is not None and not found.whole
+                    found = replace(found, image=(shape[1], shape[2])) if fixed else _within(found, shape)
             elif isinstance(node.op, Reshape) and _is_map(network, name):
                 found = whole((shape[1], shape[2]))
             if name != network.input and find_rule(network[name].op, Frame) is None:

@@ -17,24 +17,27 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
 
 #define FEW 16384 /* numbers below which threads cost more than they save */
 
+#define BLOCK 16 /* rows that are relaxed together: of one place, their lines stay in the first cache */
+
 #define INLINE static inline __attribute__((always_inline))
 
 #define KERNELS(T, NAME)                                                                                               \
                                                                                                                        \
     typedef T vec_##NAME __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));                           \
                                                                                                                        \
-    INLINE void tile_##NAME(const int pixels, const int vectors, int64_t terms, int64_t out, int64_t step, int64_t x,  \
-                            int64_t shift, int64_t width, const T *const *a, const T *const *weight, T *image) {       \
+    INLINE void tile_##NAME(const int pixels, const int vectors, int64_t terms, int64_t out, int64_t pixel,            \
+                            int64_t step, int64_t x, int64_t shift, int64_t width, const T *const *a,                  \
+                            const T *const *weight, T *image) {                                                        \
         const int lanes = BYTES / sizeof(T);                                                                           \
         vec_##NAME sum[TILE][3];                                                                                       \
         for (int p = 0; p < pixels; p++)                                                                               \
             for (int v = 0; v < vectors; v++) sum[p][v] = (vec_##NAME){0};                                             \
         for (int64_t t = 0; t < terms; t++) {                                                                          \
-            const T *from = a[t] + x * out, *w = weight[t] + shift;                                                    \
+            const T *from = a[t] + x * pixel, *w = weight[t] + shift;                                                  \
             for (int64_t c = 0; c < out; c++, w += width)                                                              \
                 for (int v = 0; v < vectors; v++) {                                                                    \
                     const vec_##NAME some = *(const vec_##NAME *)(w + v * lanes);                                      \
-                    for (int p = 0; p < pixels; p++) sum[p][v] += from[p * out + c] * some;                            \
+                    for (int p = 0; p < pixels; p++) sum[p][v] += from[p * pixel + c] * some;                          \
                 }                                                                                                      \
         }                                                                                                              \
         image += x * step + shift;                                                                                     \
@@ -42,19 +45,19 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
             for (int v = 0; v < vectors; v++) *(vec_##NAME *)(image + p * step + v * lanes) += sum[p][v];              \
     }                                                                                                                  \
                                                                                                                        \
-    INLINE void run_##NAME(const int vectors, int64_t wide, int64_t terms, int64_t out, int64_t step, int64_t shift,   \
-                           int64_t width, const T *const *a, const T *const *w, T *image) {                            \
+    INLINE void run_##NAME(const int vectors, int64_t wide, int64_t terms, int64_t out, int64_t pixel, int64_t step,   \
+                           int64_t shift, int64_t width, const T *const *a, const T *const *w, T *image) {             \
         int64_t x = 0;                                                                                                 \
         for (; x + TILE <= wide; x += TILE)                                                                            \
-            tile_##NAME(TILE, vectors, terms, out, step, x, shift, width, a, w, image);                                \
+            tile_##NAME(TILE, vectors, terms, out, pixel, step, x, shift, width, a, w, image);                         \
         switch (wide - x) {                                                                                            \
-            case 7: tile_##NAME(7 % TILE, vectors, terms, out, step, x, shift, width, a, w, image); break;             \
-            case 6: tile_##NAME(6 % TILE, vectors, terms, out, step, x, shift, width, a, w, image); break;             \
-            case 5: tile_##NAME(5 % TILE, vectors, terms, out, step, x, shift, width, a, w, image); break;             \
-            case 4: tile_##NAME(4 % TILE, vectors, terms, out, step, x, shift, width, a, w, image); break;             \
-            case 3: tile_##NAME(3, vectors, terms, out, step, x, shift, width, a, w, image); break;                    \
-            case 2: tile_##NAME(2, vectors, terms, out, step, x, shift, width, a, w, image); break;                    \
-            case 1: tile_##NAME(1, vectors, terms, out, step, x, shift, width, a, w, image); break;                    \
+            case 7: tile_##NAME(7 % TILE, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;      \
+            case 6: tile_##NAME(6 % TILE, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;      \
+            case 5: tile_##NAME(5 % TILE, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;      \
+            case 4: tile_##NAME(4 % TILE, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;      \
+            case 3: tile_##NAME(3, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;             \
+            case 2: tile_##NAME(2, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;             \
+            case 1: tile_##NAME(1, vectors, terms, out, pixel, step, x, shift, width, a, w, image); break;             \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -83,17 +86,193 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                 for (int64_t v = 0, some; terms && v < vectors; v += some) {                                           \
                     some = vectors - v == 4 || vectors - v == 2 ? 2 : vectors - v == 1 ? 1 : 3;                        \
                     if (some == 1)                                                                                     \
-                        run_##NAME(1, wide, terms, out, step_x * in, v * lanes, width, rows, w, image);                \
+                        run_##NAME(1, wide, terms, out, out, step_x * in, v * lanes, width, rows, w, image);           \
                     else if (some == 2)                                                                                \
-                        run_##NAME(2, wide, terms, out, step_x * in, v * lanes, width, rows, w, image);                \
+                        run_##NAME(2, wide, terms, out, out, step_x * in, v * lanes, width, rows, w, image);           \
                     else                                                                                               \
-                        run_##NAME(3, wide, terms, out, step_x * in, v * lanes, width, rows, w, image);                \
+                        run_##NAME(3, wide, terms, out, out, step_x * in, v * lanes, width, rows, w, image);           \
                 }                                                                                                      \
                 memcpy(found + i * fw * in, image + left * in, fw * in * sizeof(T));                                   \
             }                                                                                                          \
             free(image), free(rows), free(w);                                                                          \
         }                                                                                                              \
         free(packed);                                                                                                  \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* outs rows of the weight times vectors of the run, summed over the pixels of one image: both stay in registers. */\
+    INLINE void outer_##NAME(const int outs, const int vectors, int64_t high, int64_t wide, int64_t out, int64_t down, \
+                             int64_t step, int64_t width, const T *a, const T *image, T *to) {                         \
+        const int lanes = BYTES / sizeof(T);                                                                           \
+        vec_##NAME sum[TILE][3];                                                                                       \
+        for (int o = 0; o < outs; o++)                                                                                 \
+            for (int v = 0; v < vectors; v++) sum[o][v] = *(vec_##NAME *)(to + o * width + v * lanes);                 \
+        for (int64_t y = 0; y < high; y++)                                                                             \
+            for (int64_t x = 0; x < wide; x++) {                                                                       \
+                const T *from = a + (y * wide + x) * out, *row = image + y * down + x * step;                          \
+                for (int v = 0; v < vectors; v++) {                                                                    \
+                    const vec_##NAME some = *(const vec_##NAME *)(row + v * lanes);                                    \
+                    for (int o = 0; o < outs; o++) sum[o][v] += from[o] * some;                                        \
+                }                                                                                                      \
+            }                                                                                                          \
+        for (int o = 0; o < outs; o++)                                                                                 \
+            for (int v = 0; v < vectors; v++) *(vec_##NAME *)(to + o * width + v * lanes) = sum[o][v];                 \
+    }                                                                                                                  \
+                                                                                                                       \
+    INLINE void outers_##NAME(const int vectors, int64_t high, int64_t wide, int64_t out, int64_t down, int64_t step,  \
+                              int64_t width, const T *a, const T *image, T *to) {                                      \
+        int64_t o = 0;                                                                                                 \
+        for (; o + TILE <= out; o += TILE)                                                                             \
+            outer_##NAME(TILE, vectors, high, wide, out, down, step, width, a + o, image, to + o * width);             \
+        for (; o < out; o++) outer_##NAME(1, vectors, high, wide, out, down, step, width, a + o, image, to + o * width);\
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Gradients of `spread`, sizes as there: grad [n, fh, fw, in], turned [kh, kw * in, out] -> to_a as a, and        \
+       to_weight [kh, out, kw * in], added up; a null pointer: not wanted. */                                          \
+    void back_##NAME(int64_t n, int64_t high, int64_t wide, int64_t out, int64_t in, int64_t kh, int64_t kw,           \
+                     int64_t step_y, int64_t step_x, int64_t apart, int64_t top, int64_t left, int64_t fh, int64_t fw, \
+                     const T *a, const T *grad, const T *turned, T *to_a, T *to_weight, int64_t threads) {             \
+        const int64_t lanes = BYTES / sizeof(T), run = kw * in, vectors = (run + lanes - 1) / lanes;                   \
+        const int64_t width = vectors * lanes, row = ((wide - 1) * step_x + kw) * in;                                  \
+        const int64_t rows = (high - 1) * step_y + apart * (kh - 1) + 1, count = (out + lanes - 1) / lanes;            \
+        const int64_t padded = count * lanes;                                                                          \
+        T *packed = calloc(kh * run * padded, sizeof(T));                                                              \
+        for (int64_t r = 0; r < kh * run; r++) memcpy(packed + r * padded, turned + r * out, out * sizeof(T));         \
+        _Pragma("omp parallel num_threads(threads) if (n * fh * fw * in > FEW)") {                                     \
+            T *image = calloc(rows * row + width, sizeof(T)), *line = malloc(wide * padded * sizeof(T));               \
+            T *own = to_weight ? calloc(kh * out * width, sizeof(T)) : 0;                                              \
+            const T **from = malloc(kh * sizeof(T *)), **w = malloc(kh * sizeof(T *));                                 \
+            _Pragma("omp for") for (int64_t i = 0; i < n; i++) {                                                       \
+                const T *rows_a = a + i * high * wide * out;                                                           \
+                for (int64_t y = 0; y < fh; y++)                                                                       \
+                    memcpy(image + (y + top) * row + left * in, grad + (i * fh + y) * fw * in, fw * in * sizeof(T));   \
+                for (int64_t k = 0; to_weight && k < kh; k++)                                                          \
+                    for (int64_t v = 0, some; v < vectors; v += some) {                                                \
+                        const T *at = image + k * apart * row + v * lanes;                                             \
+                        T *to = own + k * out * width + v * lanes;                                                     \
+                        some = vectors - v == 4 || vectors - v == 2 ? 2 : vectors - v == 1 ? 1 : 3;                    \
+                        if (some == 1)                                                                                 \
+                            outers_##NAME(1, high, wide, out, step_y * row, step_x * in, width, rows_a, at, to);       \
+                        else if (some == 2)                                                                            \
+                            outers_##NAME(2, high, wide, out, step_y * row, step_x * in, width, rows_a, at, to);       \
+                        else                                                                                           \
+                            outers_##NAME(3, high, wide, out, step_y * row, step_x * in, width, rows_a, at, to);       \
+                    }                                                                                                  \
+                for (int64_t y = 0; to_a && y < high; y++) {                                                           \
+                    for (int64_t k = 0; k < kh; k++)                                                                   \
+                        from[k] = image + (y * step_y + k * apart) * row, w[k] = packed + k * run * padded;            \
+                    memset(line, 0, wide * padded * sizeof(T));                                                        \
+                    for (int64_t v = 0, some; v < count; v += some) {                                                  \
+                        some = count - v == 4 || count - v == 2 ? 2 : count - v == 1 ? 1 : 3;                          \
+                        if (some == 1)                                                                                 \
+                            run_##NAME(1, wide, kh, run, step_x * in, padded, v * lanes, padded, from, w, line);       \
+                        else if (some == 2)                                                                            \
+                            run_##NAME(2, wide, kh, run, step_x * in, padded, v * lanes, padded, from, w, line);       \
+                        else                                                                                           \
+                            run_##NAME(3, wide, kh, run, step_x * in, padded, v * lanes, padded, from, w, line);       \
+                    }                                                                                                  \
+                    T *to = to_a + (i * high + y) * wide * out;                                                        \
+                    for (int64_t x = 0; x < wide; x++) memcpy(to + x * out, line + x * padded, out * sizeof(T));       \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (own)                                                                                                   \
+                _Pragma("omp critical") for (int64_t r = 0; r < kh * out; r++)                                         \
+                    for (int64_t j = 0; j < run; j++) to_weight[r * run + j] += own[r * width + j];                    \
+            free(image), free(line), free(own), free(from), free(w);                                                   \
+        }                                                                                                              \
+        free(packed);                                                                                                  \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Rows pulled through an activation: windows [n, kh, kw, c] of maps [batch, high, wide, c], row r at pixel        \
+       place[r] * step + offset of example place[r][0]. a: row which[r] where `which` is given, else row r. Without    \
+       slopes the rows end in a box, whose ends are the intercepts. */                                                 \
+    void relax_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,        \
+                      int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place, const int64_t *which,  \
+                      const T *a, const T *ls, const T *li, const T *us, const T *ui, T *pulled, T *constant,          \
+                      int64_t threads) {                                                                               \
+        const int64_t size = kh * kw * c;                                                                              \
+        _Pragma("omp parallel for num_threads(threads) if (n * size > FEW)") for (int64_t b = 0; b < n; b += BLOCK) {  \
+            const int64_t last = b + BLOCK < n ? b + BLOCK : n;                                                        \
+            for (int64_t i = 0; i < kh; i++)                                                                           \
+                for (int64_t r = b; r < last; r++) {                                                                   \
+                    const int64_t y = place[3 * r + 1] * step_y + offset_y + i, x = place[3 * r + 2] * step_x + offset_x;\
+                    const int64_t begin = x < 0 ? -x : 0, end = x + kw > wide ? wide - x : kw;                         \
+                    const T *from = a + (which ? which[r] : r) * size + i * kw * c;                                    \
+                    T *to = pulled + r * size + i * kw * c, sum = 0;                                                   \
+                    if (y < 0 || y >= high || begin >= end) {                                                          \
+                        if (ls) memset(to, 0, kw * c * sizeof(T));                                                     \
+                        continue;                                                                                      \
+                    }                                                                                                  \
+                    const int64_t e = ((place[3 * r] * high + y) * wide + x) * c;                                      \
+                    if (ls) {                                                                                          \
+                        memset(to, 0, begin * c * sizeof(T)), memset(to + end * c, 0, (kw - end) * c * sizeof(T));     \
+                        _Pragma("omp simd reduction(+ : sum)") for (int64_t j = begin * c; j < end * c; j++) {         \
+                            const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                               \
+                            to[j] = up * ls[e + j] + down * us[e + j];                                                 \
+                            sum += up * li[e + j] + down * ui[e + j];                                                  \
+                        }                                                                                              \
+                    } else {                                                                                           \
+                        _Pragma("omp simd reduction(+ : sum)") for (int64_t j = begin * c; j < end * c; j++) {         \
+                            const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                               \
+                            sum += up * li[e + j] + down * ui[e + j];                                                  \
+                        }                                                                                              \
+                    }                                                                                                  \
+                    constant[r] += sum;                                                                                \
+                }                                                                                                      \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Its gradient: grad as pulled, column [n] -> to_a [n, kh, kw, c], which may be grad itself, and maps, added up   \
+       (null: not wanted). A thread takes every so-many-th row of the maps, so that no two write to one place. */      \
+    void relax_back_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,   \
+                           int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place,                   \
+                           const int64_t *which, const T *a, const T *ls, const T *li, const T *us, const T *ui,       \
+                           const T *grad, const T *column, T *to_a, T *to_ls, T *to_li, T *to_us, T *to_ui,            \
+                           int64_t threads) {                                                                          \
+        const int64_t size = kh * kw * c;                                                                              \
+        _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (n * size > FEW)")                       \
+        for (int64_t t = 0; t < threads; t++)                                                                          \
+            for (int64_t b = 0; b < n; b += BLOCK) {                                                                   \
+                const int64_t last = b + BLOCK < n ? b + BLOCK : n;                                                    \
+                for (int64_t i = 0; i < kh; i++)                                                                       \
+                    for (int64_t r = b; r < last; r++) {                                                               \
+                        const int64_t y = place[3 * r + 1] * step_y + offset_y + i;                                    \
+                        const int64_t x = place[3 * r + 2] * step_x + offset_x;                                        \
+                        if (((y % threads) + threads) % threads != t) continue;                                        \
+                        const int64_t begin = x < 0 ? -x : 0, end = x + kw > wide ? wide - x : kw;                     \
+                        const T *from = a + (which ? which[r] : r) * size + i * kw * c;                                \
+                        const T *g = grad ? grad + r * size + i * kw * c : 0, q = column[r];                           \
+                        T *to = to_a + r * size + i * kw * c;                                                          \
+                        if (y < 0 || y >= high || begin >= end) {                                                      \
+                            memset(to, 0, kw * c * sizeof(T));                                                         \
+                            continue;                                                                                  \
+                        }                                                                                              \
+                        const int64_t e = ((place[3 * r] * high + y) * wide + x) * c;                                  \
+                        if (ls && to_ls) {                                                                             \
+                            _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
+                                const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                           \
+                                to_ls[e + j] += g[j] * up, to_us[e + j] += g[j] * down;                                \
+                            }                                                                                          \
+                        }                                                                                              \
+                        if (to_li) {                                                                                   \
+                            _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
+                                const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                           \
+                                to_li[e + j] += q * up, to_ui[e + j] += q * down;                                      \
+                            }                                                                                          \
+                        }                                                                                              \
+                        if (ls) {                                                                                      \
+                            _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
+                                const T slope = from[j] > 0 ? ls[e + j] : us[e + j];                                   \
+                                to[j] = slope * g[j] + (from[j] > 0 ? li[e + j] : ui[e + j]) * q;                      \
+                            }                                                                                          \
+                        } else {                                                                                       \
+                            _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
+                                const T middle = (li[e + j] + ui[e + j]) * (T)0.5;                                     \
+                                to[j] = q * (from[j] > 0 ? li[e + j] : (from[j] < 0 ? ui[e + j] : middle));            \
+                            }                                                                                          \
+                        }                                                                                              \
+                        memset(to, 0, begin * c * sizeof(T)), memset(to + end * c, 0, (kw - end) * c * sizeof(T));     \
+                    }                                                                                                  \
+            }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
     /* Windows [batch, places, kh, kw, c] of maps [maps, high, wide, c] (maps: batch or 1) at corners [batch or 1,     \

@@ -15,6 +15,7 @@ from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations.base import Preactivation, Relaxation, limited, with_rounding
 from optrelax.relaxations.registry import name_of, resolve
+from optrelax.relaxations.substitution import Substitution
 from optrelax.rounding import Rounding
 
 
@@ -22,8 +23,11 @@ from optrelax.rounding import Rounding
 class Intersect(Relaxation):
     """The best of several relaxations, entry by entry: pre-activation bounds and margins both.
 
-    `Intersect(Box(), FastLin())`; names work too.  Sound: yes; refuses unsound parts.
-    Gradient: of the bound taken; continuous in the weights where every part is.
+    `Intersect(Box(), FastLin())`; names work too. A part that pulls rows back (CROWN and its forms, Fast-Lin) bounds
+    the neurons alone that the parts without rows leave crossing, and chooses its lines at the best ends so far.
+    Sound: yes; refuses unsound parts.
+    Gradient: of the bound taken; continuous in the weights where every part is: the lines of a neuron tend to the
+    function itself as an end tends to the kink.
     """
 
     parts: tuple[Relaxation, ...] = ()
@@ -53,17 +57,31 @@ class Intersect(Relaxation):
         return Intersect(*self.parts, **{**kept, **options})
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
-        first, *others = self._sharing(network, region, 0)
-        best = first.preactivation_bounds(network, region)
-        for part in others:
-            other = part.preactivation_bounds(network, region)
-            best = {name: _tighter(bounds, other[name]) for name, bounds in best.items()}
-        return best
+        return self._best(network, region, None)[0]
 
     def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
-        parts = self._sharing(network, region, rows.shape[1])
-        bounds = [part.lower_bounds(network, region, rows) for part in parts]
+        bounds = self._best(network, region, rows)[1]
         return torch.stack(bounds).amax(0) if len(bounds) > 2 else _greatest(bounds)
+
+    def _best(self, network: Network, region: Region, rows: Tensor | None) -> tuple[Preactivation, list[Tensor]]:
+        """The best pre-activation bounds, and lower bounds of rows by every part on them."""
+        parts = self._sharing(network, region, 0 if rows is None else rows.shape[1])
+        best: Preactivation | None = None
+        lower = []
+        # What bounds every neuron goes first.
+        for part in sorted(parts, key=lambda part: _refining(part, network) is not None):
+            refining = _refining(part, network)
+            if refining is not None and best is not None:
+                best, found = refining.refine(network, region, best, rows)
+                if found is not None:
+                    lower.append(found)
+                continue
+            own = part.preactivation_bounds(network, region)
+            best = own if best is None else {name: _tighter(b, own[name]) for name, b in best.items()}
+            if rows is not None:
+                lower.append(part.lower_bounds(network, region, rows))
+        assert best is not None
+        return best, lower
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         return sum(part.bytes_needed(network, region, k) for part in self.parts)
@@ -80,6 +98,11 @@ class Intersect(Relaxation):
         rooms = memory.shares(most, needs)
         force = self.max_bytes is not None
         return [limited(part, room, force) for part, room in zip(self.parts, rooms, strict=True)]
+
+
+def _refining(part: Relaxation, network: Network) -> Substitution | None:
+    """The part, where it can bound those neurons alone that others leave crossing."""
+    return part if isinstance(part, Substitution) and part.refines(network) else None
 
 
 def _greatest(bounds: list[Tensor]) -> Tensor:

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from optrelax import memory, memory_counts
-from optrelax.domains import backsubstitution, frames, interval
+from optrelax.domains import backsubstitution, frames, interval, passes
 from optrelax.domains import lines as named
 from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.balls import Ball
 from optrelax.domains.frames import Plan
 from optrelax.domains.lines import Lines, LowerSlope
+from optrelax.domains.passes import LineMaps, Program
 from optrelax.domains.planes import Planes, outward_planes, product_planes, square_planes
-from optrelax.enclosures import Bounds, ordered
+from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
 from optrelax.kernels.relax_step import kernels as relax_step_kernels
-from optrelax.kernels.triton_steps import passes
+from optrelax.kernels.triton_steps import passes as step_passes
 from optrelax.networks.activations import Activation, PiecewiseLinear
-from optrelax.networks.graph import Network
+from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine
 from optrelax.networks.products import Multiply
@@ -90,6 +91,11 @@ class Substitution(Relaxation):
     def _lower_bounds(self, network: Network, region: Region, rows: Tensor, budget: MemoryBudget) -> Tensor:
         """Lower bounds of rows, the examples not cut any more."""
         _, lines = self._layers(network, region, budget)
+        return self._of_rows(network, region, rows, lines, budget)
+
+    def _of_rows(
+        self, network: Network, region: Region, rows: Tensor, lines: Mapping[str, Enclosure], budget: MemoryBudget
+    ) -> Tensor:
         magnitude = None
         if self.outward:
             magnitude = self._magnitude(network, interval.propagate(network, region, rounding="outward").balls)
@@ -101,8 +107,36 @@ class Substitution(Relaxation):
         source = with_rounding(resolve(self.preactivation), self.rounding)
         return limited(source, room).preactivation_bounds(network, region)
 
+    def refines(self, network: Network) -> bool:
+        """Whether `refine` may be asked: where all lines are chosen at bounds of this relaxation's own."""
+        return self.preactivation is None and not pooled(network)
+
+    def refine(
+        self, network: Network, region: Region, start: Preactivation, rows: Tensor | None
+    ) -> tuple[Preactivation, Tensor | None]:
+        """Pre-activation bounds and lower bounds of rows, where bounds are known that hold already.
+
+        Only neurons that cross in these are bounded, and keep the better of both ends; their lines, too, are chosen
+        there.  rows [batch or 1, k, *output_shape] or None -> [batch, k].
+        """
+        self.require_supported(network)
+        region = self.prepare(region)
+        size, budget = self._cut(network, region, 0 if rows is None else rows.shape[1])
+        if size < region.shape[0]:
+            whole = replace(self, max_bytes=_whole_bytes(budget))
+
+            def piece(some: Region, own: Tensor | None, before: Preactivation) -> tuple[Preactivation, Tensor | None]:
+                return whole.refine(network, some, before, own)
+
+            found: tuple[Preactivation, Tensor | None] = memory.in_pieces(
+                network, piece, region, rows, size, given=start
+            )
+            return found
+        bounds, lines = self._layers(network, region, budget, start)
+        return bounds, None if rows is None else self._of_rows(network, region, rows, lines, budget)
+
     def _layers(
-        self, network: Network, region: Region, budget: MemoryBudget
+        self, network: Network, region: Region, budget: MemoryBudget, start: Preactivation | None = None
     ) -> tuple[Preactivation, dict[str, Enclosure]]:
         """Pre-activation bounds and lines of every activation (and of poolings, the bounds they read)."""
         given = None if self.preactivation is None else self._given(network, region, budget.source)
@@ -114,7 +148,7 @@ class Substitution(Relaxation):
         magnitude = self._magnitude(network, balls)
         bounds: Preactivation = {}
         known: dict[str, Bounds] = {}
-        lines: dict[str, Enclosure] = {}
+        lines = LineMaps()
         for node in network:
             if isinstance(node.op, Affine):
                 continue
@@ -126,7 +160,12 @@ class Substitution(Relaxation):
                 elif source in enough:
                     known[source] = balls[source].bounds
                 else:
-                    known[source] = self._both(network, source, region, lines, magnitude, budget.rows)
+                    if start is not None and node.name in start:
+                        known[source] = self._refined(
+                            network, node, region, lines, magnitude, start[node.name], budget.rows
+                        )
+                    else:
+                        known[source] = self._both(network, source, region, lines, magnitude, budget.rows)
                     if source in narrow:
                         known[source] = known[source].intersect(balls[source].bounds)
             before = known[node.inputs[0]]
@@ -157,6 +196,9 @@ class Substitution(Relaxation):
         room: float,
     ) -> Bounds:
         """Lower and upper bounds of every entry of a node."""
+        found = self._program(network, source, region, lines)
+        if found is not None:
+            return ordered(*self._every_neuron(found, network, region, lines, room))
         # Without examples there is no telling how many places a window's rows belong to.
         plan = frames.plan(network, source) if region.shape[0] else None
         if plan is not None:
@@ -169,6 +211,138 @@ class Substitution(Relaxation):
         both = self._substitute(network, source, torch.cat([eye, -eye], 1), region, lines, magnitude, room)
         n = eye.shape[1]
         return ordered(both[:, :n].reshape(-1, *shape), -both[:, n:].reshape(-1, *shape))
+
+    def _refined(
+        self,
+        network: Network,
+        node: Node,
+        region: Region,
+        lines: Mapping[str, Enclosure],
+        magnitude: Mapping[str, Tensor] | None,
+        known: Bounds,
+        room: float,
+    ) -> Bounds:
+        """The better of known bounds and this relaxation's, which bounds the neurons alone that cross in them."""
+        source, shape = node.inputs[0], known.lower.shape
+        if not isinstance(node.op, PiecewiseLinear):  # it is curved wherever it is
+            return known.intersect(self._both(network, source, region, lines, magnitude, room))
+        crossing = node.op.crossing(known.lower.detach(), known.upper.detach())
+        if not bool(crossing.any()):
+            return known
+        found = self._program(network, source, region, lines)
+        if found is None:
+            both = self._few(network, source, region, lines, magnitude, crossing, room)
+            low = torch.where(crossing, torch.maximum(both.lower, known.lower), known.lower)
+            return ordered(low, torch.where(crossing, torch.minimum(both.upper, known.upper), known.upper))
+        rows = passes.unit_rows(found, shape[1:], region.like)
+        neurons, index = passes.some_neurons(found, crossing)
+        value = passes.lower_bounds(found, network, rows, neurons, region, lines, room).view(-1, 2)
+        low, high = known.lower[index], known.upper[index]
+        tight = ordered(torch.maximum(value[:, 0], low), torch.minimum(-value[:, 1], high))
+        return Bounds.known(known.lower.index_put(index, tight.lower), known.upper.index_put(index, tight.upper))
+
+    def _few(
+        self,
+        network: Network,
+        source: str,
+        region: Region,
+        lines: Mapping[str, Enclosure],
+        magnitude: Mapping[str, Tensor] | None,
+        wanted: Tensor,
+        room: float,
+    ) -> Bounds:
+        """Bounds of the wanted entries of a node, anything elsewhere: as many rows an example as one wants at most."""
+        shape, batch = network.shape_of(source), region.shape[0]
+        flat = wanted.flatten(1)
+        most = int(flat.sum(1).amax())
+        plan = frames.plan(network, source)
+        # Rows that all places share, or all examples, cost less each.
+        if most > flat.shape[1] // (2 if plan is None else 4):
+            return self._both(network, source, region, lines, magnitude, room)
+        entries = flat.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        if plan is None:
+            rows = region.like.new_zeros(batch, most, flat.shape[1]).scatter(2, entries[..., None], 1.0)
+            rows = rows.reshape(batch, most, *shape)
+            if self._parallel(network, lines):
+                low, high = self._ranges(network, source, rows, region, lines, room)
+            else:
+                both = self._substitute(network, source, torch.cat([rows, -rows], 1), region, lines, magnitude, room)
+                low, high = both[:, :most], -both[:, most:]
+        else:
+            pixels = shape[1] * shape[2]
+            channel, pixel = entries // pixels, entries % pixels
+            places = torch.stack([pixel // shape[2], pixel % shape[2]], -1)
+            eye = torch.eye(shape[0], dtype=region.dtype, device=region.device)
+            low, high = self._places(network, source, plan, eye[channel], places, region, lines, magnitude, room)
+        ends = []
+        for end in (low, high):
+            ends.append(end.new_zeros(batch, flat.shape[1]).scatter(1, entries, end).reshape(batch, *shape))
+        return Bounds.known(*ends)
+
+    def _places(
+        self,
+        network: Network,
+        source: str,
+        plan: Plan,
+        rows: Tensor,
+        places: Tensor,
+        region: Region,
+        lines: Mapping[str, Enclosure],
+        magnitude: Mapping[str, Tensor] | None,
+        room: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Both bounds of one row a place: rows [batch, n, channels], places [batch, n, 2] -> [batch, n] each."""
+        one_row = self._parallel(network, lines)
+
+        def part(some: Tensor, where: Tensor) -> Tensor:
+            own = some.flatten(0, 1)[:, None, None, None]
+            if one_row:
+                both = backsubstitution.substitute_both(network, source, own, region, lines, plan=plan, places=where)
+                return torch.stack(both)
+            own = torch.cat([own, -own], 1)
+            found = backsubstitution.substitute(
+                network, source, own, region, lines, magnitude=magnitude, plan=plan, places=where
+            )
+            low, high = found.unflatten(1, (-1, 2)).unbind(2)
+            return torch.stack([low, -high])
+
+        sides = 1 if one_row else 2
+        each = frames.pull(network, plan, region.shape[0], sides, outward=self.outward).whole
+        each *= sides * rows.element_size()
+        count = rows.shape[1] if room == math.inf else max(1, int(room // each))
+        if count < rows.shape[1]:
+            part = memory.recomputed(network, part)
+        found = [part(r, p) for r, p in zip(rows.split(count, 1), places.split(count, 1), strict=True)]
+        low, high = torch.cat(found, 2).unbind(0)
+        return low, high
+
+    def _program(self, network: Network, target: str, region: Region, lines: Mapping[str, Enclosure]) -> Program | None:
+        """The compiled steps for a target's rows, where these lines let them be taken."""
+        apart = isinstance(lines, LineMaps) and not self._parallel(network, lines)
+        found = self._planned(network, target, region) if apart else None
+        return None if found is None or any(not isinstance(lines[name], Lines) for name in found.activations) else found
+
+    def _planned(self, network: Network, target: str, region: Region) -> Program | None:
+        if self.outward or self._one_row(network) or not passes.available(region):
+            return None
+        found = passes.program(network, target)
+        return None if found is not None and found.windows and target == network.output else found
+
+    def _every_neuron(
+        self,
+        found: Program,
+        network: Network,
+        region: Region,
+        lines: Mapping[str, Enclosure],
+        room: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of every entry of a node, by the compiled steps."""
+        shape, batch = network.shape_of(found.target), region.shape[0]
+        rows = passes.unit_rows(found, shape, region.like)
+        neurons = passes.every_neuron(found, rows, batch)
+        value = passes.lower_bounds(found, network, rows, neurons, region, lines, room)
+        low, high = value.view(batch, -1, 2, rows.shape[1] // 2).unbind(2)
+        return low.mT.reshape(batch, *shape), -high.mT.reshape(batch, *shape)
 
     def _windows(
         self,
@@ -217,12 +391,39 @@ class Substitution(Relaxation):
         room: float,
     ) -> Tensor:
         """Back-substitution; with a finite room in chunks of rows, computed again in the backward pass."""
+        found = None if magnitude is not None else self._program(network, target, region, lines)
+        if found is not None and not found.windows:
+            return self._passed(found, network, rows, region, lines, room)
         plan = frames.plan_rows(network, target) if region.shape[0] else None
 
         def part(chunk: Tensor) -> Tensor:
             return backsubstitution.substitute(network, target, chunk, region, lines, magnitude=magnitude, plan=plan)
 
         return self._in_chunks(part, network, target, rows, region, room)
+
+    def _passed(
+        self,
+        found: Program,
+        network: Network,
+        rows: Tensor,
+        region: Region,
+        lines: Mapping[str, Enclosure],
+        room: float,
+    ) -> Tensor:
+        """Rows in their target's own shape by the compiled steps; with a finite room some at a time."""
+        batch = region.shape[0]
+
+        def part(some: Tensor) -> Tensor:
+            neurons = passes.rows_of_examples(some.shape[0], some.shape[1], batch, region.device)
+            value = passes.lower_bounds(found, network, some, neurons, region, lines, room / 2)
+            return from_below(value.view(batch, some.shape[1]))
+
+        # The rows before the first activations, a gradient of theirs and a copy of either.
+        each = 4 * rows.element_size() * rows.shape[0] * found.shared
+        if room == math.inf or each * rows.shape[1] <= room / 2:
+            return part(rows)
+        again = memory.recomputed(network, part)
+        return torch.cat([again(some) for some in rows.split(max(1, int(room / 2 // each)), dim=1)], -1)
 
     def _ranges(
         self,
@@ -277,6 +478,8 @@ class Substitution(Relaxation):
         one = region.select(slice(0, 1))
         pulled = max(self._pull(network, node.name, one, shared=False).whole for node in network)
         for name in self._targets(network, region):
+            if (found := self._planned(network, name, region)) is not None:
+                pulled = max(pulled, found.numbers(torch.is_grad_enabled()))
             plan, rows = frames.plan(network, name), self._sides(network) * network.shape_of(name)[0]
             if plan is not None:  # one place
                 pulled = max(pulled, rows * frames.pull(network, plan, 1, rows, outward=self.outward).whole)
@@ -309,6 +512,13 @@ class Substitution(Relaxation):
         for rows, target in (*targets, (k, network.output)):
             end = None if self.outward else backsubstitution.bytes_at_entrance(network, region, rows)
             plan = None if target == network.output else frames.plan(network, target)
+            found = self._planned(network, target, region)
+            if found is not None:
+                given = batch * k if target == network.output else 2 * passes.units(found, network.shape_of(target))
+                kept, alive = passes.bytes_taken(found, batch * rows, given, size)
+                held += kept if torch.is_grad_enabled() else 0
+                most = max(most, held + alive if torch.is_grad_enabled() else kept + alive)
+                continue
             if plan is not None:
                 pull = frames.pull(network, plan, batch, sides * network.shape_of(target)[0], outward=self.outward)
             else:
@@ -334,7 +544,7 @@ class Substitution(Relaxation):
         return [name for name in dict.fromkeys(sources) if name not in known]
 
     def _pull(self, network: Network, target: str, region: Region, shared: bool, end: bool = False) -> memory.Pull:
-        eager = passes(relax_step_kernels(), region.like) is None
+        eager = step_passes(relax_step_kernels(), region.like) is None
         return memory.pull(network, target, region.shape[0], shared=shared, outward=self.outward, eager=eager, end=end)
 
 

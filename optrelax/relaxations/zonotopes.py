@@ -292,8 +292,11 @@ class _Hybrid(Substitution):
     def refusal(self, activation: Activation) -> str | None:
         return self.lines_of.refusal(activation)
 
+    def refines(self, network: Network) -> bool:
+        return False
+
     def _layers(
-        self, network: Network, region: Region, budget: MemoryBudget
+        self, network: Network, region: Region, budget: MemoryBudget, start: Preactivation | None = None
     ) -> tuple[Preactivation, dict[str, Enclosure]]:
         bounds, maps, _ = self._hybrid(network, region, budget)
         return bounds, {**maps}

@@ -1,0 +1,128 @@
+"""Compiled back-substitution: any rows of any target, few at a time, with gradients to any order."""
+
+import pytest
+import torch
+from torch import nn
+
+import optrelax as ox
+from optrelax.domains import frames, passes
+from optrelax.domains.passes import Neurons
+
+
+def small(seed=0):
+    """A residual block behind a strided convolution, scales folded into weights and lines."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3, 1, 1))
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), ox.models.Residual(body.append(nn.BatchNorm2d(3)), None))
+    net = net.append(nn.ReLU()).append(nn.Flatten()).append(nn.Linear(75, 6)).append(nn.ReLU()).append(nn.Linear(6, 3))
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.running_mean, -0.5, 0.5)
+            nn.init.uniform_(m.weight, -1.0, 1.0)
+    return net.double().eval(), (2, 9, 9)
+
+
+def region_of(shape, batch=2):
+    x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return ox.LinfBall(x, 0.05)
+
+
+def test_every_target_behind_an_activation_has_steps():
+    net, shape = small()
+    captured = ox.capture(net, shape)
+    targets = [*(node.inputs[0] for node in captured.activations[1:]), captured.output]
+    for target in targets:
+        found = passes.program(captured, target)
+        assert found is not None
+        assert found is passes.program(captured, target)
+        assert found.windows == (frames.plan(captured, target) is not None)
+
+
+def test_another_network_is_planned_anew():
+    net, shape = small()
+    captured = ox.capture(net, shape)
+    region = region_of(shape)
+    before = ox.bounds(captured, region)
+    net[0] = nn.Conv2d(2, 3, 5, 2, 2).double()
+    after = ox.bounds(captured, region)
+    torch.testing.assert_close(after.lower, ox.bounds(ox.capture(net, shape), region).lower)
+    assert float((before.lower - after.lower).detach().abs().max()) > 1e-3
+
+
+def bounds_and_gradients(net, captured, region):
+    net.zero_grad()
+    found = ox.preactivation_bounds(captured, region)
+    low = ox.lower_bounds(captured, region, torch.eye(3, dtype=torch.float64))
+    (low.sum() + sum(b.upper.pow(2).sum() - b.lower.sum() for b in found.values())).backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    return [low.detach(), *(t.detach() for b in found.values() for t in (b.lower, b.upper)), *grads]
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_few_rows_at_a_time_are_the_same(rows, monkeypatch):
+    net, shape = small()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    whole = bounds_and_gradients(net, captured, region)
+    monkeypatch.setattr(passes, "at_once", lambda *_, **__: rows)
+    for a, b in zip(bounds_and_gradients(net, captured, region), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_a_second_backward_pass_is_the_first():
+    net, shape = small()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    low = ox.lower_bounds(captured, region, torch.eye(3, dtype=torch.float64)).sum()
+    first, second = (torch.autograd.grad(low, list(net.parameters()), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_any_neurons_in_any_order():
+    """Ragged: five rows of one example, one of the other, signs mixed."""
+    net, shape = small()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    target = captured.activations[2].inputs[0]
+    found = passes.program(captured, target)
+    bounds = ox.preactivation_bounds(captured, region)
+    lines = passes.LineMaps()
+    for node in captured.activations[:2]:
+        b = bounds[node.path]
+        lines[node.name] = ox.Crown().lines(node.op, b.lower, b.upper)
+    channels = captured.shape_of(target)[0]
+    rows = passes.unit_rows(found, captured.shape_of(target), region.lower)
+    wanted = [(1, 0, 0, 2, 1), (0, 4, 4, 0, -1), (0, 4, 4, 0, 1), (0, 2, 3, 1, 1), (0, 0, 4, 2, -1), (0, 1, 1, 1, 1)]
+    place = torch.tensor([w[:3] for w in wanted])
+    which = torch.tensor([c if sign > 0 else channels + c for *_, c, sign in wanted])
+    value = passes.lower_bounds(found, captured, rows, Neurons(place, which), region, lines)
+    b = bounds[captured.activations[2].path]
+    for got, (e, y, x, c, sign) in zip(value, wanted, strict=True):
+        torch.testing.assert_close(got, b.lower[e, c, y, x] if sign > 0 else -b.upper[e, c, y, x])
+
+
+def test_gradients_to_second_order():
+    net, shape = small(3)
+    captured = ox.capture(net, shape)
+    region = region_of(shape, 1)
+    parameters = [net[0].bias, net[2].body[3].weight]
+
+    def gradients():
+        low = ox.lower_bounds(captured, region, torch.eye(3, dtype=torch.float64))
+        return torch.autograd.grad(low.sum(), parameters, create_graph=True)
+
+    first = gradients()
+    generator = torch.Generator().manual_seed(0)
+    way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    ours = torch.autograd.grad(sum((g * w).sum() for g, w in zip(first, way, strict=True)), parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "available", lambda _: False)
+        second = gradients()
+        theirs = torch.autograd.grad(sum((g * w).sum() for g, w in zip(second, way, strict=True)), parameters)
+    for a, b in zip((*first, *ours), (*second, *theirs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_has_no_step_is_left_to_the_rules():
+    grouped = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten())
+    captured = ox.capture(grouped.append(nn.Linear(100, 2)), (2, 9, 9))
+    assert passes.program(captured, captured.activations[1].inputs[0]) is not None
+    assert passes.program(captured, captured.output) is None
