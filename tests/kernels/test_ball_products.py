@@ -8,6 +8,8 @@ from optrelax.domains import interval
 from optrelax.enclosures import from_above, from_below
 from optrelax.kernels import ball_products, native
 
+pytestmark = pytest.mark.compiler
+
 
 def matrix(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> list[torch.Tensor]:
     """Weight [outputs, inputs], not contiguous and with zeros, and its bias."""

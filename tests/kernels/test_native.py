@@ -27,6 +27,8 @@ from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
 from optrelax.layers.programs import interior
 from optrelax.networks import activations
 
+pytestmark = pytest.mark.compiler
+
 COMPILER = shutil.which("cc")
 SOURCE = Path(dense_ascent.__file__).with_name("ascent.c")
 

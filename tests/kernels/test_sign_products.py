@@ -11,6 +11,8 @@ from optrelax.domains import backsubstitution
 from optrelax.kernels import native, sign_products
 from optrelax.kernels.band_step import range_over_box
 
+pytestmark = pytest.mark.compiler
+
 
 def given(batch, k, m, n, dtype=torch.float64, seed=0):
     """Rows, weight and box; whole rows and single entries of their product are 0."""

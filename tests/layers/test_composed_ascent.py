@@ -20,6 +20,8 @@ from optrelax.layers.composition import AffineBlocks, KeptNeurons
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
 from optrelax.specifications import margins
 
+pytestmark = pytest.mark.compiler
+
 RELU = [name for name in QUESTIONS if not any(odd in name for odd in ("bent", "relu6"))]
 EXACT = [name for name in RELU if "trained" not in name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import SOUND, corners, inputs, random_points, specification
@@ -172,6 +173,7 @@ def test_convolutions_of_any_shape_agree_with_their_matrix(shape, seed):
     assert int((matrix.flatten(1) != 0).sum(1).max()) <= op.fan_out
 
 
+@pytest.mark.compiler
 @settings(max_examples=100)
 @given(conv_shapes(), seeds)
 def test_compiled_pulling_of_rows_is_the_transposed_convolution(shape, seed):
