@@ -64,7 +64,7 @@ def moreau(data: Data, threads: int) -> Step | None:
     offsets = torch.cat([n * torch.arange(m + 1), n * m + torch.arange(1, 2 * n + 1)])
     P_offsets = n * torch.arange(n + 1) if quadratic else torch.zeros(n + 1, dtype=torch.long)
     P_columns = torch.arange(n).repeat(n) if quadratic else torch.zeros(0, dtype=torch.long)
-    settings = library.Settings(device="cpu", batch_size=batch, enable_grad=True)
+    settings = library.Settings(solver="ipm", device="cpu", batch_size=batch, enable_grad=True)
     cones = library.Cones(num_nonneg_cones=m + 2 * n)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that gradients of an active set are one-sided
