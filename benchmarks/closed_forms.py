@@ -119,7 +119,7 @@ def run(options: Options) -> Report:
         tables.append(table)
         bars += _bars(label, {row["relaxation"]: row for row in table.rows}, batch)
     tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100, 500), options))
-    tables.append(_first_use())
+    tables.append(_first_use(_QUICK_KERNELS if options.quick else None))
     return Report("closed_forms", TITLE, options, tables, bars, facts)
 
 
@@ -289,12 +289,17 @@ def _peer_row(of: Case, name: str, found: Timed, peak: int | None) -> Row:
     }
 
 
-def _first_use() -> Table:
-    """What a machine's first use of each kernel costs, and every later process's."""
+_QUICK_KERNELS = frozenset({"ascent", "band_step", "relax_step"})
+"""Sources that a quick run compiles; all of them take ten seconds."""
+
+
+def _first_use(only: frozenset[str] | None) -> Table:
+    """What a machine's first use of each kernel costs, and every later process's; only: of these sources."""
     rows: list[Row] = []
     folders = (Path(ox.__file__).parent, Path(layers.__file__).parent)
     with tempfile.TemporaryDirectory() as cache, unittest.mock.patch.dict(os.environ, OPTRELAX_CACHE=cache):
-        for source in sorted({path for folder in folders for path in folder.rglob("*.c")}):
+        sources = {path for folder in folders for path in folder.rglob("*.c") if only is None or path.stem in only}
+        for source in sorted(sources):
             seconds = []
             for _ in range(2):
                 begin = time.perf_counter()
