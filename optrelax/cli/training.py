@@ -179,7 +179,7 @@ def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, 
         # Small data take small batches and more epochs: some two thousand steps, in which a network learns.
         batch, steps = _sizes(where["data"], changes.get("subset"), changes.get("batch"))
         epochs = max(30, -(-2000 // steps))
-        ramp = {"epochs": epochs, "warmup": epochs / 15, "mixing": epochs / 2, "batch": batch}
+        ramp: dict[str, Any] = {"epochs": epochs, "warmup": epochs / 15, "mixing": epochs / 2, "batch": batch}
         row = Recipe(name="own", method="certified", relaxation="crown-ibp", eps=0, **ramp, **where)
     else:
         raise ValueError("train: name a recipe (--list shows them), or give --config, or --model, --data and --eps")

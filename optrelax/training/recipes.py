@@ -18,12 +18,12 @@ from optrelax.regions import norms
 from optrelax.relaxations import resolve
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.recipe_budgets import BUDGETS, cut
-from optrelax.training.schedules import LinearRamp, Schedule, Smooth, Stages, StepDecay
+from optrelax.training.schedules import LinearRamp, Schedule, SmoothRamp, Stages, StepDecay
 from optrelax.training.trainer import Training
 
 __all__ = ["BUDGETS", "METHODS", "Recipe", "names", "recipe"]
 
-_RAMPS: dict[str, Callable[[float, float, float, float], Schedule]] = {"linear": LinearRamp, "smooth": Smooth}
+_RAMPS: dict[str, Callable[[float, float, float, float], Schedule]] = {"linear": LinearRamp, "smooth": SmoothRamp}
 METHODS = ("natural", "pgd", "certified", "fused", "landscape", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "colt")
 """Kinds of losses; those of `_BOUNDED` take a relaxation."""
 _BOUNDED = ("certified", "fused")

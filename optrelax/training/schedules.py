@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["ConstantSchedule", "LinearRamp", "Schedule", "Smooth", "Stages", "StepDecay"]
+__all__ = ["ConstantSchedule", "LinearRamp", "Schedule", "SmoothRamp", "Stages", "StepDecay"]
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class LinearRamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Smooth:
+class SmoothRamp:
     """From `start` to `end` slowly first: a power up to the share `mid` of the way, then the line tangent to it.
 
     With t the share of `length` done: a t^power for t <= mid, beyond it a line of slope a power mid^(power - 1),
@@ -71,9 +71,9 @@ class Smooth:
         _require_finite(self, start=self.start, end=self.end)
         _require_span(self, self.begin, self.length)
         if not 0 < self.mid <= 1:
-            raise ValueError(f"Smooth: mid must lie in (0, 1], got {self.mid}")
+            raise ValueError(f"SmoothRamp: mid must lie in (0, 1], got {self.mid}")
         if not 1 <= self.power < math.inf:
-            raise ValueError(f"Smooth: power must be at least 1 and finite, got {self.power}")
+            raise ValueError(f"SmoothRamp: power must be at least 1 and finite, got {self.power}")
 
     def __call__(self, epoch: float) -> float:
         t, mid, power = _fraction(epoch, self.begin, self.length), self.mid, self.power

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from optrelax.training.schedules import ConstantSchedule, LinearRamp, Smooth, StepDecay
+from optrelax.training.schedules import ConstantSchedule, LinearRamp, SmoothRamp, StepDecay
 
 pytestmark = pytest.mark.smoke
-RAMPS = [LinearRamp, Smooth]
+RAMPS = [LinearRamp, SmoothRamp]
 
 
 def test_constant_stays():
@@ -51,7 +51,7 @@ def test_smooth_is_a_power_and_its_tangent():
     t = (middle - first) ** (power - 1)
     alpha = (end - start) / ((last - middle) * power * t + (middle - first) * t)
     value = start + alpha * (middle - first) ** power
-    schedule = Smooth(start, end, begin=first, length=last - first)
+    schedule = SmoothRamp(start, end, begin=first, length=last - first)
     for epoch in np.linspace(first, last, 33):
         expected = start + alpha * (epoch - first) ** power
         if epoch > middle:
@@ -60,14 +60,14 @@ def test_smooth_is_a_power_and_its_tangent():
 
 
 def test_smooth_has_no_kink_where_the_line_begins():
-    schedule = Smooth(0.0, 1.0, length=1.0, mid=0.3, power=3.0)
+    schedule = SmoothRamp(0.0, 1.0, length=1.0, mid=0.3, power=3.0)
     h = 1e-6
     left, right = (schedule(0.3 + side + h) - schedule(0.3 + side) for side in (-h, 0.0))
     assert left == pytest.approx(right, rel=1e-4)
 
 
 def test_smooth_with_mid_1_is_the_power():
-    schedule = Smooth(0.0, 2.0, length=10.0, mid=1.0, power=2.0)
+    schedule = SmoothRamp(0.0, 2.0, length=10.0, mid=1.0, power=2.0)
     assert schedule(5.0) == pytest.approx(0.5)
     assert schedule(10.0) == 2
 
@@ -84,9 +84,9 @@ def test_steps_multiply_at_each_milestone():
         (lambda: ConstantSchedule(float("nan")), "value must be finite"),
         (lambda: LinearRamp(0.0, float("inf")), "end must be finite"),
         (lambda: LinearRamp(0.0, 1.0, begin=-1.0), "begin and length must be >= 0"),
-        (lambda: Smooth(0.0, 1.0, length=-2.0), "begin and length must be >= 0"),
-        (lambda: Smooth(0.0, 1.0, mid=0.0), r"mid must lie in \(0, 1\], got 0.0"),
-        (lambda: Smooth(0.0, 1.0, power=0.5), "power must be at least 1"),
+        (lambda: SmoothRamp(0.0, 1.0, length=-2.0), "begin and length must be >= 0"),
+        (lambda: SmoothRamp(0.0, 1.0, mid=0.0), r"mid must lie in \(0, 1\], got 0.0"),
+        (lambda: SmoothRamp(0.0, 1.0, power=0.5), "power must be at least 1"),
         (lambda: StepDecay(1.0, at=(5.0, 2.0)), r"ascending order, got \(5.0, 2.0\)"),
         (lambda: StepDecay(1.0, at=(-1.0,)), "ascending"),
     ],
@@ -97,7 +97,7 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_schedules_are_values():
-    schedules = [ConstantSchedule(1.0), LinearRamp(0.0, 1.0), Smooth(0.0, 1.0), StepDecay(1.0)]
+    schedules = [ConstantSchedule(1.0), LinearRamp(0.0, 1.0), SmoothRamp(0.0, 1.0), StepDecay(1.0)]
     for a, b in itertools.combinations(schedules, 2):
         assert a != b
     assert hash(LinearRamp(0.0, 1.0)) == hash(LinearRamp(0.0, 1.0))
