@@ -141,6 +141,21 @@ def test_growth_is_measured_and_stored(tmp_path):
     assert summary[0]["box x"] == pytest.approx(batch[1]["box ms"] / batch[0]["box ms"])
 
 
+def test_programs_are_measured_beside_the_peers_that_are_installed(monkeypatch):
+    from benchmarks import program_peers, programs
+    from benchmarks.reports import Options
+
+    names = ("cvxpylayers", "manylp")
+    monkeypatch.setattr(programs, "PEERS", {name: program_peers.PEERS[name] for name in names})
+    report = programs.run(Options(threads=1, quick=True, runs=1))
+    lps, qps, families = report.tables
+    assert all(table.rows for table in report.tables)
+    assert all(row["gap"] <= 1e-8 and row["cvxpylayers off"] <= 1e-6 for row in (*lps.rows, *qps.rows))
+    assert all(row["ours ms"] > row["floor ms"] > 0 and row["times HiGHS"] > 0 for row in lps.rows)
+    assert {row["solver"] for row in families.rows} == {"InteriorPoint"}
+    assert [bar.held for bar in report.bars] == [True, True]
+
+
 @pytest.mark.slow
 def test_memory_is_measured_against_what_was_asked(tmp_path):
     main("memory", "--out", tmp_path)
