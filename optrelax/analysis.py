@@ -24,12 +24,18 @@ def bounds(
 ) -> Bounds:
     """Bounds of every output over the region: lower and upper [*batch, *output_shape].
 
-    Sound, exact, gradient: as the relaxation says; differentiable in weights and region.
+    Sound, exact, gradient: as the relaxation says; differentiable in weights and region. An example of which a bound
+    overflowed gives no gradient, so that it makes none of the others' NaN.
     rounding: overrides the relaxation's own ("outward" holds in real arithmetic).
     Raises UnsupportedOpError, or ValueError where shapes, types or devices do not fit.
     """
     network, flat, batch = prepare(net, region)
-    found = _resolve(relaxation, rounding).output_bounds(network, flat)
+    chosen = _resolve(relaxation, rounding)
+    found = chosen.output_bounds(network, flat)
+    kept = _with_gradient(found.lower, found.upper)
+    if kept is not None:
+        some = chosen.output_bounds(network, flat.select(kept))
+        found = Bounds.known(_put(found.lower, kept, some.lower), _put(found.upper, kept, some.upper))
     return _unflatten(found, batch)
 
 
@@ -43,17 +49,39 @@ def lower_bounds(
 ) -> Tensor:
     """Lower bounds of rows of the output: spec [*batch, k, outputs] or [k, outputs] -> [*batch, k].
 
-    Rows are folded into the last affine ops (elision). Sound, exact, gradient: as the relaxation says.
+    Rows are folded into the last affine ops (elision). Sound, exact, gradient: as the relaxation says; none of an
+    example of which a bound overflowed, see `bounds`.
     Of a `Specification`, or several by name: of every group's greatest value, [*batch, groups]; see
     `optrelax.disjunctions.group_bounds`.
     """
     network, flat, batch = prepare(net, region)
     chosen = _resolve(relaxation, rounding)
     if isinstance(spec, Tensor):
-        found = chosen.lower_bounds(network, flat, prepare_rows(network, spec, flat, batch))
+        rows = prepare_rows(network, spec, flat, batch)
+        found = chosen.lower_bounds(network, flat, rows)
+        kept = _with_gradient(found)
+        if kept is not None:
+            mine = rows if len(rows) == 1 else rows[kept]
+            found = _put(found, kept, chosen.lower_bounds(network, flat.select(kept), mine))
     else:
         found = group_bounds(chosen, network, flat, prepare_specification(network, spec, flat, batch))
     return found.reshape(*batch, found.shape[-1])
+
+
+def _with_gradient(*found: Tensor) -> Tensor | None:
+    """The examples whose bounds [batch, ...] are all finite, where others overflowed; None: nothing is to be done.
+
+    The gradient of what overflowed is 0 times infinity, on the way through the weights that all examples share.
+    """
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in found):
+        return None
+    finite = torch.stack([t.detach().flatten(1).isfinite().all(1) for t in found]).all(0)
+    return None if bool(finite.all()) else finite.nonzero()[:, 0]
+
+
+def _put(found: Tensor, index: Tensor, some: Tensor) -> Tensor:
+    """Bounds without gradient, but those of some examples."""
+    return found.detach().index_put((index,), some)
 
 
 def preactivation_bounds(

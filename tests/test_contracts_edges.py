@@ -98,6 +98,28 @@ def test_what_overflows_is_no_bound(name, rounding, dtype, overflow):
         assert bool((b.lower < math.inf).all() & (b.upper > -math.inf).all())
 
 
+@each_relaxation
+def test_an_example_that_overflows_gives_no_gradient_and_leaves_the_others_theirs(name):
+    """Never NaN, not even 0 times what is infinite on the way through the weights."""
+    net, _ = rows_that_overflow(torch.finfo(torch.float32).max)
+    with torch.no_grad():
+        net[2].weight.mul_(1e-15)
+        net[4].weight.mul_(1e15)
+    net = net.float()
+    x, rows = torch.tensor([[1e-25], [1e30]]), torch.eye(1)
+    parameters = list(net.parameters())
+
+    def gradient(at: torch.Tensor) -> list[torch.Tensor]:
+        low = ox.lower_bounds(net, ox.InputBox(at, 2 * at), rows, MAKE[name]())
+        both = ox.bounds(net, ox.InputBox(at, 2 * at), MAKE[name]())
+        return list(torch.autograd.grad(low.sum() + both.lower.sum() + both.upper.sum(), parameters, allow_unused=True))
+
+    assert ox.bounds(net, ox.InputBox(x, 2 * x), "box").lower.isfinite().flatten().tolist() == [True, False]
+    for found, wanted in zip(gradient(x), gradient(x[:1]), strict=True):
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found, wanted)
+
+
 def windowed() -> nn.Module:
     """Convolutions with biases between activations, whose rows are windows."""
     norm, pool = nn.BatchNorm2d(2), nn.AvgPool2d(2, 1)

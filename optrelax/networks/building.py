@@ -241,7 +241,10 @@ class Building:
         return found
 
     def _sizes(self, value: Tensor) -> str:
-        sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
+        try:
+            sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
+        except TypeError:  # a symbol of its own
+            return "a size depends on the values of a tensor; index by numbers, such as mask.nonzero()[:, 0], made once"
         return f"a batch of 3 gives {sizes}"
 
     # --- calls by rule --------------------------------------------------------------------------------------------
@@ -337,6 +340,8 @@ def _is_random(node: fx.Node) -> bool:
         return False
     if "scaled_dot_product_attention" in str(node.target):
         return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0)
+    if "rrelu" in str(node.target):  # its slopes are drawn in training alone, which is not its default
+        return len(node.args) > 3 and node.args[3] is not False
     return not ("dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False)
 
 

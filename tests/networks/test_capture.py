@@ -512,6 +512,20 @@ def test_values_that_overflow_are_compared_nowhere():
     assert float(low) == -torch.inf
 
 
+def test_a_boolean_mask_is_refused_with_the_cure():
+    net = Lambda(lambda m, x: x[:, m.mask], mask=torch.tensor([True, False, True, True]))
+    assert "index by numbers, such as mask.nonzero()" in problems(net)
+    cured = Lambda(lambda m, x: x[:, m.places], places=torch.tensor([0, 2, 3]))
+    x = torch.rand(2, 4)
+    torch.testing.assert_close(ox.capture(cured, (4,))(x), cured(x))
+
+
+@pytest.mark.parametrize("net", [nn.RReLU(), Lambda(lambda m, x: F.rrelu(x, 0.1, 0.5))], ids=["module", "function"])
+def test_rrelu_in_evaluation_is_its_mean_slope(net):
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(ox.capture(net.eval(), (4,))(x), net(x))
+
+
 # --- threads -------------------------------------------------------------------------------------------------------
 
 
