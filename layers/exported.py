@@ -199,7 +199,7 @@ def _export(one: Problems, maps: AffineMaps) -> NetworkLP:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _RowsOfExample:
     """Answers to k objectives over one polyhedron, as `SparseAnswer` has them."""
 
     primal: np.ndarray
@@ -217,13 +217,13 @@ class _Rows:
                 raise ValueError(f"{owner}: {name} of {k} objectives: wanted shape {shape}, got {got}")
 
 
-def _solve_sparse(solver: Highs, program: NetworkLP, c: np.ndarray) -> _Rows:
+def _solve_sparse(solver: Highs, program: NetworkLP, c: np.ndarray) -> _RowsOfExample:
     sides = (program.row_lower, program.row_upper, program.col_lower, program.col_upper)
     found = solver.solve_sparse(c, program.matrix, *sides)
-    return _Rows(found.primal, found.duals, found.status, found.iterations)
+    return _RowsOfExample(found.primal, found.duals, found.status, found.iterations)
 
 
-def _solve_dense(solver: ProgramSolver, program: NetworkLP, c: np.ndarray) -> _Rows:
+def _solve_dense(solver: ProgramSolver, program: NetworkLP, c: np.ndarray) -> _RowsOfExample:
     low, high = (torch.from_numpy(side) for side in (program.row_lower, program.row_upper))
     matrix = torch.from_numpy(program.matrix.toarray())
     equal = low == high
@@ -244,4 +244,4 @@ def _solve_dense(solver: ProgramSolver, program: NetworkLP, c: np.ndarray) -> _R
     count = int(above.sum())
     duals[:, above] += found.inequality[:, :count]
     duals[:, below] -= found.inequality[:, count:]
-    return _Rows(found.primal.numpy(), duals.numpy(), found.status.numpy(), found.iterations.numpy())
+    return _RowsOfExample(found.primal.numpy(), duals.numpy(), found.status.numpy(), found.iterations.numpy())

@@ -95,7 +95,7 @@ class StepDecay:
         _require_finite(self, start=self.start, factor=self.factor)
         object.__setattr__(self, "at", tuple(self.at))
         if list(self.at) != sorted(self.at) or not all(0 <= epoch < math.inf for epoch in self.at):
-            raise ValueError(f"Steps: at must be epochs in ascending order, got {self.at}")
+            raise ValueError(f"StepDecay: at must be epochs in ascending order, got {self.at}")
 
     def __call__(self, epoch: float) -> float:
         return self.start * self.factor ** sum(epoch >= milestone for milestone in self.at)
