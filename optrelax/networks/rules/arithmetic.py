@@ -7,11 +7,12 @@ from functools import partial
 
 import torch
 
+from optrelax.networks import activations
 from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
 from optrelax.networks.ops import Add, Divide, Scale, Source, wide
-from optrelax.networks.products import Multiply
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import widened
+from optrelax.networks.rules.products import times
 
 aten = torch.ops.aten
 
@@ -78,15 +79,18 @@ def _times(source: Source, factor: float) -> Source:
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def multiply(call: Call) -> Value:
     if len(call.values) == 2:
-        return call.add(Multiply(call.output), *(widened(call, value, call.output) for value in call.values))
+        return times(call, *(widened(call, value, call.output) for value in call.values))
     value = widened(call, call.values[0], call.output)
     return call.add(Scale(call.output, call.elementwise(1 - call.traced[0]), None), value)
 
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def divide(call: Call) -> Value:
-    if call.traced != (0,):
-        raise Refused("division by a value of the network is not affine")
+    if isinstance(call.args[1], Value):
+        reciprocal = call.add(activations.reciprocal(), widened(call, call.args[1], call.output))
+        if isinstance(call.args[0], Value):
+            return times(call, widened(call, call.args[0], call.output), reciprocal)
+        return call.add(Scale(call.output, call.elementwise(0), None), reciprocal)
     value = widened(call, call.value(0), call.output)
     return call.add(Divide(call.output, call.elementwise(1)), value)
 

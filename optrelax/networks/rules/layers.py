@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from optrelax.networks.calls import Call, Op, Refused
+from optrelax.networks.calls import Call, Op, Refused, Value
 from optrelax.networks.ops import BatchNorm, BatchNormInTraining, Linear
 from optrelax.networks.registry import rule
+from optrelax.networks.rules.normalising import normalised_groups
 
 aten = torch.ops.aten
-_DEVIATION = "divides by the deviation of the value itself, which is not affine; use batch norm, or no normalisation"
 
 
 @rule(aten.linear)
@@ -37,17 +37,13 @@ def batch_norm_in_training(call: Call) -> Op:
 
 
 @rule(aten.instance_norm)
-def instance_norm(call: Call) -> Op:
+def instance_norm(call: Call) -> Op | Value:
     call.only(0)
     mean, variance = call.constant(3), call.constant(4)
     if call["use_input_stats"] or mean is None or variance is None:
-        raise Refused(_DEVIATION)
+        value = call.value(0)
+        return normalised_groups(call, value, value.shape[0], float(call["eps"]), 1)
     return BatchNorm(call.shape(), call["eps"], mean, variance, call.constant(1), call.constant(2))
-
-
-@rule(aten.layer_norm, aten.group_norm, aten.rms_norm)
-def norm_of_the_value(call: Call) -> Op:
-    raise Refused(_DEVIATION)
 
 
 @rule(aten._native_batch_norm_legit_no_training)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from optrelax.networks import activations
 from optrelax.networks.calls import PRODUCT, Call, Op, Refused, Value, as_source
 from optrelax.networks.linear_maps import Product, Separable, Sum
 from optrelax.networks.ops import Add, Linear, Reshape, Scale, Shape, Source, wide
@@ -112,6 +113,13 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
     return call.add(Product(full, lambda: read().reshape(sizes), names + rows, subscripts, out), value)
 
 
+def times(call: Call, first: Value, second: Value) -> Value:
+    """The product of two values of one shape, entry by entry; of one with itself its square."""
+    if first == second:
+        return call.add(activations.square(), first)
+    return call.add(Multiply(first.shape), first, second)
+
+
 def _matrix_product(call: Call, first: Value, second: Value) -> Value:
     """[*lead, n, m] @ [*lead, m, p] of two values."""
     if len(call.output) < 1 or len(first.shape) < 2 or len(second.shape) < 2:
@@ -143,7 +151,7 @@ def pairs(call: Call, first: Value, one: str, second: Value, two: str, out: str)
         if spread != value.shape:
             value = call.add(Reshape(value.shape, spread), value)
         laid.append(value if spread == wide_shape else call.add(Expand(spread, wide_shape), value))
-    product = call.add(Multiply(wide_shape), *laid)
+    product = times(call, *laid)
     return call.add(Sum(wide_shape, range(len(out), len(letters))), product) if gone else product
 
 

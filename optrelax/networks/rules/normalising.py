@@ -1,0 +1,175 @@
+"""Softmax, attention and normalisation by the value's own deviation: products, exponentials and roots of values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from optrelax.networks import activations
+from optrelax.networks.calls import Call, Refused, Value
+from optrelax.networks.linear_maps import Sum
+from optrelax.networks.ops import Add, Reshape, Scale, Source
+from optrelax.networks.registry import rule
+from optrelax.networks.rules.moves import move, numbers
+from optrelax.networks.rules.products import multiplied, times
+from optrelax.networks.views import Concatenate, Expand, Pad, Permute
+
+aten = torch.ops.aten
+
+
+@rule(aten.softmax.int, aten._softmax, aten._safe_softmax)
+def softmax(call: Call) -> Value:
+    """1 / (1 + sum over the others of exp(x_j - x_i)), which multiplies nothing."""
+    value = call.only(0)
+    (dim,) = call.dims(call["dim"])
+    return _shares(call, value, dim)
+
+
+@rule(aten.log_softmax.int, aten._log_softmax)
+def log_softmax(call: Call) -> Value:
+    """-log(1 + sum over the others of exp(x_j - x_i)), by pairs: log(e^a + e^b) = a + softplus(b - a)."""
+    value = call.only(0)
+    (dim,) = call.dims(call["dim"])
+    shape, n = value.shape, value.shape[dim]
+    if n == 1:
+        return call.add(Scale(shape, _number(0.0), None), value)
+    left, count = _differences(call, value, dim), n - 1
+    while count > 1:
+        half, before = count // 2, left
+        first, second = (
+            call.add(Pad.slicing((count, *shape), 0, start, start + half), left) for start in (0, half)
+        )
+        wide = (half, *shape)
+        more = call.add(activations.softplus(), call.add(Add(wide, (1.0, -1.0)), second, first))
+        left = call.add(Add(wide, (1.0, 1.0)), first, more)
+        if count % 2:
+            rest = call.add(Pad.slicing((count, *shape), 0, count - 1, count), before)
+            left = call.add(Concatenate([wide, (1, *shape)], 0), left, rest)
+        count -= half
+    total = call.add(activations.softplus(), call.add(Reshape((1, *shape), shape), left))
+    return call.add(Scale(shape, _number(-1.0), None), total)
+
+
+def _shares(call: Call, value: Value, dim: int) -> Value:
+    return call.add(activations.reciprocal(), _total(call, value, dim))
+
+
+def _total(call: Call, value: Value, dim: int) -> Value:
+    """1 + sum over the others of exp(x_j - x_i): an entry less itself is 0, which its bounds would not know."""
+    shape, n = value.shape, value.shape[dim]
+    if n == 1:
+        return call.add(Scale(shape, _number(0.0), _number(1.0)), value)
+    exponentials = call.add(activations.exp(), _differences(call, value, dim))
+    return call.add(Scale(shape, None, _number(1.0)), call.add(Sum((n - 1, *shape), [0]), exponentials))
+
+
+def _differences(call: Call, value: Value, dim: int) -> Value:
+    """x_j - x_i of every entry and the others along a dimension: [others, *shape]."""
+    shape, n = value.shape, value.shape[dim]
+    own = numbers(shape).long() - 1
+    others = move(call, value, torch.stack([own.roll(-step, dim) for step in range(1, n)]))
+    wide = (n - 1, *shape)
+    same = call.add(Expand((1, *shape), wide), call.add(Reshape(shape, (1, *shape)), value))
+    return call.add(Add(wide, (1.0, -1.0)), others, same)
+
+
+def _number(value: float) -> Source:
+    number = torch.tensor(value, dtype=torch.float64)
+    return lambda: number
+
+
+@rule(aten.scaled_dot_product_attention)
+def attention(call: Call) -> Value:
+    """softmax(q k^T / sqrt(d) + mask) v: q [*heads, n, d], k and v [*heads, m, d]."""
+    query, key, value = call.args[:3]
+    if call["is_causal"] or call["dropout_p"] or call["enable_gqa"]:
+        raise Refused("attention that is causal, drops or shares heads has no rule; write it out, with a mask")
+    if not (isinstance(query, Value) and isinstance(key, Value) and isinstance(value, Value)):
+        raise Refused("attention wants queries, keys and values of the network; write it out with constants")
+    rank = len(key.shape)
+    turned = call.add(Permute(key.shape, [*range(rank - 2), rank - 1, rank - 2]), key)
+    scale = call["scale"]
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    scaled = call.add(Scale(query.shape, _number(factor), None), query)
+    scores = multiplied(call, scaled, turned)
+    if call["attn_mask"] is not None:
+        mask = call.constant(3)
+        assert mask is not None
+        if mask().dtype == torch.bool or not bool(mask().isfinite().all()):
+            raise Refused("a mask that leaves scores out has no rule; add a large negative number")
+        scores = call.add(Scale(scores.shape, None, mask), scores)
+    return multiplied(call, _shares(call, scores, len(scores.shape) - 1), value)
+
+
+@rule(aten.layer_norm)
+def layer_norm(call: Call) -> Value:
+    value = call.only(0)
+    rank = len(value.shape)
+    dims = [*range(rank - len(call["normalized_shape"]), rank)]
+    if not dims or dims[0] < 0:
+        raise Refused("mixes the batch: it normalises over dimension 0")
+    return _affine(call, _normalised(call, value, dims, float(call["eps"])), 2)
+
+
+@rule(aten.rms_norm)
+def rms_norm(call: Call) -> Value:
+    value = call.only(0)
+    rank = len(value.shape)
+    dims = [*range(rank - len(call["normalized_shape"]), rank)]
+    if not dims or dims[0] < 0:
+        raise Refused("mixes the batch: it normalises over dimension 0")
+    if call["eps"] is None:
+        raise Refused("without an eps its smallest divisor depends on the type; give one")
+    return _affine(call, _divided(call, value, dims, float(call["eps"]), math.sqrt(math.prod(value.shape[d] for d in dims))), 2)
+
+
+@rule(aten.group_norm)
+def group_norm(call: Call) -> Value:
+    return normalised_groups(call, call.only(0), int(call["num_groups"]), float(call["eps"]), 2)
+
+
+def normalised_groups(call: Call, value: Value, groups: int, eps: float, weight: int) -> Value:
+    """Channels [c, *spatial] normalised by groups of them; weight: position of the scale, the shift is the next."""
+    channels, *spatial = value.shape
+    parts = (groups, channels // groups * math.prod(spatial))
+    found = _normalised(call, call.add(Reshape(value.shape, parts), value), [1], eps)
+    return _affine(call, call.add(Reshape(parts, value.shape), found), weight, channels=True)
+
+
+def _normalised(call: Call, value: Value, dims: Sequence[int], eps: float) -> Value:
+    """(x - mean) / sqrt(variance + eps) over dimensions."""
+    shape = value.shape
+    mean = call.add(Sum(shape, dims, True, math.prod(shape[d] for d in dims)), value)
+    wide = call.add(Expand(mean.shape, shape), mean)
+    # Numbers of sum 0: n of the greatest square is at most n - 1 of their sum.
+    count = math.prod(shape[d] for d in dims)
+    centred = call.add(Add(shape, (1.0, -1.0)), value, wide)
+    return _divided(call, centred, dims, eps, math.sqrt(max(count - 1, 1)))
+
+
+def _divided(call: Call, value: Value, dims: Sequence[int], eps: float, limit: float) -> Value:
+    """x / sqrt(mean of squares + eps), which is at most `limit`: a bound that its factors do not know."""
+    shape = value.shape
+    square = call.add(activations.square(), value)
+    mean = call.add(Sum(shape, dims, True, math.prod(shape[d] for d in dims)), square)
+    root = call.add(activations.rsqrt(), call.add(Scale(mean.shape, None, _number(eps)), mean))
+    found = times(call, value, call.add(Expand(mean.shape, shape), root))
+    # In real arithmetic this changes nothing; a float of the module's may lie beyond the limit by its rounding.
+    return call.add(activations.clamp(-limit * (1 + 1e-6), limit * (1 + 1e-6), "clamp"), found)
+
+
+def _affine(call: Call, value: Value, position: int, channels: bool = False) -> Value:
+    """Times a constant, plus the next one; of each channel where these come first."""
+    scale, shift = (call.constant(i) if len(call.args) > i else None for i in (position, position + 1))
+    if scale is None and shift is None:
+        return value
+    rank = len(value.shape) - 1
+
+    def shaped(read: Source | None) -> Source | None:
+        if read is None or not channels:
+            return read
+        return lambda: read().reshape(-1, *[1] * rank)
+
+    return call.add(Scale(value.shape, shaped(scale), shaped(shift)), value)
