@@ -38,9 +38,7 @@ def log_softmax(call: Call) -> Value:
     left, count = _differences(call, value, dim), n - 1
     while count > 1:
         half, before = count // 2, left
-        first, second = (
-            call.add(Pad.slicing((count, *shape), 0, start, start + half), left) for start in (0, half)
-        )
+        first, second = (call.add(Pad.slicing((count, *shape), 0, start, start + half), left) for start in (0, half))
         wide = (half, *shape)
         more = call.add(activations.softplus(), call.add(Add(wide, (1.0, -1.0)), second, first))
         left = call.add(Add(wide, (1.0, 1.0)), first, more)
@@ -122,7 +120,9 @@ def rms_norm(call: Call) -> Value:
         raise Refused("mixes the batch: it normalises over dimension 0")
     if call["eps"] is None:
         raise Refused("without an eps its smallest divisor depends on the type; give one")
-    return _affine(call, _divided(call, value, dims, float(call["eps"]), math.sqrt(math.prod(value.shape[d] for d in dims))), 2)
+    return _affine(
+        call, _divided(call, value, dims, float(call["eps"]), math.sqrt(math.prod(value.shape[d] for d in dims))), 2
+    )
 
 
 @rule(aten.group_norm)

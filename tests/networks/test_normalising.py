@@ -1,0 +1,106 @@
+"""Softmax, attention, normalisations and quotients: captured as they are, and bounded at corners and inside."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import inputs
+from torch import Tensor, nn
+
+import optrelax as ox
+
+GAIN = torch.linspace(0.5, 1.5, 4).double()
+
+FUNCTIONS = {
+    "softmax": (lambda x: F.softmax(x, 1), (5,)),
+    "softmax of rows": (lambda x: torch.softmax(3 * x, -1), (2, 3)),
+    "log softmax": (lambda x: F.log_softmax(x, 1), (6,)),
+    "layer norm": (lambda x: F.layer_norm(x, (4,), GAIN, GAIN - 1), (4,)),
+    "group norm": (lambda x: F.group_norm(x, 2, GAIN, GAIN - 1), (4, 2)),
+    "instance norm": (lambda x: F.instance_norm(x, weight=GAIN, bias=GAIN), (4, 3)),
+    "rms norm": (lambda x: F.rms_norm(x, (4,), GAIN, 1e-3), (4,)),
+    "quotient": (lambda x: x[:, :2] / (x[:, 2:].square() + 1), (4,)),
+    "quotient of a constant": (lambda x: 2 / (x + 3), (3,)),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, 2 * x, x, scale=0.7), (3, 2)),
+}
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FUNCTIONS[self.name][0](x)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bounds_hold_and_are_tight_to_first_order(name):
+    shape = FUNCTIONS[name][1]
+    network = ox.capture(Function(name), shape)
+    x = inputs(shape, 2)
+    torch.testing.assert_close(network(x), FUNCTIONS[name][0](x))
+    generator = torch.Generator().manual_seed(0)
+    for eps, relaxation in itertools.product((0.0, 0.01, 0.5), ("box", "deepz", "hbox", "crown", "crown-ibp")):
+        region = ox.LinfBall(x, eps)
+        found = ox.bounds(network, region, relaxation, rounding="outward")
+        signs = torch.randn(200, *x.shape, generator=generator, dtype=torch.float64).sign()
+        inside = 2 * torch.rand(200, *x.shape, generator=generator, dtype=torch.float64) - 1
+        points = (x + eps * torch.cat([signs, inside])).clamp(region.lower, region.upper)
+        y = FUNCTIONS[name][0](points.flatten(0, 1)).reshape(len(points), 2, *network.output_shape)
+        # The function itself is computed with rounding.
+        slack = 1e-14 * y.abs().amax(0).clamp_min(1)
+        assert bool((found.lower <= y.amin(0) + slack).all())
+        assert bool((found.upper >= y.amax(0) - slack).all())
+        if eps == 0.01 and relaxation in ("deepz", "crown"):
+            assert float(found.width.mean()) < 1.25 * float((y.amax(0) - y.amin(0)).mean())
+
+
+def test_softmax_by_intervals_is_exact():
+    """The greatest share is taken at one corner: the entry's upper end, the others' lower ends."""
+    x = inputs((4,), 3)
+    region = ox.InputBox(x - 0.3, x + 0.8)
+    found = ox.bounds(nn.Softmax(1), region, "box")
+    for i in range(4):
+        high, low = region.lower.clone(), region.upper.clone()
+        high[:, i], low[:, i] = region.upper[:, i], region.lower[:, i]
+        torch.testing.assert_close(found.upper[:, i], F.softmax(high, 1)[:, i])
+        torch.testing.assert_close(found.lower[:, i], F.softmax(low, 1)[:, i])
+
+
+def test_a_normalised_value_keeps_its_limit_where_its_deviation_may_vanish():
+    """n numbers of mean 0 and variance 1: none is above sqrt(n - 1), whatever the bounds of the deviation say."""
+    found = ox.bounds(nn.LayerNorm(4), ox.LinfBall(torch.zeros(1, 4), 1.0), "crown-ibp", rounding="outward")
+    assert float(found.upper.detach().max()) < 3**0.5 * 1.001
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "quotient"])
+@pytest.mark.parametrize("relaxation", ["box", "crown", "crown-ibp"])
+def test_gradients_are_exact(name, relaxation):
+    network, x = ox.capture(Function(name), FUNCTIONS[name][1]), inputs(FUNCTIONS[name][1], 1)
+
+    def lower(x: Tensor, width: Tensor) -> Tensor:
+        return ox.bounds(network, ox.InputBox(x - width, x + width), relaxation).lower
+
+    width = torch.full_like(x, 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(lower, (x.requires_grad_(), width), atol=1e-4, rtol=1e-3)
+
+
+def test_softmax_in_a_program_and_products_in_none():
+    """What multiplies nothing goes into the LP layers too."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Softmax(1), nn.Linear(3, 2)).double()
+    region = ox.LinfBall(inputs((3,), 2), 0.3)
+    with torch.no_grad():
+        crown, triangle = (ox.bounds(net, region, name).lower for name in ("crown", "triangle:preactivation=crown"))
+    assert bool((triangle >= crown - 1e-6).all())
+    with pytest.raises(ox.UnsupportedOpError, match="has no linear program"):
+        ox.bounds(nn.LayerNorm(3), ox.LinfBall(torch.zeros(1, 3), 0.1), "triangle")
+
+
+def test_divisors_that_may_be_zero_bound_nothing():
+    found = ox.bounds(Function("quotient of a constant"), ox.LinfBall(torch.full((1, 3), -3.0), 0.5), "crown")
+    assert found.lower.isinf().all()
+    assert found.upper.isinf().all()
