@@ -115,6 +115,10 @@ class Smooth(Activation):
         return bool(self.derivative(torch.tensor((a + b) / 2, dtype=torch.float64, device="cpu")) > 0)
 
     @property
+    def everywhere(self) -> bool:
+        return self.domain == (-math.inf, math.inf) and not self.poles
+
+    @property
     def chord_above(self) -> bool:
         return not self.inflections and min(self.curvature) >= 0 and self.period is None
 

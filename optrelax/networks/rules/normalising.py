@@ -32,10 +32,17 @@ def log_softmax(call: Call) -> Value:
     """-log(1 + sum over the others of exp(x_j - x_i)), by pairs: log(e^a + e^b) = a + softplus(b - a)."""
     value = call.only(0)
     (dim,) = call.dims(call["dim"])
-    shape, n = value.shape, value.shape[dim]
-    if n == 1:
-        return call.add(Scale(shape, _number(0.0), None), value)
-    left, count = _differences(call, value, dim), n - 1
+    if value.shape[dim] == 1:
+        return call.add(Scale(value.shape, _number(0.0), None), value)
+    total = call.add(activations.softplus(), _log_sum(call, value, dim))
+    return call.add(Scale(value.shape, _number(-1.0), None), total)
+
+
+def _log_sum(call: Call, value: Value, dim: int) -> Value:
+    """log of the sum over the others of exp(x_j - x_i), by pairs."""
+    shape = value.shape
+    left = _differences(call, value, dim)
+    count = left.shape[0]
     while count > 1:
         half, before = count // 2, left
         first, second = (call.add(Pad.slicing((count, *shape), 0, start, start + half), left) for start in (0, half))
@@ -46,8 +53,7 @@ def log_softmax(call: Call) -> Value:
             rest = call.add(Pad.slicing((count, *shape), 0, count - 1, count), before)
             left = call.add(Concatenate([wide, (1, *shape)], 0), left, rest)
         count -= half
-    total = call.add(activations.softplus(), call.add(Reshape((1, *shape), shape), left))
-    return call.add(Scale(shape, _number(-1.0), None), total)
+    return call.add(Reshape((1, *shape), shape), left)
 
 
 def _shares(call: Call, value: Value, dim: int) -> Value:
@@ -120,9 +126,8 @@ def rms_norm(call: Call) -> Value:
         raise Refused("mixes the batch: it normalises over dimension 0")
     if call["eps"] is None:
         raise Refused("without an eps its smallest divisor depends on the type; give one")
-    return _affine(
-        call, _divided(call, value, dims, float(call["eps"]), math.sqrt(math.prod(value.shape[d] for d in dims))), 2
-    )
+    limit = math.sqrt(math.prod(value.shape[d] for d in dims))
+    return _affine(call, _divided(call, value, dims, float(call["eps"]), limit), 2)
 
 
 @rule(aten.group_norm)
