@@ -32,6 +32,7 @@ class Function(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self.like = nn.Parameter(torch.zeros(1).double())  # a module's type is its parameters'
 
     def forward(self, x: Tensor) -> Tensor:
         return FUNCTIONS[self.name][0](x)
@@ -73,7 +74,9 @@ def test_softmax_by_intervals_is_exact():
 
 def test_a_normalised_value_keeps_its_limit_where_its_deviation_may_vanish():
     """n numbers of mean 0 and variance 1: none is above sqrt(n - 1), whatever the bounds of the deviation say."""
-    found = ox.bounds(nn.LayerNorm(4), ox.LinfBall(torch.zeros(1, 4), 1.0), "crown-ibp", rounding="outward")
+    found = ox.bounds(
+        nn.LayerNorm(4).double(), ox.LinfBall(torch.zeros(1, 4).double(), 1.0), "crown-ibp", rounding="outward"
+    )
     assert float(found.upper.detach().max()) < 3**0.5 * 1.001
 
 
@@ -101,6 +104,6 @@ def test_softmax_in_a_program_and_products_in_none():
 
 
 def test_divisors_that_may_be_zero_bound_nothing():
-    found = ox.bounds(Function("quotient of a constant"), ox.LinfBall(torch.full((1, 3), -3.0), 0.5), "crown")
+    found = ox.bounds(Function("quotient of a constant"), ox.LinfBall(torch.full((1, 3), -3.0).double(), 0.5), "crown")
     assert found.lower.isinf().all()
     assert found.upper.isinf().all()

@@ -127,7 +127,8 @@ def rms_norm(call: Call) -> Value:
     if call["eps"] is None:
         raise Refused("without an eps its smallest divisor depends on the type; give one")
     limit = math.sqrt(math.prod(value.shape[d] for d in dims))
-    return _affine(call, _divided(call, value, dims, float(call["eps"]), limit), 2)
+    found, scale = _divided(call, value, dims, float(call["eps"]), limit), call.constant(2)
+    return found if scale is None else call.add(Scale(value.shape, scale, None), found)
 
 
 @rule(aten.group_norm)
