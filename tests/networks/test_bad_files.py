@@ -16,7 +16,7 @@ from optrelax.cli import main
 USER_CODE = """
 from torch import nn
 def fits(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-def glu(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GLU(1))
+def glu(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.GLU(1))
 def slips(): return {}["net"]
 def wants(size): return nn.Linear(size, size)
 number = 3
