@@ -8,15 +8,15 @@ relaxation that takes products bounds a Jacobian (Shi et al. 2022, "Efficiently 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.activations import Activation, PiecewiseLinear, slopes_of
+from optrelax.networks import activations
+from optrelax.networks.activations import Activation, PiecewiseLinear, Smooth, slopes_of
 from optrelax.networks.graph import Graph, Network, Node, Op
-from optrelax.networks.ops import Add, Affine, Reshape, Shape
+from optrelax.networks.ops import Add, Affine, Reshape, Scale, Shape
 from optrelax.networks.products import Multiply
 from optrelax.networks.views import Expand, Permute
 
@@ -120,7 +120,9 @@ class _TangentNodes:
         if isinstance(node.op, Affine):
             self.tangents[node.name] = self.add(name, Directions(node.op, self.count), *before)
         elif isinstance(node.op, Activation):
-            slope = self.add(f"{name}:slope", _slope(node.op), node.inputs[0], shape=node.shape)
+            slope = node.inputs[0]
+            for i, op in enumerate(_slope(node.op, node.shape)):
+                slope = self.add(f"{name}:slope{i}", op, slope, shape=node.shape)
             self.tangents[node.name] = self._times(name, slope, before[0], node.shape)
         elif isinstance(node.op, Multiply):
             (x, y), (p, q) = node.inputs, before
@@ -137,10 +139,18 @@ class _TangentNodes:
         return self.add(name, Multiply(wide), every, tangents)
 
 
-def _slope(activation: Activation) -> Activation:
+def _slope(activation: Activation, shape: Shape) -> list[Op]:
+    """Ops that make an activation's derivative of what it reads."""
     if isinstance(activation, PiecewiseLinear):
-        return slopes_of(activation)
-    made: Callable[[], Activation] | None = getattr(activation, "slope_activation", None)
-    if made is None:
-        raise ValueError(f"{activation.name} says nothing of its derivative's bounds")
-    return made()
+        return [slopes_of(activation)]
+    name = activation.name
+    if name == "exp":
+        return [activations.exp()]
+    if name == "sin":
+        return [activations.cos()]
+    if isinstance(activation, Smooth) and name == "power":
+        (n,) = activation.parameters
+        factor = torch.tensor(n, dtype=torch.float64)
+        scale = Scale(shape, lambda: factor, None)
+        return [scale] if n == 2 else [activations.power(n - 1), scale]
+    raise ValueError(f"{name} says nothing of its derivative's bounds")
