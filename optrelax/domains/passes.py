@@ -233,8 +233,8 @@ class _Planner:
         slot = self.pending.pop(network.input, None)
         if slot is not None:
             self._end(network.input, slot)
-        # A network without convolutions on the way has faster ways of its own.
-        if self.entry is None or not any(isinstance(step, _Convolve) for step in self.steps):
+        # Through one convolution coefficients are few, and making them again costs more than it saves.
+        if self.entry is None or sum(isinstance(step, _Convolve) for step in self.steps) < 2:
             raise _NoPassError
         plan = Plan(self.plan.grid, before)
         weights = tuple(dict.fromkeys(self.weights))
