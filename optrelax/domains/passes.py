@@ -35,6 +35,9 @@ from optrelax.regions import InputBox, Region
 WORKSPACE = 2**22
 """Bytes of coefficients that are alive at once, a thread: about its second cache. One row is the least."""
 
+DEPTH = 3
+"""Convolutions on the way at least: through fewer, making few coefficients again costs more than it saves."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -233,8 +236,7 @@ class _Planner:
         slot = self.pending.pop(network.input, None)
         if slot is not None:
             self._end(network.input, slot)
-        # Through one convolution coefficients are few, and making them again costs more than it saves.
-        if self.entry is None or sum(isinstance(step, _Convolve) for step in self.steps) < 2:
+        if self.entry is None or sum(isinstance(step, _Convolve) for step in self.steps) < DEPTH:
             raise _NoPassError
         plan = Plan(self.plan.grid, before)
         weights = tuple(dict.fromkeys(self.weights))

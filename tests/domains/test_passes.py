@@ -9,6 +9,12 @@ from optrelax.domains import frames, passes
 from optrelax.domains.passes import Neurons
 
 
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """Two convolutions do, so that the networks stay small."""
+    monkeypatch.setattr(passes, "DEPTH", 2)
+
+
 def small(seed=0):
     """A residual block behind a strided convolution, scales folded into weights and lines."""
     torch.manual_seed(seed)

@@ -17,6 +17,12 @@ from optrelax.relaxations import resolve
 RELAXATIONS = ["crown", "crown-0-tria", "deepz:direction=backward", "fast-lin", "hbox", "crown:rounding=outward"]
 
 
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """Compiled steps through a single convolution, too."""
+    monkeypatch.setattr(passes, "DEPTH", 1)
+
+
 def drawn(seed):
     """A network of random geometry whose maps keep at least two pixels: module, input shape."""
     draw = random.Random(seed)
