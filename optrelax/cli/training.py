@@ -39,6 +39,9 @@ class Changes:
     eps: Annotated[
         str | None, option("--eps", group="Recipe", metavar="X", help="Last radius in pixel units: 8/255.")
     ] = None
+    norm: Annotated[
+        Literal["linf", "l2", "l1"] | None, option("--norm", group="Recipe", metavar="NAME", help="linf, l2 or l1.")
+    ] = None
     warmup: Annotated[float | None, option("--warmup", group="Recipe", min=0, help="Epochs of natural loss only.")] = (
         None
     )
