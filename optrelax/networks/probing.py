@@ -71,7 +71,9 @@ def _batch_disagreement(replica: nn.Module, graph: Graph, example: Tensor) -> st
         probe = Probe(graph.at_statistics(measured), x)
         for name, (mean, variance) in measured.items():
             # What x - mean cancels, it loses.
-            probe.slack *= 1 + float((mean.abs() / (variance + graph.in_training[name].eps).sqrt()).amax())
+            probe.slack = probe.slack * (
+                1 + float((mean.abs() / (variance + graph.in_training[name].eps).sqrt()).amax())
+            )
         if reason := probe.compare(replica(x.clone())):
             return f"the captured graph is another function than the module on a batch of {size} in training: {reason}"
     return None
@@ -112,16 +114,18 @@ class Probe:
     def __init__(self, graph: Graph, x: Tensor) -> None:
         values = graph.values(x)
         self.output = values[graph.output]
-        sizes = [v.abs() for v in values.values() if v.numel()]
-        flat = [v.reshape(len(x), -1).amax(1) for v in sizes]
-        greatest = torch.stack(flat).amax(0) if flat else x.new_zeros(len(x))
-        self.ordinary = greatest.isfinite()
+        sizes = [v.abs().reshape(len(x), -1) for v in values.values() if v.numel()]
+        none = x.new_zeros(len(x))
+        self.ordinary = torch.stack([v.isfinite().all(1) for v in sizes]).all(0) if sizes else none == 0
         """Which examples overflow nowhere: where one does, the order of its sums decides what comes out."""
-        finite = greatest[self.ordinary]
-        scale = float(finite.amax()) if finite.numel() else 0.0
+        finite = [torch.where(v.isfinite(), v, 0.0).amax(1) for v in sizes]
+        greatest = torch.stack(finite).amax(0) if finite else none
+        scale = torch.where(self.ordinary, greatest, 0.0).amax().expand_as(greatest)
+        scale = torch.where(self.ordinary, scale, torch.maximum(scale, greatest))
         # Sums of many terms in another order, a layer: some hundred units in the last place of the greatest value.
         numbers = torch.finfo(self.output.dtype)
-        self.slack = 256.0 * numbers.eps * (len(graph.nodes) + 1) * max(scale, float(numbers.tiny))
+        self.slack = 256.0 * numbers.eps * (len(graph.nodes) + 1) * scale.clamp_min(numbers.tiny)
+        """Of each example."""
 
     def compare(self, wanted: object, found: Tensor | None = None) -> str | None:
         """What is unlike in the module's output and the graph's (or `found`); None where they agree to rounding."""
@@ -132,9 +136,11 @@ class Probe:
             return f"the module gives shape {tuple(wanted.shape)}, the graph {tuple(given.shape)}"
         if wanted.dtype != given.dtype:
             return f"the module gives {wanted.dtype}, the graph {given.dtype}"
-        same = (wanted == given) | (wanted.isnan() & given.isnan()) | ((wanted - given).abs() <= self.slack)
+        wide = (-1, *[1] * (given.dim() - 1))
+        near = (wanted - given).abs() <= self.slack.reshape(wide)
+        same = (wanted == given) | (wanted.isnan() & given.isnan()) | near
         lost = ~(wanted.isfinite() & given.isfinite())
-        same |= lost & ~self.ordinary.reshape(-1, *[1] * (same.dim() - 1))
+        same |= lost & ~self.ordinary.reshape(wide)
         if bool(same.all()):
             return None
         at = (~same).nonzero()[0].tolist()
