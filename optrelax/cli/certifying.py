@@ -20,6 +20,7 @@ from optrelax.cli.inputs import (
     Format,
     Json,
     Model,
+    NoAttack,
     NoClip,
     Norm,
     Precision,
@@ -64,6 +65,7 @@ def certify(
     ] = False,
     time_limit: TimeLimit = 60.0,
     attack: AttackName = "pgd",
+    no_attack: NoAttack = False,
     restarts: Annotated[
         int | None, option("--restarts", group="Attack", min=1, show_default="2", help="Starts of pgd.")
     ] = None,
@@ -92,7 +94,7 @@ def certify(
     by at most eps. Prints a table a relaxation; --out keeps a table an example. Exit code 1 if an example failed.
     """
     radius = parse_number("--eps", eps)
-    search = _attack(attack, seed, {"restarts": restarts, "steps": steps})
+    search = _attack("none" if no_attack else attack, seed, {"restarts": restarts, "steps": steps})
     folder = _Folder.opened(out, table_format, resume)
     inputs = read_inputs(checkpoint, data, data_dir, model=model, device=device, split=split)
     report = _certified(

@@ -30,6 +30,7 @@ __all__ = [
     "Json",
     "Milp",
     "Model",
+    "NoAttack",
     "NoClip",
     "Norm",
     "Out",
@@ -111,6 +112,7 @@ AttackName = Annotated[
     Literal["pgd", "strong", "none"],
     option("--attack", group="Attack", metavar="NAME", help="pgd, strong (APGD and Square too) or none."),
 ]
+NoAttack = Annotated[bool, option("--no-attack", group="Attack", help="The same as --attack none.")]
 BatchSize = Annotated[
     int | None,
     option("--batch-size", group="Run", min=1, show_default="by the network", help="Examples at a time."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import AttackName, Checkpoint, Json, Precision, Relaxations, Seed, option, read_dtype
+from optrelax.cli.inputs import AttackName, Checkpoint, Json, NoAttack, Precision, Relaxations, Seed, option, read_dtype
 
 if TYPE_CHECKING:
     from optrelax.certification.verifying import Counterexample, PropertyVerdict
@@ -40,6 +40,7 @@ def verify(
         option("--timeout", group="Bound", metavar="S", min=0.001, show_default="none", help="No step begins after."),
     ] = None,
     attack: AttackName = "pgd",
+    no_attack: NoAttack = False,
     seed: Seed = 0,
     precision: Precision = "float64",
     json: Json = False,
@@ -55,7 +56,8 @@ def verify(
     from optrelax.certification.verifying import default_attack
 
     wanted = read_property(prop)
-    search = default_attack(wanted.inputs, seed) if attack == "pgd" else attack_of("verify", attack, seed) or False
+    name = "none" if no_attack else attack
+    search = default_attack(wanted.inputs, seed) if name == "pgd" else attack_of("verify", name, seed) or False
     found = ox.verify(
         checkpoint, wanted, relaxation, attack=search, dtype=read_dtype(precision), timeout=timeout or None
     )

@@ -326,8 +326,12 @@ class _Least(torch.autograd.Function):
         ctx.save_for_backward(a, x, eps, low, high)
 
         def part(some: Tensor) -> Tensor:
-            points = _minimiser(ball, some, x, eps, low, high)[0]
-            return (points * some).sum(2)
+            # The dual value: wherever the split lies, it is no greater than the least value.
+            cap, room = _rooms(some, x, eps, low, high)
+            p, _, scale = _split(ball, some, room)
+            p = torch.minimum(p * scale, some.abs())
+            held = torch.where(p < some.abs(), (some.abs() - p) * cap, 0.0).sum(2)
+            return rows_dot(some, x) - eps[:, None] * _safely(ball.dual_norm, p) - held
 
         return _in_chunks(part, a, len(x))
 

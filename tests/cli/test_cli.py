@@ -132,7 +132,7 @@ def test_json_alone_is_on_standard_output(run, checkpoint):
 
 def test_options_reach_the_work(run, checkpoint):
     code, out, _ = run(
-        *certify(checkpoint, "--attack", "none", "--precision", "float32", "--no-clip", "--split", "train", "--json"),
+        *certify(checkpoint, "--no-attack", "--precision", "float32", "--no-clip", "--split", "train", "--json"),
         *("--batch-size", "7", "--seed", "5", "--exact", "--time-limit", "1.5"),
     )
     found = json.loads(out)
