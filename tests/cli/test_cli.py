@@ -116,7 +116,7 @@ def test_certify_prints_the_table(run, checkpoint):
         (line,) = [line for line in out.splitlines() if f" {name} " in line]
         assert f"{100 * share:.2f}" in line
     assert f"attacked {100 * report.attacked:.2f} %" in out
-    assert "20 examples, eps 0.01, pixels in [0, 1]" in out
+    assert "20 examples, linf eps 0.01, pixels in [0, 1]" in out
 
 
 def test_json_alone_is_on_standard_output(run, checkpoint):
