@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.output.tables import text_table
-from optrelax.training.schedules import Linear
+from optrelax.training.schedules import LinearRamp
 
 AGE, SEX = 0, 1
 SMALL = 0.05  # of the measurements, in standard deviations
@@ -49,7 +49,7 @@ def train(relaxation: str | None, x: Tensor, labels: Tensor, ages: Tensor, epoch
     net = ox.models.fc(10, 20, 20, 2, seed=0)
     order = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3, weight_decay=1e-3)
-    kappa = Linear(1.0, 0.2, begin=0.0, length=epochs / 2)  # weight of the natural loss
+    kappa = LinearRamp(1.0, 0.2, begin=0.0, length=epochs / 2)  # weight of the natural loss
     for epoch in range(epochs):
         for index in torch.randperm(len(x), generator=order).split(100):
             either, region = alike(x[index], ages)

@@ -22,6 +22,7 @@ from optrelax.layers.prices import in_float64, priced
 from optrelax.layers.problems import DualPoint, Problems, Weights, nearest_point
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import LPData, ProgramSolver
+from optrelax.layers.programs.pdhg import PDHG
 from optrelax.layers.solutions import Status
 from optrelax.rounding import Rounding
 
@@ -52,7 +53,7 @@ class ProgramSolverAdapter(NetworkSolver):
         with torch.no_grad():
             exact = in_float64(problems)
             first = [s.to(torch.float64) for s in starts]
-            claim = _solve(self.solver, exact)
+            claim = _solve(_closer(self.solver), exact)
             points = _points(exact, claim)
             if self.implied:
                 points = self._overrule(exact, points, first)
@@ -75,6 +76,11 @@ class ProgramSolverAdapter(NetworkSolver):
         mine = replace(points, reason=None, rays=None)
         reason = points.reason.index_fill(0, index, int(Status.ITERATION_LIMIT))
         return replace(mine.put(index, found), reason=reason)
+
+
+def _closer(solver: ProgramSolver) -> ProgramSolver:
+    """A first-order solver to half its tolerance: its points are judged in the network's terms, and move a little."""
+    return replace(solver, tol=solver.tol / 2) if isinstance(solver, PDHG) else solver
 
 
 def network_solver(solver: Solver, implied: bool = True) -> NetworkSolver:

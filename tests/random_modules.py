@@ -149,7 +149,7 @@ BAD: dict[str, Step] = {
     "few or many": lambda m, x: x if len(x) > 2 else -x,
     "half": lambda m, x: x.half().float(),
     "double": lambda m, x: x.double(),
-    "squares": lambda m, x: x * x,
+    "products along": lambda m, x: x.cumprod(1),
     "gamma": lambda m, x: torch.lgamma(x),
     "parameter in place": lambda m, x: (m.weight.data.mul_(0.5), x)[1],
     "numpy": lambda m, x: x + torch.from_numpy(x.detach().numpy()),

@@ -180,7 +180,8 @@ RAW = {
     "ox.bounds(net, ball, ox.Crown)": (
         "TypeError: relaxation: wants a relaxation object, got the class Crown; write Crown()"
     ),
-    "ox.lower_bounds(net, ball, [[1, 0]])": "TypeError: specification: wants a tensor of rows, got list",
+    "ox.lower_bounds(net, ball, [[1, 0]])": "TypeError: specification: wants a tensor of rows, an ox.Specification or "
+    "a mapping of these by name, got list",
     "ox.bounds(net, ball, rounding='up')": "ValueError: Crown: rounding must be 'nearest' or 'outward', got 'up'",
     "ox.Box(rounding=1)": "ValueError: Box: rounding must be 'nearest' or 'outward', got 1",
     "ox.Crown(max_bytes=1e9)": (

@@ -95,7 +95,7 @@ def test_tensors_on_a_device_take_the_kernels_there(monkeypatch):
 
         gradients = [
             (relax_step._RelaxStep, (rows, s, l, t, u), (pulled, end), ["push", "shared"]),
-            (relax_step._Least, (pulled, l, u), (end,), ["least_back"]),
+            (relax_step._LeastOverBox, (pulled, l, u), (end,), ["least_back"]),
             (band_step._Band, (rows, s, l, u), (pulled, end, end), ["band_back", "band_shared"]),
         ]
         for step, saved, grads, names in gradients:

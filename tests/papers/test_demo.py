@@ -148,7 +148,7 @@ def test_overrides_reach_the_run(tmp_path, capsys):
     assert {key: recipe[key] for key in wanted} == wanted
     assert (recipe["lr"], recipe["batch"]) == (1e-3, 64)
     config = json.loads((tmp_path / "config.json").read_text())["configuration"]["training"]
-    assert config["beta"] == {"type": "Linear", "start": 1.0, "end": 0.5, "begin": 0.0, "length": 1.0}
+    assert config["beta"] == {"type": "LinearRamp", "start": 1.0, "end": 0.5, "begin": 0.0, "length": 1.0}
 
 
 def test_the_list_of_recipes(capsys):

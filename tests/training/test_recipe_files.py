@@ -76,7 +76,7 @@ def test_own_network_on_own_data(tmp_path, monkeypatch, capsys):
     own[3] = "standardised.npz"
     assert main("train", *own, "--eps", "0.05", "--epochs", "5", "--out", "third") == 2
     assert "scale pixels to the range of clip" in capsys.readouterr().err
-    assert main("train", *own, "--eps", "0.05", "--epochs", "5", "--lr", "1e-9", "--no-clip", "--out", "third") == 0
+    assert main("train", *own, "--eps", "0.05", "--epochs", "5", "--lr", "1e-9", "--no-clip", "--out", "fourth") == 0
     out = capsys.readouterr().out
     share = np.bincount(labels).max() / 120
     assert f"no better than the most frequent class alone ({100 * share:.2f} %)" in out

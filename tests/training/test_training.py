@@ -502,7 +502,7 @@ def test_without_a_folder_the_message_says_so():
         (lambda: train(nn.Sequential(nn.ReLU()), data(), settings()), ValueError, "no trainable parameters"),
         (lambda: train(network(), (2 * data()[0], data()[1]), settings()), ValueError, "outside clip"),
         (
-            lambda: train(nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), data(), settings()),
+            lambda: train(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)), data(), settings()),
             ox.UnsupportedOpError,
             "training mode",
         ),
