@@ -76,7 +76,7 @@ types: $(WHEEL_STAMP)  ## mypy on the installed wheel
 	  --python-executable $(abspath $(WHEEL))/bin/python --cache-dir $(abspath .mypy_cache)
 
 test-wheel: $(WHEEL_STAMP)  ## the smoke tests on the installed wheel
-	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests examples pyproject.toml README.md $(WHEEL)/checks
+	rm -rf $(WHEEL)/checks && mkdir $(WHEEL)/checks && cp -r tests examples pyproject.toml *.md $(WHEEL)/checks
 	cd $(WHEEL)/checks && $(abspath $(WHEEL))/bin/python -m $(PYTEST) -m 'smoke and not slow$(if $(SELECT), and $(SELECT))' $(ARGS)
 
 clean:  ## remove what was built, but not .venv
