@@ -324,10 +324,11 @@ class Attack:
             with torch.no_grad():
                 found = layer.solve(self.network, q.region, q.rows)
             self.tally.counts["LPs"] += found.lower.numel()
-            tol = layer.solver.tol if hasattr(layer.solver, "tol") else 1e-4
+            tol = layer.solver.tol
+            rounded = max(1e-6, 64 * torch.finfo(found.gap.dtype).eps)  # two sums of some hundred terms each
             for at in np.ndindex(*found.lower.shape):
                 low, gap, status = (float(t[at]) for t in (found.lower, found.gap, found.status))
-                if math.isnan(low) or low == math.inf or math.isnan(gap) or gap < -1e-6 * max(1.0, abs(low)):
+                if math.isnan(low) or low == math.inf or math.isnan(gap) or gap < -rounded * max(1.0, abs(low)):
                     self.blame(f"triangle {rounding} {at}: lower {low}, gap {gap}")
                 if status == Status.OPTIMAL and not gap <= tol * max(1.0, abs(low)) * 1.001:
                     self.blame(f"triangle {rounding} {at}: OPTIMAL with gap {gap}, lower {low}")
