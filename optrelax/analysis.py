@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -75,7 +76,7 @@ def _with_gradient(*found: Tensor) -> Tensor | None:
     """
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in found):
         return None
-    finite = torch.stack([t.detach().reshape(len(t), -1).isfinite().all(1) for t in found]).all(0)
+    finite = torch.stack([t.detach().reshape(len(t), math.prod(t.shape[1:])).isfinite().all(1) for t in found]).all(0)
     return None if bool(finite.all()) else finite.nonzero()[:, 0]
 
 
