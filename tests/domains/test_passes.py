@@ -135,3 +135,30 @@ def test_what_has_no_step_is_left_to_the_rules():
     captured = ox.capture(grouped, (2, 9, 9))
     assert passes.program(captured, captured.activations[2].inputs[0]) is not None
     assert passes.program(captured, captured.output) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e12])
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+def test_dead_layers_points_and_sizes_out_of_range_have_bounds_that_hold(dtype, scale, eps):
+    """In float32 1e12 overflows: -inf and inf, never a number that is none."""
+    net, shape = small()
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                m.weight.mul_(scale)
+        net[0].bias[0] = -1e3 * scale  # a channel that never fires
+    net = net.to(dtype)
+    x = region_of(shape).x.to(dtype)
+    found = ox.bounds(net, ox.LinfBall(x, eps), ox.Intersect(ox.Box(), ox.Crown()))
+    plain = ox.bounds(net, ox.LinfBall(x, eps), "crown")
+    assert passes.program(ox.capture(net, shape), ox.capture(net, shape).output) is not None
+    corners = [x + eps * s * torch.sign(torch.randn_like(x)) for s in (0.0, 0.5, 1.0, 1.0)]
+    for low, high in ((found.lower, found.upper), (plain.lower, plain.upper)):
+        for point in corners:
+            y = net(point)
+            near = 1e3 * torch.finfo(dtype).eps * (y.abs() + low.abs().nan_to_num(posinf=0) + 1e-30)
+            assert bool((low - near <= y).logical_or(~y.isfinite()).all())
+            assert bool((y <= high + near).logical_or(~y.isfinite()).all())
+            assert not low.isnan().any()
+            assert not high.isnan().any()
