@@ -107,23 +107,26 @@ def attention(call: Call) -> Value:
     return multiplied(call, _shares(call, scores, len(scores.shape) - 1), value)
 
 
-@rule(aten.layer_norm)
-def layer_norm(call: Call) -> Value:
-    value = call.only(0)
+def _last_dims(call: Call, value: Value) -> list[int]:
+    """The dimensions of an example that a norm's `normalized_shape` speaks of."""
     rank = len(value.shape)
     dims = [*range(rank - len(call["normalized_shape"]), rank)]
     if not dims or dims[0] < 0:
         raise Refused("mixes the batch: it normalises over dimension 0")
+    return dims
+
+
+@rule(aten.layer_norm)
+def layer_norm(call: Call) -> Value:
+    value = call.only(0)
+    dims = _last_dims(call, value)
     return _affine(call, _normalised(call, value, dims, float(call["eps"])), 2)
 
 
 @rule(aten.rms_norm)
 def rms_norm(call: Call) -> Value:
     value = call.only(0)
-    rank = len(value.shape)
-    dims = [*range(rank - len(call["normalized_shape"]), rank)]
-    if not dims or dims[0] < 0:
-        raise Refused("mixes the batch: it normalises over dimension 0")
+    dims = _last_dims(call, value)
     if call["eps"] is None:
         raise Refused("without an eps its smallest divisor depends on the type; give one")
     limit = math.sqrt(math.prod(value.shape[d] for d in dims))
