@@ -5,22 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import mpmath as mp
 import pytest
 import torch
-from exact_functions import EXACT
+from exact_functions import FUNCTIONS, ClaimedLine, beaten
 from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.domains.lines import band_lines, crown_lines
-from optrelax.networks.activations import Smooth, elementary
+from optrelax.networks.activations import Smooth
 
-SETTINGS: dict[str, list[tuple[float, ...]]] = {
-    "power": [(2.0,), (3.0,), (4.0,), (-1.0,), (-2.0,), (-3.0,)],
-    "elu": [(1.0,), (0.5,), (1.6732632423543772, 1.0507009873554805), (0.7, 1.0, 1 / 0.7)],
-    "softplus": [(), (2.0, 20.0)],
-}
-FUNCTIONS = [elementary.known(name, p) for name in elementary.names() for p in SETTINGS.get(name, [()])]
 each_function = pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f"{f.name}{f.parameters}")
 
 
@@ -138,22 +131,10 @@ def test_the_band_is_the_narrowest(f):
     assert float(ratio.max()) < 1.05
 
 
-def worst(f: Smooth, l: Tensor, u: Tensor, slope: Tensor, intercept: Tensor, sign: float) -> list[Any]:
+def worst(f: Smooth, l: Tensor, u: Tensor, slope: Tensor, intercept: Tensor, sign: float) -> list[str]:
     """Points at which a line is beaten in 200-bit arithmetic, with no tolerance."""
-    exact = EXACT[f.name](*f.parameters)
-    x = torch.cat([grid(f, l, u, 3), f.extreme(slope.to(l), l, u, sign)[0][None]]).double()
-    found = []
-    with mp.workprec(200):
-        for k in range(len(l)):
-            if not math.isfinite(float(intercept[k])):
-                continue
-            s, i = mp.mpf(float(slope[k])), mp.mpf(float(intercept[k]))
-            found += [
-                (float(l[k]), float(u[k]), at, sign)
-                for at in set(x[:, k].tolist())
-                if sign * (s * at + i - exact(mp.mpf(at))) < 0
-            ]
-    return found
+    line = ClaimedLine(sign, slope, intercept, f.extreme(slope.to(l), l, u, sign)[0])
+    return beaten(f, l, u, [line], grid(f, l, u, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

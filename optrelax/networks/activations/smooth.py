@@ -25,8 +25,6 @@ Function = Callable[[Tensor], Tensor]
 
 UNITS = 16
 """Error allowed for a computed value, in units of its size: libraries of elementary functions stay under 4 ulp each."""
-FAR = 2.0**30
-"""Beyond, a periodic function is known by its amplitude alone."""
 _REPEATS = 5  # inflections of a periodic function that are looked at from either end of an interval
 
 
@@ -151,7 +149,7 @@ class Smooth(Activation):
         if self.monotone and self.unit:
             return at_l, at_u
         if self.period is not None:
-            far = torch.maximum(l.abs(), u.abs()) > FAR
+            far = torch.maximum(l.abs(), u.abs()) > _far(l.dtype)
             at_l, at_u = (torch.where(far, y, x) for x, y in ((at_l, -self._amplitude()), (at_u, self._amplitude())))
         values = [at_l, at_u, *(self(x) for x in self._extrema(l, u))]
         low, high = torch.stack(values).amin(0), torch.stack(values).amax(0)
@@ -296,7 +294,7 @@ class Smooth(Activation):
             if self.period is not None:  # far out the inflections are not known well enough
                 most = self._amplitude() + torch.maximum(-sign * slope * l, -sign * slope * u)
                 most = most + unit * (most.abs() + (slope * l).abs() + (slope * u).abs())
-                found = torch.where(torch.maximum(l.abs(), u.abs()) > FAR, most, found)
+                found = torch.where(torch.maximum(l.abs(), u.abs()) > _far(l.dtype), most, found)
             found = sign * found
             beyond = self._beyond_domain(l, u)
             found = found if beyond is None else found.masked_fill(beyond, torch.nan)
@@ -335,6 +333,15 @@ class Smooth(Activation):
 
 def _clamped(x: float, l: Tensor, u: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(torch.full_like(l, x), l), u)
+
+
+def _far(dtype: torch.dtype) -> float:
+    """Beyond, a periodic function is known by its amplitude alone.
+
+    Up to here the k-th extremum or inflection is off by at most 3 units of its size, and the function there by at most
+    half the square of that: 9 / 8 units, of the 16 that are allowed.
+    """
+    return float(unit_roundoff(dtype) ** -0.5 / 2)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
