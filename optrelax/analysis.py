@@ -23,12 +23,29 @@ Net = nn.Module | Network
 def bounds(
     net: Net, region: Region, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
 ) -> Bounds:
-    """Bounds of every output over the region: lower and upper [*batch, *output_shape].
+    """Bounds of every output over the region.
+
+    Args:
+        net: a module of supported ops, or a captured network.
+        region: what inputs are bounded over, [*batch, *input_shape].
+        relaxation: an object or a name, options after a colon ("crown:lower=0").
+        rounding: overrides the relaxation's own ("outward" holds in real arithmetic).
+
+    Returns:
+        Lower and upper bounds, [*batch, *output_shape].
+
+    Raises:
+        UnsupportedOpError: for ops, or activations of the relaxation's, without a rule.
+        ValueError: where shapes, types or devices do not fit.
 
     Sound, exact, gradient: as the relaxation says; differentiable in weights and region. An example of which a bound
     overflowed gives no gradient, so that it makes none of the others' NaN.
-    rounding: overrides the relaxation's own ("outward" holds in real arithmetic).
-    Raises UnsupportedOpError, or ValueError where shapes, types or devices do not fit.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 2, seed=0), torch.zeros(1, 4)
+        >>> b = ox.bounds(net, ox.LinfBall(x, eps=0.1), "crown")
+        >>> bool((b.lower <= net(x)).all() and (net(x) <= b.upper).all())
+        True
     """
     network, flat, batch = prepare(net, region)
     chosen = _resolve(relaxation, rounding)
@@ -48,12 +65,33 @@ def lower_bounds(
     *,
     rounding: Rounding | None = None,
 ) -> Tensor:
-    """Lower bounds of rows of the output: spec [*batch, k, outputs] or [k, outputs] -> [*batch, k].
+    """Lower bounds of rows of the output.
 
-    Rows are folded into the last affine ops (elision). Sound, exact, gradient: as the relaxation says; none of an
-    example of which a bound overflowed, see `bounds`.
-    Of a `Specification`, or several by name: of every group's greatest value, [*batch, groups]; see
-    `optrelax.disjunctions.group_bounds`.
+    Rows are folded into the last affine ops (elision).
+
+    Args:
+        net: as for `bounds`.
+        region: as for `bounds`.
+        spec: rows [*batch, k, outputs] or [k, outputs], such as `margins(labels, classes)`; or a `Specification`, or
+            several by name: every group's greatest value is bounded then, see `optrelax.disjunctions.group_bounds`.
+        relaxation: as for `bounds`.
+        rounding: as for `bounds`.
+
+    Returns:
+        [*batch, k]; [*batch, groups] of a specification.
+
+    Raises:
+        UnsupportedOpError: as `bounds`.
+        ValueError: as `bounds`, and for rows that do not fit the outputs.
+
+    Sound, exact, gradient: as the relaxation says; none of an example of which a bound overflowed, see `bounds`.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.zeros(1, 4)
+        >>> spec = ox.margins(net(x).argmax(1), classes=3)
+        >>> low = ox.lower_bounds(net, ox.LinfBall(x, eps=0.01), spec, "crown")
+        >>> low.shape, bool((low > 0).all())
+        (torch.Size([1, 2]), True)
     """
     network, flat, batch = prepare(net, region)
     chosen = _resolve(relaxation, rounding)
@@ -88,7 +126,28 @@ def _put(found: Tensor, index: Tensor, some: Tensor) -> Tensor:
 def preactivation_bounds(
     net: Net, region: Region, relaxation: Relaxation | str = "crown", *, rounding: Rounding | None = None
 ) -> dict[str, Bounds]:
-    """Bounds of the input of every activation, in topological order: path of the activation -> [*batch, *shape]."""
+    """Bounds of the input of every activation, in topological order.
+
+    Args:
+        net: as for `bounds`.
+        region: as for `bounds`.
+        relaxation: as for `bounds`.
+        rounding: as for `bounds`.
+
+    Returns:
+        Path of the activation -> bounds [*batch, *shape].
+
+    Raises:
+        UnsupportedOpError: as `bounds`.
+        ValueError: as `bounds`.
+
+    Sound, exact, gradient: as the relaxation says.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> {path: tuple(b.lower.shape) for path, b in ox.preactivation_bounds(net, region, "box").items()}
+        {'2': (1, 8), '4': (1, 8)}
+    """
     network, flat, batch = prepare(net, region)
     found = _resolve(relaxation, rounding).preactivation_bounds(network, flat)
     return {network[name].path: _unflatten(b, batch) for name, b in found.items()}

@@ -18,11 +18,24 @@ __all__ = ["Bounded"]
 class Bounded(nn.Module):
     """What is bounded, how, and over which inputs, as the last module of anyone's loop.
 
-    net: a module or Network, whose parameters are this module's.  relaxation: a name or an object, LP layers included.
-    clip: legal range of an input entry, or None.
-    Sound, exact, gradient: as the relaxation says.  Raises as `lower_bounds` does.
+    Args:
+        net: a module or Network, whose parameters are this module's.
+        relaxation: a name or an object, LP layers included.
+        clip: legal range of an input entry, or None.
 
-    Example: `ox.certified_cross_entropy(ox.Bounded(net, "crown-ibp")(x, 0.1, labels)).backward()`.
+    Raises:
+        ValueError: for an unknown relaxation; called, as `lower_bounds` does.
+
+    Sound, exact, gradient: as the relaxation says.
+
+    Example:
+        >>> net, x, labels = ox.models.fc(4, 8, 3, seed=0), torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+        >>> certified = ox.Bounded(net, "crown-ibp")(x, 0.1, labels)
+        >>> certified.shape
+        torch.Size([5, 2])
+        >>> ox.certified_cross_entropy(certified).backward()
+        >>> all(p.grad is not None for p in net.parameters())
+        True
     """
 
     def __init__(

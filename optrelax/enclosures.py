@@ -12,8 +12,19 @@ from torch import Tensor
 class Bounds:
     """Elementwise lower and upper bounds: lower <= value <= upper.
 
-    Shapes [*batch, *shape], both alike.  Never NaN: what overflowed is no bound, -inf below and +inf above.
-    Raises ValueError where the shapes or dtypes differ or lower exceeds upper.
+    Args:
+        lower: [*batch, *shape].  Never NaN: what overflowed is no bound, -inf below.
+        upper: like lower; +inf where it overflowed.
+
+    Raises:
+        ValueError: where the shapes or dtypes differ or lower exceeds upper.
+
+    Example:
+        >>> b = ox.Bounds(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.5]))
+        >>> b.width
+        tensor([2.0000, 0.5000])
+        >>> b.intersect(ox.Bounds(torch.zeros(2), torch.ones(2))).upper
+        tensor([1., 1.])
     """
 
     lower: Tensor

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason why a module cannot be bounded."""
+    """One reason why a module cannot be bounded.
+
+    Example:
+        >>> str(ox.Problem("2", "Softmax", "use no LP layer"))
+        '2: Softmax: use no LP layer'
+    """
 
     where: str
     """Module path or graph node."""
@@ -28,7 +33,20 @@ class Problem:
 
 
 class UnsupportedOpError(ValueError):
-    """A network holds ops (or settings of ops) that have no rule; `problems` lists every one."""
+    """A network holds ops (or settings of ops) that have no rule; `problems` lists every one.
+
+    Args:
+        problems: one an op.
+        supported: what has a rule, as the end of the message.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+        >>> try:
+        ...     ox.bounds(net, ox.LinfBall(torch.zeros(1, 4), eps=0.1))
+        ... except ox.UnsupportedOpError as error:
+        ...     print(error.problems[0].reason)
+        is in training mode; call .eval()
+    """
 
     def __init__(self, problems: Sequence[Problem], supported: str = "") -> None:
         self.problems = tuple(problems)

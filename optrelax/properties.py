@@ -92,7 +92,17 @@ def _rounded(numbers: Sequence[Fraction], dtype: torch.dtype, side: int) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """What must not happen, case by case.  Made by `read_property`, or by hand."""
+    """What must not happen, case by case.  Made by `read_property`, or by hand.
+
+    Raises:
+        ValueError: for a case of other inputs or outputs, or whose ends cross.
+
+    Example:
+        >>> region = ox.InputBox(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> above = ox.Property.of(region, ox.Specification(torch.tensor([[1.0]]), offsets=-3.0))  # y0 > 3
+        >>> above.inputs, above.outputs, len(above.cases)
+        (2, 1, 1)
+    """
 
     inputs: int
     outputs: int

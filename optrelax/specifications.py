@@ -22,11 +22,26 @@ class Specification:
     """What outputs must do: in every group, a row's value must be > 0.
 
     A row's value is row . y + offset, y the flattened outputs; where a row is `closed`, a value of 0 is enough.
-    rows: [*batch, k, outputs], or [k, outputs] for every example.  offsets: [*batch, k], [k] or a number.
-    groups: places of the rows of each, default one a row: all of them must hold.  names: of the groups.
-    closed: of all rows, or [k] of bool.
     `a & b` is both of two specifications, `a | b` either.
-    Raises ValueError for shapes or places that do not fit, numbers that are not finite; TypeError for no tensors.
+
+    Args:
+        rows: [*batch, k, outputs], or [k, outputs] for every example.
+        offsets: [*batch, k], [k] or a number.
+        groups: places of the rows of each, default one a row: all of them must hold.
+        closed: of all rows, or [k] of bool.
+        names: of the groups.
+        slack: how far the rows may be from the coefficients they stand for, or None where they are exact.
+
+    Raises:
+        ValueError: for shapes or places that do not fit, numbers that are not finite.
+        TypeError: for rows that are no tensor.
+
+    Example:
+        >>> first = ox.Specification(torch.tensor([[1.0, 0.0]]), names=["first"])  # y0 > 0
+        >>> either = first | ox.Specification(torch.tensor([[0.0, 1.0]]), offsets=-2.0)  # or y1 > 2
+        >>> either.worst(either.values(torch.tensor([[-1.0, 3.0], [-1.0, 1.0]])))
+        tensor([[ 1.],
+                [-1.]], dtype=torch.float64)
     """
 
     rows: Tensor
@@ -219,7 +234,22 @@ def as_specification(spec: Any) -> Specification:
 
 
 def all_of(*parts: Specification | Tensor) -> Specification:
-    """Fulfilled where all of the parts are; names stay where all parts have some."""
+    """Fulfilled where all of the parts are; names stay where all parts have some.
+
+    Args:
+        parts: specifications, or rows.
+
+    Returns:
+        One specification with the groups of all.
+
+    Raises:
+        ValueError: without parts, and where they are of different outputs or batches.
+
+    Example:
+        >>> spec = ox.all_of(ox.margins(torch.tensor(0), classes=3), torch.tensor([[1.0, 0.0, 0.0]]))
+        >>> spec.groups
+        ((0,), (1,), (2,))
+    """
     found, places = _joined("all_of", parts)
     groups = [
         [i + place for i in group] for part, place in zip(found.parts, places, strict=True) for group in part.groups
@@ -232,6 +262,20 @@ def any_of(*parts: Specification | Tensor) -> Specification:
     """Fulfilled where at least one of the parts is.
 
     A part with several groups is distributed over the others': (a and b) or c is (a or c) and (b or c).
+
+    Args:
+        parts: specifications, or rows.
+
+    Returns:
+        One specification.
+
+    Raises:
+        ValueError: as `all_of`, and where distributing makes too many groups.
+
+    Example:
+        >>> spec = ox.any_of(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))  # y0 > 0 or y1 > 0
+        >>> spec.groups
+        ((0, 1),)
     """
     found, places = _joined("any_of", parts)
     count = math.prod(len(part.groups) for part in found.parts)
@@ -279,8 +323,23 @@ def _joined(owner: str, parts: Sequence[Specification | Tensor]) -> tuple[_Joine
 def within(target: Tensor, delta: Tensor | float) -> Specification:
     """Regression: |output - target| <= delta in every output; the ends belong to it.
 
-    target [*batch, outputs], delta a number or what broadcasts against it -> rows [*batch, 2 * outputs, outputs], the
-    lower ends first.  Offsets are rounded down: what is fulfilled holds in real arithmetic.
+    Args:
+        target: [*batch, outputs].
+        delta: a number or what broadcasts against the target, >= 0.
+
+    Returns:
+        Rows [*batch, 2 * outputs, outputs], the lower ends first.
+
+    Raises:
+        TypeError: for a target that is no tensor.
+        ValueError: for a delta that is negative or not finite.
+
+    Sound: offsets are rounded down, so that what is fulfilled holds in real arithmetic.
+
+    Example:
+        >>> spec = ox.within(torch.tensor([1.0, 2.0]), delta=0.5)
+        >>> spec.values(torch.tensor([1.25, 2.0]).double()).tolist()
+        [0.75, 0.5, 0.25, 0.5]
     """
     if not isinstance(target, Tensor) or target.dim() == 0:
         raise TypeError("within: target must be a tensor [*batch, outputs]")
@@ -309,9 +368,21 @@ def _sum_down(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ordering(order: Tensor | Sequence[int], outputs: int) -> Specification:
-    """The outputs named are in strictly falling order: order [*batch, m] of integers, the greatest first.
+    """The outputs named are in strictly falling order.
 
-    -> rows [*batch, m - 1, outputs], e_order[i] - e_order[i + 1].
+    Args:
+        order: [*batch, m] of integers, the greatest first.
+        outputs: of the network.
+
+    Returns:
+        Rows [*batch, m - 1, outputs], e_order[i] - e_order[i + 1].
+
+    Raises:
+        ValueError: for fewer than two outputs, or one out of range.
+
+    Example:
+        >>> ox.ordering([2, 0], outputs=3).rows
+        tensor([[-1.,  0.,  1.]], dtype=torch.float64)
     """
     places = _integers("ordering", torch.as_tensor(order))
     if places.shape[-1:] < (2,):
@@ -326,9 +397,23 @@ def ordering(order: Tensor | Sequence[int], outputs: int) -> Specification:
 def margins(labels: Tensor, classes: int) -> Tensor:
     """Rows e_label - e_other, in class order without the label.
 
-    labels [*batch] of integers in [0, classes) -> [*batch, classes - 1, classes], float32; entry points cast
-    it to the region's dtype.  A row's value is logit[label] - logit[other].
-    Raises ValueError for labels out of range, TypeError for labels that are not integers.
+    A row's value is logit[label] - logit[other].
+
+    Args:
+        labels: [*batch] of integers in [0, classes).
+        classes: at least 2; for one output, `sign_margin`.
+
+    Returns:
+        [*batch, classes - 1, classes], float32; entry points cast it to the region's dtype.
+
+    Raises:
+        ValueError: for labels out of range.
+        TypeError: for labels that are not integers.
+
+    Example:
+        >>> ox.margins(torch.tensor([1]), classes=3)
+        tensor([[[-1.,  1.,  0.],
+                 [ 0.,  1., -1.]]])
     """
     labels = _integers("margins", labels)
     if classes < 2:
@@ -346,9 +431,21 @@ def margins(labels: Tensor, classes: int) -> Tensor:
 def sign_margin(labels: Tensor) -> Tensor:
     """Rows of a network with one output, which is positive for one class and negative for the other.
 
-    labels [*batch] of integers: 1 for the class of positive outputs, 0 (or everywhere -1) for the other
-    -> [*batch, 1, 1], float32.  A row's value is the output where the label is 1, minus the output elsewhere.
-    Raises ValueError for other labels, TypeError for labels that are not integers.
+    A row's value is the output where the label is 1, minus the output elsewhere.
+
+    Args:
+        labels: [*batch] of integers: 1 for the class of positive outputs, 0 (or everywhere -1) for the other.
+
+    Returns:
+        [*batch, 1, 1], float32.
+
+    Raises:
+        ValueError: for other labels.
+        TypeError: for labels that are not integers.
+
+    Example:
+        >>> ox.sign_margin(torch.tensor([1, 0])).flatten().tolist()
+        [1.0, -1.0]
     """
     labels = _integers("sign_margin", labels)
     found = set(labels.unique().tolist()) if labels.numel() else set()

@@ -76,3 +76,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    from optrelax.networks import registry as ops
+    from optrelax.relaxations import registry as relaxations
+
+    ops.load_rules()
+    for name in ("_RULES", "_MODULES", "_FUNCTIONS"):
+        monkeypatch.setattr(ops, name, dict(getattr(ops, name)))
+    monkeypatch.setattr(relaxations, "_FACTORIES", dict(relaxations._FACTORIES))

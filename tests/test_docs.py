@@ -280,4 +280,4 @@ def test_every_public_name_is_in_the_reference(site):
 
 def test_the_reference_keeps_shapes_as_they_are_written(site):
     text = re.sub(r"<[^>]+>", "", (site / "api.html").read_text())
-    assert "spec [*batch, k, outputs] or [k, outputs] -&gt; [*batch, k]" in text
+    assert "spec: rows [*batch, k, outputs] or [k, outputs], such as margins(labels, classes)" in text

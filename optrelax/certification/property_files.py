@@ -43,11 +43,30 @@ Linear = tuple[dict[Variable, Fraction], Fraction]  # coefficients and constant
 
 
 def read_property(path: str | os.PathLike[str]) -> Property:
-    """The property of a VNN-LIB file, with its decimals as exact fractions.
+    r"""The property of a VNN-LIB file, with its decimals as exact fractions.
 
     Understood: declarations of X_0, ..., Y_0, ... (1.0) or of one network with one input and one output (2.0; entries
     are counted row by row), assertions of and, or, not over comparisons of linear terms. A comparison must be of one
-    input with a number, or of outputs. Raises FileNotFoundError, and ValueError with the line for anything else.
+    input with a number, or of outputs.
+
+    Args:
+        path: the file, plain or packed by gzip.
+
+    Returns:
+        What must not happen, case by case.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: with the line, for anything else.
+
+    Example:
+        >>> lines = ["(declare-const X_0 Real)", "(declare-const Y_0 Real)", "(assert (>= X_0 0.1))"]
+        >>> lines += ["(assert (<= X_0 0.2))", "(assert (<= Y_0 0))"]
+        >>> with open("low.vnnlib", "w") as file:
+        ...     _ = file.write("\n".join(lines))
+        >>> found = ox.read_property("low.vnnlib")
+        >>> found.inputs, found.outputs, str(found.cases[0].upper[0])
+        (1, 1, '1/5')
     """
     file = Path(path)
     if not file.exists():

@@ -33,8 +33,8 @@ class APGD(Attack):
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
-        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.01, attack=ox.APGD(loss="dlr", steps=10))
-        >>> report.certified
+        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.05, attack=ox.APGD(loss="dlr", steps=10))
+        >>> report.attacked
         1.0
 
     Source: Croce and Hein 2020, algorithm 1 and sections 4 and 5.
@@ -171,8 +171,8 @@ class Square(Attack):
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
-        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.01, attack=ox.Square(queries=50))
-        >>> report.certified
+        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.05, attack=ox.Square(queries=50))
+        >>> report.attacked
         1.0
 
     Source: Andriushchenko et al. 2020, the attack in the maximum norm.

@@ -32,7 +32,22 @@ BandSlope = Literal["chord", "box", "diag", "switch", "soft", "slanted"]
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """lower_slope * x + lower_intercept <= f(x) <= upper_slope * x + upper_intercept; each [*batch, *shape]."""
+    """lower_slope * x + lower_intercept <= f(x) <= upper_slope * x + upper_intercept; each [*batch, *shape].
+
+    Args:
+        lower_slope: of the line below.
+        lower_intercept: of the line below.
+        upper_slope: of the line above.
+        upper_intercept: of the line above.
+
+    Sound: as whoever chose them.  Gradient: in all four.
+
+    Example:
+        >>> l, u = torch.tensor([-1.0]), torch.tensor([3.0])
+        >>> lines = ox.Crown().lines(ox.activations.relu(), l, u)
+        >>> lines.upper_slope.tolist(), lines.upper_intercept.tolist()
+        ([0.75], [0.75])
+    """
 
     lower_slope: Tensor
     lower_intercept: Tensor

@@ -17,8 +17,22 @@ _TOLERANCE = 1e-9
 def check_activation(activation: Activation) -> None:
     """Sample an activation's function against its pieces, its image, CROWN's lines and its hull, in float64.
 
-    Intervals lie on either side of every kink and across it, touch it, and have no width.  `register_activation` runs
-    it.  Raises ValueError that says where the function leaves which; TypeError for what is no activation.
+    Intervals lie on either side of every kink and across it, touch it, and have no width. `register_activation` runs
+    it.
+
+    Args:
+        activation: one of any kind.
+
+    Raises:
+        ValueError: that says where the function leaves which.
+        TypeError: for what is no activation.
+
+    Example:
+        >>> ox.check_activation(ox.activations.relu())
+        >>> ox.check_activation(torch.relu)
+        Traceback (most recent call last):
+            ...
+        TypeError: check_activation: wants an Activation, got builtin_function_or_method
     """
     if not isinstance(activation, Activation):
         raise TypeError(f"check_activation: wants an Activation, got {type(activation).__name__}")

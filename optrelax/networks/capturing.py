@@ -26,7 +26,12 @@ _WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel", "Full
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Whether a module can be bounded, and every reason why not."""
+    """Whether a module can be bounded, and every reason why not.
+
+    Example:
+        >>> print(ox.check(nn.Sequential(nn.Linear(4, 4), nn.Dropout())))
+        1: Dropout: is in training mode; call .eval()
+    """
 
     ok: bool
     problems: tuple[Problem, ...]
@@ -53,11 +58,24 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
 
     The module is exported, its graph built by rules, and both are run on probes: a graph that is not the module's
     function to rounding is refused with both values. Nothing of the module changes. A module that was captured before
-    and has not changed since costs some microseconds.
+    and has not changed since costs some microseconds. Threads may capture at the same time: they take turns.
 
-    input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it.
-    Raises UnsupportedOpError with every op that has no rule, where it is and what is supported.  Threads may capture
-    at the same time: they take turns.
+    Args:
+        net: a module, or a network, which comes back as it is.
+        input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it.
+
+    Returns:
+        The network, a module itself.
+
+    Raises:
+        UnsupportedOpError: with every op that has no rule, where it is and what is supported.
+        TypeError: for what is no module that could be followed.
+        ValueError: for another input shape than a network's own.
+
+    Example:
+        >>> network = ox.capture(ox.models.fc(4, 8, 2, seed=0), (4,))
+        >>> network.input_shape, network.output_shape, [node.path for node in network.activations]
+        ((4,), (2,), ['2'])
     """
     if isinstance(net, Network):
         if input_shape is not None and tuple(input_shape) != net.input_shape:
@@ -73,7 +91,24 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
 
 
 def check(net: nn.Module | Network, input_shape: Sequence[int] | None = None) -> Report:
-    """Report every op of `net` that cannot be bounded, where it is and why; raises nothing for unsupported ops."""
+    """Report every op of `net` that cannot be bounded, where it is and why; raises nothing for unsupported ops.
+
+    Args:
+        net: as for `capture`.
+        input_shape: as for `capture`.
+
+    Returns:
+        `ok`, and the problems; printed, a line each.
+
+    Raises:
+        TypeError: as `capture`.
+        ValueError: as `capture`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        >>> ox.check(net).ok
+        True
+    """
     try:
         network = capture(net, input_shape)
         network.require_eval()
@@ -86,13 +121,29 @@ def on_batch(net: nn.Module | Network, x: Tensor, statistics: Statistics = "batc
     """A network as the map that it is for one batch of training, and its outputs there.
 
     Batch norms in training mode normalise by a batch. Here they become affine maps: their statistics are those of the
-    clean images x [batch, *input_shape], computed by one forward pass, differentiated through, and the same in every
-    bound, attack and LP of the network returned. The running statistics move once, as the module itself would move
-    them. statistics="population": the running ones, after this batch, instead: constants, those of evaluation.
-    A network without such batch norms comes back as it is.
-    Raises UnsupportedOpError as `capture`, ValueError for a batch of one value a channel.  Source: Shi et al. 2021.
+    clean images, computed by one forward pass, differentiated through, and the same in every bound, attack and LP of
+    the network returned. The running statistics move once, as the module itself would move them. A network without such
+    batch norms comes back as it is.
 
-    Example: `network, logits = ox.on_batch(net, x); ox.lower_bounds(network, region, spec, "crown-ibp")`.
+    Args:
+        net: as for `capture`.
+        x: clean images, [batch, *input_shape].
+        statistics: "batch", or "population": the running ones, after this batch: constants, those of evaluation.
+
+    Returns:
+        The network, and its outputs for x.
+
+    Raises:
+        UnsupportedOpError: as `capture`.
+        ValueError: for a batch of one value a channel.
+
+    Source: Shi et al. 2021.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(5, 4)
+        >>> network, logits = ox.on_batch(net, x)
+        >>> ox.lower_bounds(network, ox.LinfBall(x, eps=0.1), torch.eye(3), "crown-ibp").shape
+        torch.Size([5, 3])
     """
     return capture(net, tuple(x.shape[1:])).on_batch(x, statistics)
 

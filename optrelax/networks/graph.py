@@ -218,7 +218,25 @@ class Network(nn.Module):
 
     Its parameters and buffers are those of `module`, by reference, under "module."; `to`, `train`, `eval` and
     `load_state_dict` act on them. `copy.deepcopy`, pickle and torch.save copy the module and capture the copy.
-    Calling it evaluates the network: [batch, *input_shape] -> [batch, *output_shape].
+    Calling it evaluates the network: [batch, *input_shape] -> [batch, *output_shape]. Made by `capture`.
+
+    Args:
+        module: whose parameters the ops read.
+        graph: the graph, or its nodes in topological order.
+        output: name of the node that is the output, where nodes are given.
+        input_shape: without the batch, where nodes are given.
+        recapture: whether `module` may be captured again where it has changed.
+
+    Raises:
+        TypeError: for nodes without output or input shape.
+
+    Example:
+        >>> net = ox.models.fc(4, 8, 2, seed=0)
+        >>> network = ox.capture(net)
+        >>> all(mine is theirs for mine, theirs in zip(network.parameters(), net.parameters()))
+        True
+        >>> network(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(

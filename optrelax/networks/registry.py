@@ -59,7 +59,25 @@ def register_op(*targets: Target) -> Callable[[Rule], Rule]:
     The function gets a `Call`, whose arguments are as the caller gave them, and returns an `Affine`, an `Activation`,
     a `Value`, or a tuple of these for several outputs; ValueError refuses the call.  It goes before the rules of the
     library: what it takes is not looked into.
-    Raises TypeError for a target that is none of these.
+
+    Args:
+        targets: module types, functions, names of methods, or ATen ops.
+
+    Returns:
+        The decorator, which gives the function back.
+
+    Raises:
+        TypeError: for a target that is none of these.
+
+    Example:
+        >>> class Clamp(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.clamp(min=0)
+        >>> @ox.register_op(Clamp)
+        ... def clamped(call):
+        ...     return ox.activations.relu()
+        >>> ox.check(nn.Sequential(nn.Linear(4, 4), Clamp())).ok
+        True
     """
 
     def decorate(builder: Rule) -> Rule:
@@ -80,9 +98,21 @@ def register_op(*targets: Target) -> Callable[[Rule], Rule]:
 
 
 def register_activation(*targets: Target, activation: Activation) -> None:
-    """Make calls of `targets` this piecewise-linear activation, for every relaxation and layer.
+    """Make calls of `targets` this activation, for every relaxation and layer.
 
-    Raises ValueError where its function leaves what it says about itself: see `check_activation`.
+    Args:
+        targets: module types, functions, names of methods, or ATen ops.
+        activation: a `PiecewiseLinear`, a `Smooth`, or one of your own kind.
+
+    Raises:
+        TypeError: for a target that is none of these, and for what is no activation.
+        ValueError: where its function leaves what it says about itself: see `check_activation`.
+
+    Example:
+        >>> def bent(x):
+        ...     return torch.where(x < 0, 0.1 * x, x)
+        >>> piecewise = ox.PiecewiseLinear("bent", bent, kinks=(0.0,), slopes=(0.1, 1.0), intercepts=(0.0, 0.0))
+        >>> ox.register_activation(bent, activation=piecewise)
     """
     if not isinstance(activation, Activation):
         raise TypeError(f"register_activation: wants an Activation, got {type(activation).__name__}")

@@ -34,6 +34,19 @@ class Region(ABC):
 
     A new one states its support function, the box around it, and its points; everything else follows. Rows
     [batch or 1, k, *input_shape] are linear functions of the input. What is bounded is the convex hull.
+
+    Sound: `outward_support` holds in real arithmetic.  Exact: `support`, to rounding.  Gradient: in the region's
+    numbers and the rows, at the points of `lowest`.
+
+    Example:
+        >>> region = ox.L2Ball(torch.zeros(2, 3), eps=1.0)
+        >>> isinstance(region, ox.Region), tuple(region.shape)
+        (True, (2, 3))
+        >>> region.support(torch.tensor([[[3.0, 0.0, 4.0]]])).tolist()  # -eps |a|, of each example
+        [[-5.0], [-5.0]]
+        >>> inside = region.project(torch.full((2, 3), 9.0))
+        >>> region.contains(inside)
+        tensor([True, True])
     """
 
     __slots__ = ()

@@ -33,8 +33,21 @@ from optrelax.rounding import down, tiny, up
 class InputBox(Region):
     """All inputs x with lower <= x <= upper, elementwise.
 
-    Shapes [batch, *input_shape]; float32 or float64; differentiable in both ends.
-    Raises ValueError for NaN, infinite ends, ends that cross, unlike shapes or dtypes.
+    Args:
+        lower: [batch, *input_shape], float32 or float64.
+        upper: like lower.
+
+    Raises:
+        ValueError: for NaN, infinite ends, ends that cross, unlike shapes or dtypes.
+
+    Gradient: in both ends.
+
+    Example:
+        >>> region = ox.InputBox(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]))
+        >>> region.center, region.radius
+        (tensor([[0.5000, 1.0000]]), tensor([[0.5000, 1.0000]]))
+        >>> region.support(torch.tensor([[[1.0, -1.0]]]))
+        tensor([[-2.]])
     """
 
     lower: Tensor
@@ -169,9 +182,20 @@ class InputBox(Region):
 class LinfBall(InputBox):
     """All inputs within eps of x in the maximum norm, clipped to the legal range.
 
-    x [batch, *input_shape]; eps a number, [batch], or what broadcasts against an example or x ([channels, 1, 1]), in
-    the units of x; clip (low, high), each a number or what broadcasts against an example, or None.
-    Raises ValueError for eps < 0, NaN, or an x outside clip.
+    Args:
+        x: [batch, *input_shape].
+        eps: a number, [batch], or what broadcasts against an example or x ([channels, 1, 1]), in the units of x.
+        clip: (low, high), each a number or what broadcasts against an example, or None.
+
+    Raises:
+        ValueError: for eps < 0, NaN, or an x outside clip.
+
+    Gradient: in x and eps.
+
+    Example:
+        >>> region = ox.LinfBall(torch.tensor([[0.0, 0.5]]), eps=0.25, clip=(0.0, 1.0))
+        >>> region.lower, region.upper
+        (tensor([[0.0000, 0.2500]]), tensor([[0.2500, 0.7500]]))
     """
 
     x: Tensor = field(repr=False)

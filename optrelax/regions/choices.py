@@ -28,11 +28,19 @@ class Choice:
 class ChoiceBox(Region):
     """All inputs of a box in which groups of coordinates take any of a few values: the region of individual fairness.
 
-    lower, upper [batch, *input_shape]: of the other coordinates; at the groups' own coordinates they are not read.
-    choices: {coordinate or tuple of coordinates of the flattened input: values [m] or [m, g]}; groups do not overlap.
     Bounds are over the convex hull; the support function is that of the set itself: the least of the choices of each
-    group, and the box.  Gradient: in the rows and in the box.
-    Raises ValueError for coordinates out of range or twice, and for values that do not fit.
+    group, and the box.
+
+    Args:
+        lower: [batch, *input_shape], of the other coordinates; at the groups' own coordinates it is not read.
+        upper: like lower.
+        choices: {coordinate or tuple of coordinates of the flattened input: values [m] or [m, g]}; groups do not
+            overlap.
+
+    Raises:
+        ValueError: for coordinates out of range or twice, and for values that do not fit.
+
+    Gradient: in the rows and in the box.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0, 0.4]])  # two entries of a sensitive attribute, one hot, and a number

@@ -15,11 +15,24 @@ from optrelax.regions.registry import register_ball
 class L1Ball(NormBall):
     """All inputs whose absolute differences from x sum to eps at most, clipped to the legal range.
 
-    x [batch, *input_shape], the norm over all of an example; eps a number or [batch]; clip (low, high), each a number
-    or what broadcasts against an example, or None.
     Support: a.x - eps max |a| without clip; with it the coordinates of the greatest |a_i| go to their ends, in turn,
     until eps is spent (Dantzig 1957): by sorting.
-    Raises ValueError for eps < 0, NaN, or an x outside clip.
+
+    Args:
+        x: [batch, *input_shape]; the norm is over all of an example.
+        eps: a number or [batch].
+        clip: (low, high), each a number or what broadcasts against an example, or None.
+
+    Raises:
+        ValueError: for eps < 0, NaN, or an x outside clip.
+
+    Gradient: in x and eps.
+
+    Example:
+        >>> row = torch.tensor([[[2.0, 1.0]]])
+        >>> x = torch.tensor([[0.25, 0.5]])
+        >>> ox.L1Ball(x, eps=0.5).support(row), ox.L1Ball(x, eps=0.5, clip=(0.0, 1.0)).support(row)
+        (tensor([[0.]]), tensor([[0.2500]]))
     """
 
     __slots__ = ()

@@ -18,11 +18,24 @@ _ROUNDS = 64
 class L2Ball(NormBall):
     """All inputs within eps of x in the Euclidean norm, clipped to the legal range.
 
-    x [batch, *input_shape], the norm over all of an example; eps a number or [batch]; clip (low, high), each a number
-    or what broadcasts against an example, or None.
     Support: a.x - eps |a| without clip; with it coordinate i moves by min(t |a_i|, its room), t by Newton's method on
     a concave piecewise linear function: exact after finitely many steps.
-    Raises ValueError for eps < 0, NaN, or an x outside clip.
+
+    Args:
+        x: [batch, *input_shape]; the norm is over all of an example.
+        eps: a number or [batch].
+        clip: (low, high), each a number or what broadcasts against an example, or None.
+
+    Raises:
+        ValueError: for eps < 0, NaN, or an x outside clip.
+
+    Gradient: in x and eps.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 2, seed=0), torch.zeros(1, 4)
+        >>> ball, box = (ox.bounds(net, kind(x, eps=0.1)).width.sum() for kind in (ox.L2Ball, ox.LinfBall))
+        >>> bool(ball < box)
+        True
     """
 
     __slots__ = ()

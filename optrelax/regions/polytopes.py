@@ -21,11 +21,27 @@ from optrelax.rounding import Rounding, gamma, tiny, underflow, up
 class Polytope(Region):
     """All inputs x of a box with A x <= b.
 
-    A [m, n] or [batch, m, n], n the entries of an input; b [m] or [batch, m]; lower, upper [batch, *input_shape].
-    Support: one linear program a row (`LinearProgram`, "auto"), its bound made safe from the multipliers: an
-    inaccurate solver can be loose, never wrong.  Gradient: of the optimal value, in A, b and the box.
-    Raises ValueError for shapes or types that do not fit, and where no point keeps all rows strictly: write equalities
-    into the network instead.
+    Support: one linear program a row (`LinearProgram`, "auto"), its bound made safe from the multipliers: an inaccurate
+    solver can be loose, never wrong.
+
+    Args:
+        A: [m, n] or [batch, m, n], n the entries of an input.
+        b: [m] or [batch, m].
+        lower: [batch, *input_shape], of the box.
+        upper: like lower.
+
+    Raises:
+        ValueError: for shapes or types that do not fit, and where no point keeps all rows strictly: write equalities
+            into the network instead.
+
+    Gradient: of the optimal value, in A, b and the box.
+
+    Example:
+        >>> total = torch.ones(1, 2)  # x0 + x1 <= 1
+        >>> region = ox.Polytope(total, torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2))
+        >>> low = region.support(torch.tensor([[[-1.0, -2.0]]]))  # at (0, 1)
+        >>> torch.allclose(low, torch.tensor(-2.0), atol=1e-4)
+        True
     """
 
     lower: Tensor

@@ -27,12 +27,27 @@ Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [ba
 class Relaxation:
     """A way to bound a network over a region of its inputs.
 
-    rounding: "outward" for bounds that hold in real arithmetic, "nearest" for training and benchmarks.
-    max_bytes: most memory of a pass, forward and backward together, beyond weights, inputs and what is returned. A pass
-    that would take more is cut into chunks of rows and of examples, each computed a second time for its gradient; the
-    results are the same to rounding. None: half of what the device has free when the pass begins, at least 256 MiB;
-    `math.inf`: no limit. One row of one example is the least: a limit below what that takes is exceeded.
-    Subclasses implement `preactivation_bounds` and `lower_bounds` on a flat batch.
+    Subclasses implement `preactivation_bounds` and `lower_bounds` on a flat batch; `optrelax.bounds` and its like take
+    any batch shape.
+
+    Args:
+        rounding: "outward" for bounds that hold in real arithmetic, "nearest" for training and benchmarks.
+        max_bytes: most memory of a pass, forward and backward together, beyond weights, inputs and what is returned. A
+            pass that would take more is cut into chunks of rows and of examples, each computed a second time for its
+            gradient; the results are the same to rounding. None: half of what the device has free when the pass begins,
+            at least 256 MiB; `math.inf`: no limit. One row of one example is the least: a limit below what that takes
+            is exceeded.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Sound: unless the class says `sound = False`.  Exact, gradient: as each says.
+
+    Example:
+        >>> isinstance(ox.Crown(), ox.Relaxation), ox.Cauchy.sound
+        (True, False)
+        >>> ox.Box().changed(rounding="outward")
+        Box(rounding='outward', max_bytes=None, omega=0.0, F=None)
     """
 
     rounding: Rounding = "nearest"

@@ -22,11 +22,25 @@ from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_t
 class Box(Relaxation):
     """Interval bound propagation, the last affine ops folded into the rows.
 
-    omega, F: the paper's loosened controls; omega alone widens every pre-activation interval by omega at each end
-    (`box-widen`), with F it moves the ends outward by omega times their distance to a grid of F steps a unit
-    (`box-round`, discontinuous everywhere).
+    Args:
+        omega: with `F`, the paper's loosened controls; alone it widens every pre-activation interval by omega at each
+            end (`box-widen`).
+        F: the ends move outward by omega times their distance to a grid of F steps a unit (`box-round`, discontinuous
+            everywhere); None: no grid.
+
+    Raises:
+        ValueError: unless omega >= 0 and F > 0, both finite.
+
     Sound: yes.  Exact: for one affine layer.  Gradient: exact; continuous in the weights unless F is set.
     Source: Gowal et al. 2018; controls: arXiv 2102.06700, section 5.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+        >>> _ = nn.init.constant_(net[0].weight, 1.0)
+        >>> region = ox.LinfBall(torch.tensor([[0.5, 0.5]]), eps=0.25)
+        >>> b = ox.bounds(net, region, ox.Box())
+        >>> b.lower.tolist(), b.upper.tolist()
+        ([[0.5]], [[1.5]])
     """
 
     omega: float = 0.0

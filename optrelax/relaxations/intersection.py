@@ -23,11 +23,26 @@ from optrelax.rounding import Rounding
 class Intersect(Relaxation):
     """The best of several relaxations, entry by entry: pre-activation bounds and margins both.
 
-    `Intersect(Box(), FastLin())`; names work too. A part that pulls rows back (CROWN and its forms, Fast-Lin) bounds
-    the neurons alone that the parts without rows leave crossing, and chooses its lines at the best ends so far.
+    A part that pulls rows back (CROWN and its forms, Fast-Lin) bounds the neurons alone that the parts without rows
+    leave crossing, and chooses its lines at the best ends so far.
+
+    Args:
+        parts: relaxations or their names.
+        rounding: of all parts; None: their own, which must agree.
+        max_bytes: of all parts; None: their own.
+
+    Raises:
+        ValueError: without parts, for an estimate among them, and where they round differently.
+
     Sound: yes; refuses unsound parts.
     Gradient: of the bound taken; continuous in the weights where every part is: the lines of a neuron tend to the
     function itself as an end tends to the kink.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> both, box = (ox.bounds(net, region, way) for way in (ox.Intersect("box", ox.FastLin()), "box"))
+        >>> bool((both.lower >= box.lower - 1e-6).all())  # to rounding
+        True
     """
 
     parts: tuple[Relaxation, ...] = ()

@@ -58,8 +58,19 @@ def names() -> tuple[str, ...]:
 def register_relaxation(name: str, factory: Callable[..., Relaxation], replace: bool = False) -> None:
     """Make `name` (and `name:option=value`) stand for what `factory` returns.
 
-    replace: take the place of an earlier registration of yours, as a notebook cell that is run again wants.
-    Raises ValueError for a name in use; the library's own names stay what they are.
+    Args:
+        name: without ":" and ",".
+        factory: a class or function whose keyword arguments are the options.
+        replace: take the place of an earlier registration of yours, as a notebook cell that is run again wants.
+
+    Raises:
+        ValueError: for a name in use; the library's own names stay what they are.
+
+    Example:
+        >>> ox.register_relaxation("loose-box", lambda omega=0.01: ox.Box(omega=omega), replace=True)
+        >>> net, region = ox.models.fc(4, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> ox.bounds(net, region, "loose-box:omega=0.5").lower.shape
+        torch.Size([1, 2])
     """
     if name in _NAMES or (name in _FACTORIES and not replace):
         cure = "choose another name" if name in _NAMES else "pass replace=True to replace it"

@@ -565,12 +565,26 @@ def _whole_bytes(budget: MemoryBudget) -> int:
 class Crown(Substitution):
     """Back-substitution with one line below and one above (CROWN, DeepPoly).
 
-    lower: "adaptive" (smaller area), 0, 1, or "soft" (gamma); tria: the other side of the triangle above;
-    continuous: the paper's -C forms, which relax stable neurons too.
-    preactivation: another relaxation's pre-activation bounds (`Crown(preactivation=Box())` is CROWN-IBP (R)).
+    Args:
+        preactivation: another relaxation's pre-activation bounds (`Crown(preactivation=Box())` is CROWN-IBP (R)); None:
+            its own.
+        lower: line below a crossing neuron: "adaptive" (smaller area), 0, 1, or "soft" (gamma).
+        tria: the other side of the triangle above.
+        continuous: the paper's -C forms, which relax stable neurons too.
+        gamma: steepness of lower "soft", > 0.
+
+    Raises:
+        ValueError: for another `lower`; for tria or continuous without lower 0 or 1; for an estimate as preactivation.
+
     Sound: yes.  Exact: with no crossing neuron.  Gradient: exact almost everywhere; jumps in the weights at
     |l| = |u| (adaptive), l = 0 (lower 0), u = 0 (lower 1), both (tria); nowhere for "soft" and continuous.
     Source: Zhang et al. 2018; Singh et al. 2019; arXiv 2102.06700, table 3.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> own, boxes = (ox.bounds(net, region, ox.Crown(preactivation=part)) for part in (None, ox.Box()))
+        >>> bool((own.lower >= boxes.lower - 1e-6).all())  # to rounding
+        True
     """
 
     lower: LowerSlope = "adaptive"
@@ -601,7 +615,21 @@ class Crown(Substitution):
 def CrownIBP(*, lower: LowerSlope = "adaptive", gamma: float = 1.0, **options: Any) -> Crown:
     """CROWN with pre-activation bounds from Box: CROWN-IBP (R).
 
-    lower: "adaptive" or "soft" (gamma), as for `Crown`.
+    Args:
+        lower: "adaptive" or "soft" (gamma), as for `Crown`.
+        gamma: as for `Crown`.
+        options: any other option of `Crown`.
+
+    Returns:
+        A `Crown` whose `preactivation` is a Box of the same rounding.
+
+    Sound: yes.  Exact, gradient: as `Crown`.
+
+    Example:
+        >>> type(ox.CrownIBP()).__name__, type(ox.CrownIBP().preactivation).__name__
+        ('Crown', 'Box')
+        >>> ox.CrownIBP() == ox.Crown(preactivation=ox.Box())
+        True
     """
     return Crown(lower=lower, gamma=gamma, preactivation=Box(), **options)
 
@@ -611,8 +639,21 @@ class FastLin(Substitution):
     """Back-substitution with both slopes u / (u - l): Fast-Lin, CAP, DeepZ as lines.
 
     Of a smooth activation, for which its authors went on to CROWN, it takes CROWN's lines.
-    Sound: yes.  Gradient: exact; continuous in the weights.
+
+    Args:
+        preactivation: another relaxation's pre-activation bounds; None: its own.
+
+    Raises:
+        ValueError: for an estimate as preactivation.
+
+    Sound: yes.  Exact: with no crossing neuron.  Gradient: exact; continuous in the weights.
     Source: Weng et al. 2018; Wong and Kolter 2018.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> lines, noise = ox.bounds(net, region, ox.FastLin()), ox.bounds(net, region, "deepz")
+        >>> torch.allclose(lines.upper, noise.upper, atol=1e-5)
+        True
     """
 
     parallel: ClassVar[bool] = True

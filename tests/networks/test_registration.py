@@ -8,18 +8,11 @@ from cases import SOUND, corners, inputs, random_points, specification
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.networks import registry as ops_registry
 from optrelax.networks.calls import Call
 from optrelax.networks.ops import Affine, Linear
-from optrelax.relaxations import name_of, names, registry, resolve
+from optrelax.relaxations import name_of, names, resolve
 
-
-@pytest.fixture(autouse=True)
-def _registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    ops_registry.load_rules()
-    for name in ("_RULES", "_MODULES", "_FUNCTIONS"):
-        monkeypatch.setattr(ops_registry, name, dict(getattr(ops_registry, name)))
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+pytestmark = pytest.mark.usefixtures("registries_as_before")
 
 
 ABS = ox.PiecewiseLinear("abs", torch.abs, kinks=(0.0,), slopes=(-1.0, 1.0), intercepts=(0.0, 0.0))

@@ -24,6 +24,17 @@ class Hull:
 
     Two lines a side, left to right; a side with one line states it twice. Of a piecewise-linear activation they are
     the convex hull of the graph.
+
+    Args:
+        below: (slope, intercept) of each, tensors like l.
+        above: likewise.
+
+    Sound: yes.  Exact: of a piecewise-linear activation.  Gradient: in l and u.
+
+    Example:
+        >>> hull = ox.activations.relu().hull(torch.tensor(-1.0), torch.tensor(1.0))
+        >>> [(slope.item(), intercept.item()) for slope, intercept in (*hull.below, *hull.above)]
+        [(0.0, 0.0), (1.0, 0.0), (0.5, 0.5), (0.5, 0.5)]
     """
 
     below: tuple[Line, Line]
@@ -35,6 +46,16 @@ class Activation(Storable, ABC):
 
     All that relaxations and layers ask of an activation is asked here; what needs more (a MILP, slopes counted from
     the left) asks for a kind of activation by its type. Every l, u is [*batch, *shape], l <= u.
+
+    Sound: `outward_image` and `beyond` hold in real arithmetic; `image`, `lines` and `hull` to rounding.
+
+    Example:
+        >>> tanh = ox.activations.tanh()
+        >>> isinstance(tanh, ox.Activation), tanh.monotone
+        (True, True)
+        >>> low, high = tanh.image(torch.tensor(-1.0), torch.tensor(1.0))
+        >>> torch.equal(low, -high)
+        True
     """
 
     name: str

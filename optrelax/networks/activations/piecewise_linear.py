@@ -18,8 +18,24 @@ from optrelax.rounding import down, underflow, unit_roundoff, up
 class PiecewiseLinear(Activation):
     """A continuous elementwise function, affine between its kinks, whose hull has at most two lines a side.
 
-    `kinks` ascend; piece i is slopes[i] * x + intercepts[i], one piece more than kinks. At a kink the right piece
-    is the convention (l >= 0 wins for a ReLU).
+    At a kink the right piece is the convention (l >= 0 wins for a ReLU).
+
+    Args:
+        name: for messages, tables and files.
+        function: elementwise on tensors.
+        kinks: one or two, ascending; with two, the pieces are flat, rising, flat.
+        slopes: one a piece, one piece more than kinks.
+        intercepts: one a piece: piece i is slopes[i] * x + intercepts[i].
+
+    Raises:
+        ValueError: where numbers do not fit, or pieces do not meet.
+
+    Sound: yes, if the pieces are the function's: see `check_activation`.  Exact: the hull.
+
+    Example:
+        >>> leaky = ox.PiecewiseLinear("leaky", nn.LeakyReLU(0.1), (0.0,), (0.1, 1.0), (0.0, 0.0))
+        >>> leaky.image(torch.tensor(-1.0), torch.tensor(2.0))
+        (tensor(-0.1000), tensor(2.))
     """
 
     name: str

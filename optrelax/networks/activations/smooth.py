@@ -33,15 +33,32 @@ _REPEATS = 5  # inflections of a periodic function that are looked at from eithe
 class Smooth(Activation):
     """A continuous elementwise function, convex or concave between neighbouring inflections.
 
-    function, derivative: elementwise on tensors of any type; the derivative is differentiated for gradients.
-    inflections: where the derivative turns, ascending. A corner is one too: there the derivative is that of the side
-    which is not straight.  extrema: where the function turns, ascending.
-    domain: ends of where the function is defined; poles: where it is not within. Beyond, nothing is known: bounds NaN.
-    period: of the derivative's sign changes, for a function that repeats; inflections and extrema are then one each.
-    size: what the rounding error of a computed value is relative to, by default |f(x)| + |x| + 1: at most 16 units of
-    it, a fact of the functions used, which tests hold against 200-bit arithmetic for those of this library.
-    steepness: the same of the derivative, by default |f'(x)| + 1, at most 64 units of it.
-    Raises ValueError where samples of the function contradict what is said of it.
+    Args:
+        name: for messages, tables and files.
+        function: elementwise on tensors of any type.
+        derivative: likewise; it is differentiated for gradients.
+        inflections: where the derivative turns, ascending. A corner is one too: there the derivative is that of the
+            side which is not straight.
+        extrema: where the function turns, ascending.
+        domain: ends of where the function is defined. Beyond, nothing is known: bounds NaN.
+        poles: where it is not defined within.
+        period: of the derivative's sign changes, for a function that repeats; inflections and extrema are then one
+            each.
+        size: what the rounding error of a computed value is relative to, by default |f(x)| + |x| + 1: at most 16 units
+            of it, a fact of the functions used, which tests hold against 200-bit arithmetic for those of this library.
+        steepness: the same of the derivative, by default |f'(x)| + 1, at most 64 units of it.
+        parameters: numbers that the function depends on, kept in files.
+
+    Raises:
+        ValueError: where samples of the function contradict what is said of it.
+
+    Sound: yes, if inflections and extrema are all there.  Gradient: exact, through the points of tangency too.
+
+    Example:
+        >>> cosh = ox.Smooth("cosh", torch.cosh, torch.sinh, extrema=(0.0,))
+        >>> low, high = cosh.image(torch.tensor(-1.0), torch.tensor(2.0))
+        >>> low.item()
+        1.0
     """
 
     name: str
