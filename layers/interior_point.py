@@ -41,8 +41,25 @@ class InteriorPoint(NetworkSolver):
     `Triangle(solver=InteriorPoint())` starts from a few sweeps of `warm`, and works on the problems those leave open;
     `LinearProgram(InteriorPoint())` and `QuadraticProgram(InteriorPoint())` solve each problem of a batch in cache by a
     compiled kernel, where there is a C compiler, else all of them at once in PyTorch (`programs.interior`).
+    A start is ignored.
+
+    Args:
+        tol: certified relative gap that counts as OPTIMAL.
+        max_iterations: Newton steps of a problem.
+        max_bytes: most memory for the problems in flight; None: as the device has free.
+        warm: the sweeps before, of network LPs.
+
+    Raises:
+        ValueError: for an option out of range.
+
     Sound: yes.  Exact: to a certified relative gap of `tol`, else the status is ITERATION_LIMIT.
-    A start is ignored.  Source: Mehrotra 1992.
+    Source: Mehrotra 1992.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.2)
+        >>> found = Triangle(solver=InteriorPoint()).solve(net, region, torch.eye(2))
+        >>> bool((found.status == Status.OPTIMAL).all()), bool((found.gap <= 1e-5).all())
+        (True, True)
     """
 
     tol: float = 1e-6

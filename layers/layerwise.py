@@ -36,9 +36,25 @@ class Layerwise(NetworkLayer):
 
     Pre-activation bounds of every hidden layer are themselves LP optima on the layers before; only neurons that cross
     under the bounds so far are solved, stable ones keep what they came with, and nothing gets looser.
-    preactivation: the closed form that says which neurons cross.  solver, gradient: as for `Triangle`.
+
+    Args:
+        preactivation: the closed form that says which neurons cross.
+        solver: as for `Triangle`.
+        gradient: as for `Triangle`.
+        throw: as for `Triangle`.
+
+    Raises:
+        TypeError: as `Triangle`.
+        ValueError: as `Triangle`.
+
     Sound: yes.  Exact: the convex barrier of single-neuron relaxations (Salman et al. 2019), to the solver's gap.
     Gradient: of the optimal value, through the LPs of earlier layers too; continuous in the weights.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.2)
+        >>> all_layers, last = (layer.solve(net, region, torch.eye(2)).lower for layer in (Layerwise(), Triangle()))
+        >>> bool((all_layers >= last - 1e-3).all())
+        True
     """
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:

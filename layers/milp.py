@@ -46,10 +46,22 @@ class MilpAnswer:
 class Milp:
     """HiGHS on the exact mixed-integer formulation, one example and row at a time, in float64 on the CPU.
 
-    time_limit: seconds an example, all rows together.  threads: of the solver.
-    preactivation: a relaxation whose pre-activation bounds make the big-M constants: the tighter, the faster.
+    Args:
+        time_limit: seconds an example, all rows together.
+        threads: of the solver.
+        preactivation: a relaxation whose pre-activation bounds make the big-M constants: the tighter, the faster.
+
+    Raises:
+        ValueError: for an option out of range, and for an estimate as preactivation.
+
     Sound: no certificate (see the module).  Exact: to HiGHS's tolerances (1e-9) where the time suffices.
     Source: Tjeng, Xiao and Tedrake 2019.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.003, relaxation="box", exact=Milp(time_limit=10.0))
+        >>> report.certified, report.certified_milp
+        (0.0, 1.0)
     """
 
     time_limit: float = 60.0

@@ -72,8 +72,15 @@ def _multipliers(a: Tensor, dual: DualPoint, name: str, h: HullLines) -> Multipl
 class Envelope:
     """The gradient of the Lagrangian at the current primal and dual pair, both held fixed (Danskin, envelope theorem).
 
-    Exact at an optimal pair: dV/dW_i = nu_i z_{i-1}^T, dV/db_i = nu_i, dV/dc = z, and through box and chords. At an
-    unfinished pair it is the Lagrangian's gradient there, whose error shrinks with the gap. No KKT system.
+    Exact: at an optimal pair, dV/dW_i = nu_i z_{i-1}^T, dV/db_i = nu_i, dV/dc = z, and through box and chords.
+    Gradient: at an unfinished pair it is the Lagrangian's there, whose error shrinks with the gap. No KKT system.
+
+    Example:
+        >>> net, eps = ox.models.fc(4, 8, 8, 2, seed=0), torch.tensor(0.2, requires_grad=True)
+        >>> found = Triangle(gradient=Envelope()).solve(net, ox.LinfBall(torch.zeros(1, 4), eps), torch.eye(2))
+        >>> found.lower.sum().backward()
+        >>> bool(eps.grad < 0)  # a larger region, a lower bound
+        True
     """
 
     def value(self, problems: Problems, found: Evaluation) -> Tensor:
@@ -85,8 +92,13 @@ class Envelope:
 class FixedSlopes:
     """The gradient of the reported bound with the slopes held fixed: back-substitution differentiated.
 
-    Not the gradient of the optimal value: at an optimum coefficients are exactly 0 and inputs lie inside the box,
-    where this function has a kink. Kept for comparison.
+    Gradient: not of the optimal value: at an optimum coefficients are exactly 0 and inputs lie inside the box, where
+    this function has a kink. Kept for comparison.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.2)
+        >>> Triangle(gradient=FixedSlopes()).solve(net, region, torch.eye(2)).lower.requires_grad
+        True
     """
 
     def value(self, problems: Problems, found: Evaluation) -> Tensor:

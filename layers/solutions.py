@@ -20,6 +20,11 @@ class Status(IntEnum):
     """How the solve of one problem ended; tensors of statuses are int8, so `sol.status == Status.OPTIMAL` is a mask.
 
     OPTIMAL is never a solver's word: the certified gap is within the solver's tolerance.
+
+    Example:
+        >>> found = LinearProgram()(torch.tensor([1.0]), lower=torch.tensor([0.0]), upper=torch.tensor([1.0]))
+        >>> Status(int(found.status)).name
+        'OPTIMAL'
     """
 
     OPTIMAL = 0
@@ -76,6 +81,12 @@ class LPSolution:
 
     Sound: `lower` never exceeds the optimal value, whatever the solver did.  Gradient: `lower` (and `primal`, on
     request) by the rules of the `LinearProgram` that made it; the other fields carry none.
+
+    Example:
+        >>> c, ones = torch.tensor([-1.0, -2.0]), torch.ones(2)
+        >>> found = LinearProgram(Highs())(c, A=ones[None], b=ones[:1] / 2, lower=0 * ones, upper=ones)
+        >>> found.lower, found.inequality  # the price of the row
+        (tensor(-1.), tensor([2.]))
     """
 
     lower: Float[Tensor, "*batch"]
@@ -114,7 +125,13 @@ class LPSolution:
 class Solution:
     """Bounds of a batch of network specifications by linear programming, k rows an example.
 
-    Sound: `lower` never exceeds the optimal value, at any iteration count.
+    Sound: `lower` never exceeds the optimal value, at any iteration count.  Gradient: of `lower`, by the layer's rule.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.1)
+        >>> found = Triangle().solve(net, region, torch.eye(2))
+        >>> found.lower.shape, bool((found.gap >= 0).all())
+        (torch.Size([1, 2]), True)
     """
 
     lower: Float[Tensor, "*batch k"]

@@ -342,17 +342,36 @@ def given_bounds(network: Network, region: Region, given: Mapping[str, Bounds]) 
 class Triangle(NetworkLayer):
     """The triangle relaxation as a differentiable LP layer, pre-activation bounds from a closed form (LP-LAST).
 
-    preactivation: a relaxation (or an intersection of several, the default: tight and continuous in the weights), its
-    name, or the user's own bounds {path: Bounds}. Those may be tighter than the LP implies (from a MILP, or by
-    branching): they are constraints, and where `solver` cannot tell the optimum under them, HiGHS does. Bounds that
-    contradict each other have the status INFEASIBLE and the bound -inf.
-    solver: `DualAscent` (default) or `InteriorPoint`; or, through the explicit LP of every example, in float64:
-    `Highs`, `Cvxpy`, `PDHG`.
     Pools are composed of ReLUs, and what CROWN's own rule for them gives is taken where it is the tighter bound.
+
+    Args:
+        preactivation: a relaxation (or an intersection of several, the default: tight and continuous in the weights),
+            its name, or the user's own bounds {path: Bounds}. Those may be tighter than the LP implies (from a MILP, or
+            by branching): they are constraints, and where `solver` cannot tell the optimum under them, HiGHS does.
+            Bounds that contradict each other have the status INFEASIBLE and the bound -inf.
+        solver: `DualAscent` (default) or `InteriorPoint`; or, through the explicit LP of every example, in float64:
+            `Highs`, `Cvxpy`, `PDHG`.
+        gradient: `Envelope` (default) or `FixedSlopes`.
+        throw: whether `solve` raises UnsolvedError unless all problems are OPTIMAL.
+
+    Raises:
+        TypeError: for what is no solver.
+        ValueError: for an estimate as preactivation, or bounds that do not fit the network.
+
     Sound: yes, whatever the solver did.  Exact: the single-neuron convex relaxation, to the certified gap.
     Gradient: of the optimal value (`Envelope`), through weights, biases, region, specification and pre-activation
     bounds; continuous in the weights where those bounds are.
     Source: Ehlers 2017; Salman et al. 2019; arXiv 2102.06700v1.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.2)
+        >>> spec = ox.margins(torch.tensor([0]), classes=2)
+        >>> found = Triangle(preactivation="crown").solve(net, region, spec)
+        >>> bool(found.lower >= ox.lower_bounds(net, region, spec, "crown") - 1e-6)
+        True
+        >>> found.lower.sum().backward()
+        >>> net[1].weight.grad.shape
+        torch.Size([8, 4])
     """
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:

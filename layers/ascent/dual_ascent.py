@@ -39,19 +39,35 @@ from optrelax.memory_counts import ascent
 class DualAscent(NetworkSolver):
     """First-order ascent on the dual of network LPs: the fast default of `Triangle` and `Layerwise`.
 
+    Args:
+        tol: certified relative gap (of max(1, |lower|)) at which a problem is finished and leaves the batch.
+        max_iterations: sweeps at most.
+        threshold: also stop where the sign of value - threshold is certain; None: never.
+        step: first step of Adam on the weights.
+        decay: its factor an iteration.
+        floor: its least share of the first.
+        check_every: iterations between two evaluations of the primal point.
+        max_bytes: most memory for the problems in flight; None: 64 MiB in sweeps, chunks that fit a processor's cache,
+            and at most 256 MiB for examples' own matrices.
+        exact: bring what is left to a certified relative gap of 1e-6 (or `tol`, if smaller).
+        precision: "same" iterates in the region's type; "float32" iterates in float32 and evaluates both points once
+            more in the region's type, so that bound and gap are as good as if every sweep had been made in it.
+
+    Raises:
+        TypeError: for an option of another type.
+        ValueError: for an option out of range.
+
     Sound: every iterate is a bound, at any iteration count including 0 (which gives the better of CROWN's and
     Fast-Lin's bound on the same pre-activation bounds); stopping early only loosens it.
     Exact: to `tol` where the status is OPTIMAL; with exact=True every problem is finished by an interior-point method
     (`InteriorPoint`) in float64.  Deterministic.
-    tol: certified relative gap (of max(1, |lower|)) at which a problem is finished and leaves the batch.
-    max_iterations: sweeps at most.  threshold: also stop where the sign of value - threshold is certain; None: never.
-    step, decay, floor: first step of Adam on the weights, its factor an iteration, and its least share of the first.
-    check_every: iterations between two evaluations of the primal point.
-    max_bytes: most memory for the problems in flight; None: 64 MiB in sweeps, chunks that fit a processor's cache,
-    and at most 256 MiB for examples' own matrices.
-    exact: bring what is left to a certified relative gap of 1e-6 (or `tol`, if smaller).
-    precision: "same" iterates in the region's type; "float32" iterates in float32 and evaluates both points once more
-    in the region's type, so that bound and gap are as good as if every sweep had been made in it.
+
+    Example:
+        >>> net, region = ox.models.fc(4, 8, 8, 2, seed=0), ox.LinfBall(torch.zeros(1, 4), eps=0.2)
+        >>> layers = [Triangle(solver=DualAscent(max_iterations=n)) for n in (0, 50)]
+        >>> none, many = (layer.solve(net, region, torch.eye(2)) for layer in layers)
+        >>> bool((many.lower >= none.lower).all()), bool((many.gap <= none.gap).all())
+        (True, True)
     """
 
     tol: float = 1e-4

@@ -53,6 +53,14 @@ class KKT:
     Gradient: exact where the KKT system is regular and no active constraint has multiplier 0; one of several one-sided
     derivatives where only the latter fails; the least-norm solution of the adjoint system where it is singular.
     0 for problems without a solution.  Under create_graph=True the backward pass raises RuntimeError.
+
+    Example:
+        >>> c, eye = torch.tensor([-1.0, -3.0], requires_grad=True), torch.eye(2)
+        >>> layer = QuadraticProgram(primal_gradient=KKT())
+        >>> point = layer(eye, c, lower=torch.zeros(2), upper=2 * torch.ones(2)).primal
+        >>> point[1].backward()  # held by the box
+        >>> c.grad + 0.0
+        tensor([0., 0.])
     """
 
     def primal(self, data: LPData, point: Tensor, duals: Tensor, status: Tensor) -> Tensor:

@@ -20,7 +20,19 @@ _PRODUCTS = 1e8
 class Auto(ProgramSolver):
     """InteriorPoint where its products are few, with Highs for what that leaves unsettled; Highs elsewhere.
 
-    `LPSolution.solver` says who solved.  tol: relative gap that counts as OPTIMAL.
+    `LPSolution.solver` says who solved.
+
+    Args:
+        tol: relative gap that counts as OPTIMAL.
+        interior: for small problems.
+        exact: for the rest.
+
+    Sound: yes, through the layer.  Exact: to `tol`.
+
+    Example:
+        >>> found = LinearProgram(Auto())(torch.tensor([1.0, -1.0]), lower=torch.zeros(2), upper=torch.ones(2))
+        >>> found.solver, round(found.lower.item(), 3)
+        ('InteriorPoint', -1.0)
     """
 
     tol: float = 1e-6

@@ -21,15 +21,28 @@ _Mask = tuple[bool, ...]
 class Cvxpy(ProgramSolver):
     """cvxpylayers with Clarabel or SCS: conic solves on the CPU, differentiable through their KKT systems.
 
-    Sound: yes, through the layer.  Exact: to about `eps`, the solver's own tolerance. INFEASIBLE and UNBOUNDED are
-    checked by the solver's rays.  Iterations are not reported (-1).
-    Gradient: by default the layer's rule. With layer=True `.lower.backward()` is cvxpylayers' derivative of c.x* and
-    `.primal` carries its derivative of the argmin: how generic layers do it, kept for comparison. At a degenerate
-    vertex of an LP that KKT system is singular.
+    INFEASIBLE and UNBOUNDED are checked by the solver's rays.  Iterations are not reported (-1).
 
-    tol: relative certified gap, and feasibility, that counts as OPTIMAL. 0 stands for 100 eps: a residual of eps in the
-    duals costs eps times the size of the variables' bounds in a safe bound.  workers: solves at a time; default one a
-    core.
+    Args:
+        solver: "CLARABEL" or "SCS".
+        eps: the solver's own tolerance.
+        layer: whether `.lower.backward()` is cvxpylayers' derivative of c.x* and `.primal` carries its derivative of
+            the argmin: how generic layers do it, kept for comparison. At a degenerate vertex of an LP that KKT system
+            is singular.
+        tol: relative certified gap, and feasibility, that counts as OPTIMAL. 0 stands for 100 eps: a residual of eps in
+            the duals costs eps times the size of the variables' bounds in a safe bound.
+        workers: solves at a time; default one a core.
+
+    Raises:
+        ValueError: for another solver, and for an option out of range.
+
+    Sound: yes, through the layer.  Exact: to about `eps`.
+    Gradient: by default the layer's rule; with layer=True cvxpylayers' own.
+
+    Example:
+        >>> found = LinearProgram(Cvxpy())(torch.tensor([1.0, -1.0]), lower=torch.zeros(2), upper=torch.ones(2))
+        >>> round(found.lower.item(), 4), Status(int(found.status)).name
+        (-1.0, 'OPTIMAL')
     """
 
     solver: Literal["SCS", "CLARABEL"] = "CLARABEL"

@@ -49,13 +49,27 @@ class SparseAnswer:
 class Highs(ProgramSolver):
     """Exact solutions by HiGHS's simplex method, in float64 on the CPU.
 
-    Exact: to `tol`, checked by the layer. Arrays are passed whole. Problems that share A and E share a model: it is
-    passed once a worker, and each problem starts from the basis of the one before, so where an optimum is not unique
-    the point (never the value) may depend on `workers`.
-    INFEASIBLE and UNBOUNDED are checked by their rays; a ray that does not stand up makes the status NUMERICAL.
+    Arrays are passed whole. Problems that share A and E share a model: it is passed once a worker, and each problem
+    starts from the basis of the one before, so where an optimum is not unique the point (never the value) may depend on
+    `workers`. INFEASIBLE and UNBOUNDED are checked by their rays; a ray that does not stand up makes the status
+    NUMERICAL.
 
-    threads: threads of one LP (1 is best for LPs of this size).  workers: LPs at a time; default one a core.
-    time_limit: seconds an LP.  tol: relative gap that counts as OPTIMAL.
+    Args:
+        threads: threads of one LP (1 is best for LPs of this size).
+        time_limit: seconds an LP.
+        workers: LPs at a time; default one a core.
+        tol: relative gap that counts as OPTIMAL.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Sound: yes, through the layer.  Exact: to `tol`, checked by the layer.
+
+    Example:
+        >>> c = torch.tensor([[1.0, 1.0], [-1.0, 0.0]])
+        >>> found = LinearProgram(Highs())(c, lower=-torch.ones(2), upper=torch.ones(2))
+        >>> found.lower
+        tensor([-2., -1.])
     """
 
     threads: int = 1

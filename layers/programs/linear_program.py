@@ -48,24 +48,45 @@ def _programs(owner: str, solver: object, quadratic: bool) -> ProgramSolver:
 class LinearProgram(nn.Module):
     """min c.x subject to A x <= b, E x = d, lower <= x <= upper, for any leading batch shape.
 
-    Sound: `LPSolution.lower` is computed from the multipliers alone (Neumaier & Shcherbina 2004; see `safe_bounds`),
-        so it never exceeds the optimal value, whatever the solver did. With rounding="outward" floating point is
-        included, with "nearest" the bound is evaluated in float64 and rounded to the nearest float.
-        It needs finite bounds on the variables, or rows that imply them, or reduced costs of the right sign; it is
-        -inf where it has none of these, and always for an infeasible problem.
-    Exact: as the solver; `gap` (absolute) says how far. A point counts as feasible, and `gap` is finite, if it lies in
-        the variables' bounds and A x - b <= feasibility * max(1, |b|), |E x - d| <= feasibility * max(1, |d|), row by
-        row; what it violates is charged at its multiplier. OPTIMAL: gap <= solver.tol * max(1, |lower|).
-    Gradient: of `lower` by `value_gradient`, in all seven arguments; shared arguments get the sum over the batch.
-        It is 0, never NaN, where the problem is INFEASIBLE or UNBOUNDED, the bound is -inf, or the solver failed.
-        `primal` is detached unless `primal_gradient` is given: an LP's argmin sits at a vertex, so its derivative is 0
-        or does not exist. With `primal_gradient=Regularised(strength)` it is that of a regularised problem.
-        Under create_graph=True the backward pass raises RuntimeError.
-
     Shapes: c [*batch, n], A [*batch, m, n], b [*batch, m], E [*batch, p, n], d [*batch, p], lower and upper
     [*batch, n]; leading shapes broadcast. A and b, E and d, lower, upper may be None.
-    Raises TypeError for other dtypes than float32 and float64; ValueError for shapes, dtypes, devices that do not fit
-    and for NaN; RuntimeError under autocast; UnsolvedError with throw=True unless all are OPTIMAL.
+
+    Args:
+        solver: a `ProgramSolver`, or "auto": `Auto()`.
+        rounding: "outward" includes floating point in `lower`; "nearest" evaluates it in float64 and rounds it to the
+            nearest float.
+        value_gradient: rule of `lower`; None: `EnvelopeGradient()`.
+        primal_gradient: rule of `primal`, such as `Regularised(strength)`; None: `primal` is detached, as an LP's
+            argmin sits at a vertex, so that its derivative is 0 or does not exist.
+        feasibility: what a point may violate, relative; None: the solver's `tol`.
+        throw: whether to raise UnsolvedError unless all problems are OPTIMAL.
+
+    Raises:
+        TypeError: for what is no solver, and other dtypes than float32 and float64.
+        ValueError: for shapes, dtypes, devices that do not fit and for NaN.
+        RuntimeError: under autocast, and from the backward pass under create_graph=True.
+        UnsolvedError: with throw=True unless all are OPTIMAL.
+
+    Sound: `LPSolution.lower` is computed from the multipliers alone (Neumaier & Shcherbina 2004; see `safe_bounds`),
+    so it never exceeds the optimal value, whatever the solver did. It needs finite bounds on the variables, or rows
+    that imply them, or reduced costs of the right sign; it is -inf where it has none of these, and always for an
+    infeasible problem.
+    Exact: as the solver; `gap` (absolute) says how far. A point counts as feasible, and `gap` is finite, if it lies in
+    the variables' bounds and A x - b <= feasibility * max(1, |b|), |E x - d| <= feasibility * max(1, |d|), row by row;
+    what it violates is charged at its multiplier. OPTIMAL: gap <= solver.tol * max(1, |lower|).
+    Gradient: of `lower`, in all seven arguments; shared arguments get the sum over the batch. It is 0, never NaN, where
+    the problem is INFEASIBLE or UNBOUNDED, the bound is -inf, or the solver failed.
+
+    Example:
+        >>> c = torch.tensor([[-1.0, -2.0], [1.0, -1.0]], requires_grad=True)  # two problems at once
+        >>> A, b, ones = torch.ones(1, 2), torch.ones(1), torch.ones(2)
+        >>> found = LinearProgram()(c, A, b, lower=0 * ones, upper=ones)
+        >>> found.lower.detach().round(decimals=4)
+        tensor([-2., -1.])
+        >>> found.lower.sum().backward()
+        >>> c.grad.round(decimals=4) + 0.0  # the solutions
+        tensor([[0., 1.],
+                [0., 1.]])
     """
 
     _owner = "LinearProgram"

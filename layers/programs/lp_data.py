@@ -124,8 +124,13 @@ class Answer:
 class ProgramSolver(ABC):
     """The forward half of a layer for general programs: data in, a claimed primal and dual point out.
 
-    Sound: whatever it returns; the layer evaluates bound, gap and status from the points alone. A frozen dataclass of
-    options, handed to a layer as `LinearProgram(solver)`.
+    A frozen dataclass of options, handed to a layer as `LinearProgram(solver)`.
+
+    Sound: whatever it returns; the layer evaluates bound, gap and status from the points alone.
+
+    Example:
+        >>> [solver.__name__ for solver in (Auto, Cvxpy, Highs, PDHG) if issubclass(solver, ProgramSolver)]
+        ['Auto', 'Cvxpy', 'Highs', 'PDHG']
     """
 
     tol: float

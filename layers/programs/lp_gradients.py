@@ -52,6 +52,13 @@ class EnvelopeGradient:
     Gradient: exact where both solutions are unique (envelope theorem); a subgradient in the primal data where only the
     primal one is not, and one of the directional derivatives' extremes otherwise.  Of an unfinished solve it is the
     Lagrangian's gradient at the present pair.  Infinite bounds have gradient 0.  Source: Gal 1995, Danskin 1967.
+
+    Example:
+        >>> c, A, b = torch.tensor([-1.0, -2.0]), torch.ones(1, 2), torch.tensor([0.5], requires_grad=True)
+        >>> layer = LinearProgram(Highs(), value_gradient=EnvelopeGradient())
+        >>> layer(c, A, b, lower=torch.zeros(2), upper=torch.ones(2)).lower.backward()
+        >>> b.grad  # what one more unit of b is worth
+        tensor([-2.])
     """
 
     def point(self, saddle: LagrangianPoint) -> Tensor:
@@ -65,6 +72,13 @@ class FixedDualGradient:
 
     Gradient: exact for the number reported, at any iteration count; at an optimum it is that of the optimal value only
     where every reduced cost is non-zero (x at a corner of the box), which is rare.  Needs no primal point.
+
+    Example:
+        >>> c, A, b = torch.tensor([-1.0, -2.0]), torch.ones(1, 2), torch.tensor([0.5], requires_grad=True)
+        >>> layer = LinearProgram(Highs(), value_gradient=FixedDualGradient())
+        >>> layer(c, A, b, lower=torch.zeros(2), upper=torch.ones(2)).lower.backward()
+        >>> b.grad
+        tensor([-2.])
     """
 
     def point(self, saddle: LagrangianPoint) -> Tensor:

@@ -30,6 +30,14 @@ class MIPSolution(LPSolution):
 
     `lower` is the safe bound of the linear relaxation: it holds for the integer program, and is all that is proved.
     `gap` is `value` - `lower`. `inequality` and `equality` are the multipliers of the program with the integers held.
+
+    Sound: `lower`; `claimed` is the solver's word.  Gradient: by the rules of the `MixedIntegerProgram` that made it.
+
+    Example:
+        >>> layer, two = MixedIntegerProgram(integer=[True, True]), 2 * torch.ones(2)
+        >>> found = layer(torch.tensor([-1.0, -1.0]), torch.ones(1, 2), torch.tensor([1.5]), lower=0 * two, upper=two)
+        >>> found.value.item(), round(found.lower.item(), 3)  # the relaxation reaches -1.5
+        (-1.0, -1.5)
     """
 
     value: Float[Tensor, "*batch"] | None = None
@@ -41,15 +49,36 @@ class MIPSolution(LPSolution):
 class MixedIntegerProgram(LinearProgram):
     """min c.x subject to A x <= b, E x = d, lower <= x <= upper, x_j an integer where `integer`; any leading shape.
 
+    Args:
+        integer: mask [n] of booleans.
+        solver: of the linear relaxation, as for `LinearProgram`.
+        cuts: Gomory's, of the relaxation that `primal_gradient` differentiates.
+        time_limit: seconds a problem; None: no limit.
+        mip_gap: HiGHS's own relative gap that counts as OPTIMAL.
+        workers: problems at a time; None: one a core.
+        rounding: as for `LinearProgram`.
+        primal_gradient: as for `LinearProgram`.
+        throw: as for `LinearProgram`.
+
+    Raises:
+        TypeError: as `LinearProgram`, and for an `integer` that is no mask.
+        ValueError: as `LinearProgram`, and for an option out of range.
+
     Sound: `lower` is the safe bound of the linear relaxation; `claimed`, HiGHS's bound, is no certificate.
     Status: OPTIMAL where HiGHS closed its own gap (`mip_gap`), TIME_LIMIT where it ran out of `time_limit` seconds a
-        problem; INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word, but for a relaxation proved infeasible.
+    problem; INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word, but for a relaxation proved infeasible.
     Gradient: of `value` with the integers held, which is exact wherever the optimal integers are unique; of `primal`
-        by `primal_gradient`, such as `Regularised(strength)`: that of the linear relaxation with Gomory's cuts at the
-        root, whose optimum is often the integer point. It is a surrogate, since the integer argmin is piecewise
-        constant; the cuts' coefficients are held fixed. `lower` has the plain relaxation's gradient.
-
+    by `primal_gradient`, such as `Regularised(strength)`: that of the linear relaxation with Gomory's cuts at the root,
+    whose optimum is often the integer point. It is a surrogate, since the integer argmin is piecewise constant; the
+    cuts' coefficients are held fixed. `lower` has the plain relaxation's gradient.
     Source: Ferber et al. 2020 (MIPaaL), whose regularisation is the same; the cuts: see `gomory`.
+
+    Example:
+        >>> weights, limit = torch.tensor([[3.0, 4.0, 5.0]]), torch.tensor([7.0])  # a knapsack
+        >>> values = torch.tensor([4.0, 5.0, 6.0])
+        >>> layer = MixedIntegerProgram(integer=[True] * 3)
+        >>> layer(-values, weights, limit, lower=torch.zeros(3), upper=torch.ones(3)).primal
+        tensor([1., 1., 0.])
     """
 
     _owner = "MixedIntegerProgram"

@@ -31,16 +31,28 @@ _RUNNING = -1
 class PDHG(ProgramSolver):
     """Restarted primal-dual hybrid gradient for whole batches, on the device and in the dtype of the data.
 
-    Sound: yes, through the layer; the multipliers kept are those of the best safe bound among the points looked at, so
-    more iterations or a smaller `tol` never loosen it.  Exact: to `tol`, relative gap and feasibility both; float32
-    reaches about 1e-4.
     Each problem stops by itself and leaves the batch.  Deterministic.  Warm start: yes.
     INFEASIBLE is shown by a Farkas ray (a proof where the variables' bounds are finite), UNBOUNDED by a ray and a point
     feasible to `tol`.
 
-    max_iterations: of each problem.  check_every: iterations between looks at the stopping rule and at the restart
-    rule; the first looks come earlier, after 0, 1, 2, 4, ... iterations, and iterations after the last look are not
-    made.  restart: "adaptive", or "never" (for measurements).
+    Args:
+        tol: relative gap and feasibility, both.
+        max_iterations: of each problem.
+        check_every: iterations between looks at the stopping rule and at the restart rule; the first looks come
+            earlier, after 0, 1, 2, 4, ... iterations, and iterations after the last look are not made.
+        restart: "adaptive", or "never" (for measurements).
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Sound: yes, through the layer; the multipliers kept are those of the best safe bound among the points looked at, so
+    more iterations or a smaller `tol` never loosen it.  Exact: to `tol`; float32 reaches about 1e-4.
+
+    Example:
+        >>> c, A, b = torch.tensor([-1.0, -2.0], dtype=torch.float64), torch.ones(1, 2).double(), torch.ones(1).double()
+        >>> found = LinearProgram(PDHG(tol=1e-4))(c, A, b, lower=0 * c, upper=0 * c + 1)
+        >>> round(found.lower.item(), 3)
+        -2.0
     """
 
     tol: float = 1e-6

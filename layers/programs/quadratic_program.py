@@ -22,17 +22,37 @@ class QuadraticProgram(LinearProgram):
     """min x.P x / 2 + c.x subject to A x <= b, E x = d, lower <= x <= upper, for any leading batch shape.
 
     P is symmetric and positive semidefinite: checked to rounding (1e-9 of its size), and assumed by the bound.
+    Shapes: P [*batch, n, n], the rest as for `LinearProgram`.
+
+    Args:
+        solver: as for `LinearProgram`, one that takes P.
+        rounding: as for `LinearProgram`.
+        value_gradient: as for `LinearProgram`.
+        primal_gradient: rule of `primal`; None leaves it without.
+        feasibility: as for `LinearProgram`.
+        throw: as for `LinearProgram`.
+
+    Raises:
+        TypeError: as `LinearProgram`, and for a solver of linear programs only.
+        ValueError: as `LinearProgram`, and for a P that is not symmetric or has a negative eigenvalue.
+
     Sound: `lower` is the bound of the multipliers and of the point's tangent (see `quadratic_bounds`), never above the
-        optimal value, whatever the solver did, under either rounding.
+    optimal value, whatever the solver did, under either rounding.
     Exact: as the solver; `gap`, feasibility and OPTIMAL as for `LinearProgram`.
     Gradient: of `lower` by the envelope theorem, in all eight arguments, x x^T / 2 for P. `primal` is differentiable by
-        default (`KKT()`): by the KKT system of the constraints that hold with equality; where that is singular (the
-        argmin is not unique, or active rows depend on each other) it is the least-norm derivative, and
-        `LPSolution.regular` says so. `primal_gradient=None` leaves it without.
+    default (`KKT()`): by the KKT system of the constraints that hold with equality; where that is singular (the argmin
+    is not unique, or active rows depend on each other) it is the least-norm derivative, and `LPSolution.regular` says
+    so. Source: Amos & Kolter 2017 (OptNet).
 
-    Shapes: P [*batch, n, n], the rest as for `LinearProgram`. Raises as `LinearProgram`; ValueError for a P that is not
-    symmetric or has a negative eigenvalue.
-    Source: Amos & Kolter 2017 (OptNet).
+    Example:
+        >>> c = torch.tensor([-1.0, -3.0], dtype=torch.float64, requires_grad=True)
+        >>> P, ones = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        >>> found = QuadraticProgram()(P, c, lower=0 * ones, upper=2 * ones)
+        >>> found.primal.detach().round(decimals=4)  # c negated, where the box allows it
+        tensor([1., 2.], dtype=torch.float64)
+        >>> found.primal.sum().backward()
+        >>> c.grad.round(decimals=4) + 0.0
+        tensor([-1.,  0.], dtype=torch.float64)
     """
 
     _owner = "QuadraticProgram"

@@ -25,13 +25,29 @@ from optrelax.layers.solutions import Status
 class Regularised:
     """`LPSolution.primal` is the argmin of c.x + strength / 2 |x|^2, with its derivative in all the data.
 
+    For a small enough strength x is the solution of the LP with the least norm (Mangasarian 1979) and its derivative
+    in c is 0; a larger one gives a smoother map farther from the LP.  One conic solve a problem, on the CPU.
+
+    Args:
+        strength: > 0.
+
+    Raises:
+        ValueError: for a strength that is not.
+
     Exact: to about 1e-9 where the solution is not degenerate.  Gradient: the projection's derivative with the active
     constraints held fixed; exact where no active constraint has multiplier 0 (elsewhere one of several one-sided
     derivatives); dependent active rows are handled by the pseudo-inverse. 0 for infeasible problems, where `primal`
     stays the solver's point. `lower`, `gap` and the multipliers stay those of the LP itself.
 
-    For a small enough strength x is the solution of the LP with the least norm (Mangasarian 1979) and its derivative
-    in c is 0; a larger one gives a smoother map farther from the LP.  One conic solve a problem, on the CPU.
+    Example:
+        >>> c = torch.tensor([-0.5, 1.0], dtype=torch.float64, requires_grad=True)
+        >>> layer = LinearProgram(primal_gradient=Regularised(strength=1.0))
+        >>> point = layer(c, lower=0 * c.detach(), upper=0 * c.detach() + 1).primal
+        >>> point.detach().round(decimals=4) + 0.0
+        tensor([0.5000, 0.0000], dtype=torch.float64)
+        >>> point.sum().backward()
+        >>> c.grad.round(decimals=4) + 0.0
+        tensor([-1.,  0.], dtype=torch.float64)
     """
 
     strength: float
