@@ -1,6 +1,11 @@
 """Optimisation layers: linear programs whose optimal values are differentiable.
 
 Names load on first use, so that importing the package pulls in no solver.
+
+Example:
+    >>> found = LinearProgram(Highs())(torch.tensor([1.0, -1.0]), lower=torch.zeros(2), upper=torch.ones(2))
+    >>> found.lower
+    tensor(-1.)
 """
 
 from __future__ import annotations

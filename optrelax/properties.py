@@ -94,6 +94,11 @@ def _rounded(numbers: Sequence[Fraction], dtype: torch.dtype, side: int) -> Tens
 class Property:
     """What must not happen, case by case.  Made by `read_property`, or by hand.
 
+    Args:
+        inputs: of the network, flattened.
+        outputs: of the network, flattened.
+        cases: boxes of inputs with what outputs must not meet there.
+
     Raises:
         ValueError: for a case of other inputs or outputs, or whose ends cross.
 

@@ -62,29 +62,46 @@ def certify(
 ) -> CertificationReport:
     """Certify every example of `data` against all inputs within eps of it in a norm, or of a region.
 
+    Args:
+        net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
+            `dtype` on its device, over the region rounded outward.
+        data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
+        eps: in the units of x.
+        clip: legal range of an input entry, in the units of x, or None.
+        relaxation: one or several, as a mapping under names of your own; unsound ones are refused.
+        region: one of every input, in place of eps, clip and norm.
+        spec: what is asked of the outputs in place of the labels' margins: rows, a `Specification` or several by name,
+            of every input or shared; data may then be inputs alone. Its groups' greatest values are the margins.
+        attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs
+            that are misclassified then count as attacked.
+        exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
+        rounding: "outward", or "nearest", which leaves floating-point error out.
+        dtype: in which bounds are computed.
+        norm: "linf", "l2" or "l1".
+        subset: that many evenly spaced examples.
+        batch_size: default by the size of the network, at most 100 on a CPU.
+        max_bytes: memory for the coefficients of a relaxation that sets none itself; default 32 MiB on a CPU (what its
+            caches like: three times as fast as without a limit), 1 GiB elsewhere.
+        resume: a journal (JSON lines): made if it is not there, else continued. Ctrl-C leaves it whole.
+        progress: called after every batch.
+
+    Returns:
+        Fractions, and a table with a row an example.
+
+    Raises:
+        ValueError: for bad input, an unsound relaxation, or a journal that is in use by another process, damaged, of
+            another configuration, or with a verdict that its own bounds contradict.
+        UnsupportedOpError: for a network that cannot be bounded.
+
     Sound: yes. Certified means that every margin's lower bound by one of the relaxations is > 0 (0 is not), attacked
     that a point of the region, the input among them, was replayed in float64 and has a margin <= 0. An example with
     a NaN bound or an exception is an error and never certified; the others of its batch are not touched by it.
 
-    net: a module of supported ops in eval mode, or a captured network; it is not changed. Bounds are computed in
-    `dtype` on its device, over the region rounded outward.
-    data: a pair (x [n, *input_shape], labels [n]), a Dataset of such, or a DataLoader.
-    eps, clip: in the units of x.  norm: "linf", "l2" or "l1".  region: one of every input, in place of these.
-    spec: what is asked of the outputs in place of the labels' margins: rows, a `Specification` or several by name, of
-    every input or shared; data may then be inputs alone. Its groups' greatest values are the margins.
-    relaxation: one or several, as a mapping under names of your own; unsound ones are refused.
-    attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs that
-    are misclassified then count as attacked.
-    exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
-    subset: that many evenly spaced examples.  batch_size: default by the size of the network, at most 100 on a CPU.
-    max_bytes: memory for the coefficients of a relaxation that sets none itself; default 32 MiB on a CPU (what its
-    caches like: three times as fast as without a limit), 1 GiB elsewhere.
-    resume: a journal (JSON lines): made if it is not there, else continued. Ctrl-C leaves it whole.
-    progress: called after every batch.
-
-    Raises ValueError for bad input, an unsound relaxation, or a journal that is in use by another process, damaged, of
-    another configuration, or with a verdict that its own bounds contradict;
-    UnsupportedOpError for a network that cannot be bounded.
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((3, 4), 0.5)
+        >>> report = ox.certify(net, (x, torch.tensor([0, 1, 2])), eps=0.001, relaxation=["box", "crown"])
+        >>> report.examples["verdict"].to_list()
+        ['certified', 'attacked', 'attacked']
     """
     asked = None if spec is None else as_specification(spec)
     samples = gather(data, subset)

@@ -53,7 +53,14 @@ class ComparisonProgress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Result of `compare`: one row a relaxation, all on the same examples and the same regions."""
+    """Result of `compare`: one row a relaxation, all on the same examples and the same regions.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> found = ox.compare(net, (x, net(x).argmax(1)), eps=0.001, relaxations=["box", "crown"], repeats=1)
+        >>> found.table["relaxation"].to_list(), found.table["certified %"].to_list()
+        (['box', 'crown'], [100.0, 100.0])
+    """
 
     table: pl.DataFrame
     """relaxation; certified %; mean bound, worst bound: of the smallest margin of each example, in logits;
@@ -131,18 +138,46 @@ def compare(
 ) -> Comparison:
     """Bound the margins of the same examples over the same regions by each relaxation, and take the time.
 
-    Sound: with rounding="outward" every bound holds in real arithmetic; "nearest" is faster and certifies nothing
-    that rounding could undo. The row of MILP is its solver's word.
     The LP layers start from pre-activation bounds of their own, box and Fast-Lin intersected, so the triangle LP can
     lie below CROWN; on equal ones, such as `triangle:preactivation=crown`, it cannot.
 
-    net, data, eps, clip, norm, region, spec, dtype, subset, batch_size, max_bytes: as for `certify`.
-    relaxations: one or several names or objects, or objects by the names that the table is to show.
-    milp: True or a `Milp`, whose time limit an example leaves the smallest margin between two bounds; small networks.
-    repeats: timed runs after the first, which warms up; fewer where they would take more than `patience` seconds;
-    where not even one fits, the first run's time counts and `timed runs` is 0.
-    progress: called after every batch.
-    Raises ValueError for bad input or an unsound relaxation, UnsupportedOpError for a network that cannot be bounded.
+    Args:
+        net: as for `certify`.
+        data: as for `certify`.
+        eps: as for `certify`.
+        relaxations: one or several names or objects, or objects by the names that the table is to show.
+        clip: as for `certify`.
+        region: as for `certify`.
+        spec: as for `certify`.
+        milp: True or a `Milp`, whose time limit an example leaves the smallest margin between two bounds; small
+            networks.
+        rounding: as for `certify`.
+        dtype: as for `certify`.
+        norm: as for `certify`.
+        subset: as for `certify`.
+        batch_size: as for `certify`.
+        max_bytes: as for `certify`.
+        repeats: timed runs after the first, which warms up; fewer where they would take more than `patience` seconds;
+            where not even one fits, the first run's time counts and `timed runs` is 0.
+        patience: seconds.
+        progress: called after every batch.
+
+    Returns:
+        A table of the relaxations, and one of the examples.
+
+    Raises:
+        ValueError: for bad input or an unsound relaxation.
+        UnsupportedOpError: for a network that cannot be bounded.
+
+    Sound: with rounding="outward" every bound holds in real arithmetic; "nearest" is faster and certifies nothing
+    that rounding could undo. The row of MILP is its solver's word.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> found = ox.compare(net, (x, net(x).argmax(1)), eps=0.001, relaxations=["box", "crown"], repeats=1)
+        >>> box, crown = found.table["mean bound"]
+        >>> box <= crown
+        True
     """
     if repeats < 1:
         raise ValueError(f"compare: repeats must be at least 1, got {repeats}")

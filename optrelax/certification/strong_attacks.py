@@ -25,19 +25,24 @@ class APGD(Attack):
     A step begins at the diameter of the region and is halved, and the ascent set back to the best point so far, where
     too few steps of a stage went up, or none went higher.
 
-    loss: "ce", cross-entropy of the margins; "dlr", the margin over the spread of the outputs, which vanishes nowhere
-    that cross-entropy saturates (with fewer than three rows, no spread is left: the margin itself).
-    targets: how many margins are descended apart, the smallest at the centre first; 0: all in one loss.
-    restarts: random starts, each the first of all targets.  steps: gradients a start.
-    seed: of the starts; example i draws from a generator of its own.
+    Args:
+        loss: "ce", cross-entropy of the margins; "dlr", the margin over the spread of the outputs, which vanishes
+            nowhere that cross-entropy saturates (with fewer than three rows, no spread is left: the margin itself).
+        targets: how many margins are descended apart, the smallest at the centre first; 0: all in one loss.
+        restarts: random starts, each the first of all targets.
+        steps: gradients a start.
+        seed: of the starts; example i draws from a generator of its own.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Source: Croce and Hein 2020, algorithm 1 and sections 4 and 5.
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
         >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.05, attack=ox.APGD(loss="dlr", steps=10))
         >>> report.attacked
         1.0
-
-    Source: Croce and Hein 2020, algorithm 1 and sections 4 and 5.
     """
 
     loss: str = "ce"
@@ -163,19 +168,24 @@ def _loss(loss: str, margins: Tensor, target: Tensor | None) -> Tensor:
 class Square(Attack):
     """Random search without gradients: squares of pixels set to an end of the box, kept where the margin falls.
 
-    Over a region that is no box, points of the box around it are projected into it.
+    Finds what gradients hide. Over a region that is no box, points of the box around it are projected into it. Inputs
+    without height and width are searched by runs of neighbouring entries.
 
-    Finds what gradients hide. Inputs without height and width are searched by runs of neighbouring entries.
-    queries: points tried.  share: of the pixels, in the first squares; they shrink on a fixed schedule.
-    seed: example i draws from a generator of its own.
+    Args:
+        queries: points tried.
+        share: of the pixels, in the first squares; they shrink on a fixed schedule.
+        seed: example i draws from a generator of its own.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Source: Andriushchenko et al. 2020, the attack in the maximum norm.
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
         >>> report = ox.certify(net, (x, net(x).argmax(1)), eps=0.05, attack=ox.Square(queries=50))
         >>> report.attacked
         1.0
-
-    Source: Andriushchenko et al. 2020, the attack in the maximum norm.
     """
 
     queries: int = 5000
@@ -246,7 +256,17 @@ class StrongAttack(Attack):
     """PGD, APGD on cross-entropy, APGD on the DLR loss once a target, and Square: each on what those before left.
 
     The ensemble of AutoAttack without FAB, with `PGD()` first, which finds most for little: what it finds, this finds.
-    steps: gradients a start of APGD.  targets: of the DLR loss.  queries: of Square.  seed: of all.
+
+    Args:
+        steps: gradients a start of APGD.
+        targets: of the DLR loss.
+        queries: of Square.
+        seed: of all.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Source: Croce and Hein 2020, section 6.
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
@@ -254,8 +274,6 @@ class StrongAttack(Attack):
         >>> report = ox.certify(net, data, eps=0.5, attack=ox.StrongAttack(steps=20, queries=50))
         >>> report.pgd_accuracy <= ox.certify(net, data, eps=0.5).pgd_accuracy
         True
-
-    Source: Croce and Hein 2020, section 6.
     """
 
     steps: int = 100

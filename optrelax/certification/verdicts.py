@@ -63,6 +63,14 @@ class CertificationReport:
     """Result of `ox.certify`: a table of examples and the fractions it comes to, all of the same number of examples.
 
     `certified + certified_milp + attacked + undecided + errors` is 1.
+
+    Example:
+        >>> net, x = ox.models.fc(4, 8, 3, seed=0), torch.full((2, 4), 0.5)
+        >>> report = ox.certify(net, (x, torch.tensor([0, 1])), eps=0.001)
+        >>> report.accuracy, report.certified, report.attacked
+        (0.5, 0.5, 0.5)
+        >>> report.examples.columns[:4]
+        ['index', 'label', 'prediction', 'verdict']
     """
 
     examples: pl.DataFrame

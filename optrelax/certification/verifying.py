@@ -59,7 +59,24 @@ class Counterexample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PropertyVerdict:
-    """holds: proved for every input; violated: a counterexample was replayed; unknown: neither."""
+    """holds: proved for every input; violated: a counterexample was replayed; unknown: neither.
+
+    Args:
+        status: which of the three.
+        counterexample: of "violated", else None.
+        cases: of the property.
+        open_cases: those not proved.
+        seconds: of everything.
+        message: why a property stayed unknown.
+
+    Sound: yes, see `verify`.
+
+    Example:
+        >>> net, region = ox.models.fc(2, 8, 1, seed=0), ox.InputBox(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> verdict = ox.verify(net, ox.Specification(torch.tensor([[1.0]]), offsets=-5.0), region=region)  # y0 > 5
+        >>> verdict.status.value, bool(verdict.counterexample.outputs < 5)
+        ('violated', True)
+    """
 
     status: PropertyStatus
     counterexample: Counterexample | None
@@ -108,19 +125,37 @@ def verify(
 ) -> PropertyVerdict:
     """Decide whether a network has a property.
 
+    Args:
+        net: an ONNX file or another checkpoint of `ox.load`, a module in eval mode, or a captured network. Inputs and
+            outputs are numbered in the flattened order.
+        prop: a VNN-LIB file, a `Property`, or with a `region` a `Specification` or rows, which must hold in every
+            example's box: `Property.of(region, spec)`.
+        relaxation: one or several, tried in this order on the cases still open; unsound ones are refused.
+        region: of the specification.
+        attack: after the first relaxation, on cases still open, an attack or its name ("pgd", "strong", "none"); True:
+            PGD of 5 starts, each the best of many samples where inputs are few.
+        rounding: "nearest" proves nothing in real arithmetic.
+        dtype: in which bounds are computed.
+        timeout: seconds after which no further step begins.
+
+    Returns:
+        A status, and with "violated" the counterexample.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        UnsupportedOpError: for a network that cannot be bounded.
+        ValueError: for files or numbers that do not fit.
+
     Sound: yes. "holds" means that for every case and clause a bound of a sound relaxation, over a box that encloses
     the file's decimals (ends in the network's own type, rounded outward), excludes one of the clause's halfspaces; a
     NaN or infinite bound excludes nothing. "violated" means that a point whose exact decimals lie in the box was
     replayed by the network in float64 and in the file's own semantics, and met a clause both times.
 
-    net: an ONNX file or another checkpoint of `ox.load`, a module in eval mode, or a captured network. Inputs and
-    outputs are numbered in the flattened order.  prop: a VNN-LIB file, a `Property`, or with a `region` a
-    `Specification` or rows, which must hold in every example's box: `Property.of(region, spec)`.
-    relaxation: one or several, tried in this order on the cases still open; unsound ones are refused.
-    attack: after the first relaxation, on cases still open, an attack or its name ("pgd", "strong", "none"); True: PGD
-    of 5 starts, each the best of many samples where inputs are few.  rounding: "nearest" proves nothing in
-    real arithmetic.  timeout: seconds after which no further step begins.
-    Raises FileNotFoundError, UnsupportedOpError, and ValueError for files or numbers that do not fit.
+    Example:
+        >>> net, region = ox.models.fc(2, 8, 1, seed=0), ox.InputBox(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> below = ox.Specification(torch.tensor([[-1.0]]), offsets=5.0)  # y0 < 5
+        >>> ox.verify(net, below, region=region).status.value
+        'holds'
     """
     begin = time.perf_counter()
     check_rounding("verify", rounding)

@@ -161,9 +161,25 @@ def normalization(name: str) -> Normalization:
 def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, split: Split = "test") -> Dataset:
     """One split of a named data set.
 
-    Files are looked for in DIR/<name>/ and then in DIR/, where DIR is `data_dir` or else the environment
-    variable OPTRELAX_DATA; `digits` needs none. Raises DatasetError (a FileNotFoundError) for a missing file;
-    ValueError for a truncated or corrupt one and for an unknown name or split.
+    Files are looked for in DIR/<name>/ and then in DIR/, where DIR is `data_dir` or else the environment variable
+    OPTRELAX_DATA; `digits` needs none.
+
+    Args:
+        name: as `optrelax data` lists them.
+        data_dir: the folder.
+        split: "train" or "test".
+
+    Returns:
+        Pixels in [0, 1], labels, and their number of classes; a slice is a pair (x, labels).
+
+    Raises:
+        DatasetError: (a FileNotFoundError) for a missing file.
+        ValueError: for a truncated or corrupt one and for an unknown name or split.
+
+    Example:
+        >>> x, labels = ox.load_dataset("digits")[:8]
+        >>> x.shape, labels.shape
+        (torch.Size([8, 1, 8, 8]), torch.Size([8]))
     """
     entry = _entry(name)
     if split not in ("train", "test"):

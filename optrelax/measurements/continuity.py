@@ -49,6 +49,12 @@ class Continuity:
     """Result of `measure_continuity`: jumps along lines in weight space, one row a relaxation.
 
     A unit of length is the norm of all weights: a line of length 0.01 changes them by 1 %.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_continuity(net, (x, net(x).argmax(1)), 0.1, "box", lines=1, examples=1, cells=4)
+        >>> found.jumps.columns
+        ['relaxation', 'line', 'at', 'bound', 'loss', 'cause']
     """
 
     table: pl.DataFrame
@@ -101,15 +107,37 @@ def measure_continuity(
     neighbouring values, so both one-sided limits are values of the function. Jumps of another cause (a user's own
     relaxation) are found where they outweigh the smooth change between samples.
 
-    net: moved in float64 during the measurement and put back bit for bit.  data, eps, clip: as for `certify`.
-    direction: "gradient" (down the relaxation's own loss on the line's examples), "random", a mapping from parameter
-    names to tensors, or another network of the same shape: the line then ends there.
-    length: of a line, in norms of all weights, default 0.01; along a mapping, or to another network, in lengths of that
-    way, default 1.  lines: each from the same weights, with `examples` evenly spaced examples of its own.
-    least: smallest jump that counts, times max(1, |value|). LP layers are solved by an interior-point method where
-    they have the default solver, and their jumps must exceed their certified gap and 1e-5.
-    cells: of the grid that begins each search.  budget: evaluations a line at most.
-    Raises ValueError for bad input or a bound that is not finite, UnsupportedOpError as `capture`.
+    Args:
+        net: moved in float64 during the measurement and put back bit for bit.
+        data: as for `certify`.
+        eps: as for `certify`.
+        relaxations: as for `compare`.
+        direction: "gradient" (down the relaxation's own loss on the line's examples), "random", a mapping from
+            parameter names to tensors, or another network of the same shape: the line then ends there.
+        length: of a line, in norms of all weights, default 0.01; along a mapping, or to another network, in lengths of
+            that way, default 1.
+        lines: each from the same weights.
+        examples: of each line's own, evenly spaced.
+        clip: as for `certify`.
+        least: smallest jump that counts, times max(1, |value|). LP layers are solved by an interior-point method where
+            they have the default solver, and their jumps must exceed their certified gap and 1e-5.
+        cells: of the grid that begins each search.
+        budget: evaluations a line at most.
+        seed: of random directions.
+        progress: called as the lines go on.
+
+    Returns:
+        Tables of relaxations, jumps and lines.
+
+    Raises:
+        ValueError: for bad input or a bound that is not finite.
+        UnsupportedOpError: as `capture`.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_continuity(net, (x, net(x).argmax(1)), 0.1, "box", lines=1, examples=1, cells=4)
+        >>> found.table["bound jumps"].item()  # Box is continuous in the weights
+        0
     """
     _require(length=length, least=least, cells=cells, budget=budget, lines=lines, examples=examples)
     fixed = not isinstance(direction, str)

@@ -62,12 +62,28 @@ def step_degrees(
     """Degrees of numerator and denominator of each row's lower bound in t, where the weights are w + t d.
 
     Between switches a bound is a ratio of two polynomials in t; its degrees hold for almost every direction d in which
-    all parameters move, on the piece that the weights as they are lie on. (n, 0) is a polynomial. Where terms cancel
-    beyond what is tracked (a chord met at its end, one denominator of both ends) they are upper bounds.
-    region: one example.  spec [k, outputs] or [1, k, outputs].  seed: of the direction that tells moving entries.
-    Raises ValueError for a relaxation whose bounds are not rational (soft, LPs) or unknown, for more than one example
-    or a network of more than LARGEST hidden neurons; UnsupportedOpError for ops besides affine ones and activations of
-    one kink.
+    all parameters move, on the piece that the weights as they are lie on. Where terms cancel beyond what is tracked (a
+    chord met at its end, one denominator of both ends) they are upper bounds.
+
+    Args:
+        net: of at most LARGEST hidden neurons.
+        region: one example.
+        spec: [k, outputs] or [1, k, outputs].
+        relaxation: one whose bounds are rational in the weights.
+        seed: of the direction that tells moving entries.
+
+    Returns:
+        A pair a row; (n, 0) is a polynomial of degree n.
+
+    Raises:
+        ValueError: for a relaxation whose bounds are not rational (soft, LPs) or unknown, for more than one example or
+            a larger network.
+        UnsupportedOpError: for ops besides affine ones and activations of one kink.
+
+    Example:
+        >>> net, region = ox.models.fc(2, 4, 2, seed=0), ox.LinfBall(torch.zeros(1, 2), eps=0.1)
+        >>> ox.step_degrees(net, region, torch.eye(2), "box")  # two affine layers
+        [(2, 0), (2, 0)]
     """
     resolved = resolve(relaxation)
     network, flat, batch = prepare(net, region)

@@ -28,7 +28,14 @@ _OWNER = "measure_landscape"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landscape:
-    """Result of `measure_landscape`: the certified loss at every point of a slice, all relaxations on the same one."""
+    """Result of `measure_landscape`: the certified loss at every point of a slice, all relaxations on the same one.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_landscape(net, (x, net(x).argmax(1)), 0.1, "box", dimensions=1, points=3, examples=1)
+        >>> found.points["a"].to_list()
+        [-0.5, 0.0, 0.5]
+    """
 
     points: pl.DataFrame
     """relaxation, a, b (steps along the two directions; b is 0 on a line), loss."""
@@ -95,11 +102,34 @@ def measure_landscape(
 
     Directions are random and filter-normalised: each filter's (row's) step is as long as the filter, biases stay, so
     a step of 1 is as large as the weights. All relaxations see the same directions and examples.
-    net: moved in float64 during the measurement and put back bit for bit.  data, eps, clip: as for `certify`.
-    dimensions: 1 or 2.  radius: largest step either way.  points: along each direction, odd, so that the network itself
-    is one of them.
-    Raises ValueError for bad input, UnsupportedOpError for a network that cannot be bounded.
+
+    Args:
+        net: moved in float64 during the measurement and put back bit for bit.
+        data: as for `certify`.
+        eps: as for `certify`.
+        relaxations: as for `compare`.
+        dimensions: 1 or 2.
+        radius: largest step either way.
+        points: along each direction, odd, so that the network itself is one of them.
+        examples: evenly spaced.
+        clip: as for `certify`.
+        seed: of the directions.
+        progress: called as points are done.
+
+    Returns:
+        A table of points.
+
+    Raises:
+        ValueError: for bad input.
+        UnsupportedOpError: for a network that cannot be bounded.
+
     Source: Li et al. 2018.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_landscape(net, (x, net(x).argmax(1)), 0.1, ["box", "crown"], points=3, examples=1)
+        >>> found.points.height  # two relaxations, 3 x 3 points
+        18
     """
     if dimensions not in (1, 2):
         raise ValueError(f"{_OWNER}: dimensions must be 1 or 2, got {dimensions}")

@@ -33,6 +33,12 @@ class Sensitivity:
     """Result of `measure_sensitivity`: one row a relaxation, kind of step, and size of step.
 
     A step of size s moves each weight tensor by s times its own norm.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_sensitivity(net, (x, net(x).argmax(1)), 0.1, "box", steps=[0.01], draws=1, examples=1)
+        >>> found.table["kind"].to_list()
+        ['random', 'adversarial', 'gradient step']
     """
 
     table: pl.DataFrame
@@ -74,12 +80,34 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """How the certified loss on some examples, and its gradient, change with small relative steps of the weights.
 
-    net: moved in float64 during the measurement and put back bit for bit.  data, eps, clip: as for `certify`.
-    steps: sizes, relative: each weight tensor moves by that share of its norm.  draws: of the random direction, the
-    same for every relaxation.  ascent: sub-steps of the adversarial step, which follows the loss's gradient upwards.
-    degrees: whether to work them out too, of small networks.
-    Gradient predictiveness: the third kind of step goes straight down the gradient.
-    Raises ValueError for bad input, UnsupportedOpError for a network that cannot be bounded.
+    Args:
+        net: moved in float64 during the measurement and put back bit for bit.
+        data: as for `certify`.
+        eps: as for `certify`.
+        relaxations: as for `compare`.
+        steps: sizes, relative: each weight tensor moves by that share of its norm.
+        draws: of the random direction, the same for every relaxation.
+        ascent: sub-steps of the adversarial step, which follows the loss's gradient upwards.
+        examples: evenly spaced.
+        degrees: whether to work them out too, of small networks.
+        clip: as for `certify`.
+        seed: of the draws.
+        progress: called as steps are done.
+
+    Returns:
+        A table, one row a relaxation, kind and size of step.
+
+    Raises:
+        ValueError: for bad input.
+        UnsupportedOpError: for a network that cannot be bounded.
+
+    Gradient: how far it predicts is what the third kind of step shows, straight down it.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> found = ox.measure_sensitivity(net, (x, net(x).argmax(1)), 0.1, "box", steps=[1e-4], draws=1, examples=1)
+        >>> found.table["predicted"].drop_nulls().round(2).to_list()  # as the gradient says
+        [1.0]
     """
     if not steps or any(not 0 < s < math.inf for s in steps):
         raise ValueError(f"{_OWNER}: steps must be positive and finite, got {list(steps)}")

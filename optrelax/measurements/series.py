@@ -54,7 +54,15 @@ _TIGHTNESS = ("area", "gap", "propagation %")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """Result of `measure_series`: one row a checkpoint and relaxation, on the same examples, lines and steps."""
+    """Result of `measure_series`: one row a checkpoint and relaxation, on the same examples, lines and steps.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> few = {"lines": 1, "examples": 1, "subset": 1, "tightness": False, "cells": 4}
+        >>> found = ox.measure_series({0: net}, (x, net(x).argmax(1)), 0.1, "box", **few)
+        >>> found.table["certified"].to_list()
+        [1.0]
+    """
 
     table: pl.DataFrame
     """epoch; relaxation; of jumps along lines, as `Continuity.table`: length, bound jumps, loss jumps, bound / unit,
@@ -105,16 +113,42 @@ def measure_series(
     Each number is what `measure_continuity`, `measure_sensitivity`, `measure_tightness` and `certify` give. All
     relaxations and checkpoints share examples and random draws, so their rows compare.
 
-    checkpoints: a run folder that keeps networks (`train(..., keep_every=5)`; its last one is added), several files or
-    run folders, or networks by epoch. All are held in memory.
-    direction: of the lines: "random"; "gradient" (down each relaxation's own loss: lines differ from relaxation to
-    relaxation); "next" (one line to the next checkpoint, the chord of the way that training took; the last checkpoint
-    has none).  length, lines, examples, least, cells, budget: as for `measure_continuity`.
-    step, ascent: of `measure_sensitivity`.  subset: evenly spaced examples for steps, certified fraction and
-    tightness; None for all.  tightness: whether to measure it too, with resolution and points.
-    journal: JSON lines: made if it is not there, else whatever it holds of these settings is not measured again, also
-    where checkpoints or relaxations have been added since.
-    Raises ValueError for bad input or a journal of other settings, FileNotFoundError, UnsupportedOpError.
+    Args:
+        checkpoints: a run folder that keeps networks (`train(..., keep_every=5)`; its last one is added), several files
+            or run folders, or networks by epoch. All are held in memory.
+        data: as for `certify`.
+        eps: as for `certify`.
+        relaxations: as for `compare`.
+        direction: of the lines: "random"; "gradient" (down each relaxation's own loss: lines differ from relaxation to
+            relaxation); "next" (one line to the next checkpoint, the chord of the way that training took; the last
+            checkpoint has none).
+        length, lines, examples: as for `measure_continuity`.
+        step: of `measure_sensitivity`, one size.
+        ascent: as for `measure_sensitivity`.
+        subset: evenly spaced examples for steps, certified fraction and tightness; None for all.
+        tightness: whether to measure it too.
+        resolution, points: as for `measure_tightness`.
+        clip: as for `certify`.
+        least, cells, budget: as for `measure_continuity`.
+        seed: of all draws.
+        journal: JSON lines: made if it is not there, else whatever it holds of these settings is not measured again,
+            also where checkpoints or relaxations have been added since.
+        progress: called as checkpoints go on.
+
+    Returns:
+        A table, one row a checkpoint and relaxation.
+
+    Raises:
+        ValueError: for bad input or a journal of other settings.
+        FileNotFoundError: for checkpoints that are not there.
+        UnsupportedOpError: as `capture`.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((1, 2), 0.5)
+        >>> few = {"lines": 1, "examples": 1, "subset": 1, "tightness": False, "cells": 4}
+        >>> found = ox.measure_series({0: net, 1: net}, (x, net(x).argmax(1)), 0.1, "box", **few)
+        >>> found.table["epoch"].to_list()
+        [0, 1]
     """
     _require(direction, step=step, lines=lines, examples=examples, subset=subset, resolution=resolution, points=points)
     everything = gather(data)

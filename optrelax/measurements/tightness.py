@@ -40,7 +40,14 @@ ATTACK = "attack"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tightness:
-    """Result of `measure_tightness`: certified robustness against eps on the same examples, one row a relaxation."""
+    """Result of `measure_tightness`: certified robustness against eps on the same examples, one row a relaxation.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((2, 2), 0.5)
+        >>> found = ox.measure_tightness(net, (x, net(x).argmax(1)), ["box"], resolution=0.01, resamples=10)
+        >>> found.table["relaxation"].to_list()
+        ['box', 'attack']
+    """
 
     table: pl.DataFrame
     """relaxation; area: under the curve of the certified fraction over eps, times 100; low, high: confidence interval
@@ -104,13 +111,43 @@ def measure_tightness(
     bisection above the largest certified one; each is certified itself, and lies within `resolution` of one that is
     not. An island of certified radii narrower than the scan's steps may be missed: then the area is too small.
 
-    net, data, clip, rounding, dtype, subset, batch_size, max_bytes: as for `certify`; "nearest" rounding by default.
-    limit: largest eps of interest, by default the width of clip.  at: the eps of gap and propagation tightness, by
-    default the median radius at which the attack succeeds.
-    milp: True or a `Milp` adds the exact answer, a bisection for every example: small networks only.
-    confidence, resamples, seed: of the bootstrap over examples; all rows share its draws.
-    Raises ValueError for bad input, an estimate instead of a bound, and a relaxation that certifies what the attack
-    refutes; UnsupportedOpError for a network that cannot be bounded.
+    Args:
+        net: as for `certify`.
+        data: as for `certify`.
+        relaxations: as for `compare`.
+        clip: as for `certify`.
+        limit: largest eps of interest, by default the width of clip.
+        resolution: of a radius.
+        points: radii an example of a scan.
+        at: the eps of gap and propagation tightness, by default the median radius at which the attack succeeds.
+        milp: True or a `Milp` adds the exact answer, a bisection for every example: small networks only.
+        attack: what the exact answer is at most.
+        rounding: as for `certify`.
+        dtype: as for `certify`.
+        subset: as for `certify`.
+        batch_size: as for `certify`.
+        max_bytes: as for `certify`.
+        confidence: of the intervals, by the bootstrap over examples; all rows share its draws.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        progress: called after every batch.
+
+    Returns:
+        A table of relaxations, and one of examples.
+
+    Raises:
+        ValueError: for bad input, an estimate instead of a bound, and a relaxation that certifies what the attack
+            refutes.
+        UnsupportedOpError: for a network that cannot be bounded.
+
+    Sound: every radius is certified; with rounding="outward" in real arithmetic.
+
+    Example:
+        >>> net, x = ox.models.fc(2, 4, 2, seed=0), torch.full((2, 2), 0.5)
+        >>> found = ox.measure_tightness(net, (x, net(x).argmax(1)), ["box", "crown"], resolution=0.01, resamples=10)
+        >>> box, crown, attack = found.table["area"]
+        >>> box <= crown <= attack
+        True
     """
     owner = "measure_tightness"
     top = _limit(owner, limit, clip)

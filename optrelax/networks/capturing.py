@@ -28,6 +28,10 @@ _WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel", "Full
 class Report:
     """Whether a module can be bounded, and every reason why not.
 
+    Args:
+        ok: whether there is none.
+        problems: one a reason.
+
     Example:
         >>> print(ox.check(nn.Sequential(nn.Linear(4, 4), nn.Dropout())))
         1: Dropout: is in training mode; call .eval()

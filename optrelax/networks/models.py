@@ -2,6 +2,13 @@
 
 `normalize=(mean, std)` puts the data set's constants into the network, so that an input box stays in pixels.
 Weights are PyTorch's default initialisation, drawn as any module draws them or from `seed` alone.
+
+Example:
+    >>> net = ox.models.fc(4, 8, 3, seed=0)
+    >>> net(torch.zeros(5, 4)).shape
+    torch.Size([5, 3])
+    >>> ox.models.names()[:3]
+    ['fc', 'fc-small', 'conv']
 """
 
 import contextlib
