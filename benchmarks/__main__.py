@@ -30,6 +30,8 @@ SUITES = (
     "alpha_crown",
     "lp_layers",
     "programs",
+    "balls",
+    "ball_steps",
     "training_steps",
     "relaxation_steps",
     "vnncomp",

@@ -18,17 +18,25 @@ from optrelax.training.recipes import Recipe, recipe
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """How a network is trained: a recipe's numbers, shortened; weights and order of the images from `seed`."""
+    """How a network is trained: a recipe's numbers, shortened; weights and order of the images from `seed`.
+
+    norm, eps: of the ball trained against, where it is not the recipe's.  images: evenly spaced ones; default all.
+    """
 
     model: str
     method: str
     epochs: int
     seed: int = 0
+    norm: str = "linf"
+    eps: float | None = None
+    images: int | None = None
 
     def recipe(self, data: str) -> Recipe:
         """The recipe on a data set."""
-        short = recipe(f"{data}-fc-small-{self.method}", epochs=self.epochs)
-        return replace(short, model=self.model, name=f"{data}-{self.model}-{self.method}")
+        short = recipe(f"{data}-fc-small-{self.method}", epochs=self.epochs, norm=self.norm)
+        eps = short.eps if self.eps is None else self.eps
+        name = f"{data}-{self.model}-{self.method}"
+        return replace(short, model=self.model, name=name, eps=eps, subset=self.images)
 
     def network(self, options: Options) -> nn.Sequential:
         """The trained network in float32, from the cache where it is there."""
@@ -36,6 +44,7 @@ class Trained:
         where = "" if options.device == "cpu" else f"-{options.device.replace(':', '')}"
         path = Path(options.cache) / f"{wanted.name}{where}-{self._digest(wanted)}.safetensors"
         images = load_dataset(options.data, options.data_dir, split="train")
+        images = images.subset(wanted.subset or len(images))
         net = wanted.network(images, self.seed)
         if path.exists():
             net.load_state_dict(read_tensors(path)[0])

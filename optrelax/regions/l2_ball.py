@@ -39,7 +39,7 @@ class L2Ball(NormBall):
     """
 
     __slots__ = ()
-    norm: ClassVar[float] = 2.0
+    compiled: ClassVar[int] = 2
 
     @classmethod
     def dual_norm(cls, p: Tensor) -> Tensor:
