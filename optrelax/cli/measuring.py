@@ -16,6 +16,7 @@ from optrelax.cli.inputs import (
     Format,
     Json,
     Milp,
+    Norm,
     Out,
     Pixels,
     Precision,
@@ -158,6 +159,7 @@ def tightness(
     rounding: Rounding = "nearest",
     confidence: Annotated[float, option("--confidence", group="Measure", help="Of the interval over examples.")] = 0.95,
     pixels: Pixels,
+    norm: Norm = "linf",
     precision: Precision = "float64",
     batch_size: BatchSize = None,
     results: Results,
@@ -181,6 +183,7 @@ def tightness(
             compared.relaxations,
             **radii,
             clip=pixels.range,
+            norm=norm,
             milp=_milp(time_limit) if milp else False,
             rounding=rounding,
             dtype=read_dtype(precision),
@@ -212,6 +215,7 @@ def continuity(
     *,
     asked: Asked,
     radius: Radius,
+    norm: Norm = "linf",
     compared: Compared,
     direction: Annotated[
         Literal["gradient", "random"],
@@ -246,12 +250,13 @@ def continuity(
             compared.relaxations,
             direction=way,
             clip=radius.range,
+            norm=norm,
             seed=asked.seed,
             progress=progress,
             **asdict(along),
         )
     facts = asked.facts | {"to": None if to is None else str(to)} | result.summary()
-    title = f"{asked.title}, eps {eps:g}, direction: {direction if to is None else to}"
+    title = f"{asked.title}, {norm} eps {eps:g}, direction: {direction if to is None else to}"
     count = along.lines if to is None else 1
     frames = {"table": result.table, "jumps": result.jumps, "lines": result.lines}
     pictures = results.write(frames, facts, lambda: {f"line{i}": result.figure(title, i) for i in range(count)})
@@ -282,6 +287,7 @@ def sensitivity(
     *,
     asked: Asked,
     radius: Radius,
+    norm: Norm = "linf",
     compared: Compared,
     steps: Annotated[
         list[float], option("--steps", group="Measure", metavar="SIZE", help="Shares of each weight's norm.")
@@ -312,11 +318,12 @@ def sensitivity(
             ascent=ascent,
             examples=examples,
             clip=radius.range,
+            norm=norm,
             seed=asked.seed,
             progress=progress,
         )
     facts = asked.facts | result.summary()
-    title = f"{asked.title}, {examples} examples, eps {eps:g}"
+    title = f"{asked.title}, {examples} examples, {norm} eps {eps:g}"
     pictures = results.write({"table": result.table}, facts, lambda: {"sensitivity": result.figure(title)})
     columns = ["relaxation", "kind", "step", "loss", "relative change", "bound change", "gradient change"]
     columns += ["predicted", "agreement", "loss Lipschitz", "gradient Lipschitz"]
@@ -342,6 +349,7 @@ def landscape(
     *,
     asked: Asked,
     ball: Radius,
+    norm: Norm = "linf",
     compared: Compared,
     dimensions: Annotated[
         int, option("--dimensions", group="Measure", min=1, max=2, help="1: a line; 2: a plane.")
@@ -373,11 +381,12 @@ def landscape(
             points=points,
             examples=examples,
             clip=ball.range,
+            norm=norm,
             seed=asked.seed,
             progress=progress,
         )
     facts, table = asked.facts | result.summary(), result.table()
-    title = f"{asked.title}, {examples} examples, eps {eps:g}"
+    title = f"{asked.title}, {examples} examples, {norm} eps {eps:g}"
     frames = {"table": table, "points": result.points}
     pictures = results.write(frames, facts, lambda: {"landscape": result.figure(title)})
     notes = ["loss at the network itself, least and greatest of the slice; roughness: second to first differences"]

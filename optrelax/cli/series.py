@@ -14,6 +14,7 @@ from optrelax.cli.inputs import (
     DataDir,
     Device,
     Model,
+    Norm,
     Radius,
     Seed,
     Split,
@@ -53,6 +54,7 @@ def series(
     ],
     data: Data,
     radius: Radius,
+    norm: Norm = "linf",
     data_dir: DataDir = None,
     compared: Compared,
     direction: Annotated[
@@ -92,6 +94,7 @@ def series(
     networks = series_networks(checkpoints, shape, model=model, classes=classes, device=read_device(device))
     how = asdict(along) | {"direction": direction, "step": step, "subset": min(subset, len(labels))}
     how |= {"tightness": tightness, "resolution": resolution, "points": points, "clip": radius.range, "seed": seed}
+    how["norm"] = norm
     how["journal"] = None if results.out is None else results.out / "journal.jsonl"
     try:
         with bar("series") as progress:
@@ -102,7 +105,7 @@ def series(
         raise
     facts: dict[str, Any] = {"checkpoints": {str(epoch): str(path) for epoch, path in paths.items()}}
     facts |= {"data": data, "split": split, **result.summary()}
-    title = f"run {checkpoints[0].stem}, data {data}, eps {eps:g}, lines: {direction}"
+    title = f"run {checkpoints[0].stem}, data {data}, {norm} eps {eps:g}, lines: {direction}"
     pictures = results.write({"table": result.table}, facts, lambda: {"series": result.figure(title)})
     shown = ["epoch", "relaxation", "bound / unit", "loss / unit", "largest bound", "largest loss", "travel"]
     shown += ["predicted", "agreement", "certified", *(["area"] if tightness else []), "loss"]

@@ -22,13 +22,13 @@ from optrelax.measurements.weight_lines import (
     Weights,
     given_direction,
     gradient_of,
+    length_of,
     moving,
-    norm,
     random_direction,
     scaled,
 )
 from optrelax.networks.graph import Network
-from optrelax.regions import Region
+from optrelax.regions import InputBox, Region
 from optrelax.relaxations import Relaxation
 from optrelax.training.losses import certified_cross_entropy
 
@@ -94,6 +94,7 @@ def measure_continuity(
     lines: int = 4,
     examples: int = 4,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = "linf",
     least: float = 1e-9,
     cells: int = 32,
     budget: int = 20000,
@@ -119,8 +120,9 @@ def measure_continuity(
         lines: each from the same weights.
         examples: of each line's own, evenly spaced.
         clip: as for `certify`.
-        least: smallest jump that counts, times max(1, |value|). LP layers are solved by an interior-point method where
-            they have the default solver, and their jumps must exceed their certified gap and 1e-5.
+        norm: as for `certify`.
+        least: smallest jump that counts, times max(1, |value|). Over boxes LP layers are solved by an interior-point
+            method where they have the default solver; their jumps must exceed their certified gap and 1e-5.
         cells: of the grid that begins each search.
         budget: evaluations a line at most.
         seed: of random directions.
@@ -142,22 +144,22 @@ def measure_continuity(
     _require(length=length, least=least, cells=cells, budget=budget, lines=lines, examples=examples)
     fixed = not isinstance(direction, str)
     count = 1 if fixed else lines
-    question = ask(_OWNER, net, data, relaxations, eps, clip, count * examples)
+    question = ask(_OWNER, net, data, relaxations, eps, clip, count * examples, norm)
     rows: list[_Line] = []
     with moving(question.network) as weights:
-        size = norm(weights.origin)
+        size = length_of(weights.origin)
         if size == 0:
             raise ValueError(f"{_OWNER}: all weights are 0, and a unit of length is their norm")
         stages = [(name, i) for name in question.relaxations for i in range(count)]
         for done, (name, i) in enumerate(stages):
-            relaxation = _precise(question.relaxations[name])
+            relaxation = _precise(question.relaxations[name], question.region)
             part = question.part(slice(i * examples, (i + 1) * examples))
             way = _direction(part, weights, relaxation, direction, seed + i)
-            if norm(way) == 0:
+            if length_of(way) == 0:
                 raise ValueError(f"{_OWNER}: the direction has norm 0, so there is no line along it")
             reach = 1.0 if length is None and fixed else (length if length is not None else 0.01)
             line = _search(part, weights, relaxation, way, reach, least, cells, budget)
-            rows.append(replace(line, name=name, line=i, unit=norm(way) / size))
+            rows.append(replace(line, name=name, line=i, unit=length_of(way) / size))
             if progress is not None:
                 progress(MeasurementProgress(name, done + 1, len(stages)))
     settings = question.settings() | {
@@ -179,11 +181,11 @@ def _require(**numbers: Any) -> None:
             raise ValueError(f"{_OWNER}: {name} must be positive and finite, got {value}")
 
 
-def _precise(relaxation: Any) -> Any:
-    """An LP layer with the default solver gets the precise one: a jump must stand out from unfinished solves."""
+def _precise(relaxation: Any, region: Region) -> Any:
+    """Over boxes an LP layer with the default solver gets the precise one: a jump must stand out from the gaps."""
     from optrelax.layers import DualAscent, InteriorPoint
 
-    if relaxation.solves and relaxation.solver == DualAscent():
+    if isinstance(region, InputBox) and relaxation.solves and relaxation.solver == DualAscent():
         return replace(relaxation, solver=InteriorPoint())
     return relaxation
 

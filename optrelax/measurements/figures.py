@@ -27,11 +27,12 @@ Curve = tuple[list[float], list[float]]
 
 
 def tightness_curves(
-    curves: Mapping[str, Curve], areas: Mapping[str, float], *, title: str = "", reference: str = ""
+    curves: Mapping[str, Curve], areas: Mapping[str, float], *, title: str = "", reference: str = "", norm: str = "linf"
 ) -> Figure:
     """Certified fraction in percent against eps: a step curve each, the greatest area first.
 
-    curves: radii ascending and the fraction certified beyond each.  reference: the curve drawn in grey, as a limit.
+    curves: radii ascending and the fraction certified beyond each.  norm: of eps.  reference: the curve drawn in grey,
+    as a limit.
     """
     figure, axes = blank_figure(title)
     best_first = sorted((name for name in curves if name != reference), key=lambda name: -areas[name])
@@ -56,7 +57,7 @@ def tightness_curves(
         label = f"{reference}, an upper limit ({areas[reference]:.2f})"
         axes.step(radii, [100 * f for f in fractions], where="post", label=label, color="0.6", linewidth=1, zorder=1)
     axes.set(
-        xlabel="eps (maximum norm, units of the pixels)",
+        xlabel=f"eps ({norm}, units of the pixels)",
         ylabel="certified at eps (%)",
         xlim=(0, 1.05 * widest if widest > 0 else 1.0),
         ylim=(-2, 102),

@@ -95,6 +95,7 @@ def measure_landscape(
     points: int = 21,
     examples: int = 16,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = "linf",
     seed: int = 0,
     progress: ReportProgress | None = None,
 ) -> Landscape:
@@ -113,6 +114,7 @@ def measure_landscape(
         points: along each direction, odd, so that the network itself is one of them.
         examples: evenly spaced.
         clip: as for `certify`.
+        norm: as for `certify`.
         seed: of the directions.
         progress: called as points are done.
 
@@ -139,7 +141,7 @@ def measure_landscape(
         raise ValueError(f"{_OWNER}: points must be odd and at least 3, got {points}")
     if examples < 1:
         raise ValueError(f"{_OWNER}: examples must be at least 1, got {examples}")
-    question = ask(_OWNER, net, data, relaxations, eps, clip, examples)
+    question = ask(_OWNER, net, data, relaxations, eps, clip, examples, norm)
     half = points // 2
     steps = [radius * i / half for i in range(-half, half + 1)]
     places = [(a, b) for b in (steps if dimensions == 2 else [0.0]) for a in steps]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class MarginProblem:
     samples: Samples
     eps: float
     clip: tuple[float, float] | None
+    norm: str
     region: Region
     rows: Tensor  # [n, k, *output_shape]
 
@@ -39,13 +40,14 @@ class MarginProblem:
         s = self.samples
         samples = Samples(s.x[which], s.labels[which], s.index[which])
         region = self.region.select(which)
-        return MarginProblem(self.network, self.relaxations, samples, self.eps, self.clip, region, self.rows[which])
+        return replace(self, samples=samples, region=region, rows=self.rows[which])
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "eps": self.eps,
             "clip": None if self.clip is None else list(self.clip),
+            "norm": self.norm,
             "relaxations": list(self.relaxations),
             "examples": len(self.samples),
             "index": self.samples.index.tolist(),
@@ -84,6 +86,7 @@ def ask(
         samples=samples,
         eps=float(eps),
         clip=clip,
+        norm=norm,
         region=ball_of(norm)(x, float(eps), clip),
         rows=rows.reshape(*rows.shape[:2], *network.output_shape),
     )

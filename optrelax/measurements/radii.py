@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optrelax.certification.attacks import Attack
 from optrelax.certification.certifiers import Certifier, device_of
+from optrelax.regions import ball_of
 from optrelax.relaxations import Box
 from optrelax.specifications import label_rows
 
@@ -83,7 +84,7 @@ class RadiusSearch:
             ball = self.run.ball(x, ask[p].to(x.device))
             keys = self.run.samples.index[p].tolist()
             points = attack.search(self.run.network, ball, self._rows(p), keys).points
-            distance = (points - x).abs().flatten(1).amax(1).cpu()
+            distance = ball_of(self.run.norm).length((points - x).flatten(1)).cpu()
             found = (self._margins(p, points).amin(1) <= 0) & (distance <= reach[p])
             reach[p] = torch.where(found, distance, reach[p])
             low[p] = torch.where(found, low[p].clamp_max(distance), ask[p])

@@ -13,7 +13,7 @@ import torch
 from optrelax.analysis import Net
 from optrelax.measurements.questions import MarginProblem, ask
 from optrelax.measurements.stages import MeasurementProgress, ReportProgress
-from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, moving, norm
+from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, length_of, moving
 from optrelax.relaxations import Relaxation
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def measure_sensitivity(
     examples: int = 16,
     degrees: bool = True,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = "linf",
     seed: int = 0,
     progress: ReportProgress | None = None,
 ) -> Sensitivity:
@@ -89,8 +90,9 @@ def measure_sensitivity(
         draws: of the random direction, the same for every relaxation.
         ascent: sub-steps of the adversarial step, which follows the loss's gradient upwards.
         examples: evenly spaced.
-        degrees: whether to work them out too, of small networks.
+        degrees: whether to work them out too, of small networks over boxes.
         clip: as for `certify`.
+        norm: as for `certify`.
         seed: of the draws.
         progress: called as steps are done.
 
@@ -114,7 +116,7 @@ def measure_sensitivity(
     for name, value in (("draws", draws), ("ascent", ascent), ("examples", examples)):
         if value < 1:
             raise ValueError(f"{_OWNER}: {name} must be at least 1, got {value}")
-    question = ask(_OWNER, net, data, relaxations, eps, clip, examples)
+    question = ask(_OWNER, net, data, relaxations, eps, clip, examples, norm)
     rows: list[dict[str, Any]] = []
     with moving(question.network) as weights:
         stages = [(name, s) for name in question.relaxations for s in steps]
@@ -130,7 +132,7 @@ def measure_sensitivity(
         "draws": draws,
         "ascent": ascent,
         "seed": seed,
-        "degrees": _degrees(question) if degrees else {},
+        "degrees": _degrees(question) if degrees and norm == "linf" else {},
     }
     return Sensitivity(pl.DataFrame(rows), settings)
 
@@ -181,12 +183,12 @@ class _Probe:
         self, kind: str, size: float, shifts: Sequence[Weights], loss: float, gradient: Weights, bound: float
     ) -> dict[str, Any]:
         changes, moves, turns, slopes, bends, cosines = [], [], [], [], [], []
-        scale, whole = norm(gradient), norm(self.weights.origin)
+        scale, whole = length_of(gradient), length_of(self.weights.origin)
         for shift in shifts:
             there, other, margin = self.at(shift)
             moves.append(abs(margin - bound))
-            difference = norm(tuple(a - b for a, b in zip(other, gradient, strict=True)))
-            length = norm(shift) / whole
+            difference = length_of(tuple(a - b for a, b in zip(other, gradient, strict=True)))
+            length = length_of(shift) / whole
             changes.append(there - loss)
             turns.append(difference / scale if scale else math.nan)
             slopes.append(abs(there - loss) / length if length else math.nan)
@@ -238,5 +240,5 @@ class _Probe:
 
 def _cosine(a: Weights, b: Weights) -> float:
     product = sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
-    size = norm(a) * norm(b)
+    size = length_of(a) * length_of(b)
     return product / size if size else math.nan

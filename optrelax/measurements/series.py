@@ -101,6 +101,7 @@ def measure_series(
     resolution: float = 1e-3,
     points: int = 16,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = "linf",
     least: float = 1e-9,
     cells: int = 32,
     budget: int = 20000,
@@ -129,6 +130,7 @@ def measure_series(
         tightness: whether to measure it too.
         resolution, points: as for `measure_tightness`.
         clip: as for `certify`.
+        norm: as for `certify`.
         least, cells, budget: as for `measure_continuity`.
         seed: of all draws.
         journal: JSON lines: made if it is not there, else whatever it holds of these settings is not measured again,
@@ -157,10 +159,10 @@ def measure_series(
     count = len(everything) if subset is None else subset
     first = next(iter(networks.values()))
     each = examples if direction == "next" else lines * examples
-    named = ask(_OWNER, first, data, relaxations, eps, clip, max(count, each)).relaxations
+    named = ask(_OWNER, first, data, relaxations, eps, clip, max(count, each), norm).relaxations
     lining = {"length": length, "lines": lines, "examples": examples, "least": least, "cells": cells, "budget": budget}
     scanning = {"resolution": resolution, "points": points}
-    shared = {"clip": clip, "seed": seed}
+    shared = {"clip": clip, "norm": norm, "seed": seed}
     work = _SeriesRun(
         networks=networks,
         data=(everything.x, everything.labels),
@@ -169,12 +171,13 @@ def measure_series(
         direction=direction,
         lining={**lining, **shared},
         stepping={"steps": [step], "draws": 1, "ascent": ascent, "examples": count, "degrees": False, **shared},
-        certifying={"clip": clip, "subset": count},
+        certifying={"clip": clip, "norm": norm, "subset": count},
         scanning={**scanning, "at": float(eps), "subset": count, **shared} if tightness else None,
     )
     settings: dict[str, Any] = {
         "eps": float(eps),
         "clip": None if clip is None else list(clip),
+        "norm": norm,
         "direction": direction,
         **lining,
     }

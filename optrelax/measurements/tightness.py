@@ -78,7 +78,7 @@ class Tightness:
 
         areas = dict(self.table.select("relaxation", "area").iter_rows())
         curves = {name: self.curve(name) for name in areas}
-        return tightness_curves(curves, areas, title=title, reference=ATTACK)
+        return tightness_curves(curves, areas, title=title, reference=ATTACK, norm=self.settings["norm"])
 
 
 def measure_tightness(
@@ -87,6 +87,7 @@ def measure_tightness(
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = "linf",
     limit: float | None = None,
     resolution: float = 1e-4,
     points: int = 64,
@@ -116,6 +117,7 @@ def measure_tightness(
         data: as for `certify`.
         relaxations: as for `compare`.
         clip: as for `certify`.
+        norm: as for `certify`.
         limit: largest eps of interest, by default the width of clip.
         resolution: of a radius.
         points: radii an example of a scan.
@@ -152,7 +154,7 @@ def measure_tightness(
     owner = "measure_tightness"
     top = _limit(owner, limit, clip)
     _require(owner, resolution, points, confidence, resamples, at)
-    run = Certifier.prepared(net, gather(data, subset), 0.0, clip, relaxations, rounding, dtype, max_bytes, owner)
+    run = Certifier.prepared(net, gather(data, subset), 0.0, clip, relaxations, rounding, dtype, max_bytes, owner, norm)
     size = batch_size if batch_size is not None else default_batch_size(run.network)
     if size < 1:
         raise ValueError(f"{owner}: batch_size must be at least 1, got {batch_size}")
@@ -169,6 +171,7 @@ def measure_tightness(
     _areas(rows, confidence, resamples, seed)
     settings = {
         "clip": run.settings()["clip"],
+        "norm": norm,
         "relaxations": list(run.relaxations),
         "dtype": run.settings()["dtype"],
         "rounding": rounding,

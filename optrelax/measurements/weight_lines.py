@@ -15,7 +15,15 @@ from optrelax.analysis import Net
 from optrelax.networks.graph import Network
 from optrelax.training.losses import certified_cross_entropy
 
-__all__ = ["Direction", "Weights", "filter_normalised", "given_direction", "gradient_of", "norm", "random_direction"]
+__all__ = [
+    "Direction",
+    "Weights",
+    "filter_normalised",
+    "given_direction",
+    "gradient_of",
+    "length_of",
+    "random_direction",
+]
 
 Direction = Literal["gradient", "random"]
 Weights = tuple[Tensor, ...]  # one tensor a parameter of the network, float64
@@ -59,14 +67,14 @@ def moving(network: Network) -> Iterator[MovingWeights]:
             p.grad = grad
 
 
-def norm(weights: Weights) -> float:
+def length_of(weights: Weights) -> float:
     """Euclidean norm of all entries."""
     return math.sqrt(sum(float(w.square().sum()) for w in weights))
 
 
 def scaled(direction: Weights, origin: Weights, owner: str) -> Weights:
     """The direction with the norm of the weights, so that a step of 1 is as long as they are."""
-    length, size = norm(direction), norm(origin)
+    length, size = length_of(direction), length_of(origin)
     if not 0 < length < math.inf:
         raise ValueError(f"{owner}: the direction has norm {length}, so there is no line along it")
     if size == 0:

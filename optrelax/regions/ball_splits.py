@@ -78,8 +78,8 @@ class CutBall(NamedTuple):
 class Falls(NamedTuple):
     """How far rows fall below their values at x, [batch, k]: by eps times the dual norm of p, and what the box holds.
 
-    length, held [sides, batch, k], the second side of the rows' negatives; caps, rooms [batch, 2, n], how far each
-    coordinate may fall and rise, as it is and in radii; price, unit: the compiled passes' own.
+    length, held [sides, batch, k], the second side of the rows' negatives; rooms [batch, 2, n], how far each coordinate
+    may fall and rise, in radii; price, unit [sides, batch, k]: the compiled passes' own.
     """
 
     middle: Tensor
@@ -94,8 +94,9 @@ def falls(norm: type[Splitting], a: Tensor, ball: CutBall, sides: int = 1) -> Fa
     """The split of each row a [batch or 1, k, n], and of its negative where sides is 2; without gradient."""
     caps, rooms = _rooms(ball)
     if norm.compiled and ball_support.kernels().supports(a, *ball):
-        found = ball_support.split(norm.compiled, sides, *laid_out(a, ball.x, caps, rooms))
-        return Falls(*found[:3], rooms, *found[3:])
+        a, x, caps, rooms = laid_out(a, ball.x, caps, rooms)
+        middle, length, held, price, unit = ball_support.split(norm.compiled, sides, a, x, caps, rooms)
+        return Falls(middle, length, held, rooms, price, unit)
 
     def part(rows: Tensor) -> Tensor:
         p, _, scale = _split(norm, rows, _toward(rows, rooms))

@@ -234,6 +234,11 @@ class LinfBall(InputBox):
         if clip is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in clip):
             InputBox.__post_init__(self)
 
+    @classmethod
+    def length(cls, d: Tensor) -> Tensor:
+        """Greatest absolute value over the last dimension."""
+        return d.abs().amax(-1) if d.shape[-1] else d.sum(-1)
+
     @property
     def origin(self) -> Tensor:
         """x."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from optrelax.errors import suggest
 from optrelax.regions.base import Region
@@ -12,8 +14,17 @@ Ball = TypeVar("Ball", bound=type)
 _BALLS: dict[str, Any] = {}
 
 
+class BallType(Protocol):
+    """The class of the balls of a norm."""
+
+    def __call__(self, x: Tensor, eps: Any, clip: Any = None) -> Region: ...
+
+    def length(self, d: Tensor) -> Tensor:
+        """The norm over the last dimension."""
+
+
 def register_ball(norm: str) -> Callable[[Ball], Ball]:
-    """Decorator: the class `Ball(x, eps, clip)` of all inputs within eps of x in this norm."""
+    """Decorator: the class `Ball(x, eps, clip)` of all inputs within eps of x in this norm, with its `length`."""
 
     def decorate(cls: Ball) -> Ball:
         _BALLS[norm] = cls
@@ -27,9 +38,9 @@ def norms() -> list[str]:
     return list(_BALLS)
 
 
-def ball_of(norm: str) -> Callable[..., Region]:
+def ball_of(norm: str) -> BallType:
     """The ball of a norm; ValueError for an unknown one."""
     if norm not in _BALLS:
         raise ValueError(f"norm: no ball of {norm!r}, {suggest(norm, _BALLS)}")
-    found: Callable[..., Region] = _BALLS[norm]
+    found: BallType = _BALLS[norm]
     return found
