@@ -19,7 +19,7 @@ from torch import Tensor
 from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, Region, require_box
+from optrelax.regions import Region, require_polyhedron
 from optrelax.relaxations import resolve, with_rounding
 
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ class Milp:
 
     def _solve(self, network: Network, region: Region, rows: Tensor, order: Sequence[int], *, sign: bool) -> MilpAnswer:
         deadline, network = time.monotonic() + self.time_limit, network.lowered
-        box = require_box("Milp", region, "the layers bound over any region").detach().to(torch.float64)
+        require_polyhedron("Milp", region, "the layers bound over any region")
+        exact = region.detach().to(torch.float64)
         with torch.no_grad():
-            before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, box)
-            program = export(network, box, before, integer=True, maps=AffineMaps(network))
+            before = with_rounding(self.preactivation, "outward").preactivation_bounds(network, exact)
+            program = export(network, exact, before, integer=True, maps=AffineMaps(network))
             costs, offsets = program.objective(rows[0].double())
-        search = _MilpSearch(network, box, rows[0].detach().double().reshape(rows.shape[1], -1), program)
+        search = _MilpSearch(network, exact, rows[0].detach().double().reshape(rows.shape[1], -1), program)
         lower = torch.full((rows.shape[1],), -torch.inf, dtype=torch.float64)
         open_rows = []
         for row in order:
@@ -126,7 +127,7 @@ class _MilpSearch:
     """One example's program, and the best points found in it."""
 
     network: Network
-    box: InputBox
+    region: Region
     rows: Tensor
     program: NetworkLP
     point: Tensor | None = None
@@ -187,7 +188,7 @@ class _MilpSearch:
         if solution.value_valid:
             self._replay(np.array(solution.col_value), row)
         if self.program.integer.any():
-            # The box is never empty, so a claim of infeasibility is a numerical failure.
+            # The region is never empty, so a claim of infeasibility is a numerical failure.
             failed = status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kSolveError)
             bound = -math.inf if failed else float(info.mip_dual_bound)
             return bound if bound < math.inf else -math.inf
@@ -197,11 +198,10 @@ class _MilpSearch:
     def _replay(self, values: np.ndarray, row: int) -> None:
         """Evaluate the network at the input part of a solution, moved into the region."""
         part = values[self.program.columns["input"]]
-        if part.shape != (self.box.lower[0].numel(),) or not np.isfinite(part).all():
+        if part.shape != (self.region.center[0].numel(),) or not np.isfinite(part).all():
             return
         with torch.no_grad():
-            x = torch.from_numpy(part).to(self.box.lower).reshape(self.box.shape)
-            x = x.clamp(self.box.lower, self.box.upper)
+            x = self.region.project(torch.from_numpy(part).to(self.region.like).reshape(self.region.shape))
             value = float(self.network(x).flatten().cpu() @ self.rows[row].cpu())
         if value < float(self.upper.min()):
             self.point = x[0]

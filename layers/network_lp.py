@@ -1,7 +1,8 @@
 """The explicit sparse LP (or MILP) of a network over one example's region, for HiGHS, MPS files and cvxpy.
 
-Columns: the input, then for every activation its pre-activation z and its value y, all with finite bounds. Rows: one
-equality z = W y' + b a neuron, then the hull of each crossing activation (or its exact piece where it is stable).
+Columns: the input, what else its region is made of, then for every activation its pre-activation z and its value y, all
+with finite bounds. Rows: those of the region, then one equality z = W y' + b a neuron and the hull of each crossing
+activation (or its exact piece where it is stable).
 Every solver of the project that wants explicit data gets it from here, so that all see the same problem.
 """
 
@@ -25,7 +26,7 @@ from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import flatten_from
-from optrelax.regions import Region, require_box
+from optrelax.regions import Polyhedron, Region, require_polyhedron
 from optrelax.relaxations import identity_rows
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ Array = np.ndarray
 class NetworkLP:
     """min (or max) c.v + offset subject to row_lower <= A v <= row_upper, col_lower <= v <= col_upper.
 
-    `columns` maps "input", "pre:NODE" and "post:NODE" (and "on:NODE", "on2:NODE" in a MILP) to their slice of v.
+    `columns` maps "input", "region" (numbers of the region's own, where it has any), "pre:NODE" and "post:NODE" (and
+    "on:NODE", "on2:NODE" in a MILP) to their slice of v.
     `rows` maps "affine:NODE" to the equalities z = W y' + b of one activation's pre-activation; what follows each
     block are the rows of that activation's hull.  `integer` marks binary columns; none in an LP.
     `target`: the node whose value objectives are about.
@@ -187,12 +189,12 @@ def export(
         raise ValueError(f"export: takes one example, got a batch of {region.shape[0]}; use region.select")
     if integer:
         require_piecewise_linear(network)
-    box = require_box("export", region, "an LP of rows holds polyhedra; Triangle(solver=DualAscent()) takes any region")
+    hull = require_polyhedron("export", region, "Triangle(solver=DualAscent()) takes any region")
     maps = maps or AffineMaps(network)
     wanted = network.ancestors(upto) if upto is not None else frozenset(n.name for n in network)
     nodes = [node for node in network.activations if node.name in wanted]
     builder = _Builder()
-    builder.add_columns("input", box.lower[0], box.upper[0])
+    _export_region(builder, region, hull, integer)
     for node in nodes:
         before = preactivation[node.name]
         _export_activation(builder, maps, node, before, integer)
@@ -261,6 +263,20 @@ class _Builder:
         self.row_lower.append(lower)
         self.row_upper.append(upper)
         self.height += len(lower)
+
+
+def _export_region(builder: _Builder, region: Region, hull: Polyhedron, integer: bool) -> None:
+    """The input within the box, and the rows that cut the region out of it."""
+    import scipy.sparse as sp
+
+    box = region.box()
+    x = builder.add_columns("input", box.lower[0], box.upper[0])
+    if not len(hull.least):
+        return
+    y = builder.add_columns("region", hull.lower, hull.upper, integer=integer and hull.whole)
+    A, B, least, greatest = (t.double().cpu().numpy() for t in hull[:4])
+    every = np.arange(len(least))
+    builder.add_rows(least, greatest, [(x, sp.csr_matrix(A), every), (y, sp.csr_matrix(B), every)])
 
 
 def _export_activation(builder: _Builder, maps: AffineMaps, node: Node, before: Bounds, integer: bool) -> None:

@@ -1,6 +1,6 @@
 """Regions of inputs: boxes, balls, polytopes, and choices, behind one contract."""
 
-from optrelax.regions.base import Region, Support, require_box
+from optrelax.regions.base import Polyhedron, Region, Support, require_box, require_polyhedron
 from optrelax.regions.boxes import InputBox, LinfBall
 from optrelax.regions.choices import ChoiceBox
 from optrelax.regions.l1_ball import L1Ball
@@ -17,6 +17,7 @@ __all__ = [
     "LinfBall",
     "Number",
     "Numbers",
+    "Polyhedron",
     "Polytope",
     "Region",
     "Support",
@@ -27,4 +28,5 @@ __all__ = [
     "norms",
     "register_ball",
     "require_box",
+    "require_polyhedron",
 ]

@@ -29,6 +29,27 @@ class Support(NamedTuple):
     terms: int
 
 
+class Polyhedron(NamedTuple):
+    """The hull of one example, n numbers within the region's box, as rows: least <= A x + B y <= greatest.
+
+    A [m, n], B [m, e]; y are e numbers between lower and upper; whole numbers where the region is not its hull.
+    """
+
+    A: Tensor
+    B: Tensor
+    least: Tensor
+    greatest: Tensor
+    lower: Tensor
+    upper: Tensor
+    whole: bool = False
+
+    @classmethod
+    def of_box(cls, like: Tensor) -> Polyhedron:
+        """No rows beside the box, [n] like this."""
+        none, n = like.new_zeros(0), len(like)
+        return cls(like.new_zeros(0, n), like.new_zeros(0, 0), none, none, none, none)
+
+
 class Region(ABC):
     """A set of inputs for each example of a batch: a frozen dataclass whose tensors begin with the batch.
 
@@ -138,6 +159,10 @@ class Region(ABC):
         """Points of the region's hull near x [batch, *input_shape]."""
         return self.project(x)
 
+    def polyhedron(self) -> Polyhedron | None:
+        """The rows that cut the hull of a single example's points out of the box; None where it is no polyhedron."""
+        return None
+
     def direction(self, gradient: Tensor) -> Tensor:
         """The step of steepest descent that leads from the middle to the edge, [batch, *input_shape]."""
         return self.lowest(gradient[:, None])[:, 0] - self.center
@@ -195,3 +220,12 @@ def require_box(owner: str, region: Region, instead: str) -> InputBox:
     if isinstance(region, InputBox):
         return region
     raise UnsupportedRegionError(f"{owner}: takes boxes (InputBox, LinfBall), got {type(region).__name__}; {instead}")
+
+
+def require_polyhedron(owner: str, region: Region, instead: str) -> Polyhedron:
+    """The rows of a region; UnsupportedRegionError where it has none, which says what takes it instead."""
+    found = region.polyhedron()
+    if found is not None:
+        return found
+    kinds = "boxes, L1Ball, Polytope, ChoiceBox"
+    raise UnsupportedRegionError(f"{owner}: takes polyhedra ({kinds}), got {type(region).__name__}; {instead}")

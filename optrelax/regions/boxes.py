@@ -14,7 +14,7 @@ from optrelax.enclosures import check_order
 from optrelax.kernels.band_step import range_over_box
 from optrelax.kernels.relax_step import least_over_box, rows_dot
 from optrelax.networks.ops import flatten_from
-from optrelax.regions.base import Region, Support
+from optrelax.regions.base import Polyhedron, Region, Support
 from optrelax.regions.numbers import (
     Numbers,
     as_radius,
@@ -123,6 +123,10 @@ class InputBox(Region):
         reach = self.center.abs() + self.radius + tiny(rows.dtype)
         size = rows_dot(flatten_from(rows, 2).abs(), flatten_from(reach, 1))
         return Support(self.support(rows), size, 2 * math.prod(self.shape[1:]) + 4)
+
+    def polyhedron(self) -> Polyhedron:
+        """No rows."""
+        return Polyhedron.of_box(flatten_from(self.lower, 1)[0])
 
     def lowest(self, rows: Tensor) -> Tensor:
         """The corner that each row chooses, [batch, k, *input_shape], to rounding."""

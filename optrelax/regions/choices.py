@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
-from optrelax.regions.base import Region, Support
+from optrelax.regions.base import Polyhedron, Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import check_finite
 from optrelax.rounding import tiny
@@ -107,6 +107,24 @@ class ChoiceBox(Region):
                 best = (flat[:, :, group.index] @ group.values.mT).argmin(2)
                 points[:, :, group.index] = group.values[best].expand(*points.shape[:2], -1)
             return points.reshape(*points.shape[:2], *self.shape[1:])
+
+    def polyhedron(self) -> Polyhedron:
+        """With a share a choice: a group's coordinates are the shares' mean of its values, the shares sum to 1."""
+        n, count = flatten_from(self.lower, 1).shape[1], sum(len(group.values) for group in self.choices)
+        like, begin = self.lower.detach(), 0
+        parts, sides = [], []
+        for group in self.choices:
+            size, width = len(group.values), len(group.index)
+            A, B = like.new_zeros(width + 1, n), like.new_zeros(width + 1, count)
+            A[torch.arange(width), group.index] = -1.0
+            B[:width, begin : begin + size], B[width, begin : begin + size] = group.values.mT, 1.0
+            begin += size
+            parts.append((A, B))
+            sides.append(torch.cat([like.new_zeros(width), like.new_ones(1)]))
+        if not parts:
+            return Polyhedron.of_box(flatten_from(like, 1)[0])
+        A, B, side = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]), torch.cat(sides)
+        return Polyhedron(A, B, side, side, like.new_zeros(count), like.new_ones(count), whole=True)
 
     def contains(self, x: Tensor) -> Tensor:
         """Which examples lie in the set, with no tolerance: each group at one of its values, to the bit."""

@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from optrelax.networks.ops import flatten_from
+from optrelax.regions.base import Polyhedron
 from optrelax.regions.norm_balls import NormBall
 from optrelax.regions.registry import register_ball
 
@@ -37,6 +39,16 @@ class L1Ball(NormBall):
 
     __slots__ = ()
     compiled: ClassVar[int] = 1
+
+    def polyhedron(self) -> Polyhedron:
+        """With a number a coordinate that holds its change: |x_i - c_i| <= y_i, and these sum to eps at most."""
+        x, eps = flatten_from(self.x.detach(), 1)[0], self.eps[:1].detach()
+        eye = torch.eye(len(x)).to(x)
+        free = torch.full_like(x, -torch.inf)
+        A = torch.cat([eye, -eye, torch.zeros_like(x)[None]])
+        B = torch.cat([-eye, -eye, torch.ones_like(x)[None]])
+        least = torch.cat([free, free, torch.zeros_like(eps)])
+        return Polyhedron(A, B, least, torch.cat([x, -x, eps]), torch.zeros_like(x), eps.expand_as(x))
 
     @classmethod
     def dual_norm(cls, p: Tensor) -> Tensor:

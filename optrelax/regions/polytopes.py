@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
-from optrelax.regions.base import Region, Support
+from optrelax.regions.base import Polyhedron, Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import check_finite, check_floating
 from optrelax.rounding import Rounding, gamma, tiny, underflow, up
@@ -101,6 +101,11 @@ class Polytope(Region):
         """Safe bounds, and the solver's points."""
         found = self._solved(rows, "nearest")
         return found.lower, found.primal.detach().reshape(*found.primal.shape[:2], *self.shape[1:])
+
+    def polyhedron(self) -> Polyhedron:
+        """Its own rows."""
+        A, b, none = self.A[0].detach(), self.b[0].detach(), self.b.new_zeros(0)
+        return Polyhedron(A, A.new_zeros(len(b), 0), torch.full_like(b, -torch.inf), b, none, none)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Against the sign of the gradient, by the radius of the box: no program is solved a step."""

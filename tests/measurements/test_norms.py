@@ -50,5 +50,12 @@ def test_radii_are_of_the_norm_and_no_smaller_than_those_of_the_box(norm):
         mine, theirs = ball.examples[f"radius:{name}"], box.examples[f"radius:{name}"]
         assert (mine >= theirs - 0.02).all()
         assert (mine <= ball.examples["radius:attack"] + 1e-9).all()
-    with pytest.raises(UnsupportedRegionError, match="Milp: takes boxes"):
-        ox.measure_tightness(net, (x, labels), "crown", norm=norm, milp=True, **how)
+
+
+def test_radii_by_milp_are_those_of_polyhedra():
+    net, x, labels = question()
+    how = {"limit": 0.5, "resolution": 0.1, "points": 4, "milp": True, "subset": 2}
+    radii = ox.measure_tightness(net, (x, labels), "crown", norm="l1", **how).examples
+    assert (radii["radius:milp"] >= radii["radius:crown"]).all()
+    with pytest.raises(UnsupportedRegionError, match="Milp: takes polyhedra"):
+        ox.measure_tightness(net, (x, labels), "crown", norm="l2", **how)
