@@ -23,7 +23,7 @@ from optrelax.layers.problems import (
     dual_value,
     hull_lines,
 )
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network, Node
 from optrelax.regions import Region
 from optrelax.relaxations import (
@@ -84,6 +84,13 @@ class AlphaCrown(Relaxation):
         if not source.sound:
             raise ValueError(f"AlphaCrown: preactivation={name_of(source)} is an estimate, not a bound")
         object.__setattr__(self, "preactivation", source)
+
+    @property
+    def parts(self) -> tuple[Relaxation, ...]:
+        return (self.preactivation,)
+
+    def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
+        return activation.hull(l, u)
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         """Bounds whose slopes make the sum of all widths small."""

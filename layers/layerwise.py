@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations import Preactivation
+from optrelax.relaxations.jumps import Jumps
 
 _PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, at most
 
@@ -56,6 +58,16 @@ class Layerwise(NetworkLayer):
         >>> bool((all_layers >= last - 1e-3).all())
         True
     """
+
+    tightens: ClassVar[bool] = True
+
+    @property
+    def monotone(self) -> bool:
+        return True
+
+    @property
+    def jumps(self) -> Jumps:
+        return frozenset()
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered

@@ -31,7 +31,7 @@ from optrelax.layers.problems import (
 )
 from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.solutions import Solution, Status, require_optimal
-from optrelax.networks.activations import Smooth
+from optrelax.networks.activations import Activation, Hull, Smooth
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import (
@@ -47,6 +47,7 @@ from optrelax.relaxations import (
     resolve,
     with_rounding,
 )
+from optrelax.relaxations.jumps import Jumps, joined
 from optrelax.relaxations.zonotopes import ZonotopeFamily
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -132,6 +133,13 @@ class NetworkLayer(Relaxation, nn.Module):
         """Fields for `print(layer)`."""
         return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
 
+    @property
+    def parts(self) -> tuple[Relaxation, ...]:
+        return (self.preactivation,) if isinstance(self.preactivation, Relaxation) else ()
+
+    def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
+        return activation.hull(l, u)
+
     def forward(self, net: Net, region: Region, spec: Tensor) -> Tensor:
         """Lower bounds of spec's rows: [*batch, k]."""
         return self.solve(net, region, spec).lower
@@ -201,8 +209,7 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
-        source = self.preactivation
-        first = source.least_bytes(network, region, 0) if isinstance(source, Relaxation) else 0
+        first = sum(part.least_bytes(network, region, 0) for part in self.parts)
         lots = self._lots(network, region, k)
         solver = 0
         if lots.solver:
@@ -233,8 +240,7 @@ class NetworkLayer(Relaxation, nn.Module):
         return LayerBudget(for_source, lots.size(left), solver)
 
     def _source_bytes(self, network: Network, region: Region) -> int:
-        source = self.preactivation
-        return source.bytes_needed(network, region, 0) if isinstance(source, Relaxation) else 0
+        return sum(part.bytes_needed(network, region, 0) for part in self.parts)
 
     def _lots(self, network: Network, region: Region, k: int) -> LotSizes:
         batch, size = region.shape[0], 8 if self.outward else region.dtype.itemsize
@@ -373,6 +379,21 @@ class Triangle(NetworkLayer):
         >>> net[1].weight.grad.shape
         torch.Size([8, 4])
     """
+
+    @property
+    def monotone(self) -> bool:
+        return bool(self.parts) and all(part.monotone for part in self.parts)
+
+    @property
+    def jumps(self) -> Jumps:
+        return joined(frozenset(), *(part.jumps for part in self.parts)) if self.parts else None
+
+    @property
+    def deciding(self) -> Relaxation:
+        solver = self.solver
+        if not isinstance(solver, DualAscent) or solver.threshold is not None:
+            return self
+        return replace(self, solver=replace(solver, threshold=0.0))
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), network.lowered

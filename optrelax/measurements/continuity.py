@@ -15,7 +15,7 @@ from optrelax.analysis import Net
 from optrelax.measurements.jumps import Jump, JumpFinder, LineJumps, Sample
 from optrelax.measurements.questions import MarginProblem, ask
 from optrelax.measurements.stages import MeasurementProgress, ReportProgress
-from optrelax.measurements.switches import CAUSES, EVERYWHERE, expected_causes, sources, switch_functions
+from optrelax.measurements.switches import CAUSES, sources, switch_functions
 from optrelax.measurements.weight_lines import (
     Direction,
     MovingWeights,
@@ -30,6 +30,7 @@ from optrelax.measurements.weight_lines import (
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, Region
 from optrelax.relaxations import Relaxation
+from optrelax.relaxations.jumps import EVERYWHERE, Jumps
 from optrelax.training.losses import certified_cross_entropy
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def measure_continuity(
         clip: as for `certify`.
         norm: as for `certify`.
         least: smallest jump that counts, times max(1, |value|). Over boxes LP layers are solved by an interior-point
-            method where they have the default solver; their jumps must exceed their certified gap and 1e-5.
+            method where they have the default solver, and `settings["solvers"]` says so; their jumps must exceed their
+            certified gap and 1e-5.
         cells: of the grid that begins each search.
         budget: evaluations a line at most.
         seed: of random directions.
@@ -150,9 +152,10 @@ def measure_continuity(
         size = length_of(weights.origin)
         if size == 0:
             raise ValueError(f"{_OWNER}: all weights are 0, and a unit of length is their norm")
-        stages = [(name, i) for name in question.relaxations for i in range(count)]
+        precise = {name: _precise(relaxation, question.region) for name, relaxation in question.relaxations.items()}
+        stages = [(name, i) for name in precise for i in range(count)]
         for done, (name, i) in enumerate(stages):
-            relaxation = _precise(question.relaxations[name], question.region)
+            relaxation = precise[name]
             part = question.part(slice(i * examples, (i + 1) * examples))
             way = _direction(part, weights, relaxation, direction, seed + i)
             if length_of(way) == 0:
@@ -171,6 +174,7 @@ def measure_continuity(
         "cells": cells,
         "budget": budget,
         "seed": seed,
+        "solvers": {name: repr(relaxation.solver) for name, relaxation in precise.items() if relaxation.solves},
     }
     return Continuity(_table(question, rows), _jumps(rows), _samples(rows), settings)
 
@@ -272,7 +276,7 @@ def _search(
         largest = max(float(w.abs().max()) for w in weights.origin)
         step = max(float(d.abs().max()) for d in way)
         resolution = 8 * torch.finfo(torch.float64).eps * max(reach, largest / max(step, 1e-300))
-        known = expected_causes(relaxation)
+        known = relaxation.jumps
         finder = JumpFinder(evaluate, least, resolution, cells, budget, known is None or EVERYWHERE in known)
         found = finder.run(0.0, reach)
     return _Line(found, causes[0], part.rows.shape[1], part.rows.shape[0], least)
@@ -326,7 +330,7 @@ def _summed(name: str, relaxation: Any, lines: Sequence[_Line]) -> dict[str, Any
     loss = [float(jump.size[-1].abs()) for line in lines for jump in _counted(line, "loss")]
     travel = sum(_variation(line) for line in lines)
     causes = sorted({line.cause(jump) for line, jump in bound})
-    listed = expected_causes(relaxation)
+    listed = relaxation.jumps
     return {
         "relaxation": name,
         "lines": len(lines),
@@ -354,7 +358,7 @@ def _variation(line: _Line) -> float:
     return float(sum((b - a).abs() for a, b in itertools.pairwise(values)))
 
 
-def _verdict(causes: Sequence[str], listed: frozenset[str] | None) -> str:
+def _verdict(causes: Sequence[str], listed: Jumps) -> str:
     """Whether what was found fits the paper's list."""
     if listed is None:
         return "jumps" if causes else "none met"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,34 +13,15 @@ from torch import Tensor
 from optrelax.certification.attacks import Attack
 from optrelax.certification.certifiers import Certifier, device_of
 from optrelax.regions import ball_of
-from optrelax.relaxations import Box
 from optrelax.specifications import label_rows
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
 
-__all__ = ["RadiusSearch", "Search", "monotone"]
+__all__ = ["RadiusSearch", "Search"]
 
 Search = Literal["bisection", "grid scan"]
 Certified = Callable[[Tensor, Tensor], Tensor]  # positions [p] and radii [p] -> bool [p]
-
-
-def monotone(relaxation: Any) -> bool:
-    """Whether its lower bounds never rise with eps, so that bisection finds the largest certified one.
-
-    Known for Box (widened too), the exact layerwise LP, and the triangle LP on Box bounds; a class may say it of
-    itself by an attribute `monotone`. All others are scanned: CROWN, for one, is not (arXiv 2102.06700).
-    """
-    stated = getattr(relaxation, "monotone", None)
-    if isinstance(stated, bool):
-        return stated
-    if isinstance(relaxation, Box):
-        return relaxation.F is None or relaxation.omega == 0
-    from optrelax.layers import Layerwise, Triangle
-
-    if isinstance(relaxation, Triangle):
-        return isinstance(relaxation.preactivation, Box) and monotone(relaxation.preactivation)
-    return isinstance(relaxation, Layerwise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +75,7 @@ class RadiusSearch:
 
         Raises ValueError where it certifies an attacked radius: the relaxation is unsound.
         """
-        relaxation = _deciding(self.run.relaxations[name])
+        relaxation = self.run.relaxations[name].deciding
         asked = [0]
 
         def certified(positions: Tensor, radii: Tensor) -> Tensor:
@@ -103,7 +84,7 @@ class RadiusSearch:
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
         self._refute(name, relaxation, reach)
-        if monotone(relaxation):
+        if relaxation.monotone:
             low, high = self._from_zero(certified, reach)
         else:
             low, high = self._scanned(name, certified, reach)
@@ -226,13 +207,3 @@ class RadiusSearch:
         """Places in `positions` and the positions there, batch by batch."""
         places = torch.arange(len(positions))
         return [(i, positions[i]) for i in self._batches(places)]
-
-
-def _deciding(relaxation: Any) -> Any:
-    """The triangle LP with its ascent stopped as soon as a margin's sign is certain; all others as they are."""
-    from optrelax.layers import DualAscent, Triangle
-
-    if not isinstance(relaxation, Triangle) or not isinstance(relaxation.solver, DualAscent):
-        return relaxation
-    solver = relaxation.solver
-    return relaxation if solver.threshold is not None else replace(relaxation, solver=replace(solver, threshold=0.0))

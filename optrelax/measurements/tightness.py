@@ -16,7 +16,7 @@ from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import Certifier, default_batch_size
 from optrelax.data.samples import gather
 from optrelax.measurements.margin_ranges import found_ranges
-from optrelax.measurements.radii import RadiusSearch, monotone
+from optrelax.measurements.radii import RadiusSearch
 from optrelax.measurements.stages import MeasurementProgress, ReportProgress
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
@@ -249,7 +249,7 @@ def _radii(search: RadiusSearch, attack: Attack, milp: Milp | bool) -> tuple[lis
     for name, relaxation in search.run.relaxations.items():
         begin = time.perf_counter()
         radii, asked = search.relaxed(name, reach)
-        means = "bisection" if monotone(relaxation) else "grid scan"
+        means = "bisection" if relaxation.monotone else "grid scan"
         rows.append(_Row(name, radii, means, asked / len(radii), time.perf_counter() - begin))
     extra = _Extra(attack, _milp(milp))
     if extra.milp is not None:

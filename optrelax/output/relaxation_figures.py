@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optrelax.errors import require_number
 from optrelax.networks.activations import Activation, Hull, Line, relu
-from optrelax.relaxations import Box, Relaxation, name_of, names, resolve
+from optrelax.relaxations import Relaxation, name_of, names, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,18 +36,7 @@ def neuron_hull(
     l, u alike, of any shape; lines alike.  None for a relaxation that is not made of lines over [l, u], such as
     `box-widen`, which moves the ends first, or an intersection.
     """
-    found, activation = resolve(relaxation), activation or relu()
-    if type(found) is Box and found.omega == 0:
-        low, high = activation.image(l, u)
-        flat = torch.zeros_like(l)
-        return Hull(((flat, low), (flat, low)), ((flat, high), (flat, high)))
-    if hasattr(found, "lines"):
-        lines = found.lines(activation, l, u)
-        below, above = (lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)
-        return Hull((below, below), (above, above))
-    from optrelax.layers import AlphaCrown, Layerwise, Triangle
-
-    return activation.hull(l, u) if isinstance(found, (AlphaCrown, Layerwise, Triangle)) else None
+    return resolve(relaxation).neuron_hull(activation or relu(), l, u)
 
 
 def relaxation_panels(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from optrelax import memory
+from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, ordered
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.exactness import require_exact_products
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.products import Multiply
 from optrelax.regions import Region
+from optrelax.relaxations.jumps import Jumps
 from optrelax.rounding import Rounding, check_rounding
 
 Preactivation = dict[str, Bounds]  # activation node -> bounds of its input, [batch, *shape]
+Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # ends of an interval to ends further out
+Found = TypeVar("Found", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,8 @@ class Relaxation:
     """Whether every bound holds; an estimate is refused wherever a certificate is made."""
     solves: ClassVar[bool] = False
     """Whether bounds are values of programs that `solve` finds, with gap and status."""
+    tightens: ClassVar[bool] = False
+    """Whether pre-activation bounds are its own besides those of its parts."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -67,6 +74,37 @@ class Relaxation:
     def outward(self) -> bool:
         """Whether rounding is outward."""
         return self.rounding == "outward"
+
+    @property
+    def monotone(self) -> bool:
+        """Whether no lower bound ever rises with eps: the largest certified one is then found by bisection.
+
+        CROWN's, for one, do (arXiv 2102.06700).
+        """
+        return False
+
+    @property
+    def jumps(self) -> Jumps:
+        """Where the bounds may jump as the weights move (arXiv 2102.06700, section 4); None where nobody knows."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Relaxation, ...]:
+        """Relaxations whose pre-activation bounds this one takes; none: it finds its own."""
+        return ()
+
+    @property
+    def deciding(self) -> Relaxation:
+        """The same relaxation for the signs of margins alone."""
+        return self
+
+    def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
+        """The lines around an activation over [l, u]; None where there is no such thing."""
+        return None
+
+    def propagated(self, by: Propagation[Found]) -> Found | None:
+        """What `by` makes of the way in which these bounds come about; None where it is none of its ways."""
+        return None
 
     def refusal(self, activation: Activation) -> str | None:
         """Why this relaxation has no meaning for an activation, as the end of a sentence; None where it has."""
@@ -115,6 +153,44 @@ class Relaxation:
         if self.outward:
             require_exact_products(region.like)
         return region
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineRelaxation(Relaxation):
+    """A relaxation that puts a line below and a line above every activation."""
+
+    @property
+    def chord_shares(self) -> tuple[float, ...]:
+        """The constants that a chord's slope is multiplied by in these lines."""
+        return (1.0,)
+
+    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
+        """Lines at pre-activation bounds [l, u]."""
+        raise NotImplementedError
+
+    def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
+        lines = self.lines(activation, l, u)
+        below, above = (lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)
+        return Hull((below, below), (above, above))
+
+    def propagated(self, by: Propagation[Found]) -> Found | None:
+        return by.lines(self)
+
+
+class Propagation(Protocol[Found]):
+    """Bounds in another arithmetic: one method for each way in which a relaxation's bounds come about."""
+
+    def intervals(self, loosen: Loosen | None) -> Found:
+        """Intervals forward, pre-activation ends moved outward, and the last affine ops folded into the rows."""
+        ...
+
+    def hybrid(self, relaxation: LineRelaxation) -> Found:
+        """The input's noise forward through parallel lines, and an interval of all other errors beside it."""
+        ...
+
+    def lines(self, relaxation: LineRelaxation) -> Found:
+        """Rows back through the lines, on the bounds of the relaxation's part or on its own."""
+        ...
 
 
 def identity_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:

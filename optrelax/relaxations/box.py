@@ -13,9 +13,19 @@ from optrelax import memory
 from optrelax.domains import backsubstitution, interval, zonotope
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
+from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, Region
-from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows
+from optrelax.relaxations.base import (
+    Found,
+    Loosen,
+    Preactivation,
+    Propagation,
+    Relaxation,
+    examples_at_a_time,
+    identity_rows,
+)
+from optrelax.relaxations.jumps import EVERYWHERE, Jumps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,28 @@ class Box(Relaxation):
             if not 0 < self.F < math.inf:
                 raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
 
+    @property
+    def monotone(self) -> bool:
+        return self.F is None or self.omega == 0
+
+    @property
+    def jumps(self) -> Jumps:
+        return frozenset() if self.F is None or self.omega == 0 else frozenset({EVERYWHERE})
+
+    def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
+        if self.omega > 0:
+            return None
+        low, high = activation.image(l, u)
+        flat = torch.zeros_like(l)
+        return Hull(((flat, low), (flat, low)), ((flat, high), (flat, high)))
+
+    def propagated(self, by: Propagation[Found]) -> Found | None:
+        return by.intervals(self._loosening)
+
+    @property
+    def _loosening(self) -> Loosen | None:
+        return self._loosen if self.omega > 0 else None
+
     def _loosen(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self.F is None:
             return l - self.omega, u + self.omega
@@ -66,9 +98,8 @@ class Box(Relaxation):
 
     def intervals(self, network: Network, region: Region, targets: frozenset[str] | None = None) -> interval.Intervals:
         """Balls and pre-activation bounds of every node, or of those that `targets` depend on."""
-        loosen = self._loosen if self.omega > 0 else None
         region = self.prepare(region)
-        return interval.propagate(network, region, loosen=loosen, rounding=self.rounding, targets=targets)
+        return interval.propagate(network, region, loosen=self._loosening, rounding=self.rounding, targets=targets)
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         folded = sum(math.prod(network.shape_of(name)) for name in zonotope.frontier(network))

@@ -14,6 +14,7 @@ from optrelax.enclosures import Bounds, ordered
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations.base import Preactivation, Relaxation, limited, with_rounding
+from optrelax.relaxations.jumps import Jumps, joined
 from optrelax.relaxations.registry import name_of, resolve
 from optrelax.relaxations.substitution import Substitution
 from optrelax.rounding import Rounding
@@ -66,6 +67,10 @@ class Intersect(Relaxation):
         object.__setattr__(self, "rounding", resolved[0].rounding)
         object.__setattr__(self, "max_bytes", max_bytes)
         super().__post_init__()
+
+    @property
+    def jumps(self) -> Jumps:
+        return joined(frozenset(), *(part.jumps for part in self.parts))
 
     def changed(self, **options: Any) -> Intersect:
         kept = {"rounding": self.rounding, "max_bytes": self.max_bytes}

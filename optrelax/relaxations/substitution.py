@@ -31,6 +31,7 @@ from optrelax.networks.ops import Affine
 from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.relaxations.base import (
+    LineRelaxation,
     Preactivation,
     Relaxation,
     identity_rows,
@@ -39,11 +40,12 @@ from optrelax.relaxations.base import (
     with_rounding,
 )
 from optrelax.relaxations.box import Box
+from optrelax.relaxations.jumps import LOWER, TIE, UPPER, Jumps, joined
 from optrelax.relaxations.registry import name_of, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Substitution(Relaxation):
+class Substitution(LineRelaxation):
     """Shared by every relaxation by back-substitution: lines, and a source of pre-activation bounds."""
 
     preactivation: Relaxation | str | None = None
@@ -60,9 +62,9 @@ class Substitution(Relaxation):
                 raise ValueError(f"{type(self).__name__}: preactivation {name_of(source)} is an estimate, not a bound")
             object.__setattr__(self, "preactivation", source)
 
-    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
-        """Lines at pre-activation bounds [l, u], to nearest."""
-        raise NotImplementedError
+    @property
+    def parts(self) -> tuple[Relaxation, ...]:
+        return () if self.preactivation is None else (resolve(self.preactivation),)
 
     def _lines(self, activation: Activation, before: Bounds) -> Lines:
         lines = self.lines(activation, before.lower, before.upper)
@@ -602,6 +604,19 @@ class Crown(Substitution):
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
 
+    @property
+    def jumps(self) -> Jumps:
+        return joined(frozenset(self._switches()), *(part.jumps for part in self.parts))
+
+    def _switches(self) -> tuple[str, ...]:
+        if self.continuous or self.lower == "soft":
+            return ()
+        if self.lower == "adaptive":
+            return (TIE,)
+        if self.tria:
+            return (LOWER, UPPER)
+        return (LOWER,) if self.lower == 0 else (UPPER,)
+
     def refusal(self, activation: Activation) -> str | None:
         fits = self.lower in ("adaptive", "soft") or isinstance(activation, PiecewiseLinear)
         return None if fits else named.NO_PIECES
@@ -657,6 +672,10 @@ class FastLin(Substitution):
     """
 
     parallel: ClassVar[bool] = True
+
+    @property
+    def jumps(self) -> Jumps:
+        return joined(frozenset(), *(part.jumps for part in self.parts))
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
         if isinstance(activation, PiecewiseLinear):

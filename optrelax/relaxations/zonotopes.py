@@ -21,7 +21,16 @@ from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox, Region, require_box
-from optrelax.relaxations.base import Preactivation, Relaxation, examples_at_a_time, identity_rows, pooled
+from optrelax.relaxations.base import (
+    Found,
+    LineRelaxation,
+    Preactivation,
+    Propagation,
+    examples_at_a_time,
+    identity_rows,
+    pooled,
+)
+from optrelax.relaxations.jumps import LOWER, TIE, UPPER, Jumps
 from optrelax.relaxations.registry import name_of
 from optrelax.relaxations.substitution import MemoryBudget, Substitution
 
@@ -29,7 +38,7 @@ _INSTEAD = "deepz, fast-lin and crown take any region"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZonotopeFamily(Relaxation):
+class ZonotopeFamily(LineRelaxation):
     """Shared by the zonotope family: a slope for crossing neurons and a home for new errors."""
 
     slope: named.BandSlope = "chord"
@@ -54,6 +63,25 @@ class ZonotopeFamily(Relaxation):
             raise ValueError(f"{name}: gamma must be > 0 and finite, got {self.gamma}")
         if not 0 <= self.kappa <= 1:
             raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
+
+    @property
+    def jumps(self) -> Jumps:
+        if self.continuous:
+            return frozenset()
+        steep = () if self.kappa == 1 else (LOWER,)
+        causes: dict[str, tuple[str, ...]] = {
+            "chord": (),
+            "box": (LOWER,),
+            "diag": (UPPER,),
+            "switch": (TIE,),
+            "soft": (),
+            "slanted": steep,
+        }
+        return frozenset(causes[self.slope])
+
+    @property
+    def chord_shares(self) -> tuple[float, ...]:
+        return (1.0, self.kappa)
 
     def refusal(self, activation: Activation) -> str | None:
         fits = isinstance(activation, PiecewiseLinear) or self.slope in ("chord", "box")
@@ -179,6 +207,9 @@ class HBox(_EitherWay):
     slope: named.BandSlope = "box"
     errors: ClassVar[zonotope.Errors] = "interval"
 
+    def propagated(self, by: Propagation[Found]) -> Found | None:
+        return by.hybrid(self)
+
     def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
         back = not self.outward and not pooled(network)
         if isinstance(region, InputBox) and not (back and _backward_pays(network, rows, sides=1, born=False)):
@@ -271,6 +302,9 @@ class Cauchy(ZonotopeFamily):
             raise ValueError(f"Cauchy: seed must be an integer, got {self.seed!r}")
         if self.outward:
             raise ValueError("Cauchy: an estimate cannot be rounded outward into a bound")
+
+    def propagated(self, by: Propagation[Found]) -> Found | None:
+        return None
 
     def _walk(self) -> zonotope.Walk:
         return zonotope.Walk(self.lines, self.errors, self.k, self.seed)

@@ -11,8 +11,8 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.cli import main
+from optrelax.layers import InteriorPoint
 from optrelax.measurements.jumps import JumpFinder, Sample
-from optrelax.measurements.switches import expected_causes
 from optrelax.output.plots import write_figure
 from optrelax.relaxations import Relaxation, resolve
 
@@ -238,6 +238,7 @@ def test_lps_inherit_the_jumps_of_their_preactivation_bounds():
     assert row["at"] * size == pytest.approx(0.17, abs=1e-9)
     assert row["bound"] == pytest.approx(-0.125, abs=1e-6)
     assert row["cause"] == "|l| = |u|"
+    assert result.settings["solvers"] == dict.fromkeys(names, repr(InteriorPoint()))
 
 
 def test_a_line_to_another_network_and_the_weights_are_put_back():
@@ -277,7 +278,7 @@ def _pairs(a: nn.Module, b: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]
     ],
 )
 def test_what_the_paper_lists(name, expected):
-    assert expected_causes(resolve(name)) == expected
+    assert resolve(name).jumps == expected
 
 
 def test_the_figure_breaks_at_each_jump(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -230,9 +231,22 @@ def test_convolutions_and_residual_branches():
     assert step_degrees(conv, region, torch.eye(2), "box") == [(2, 0), (2, 0)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Halved(ox.Crown):
+    """A relaxation of a user's, whose bounds are no longer those of its lines."""
+
+    def lower_bounds(self, network, region, rows):
+        return super().lower_bounds(network, region, rows) / 2
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("crown-soft", "not rational"), ("triangle", "no rule for triangle"), ("crown:preactivation=deepz", "pre-activ")],
+    [
+        ("crown-soft", "not rational"),
+        ("triangle", "no rule for triangle"),
+        ("crown:preactivation=deepz", "pre-activ"),
+        (Halved(), "other bounds than its lines give"),
+    ],
 )
 def test_bounds_that_are_not_rational_are_refused(name, message):
     net = ox.models.fc(3, 6, 6, 2, seed=0)

@@ -13,7 +13,6 @@ import optrelax as ox
 from optrelax.cli import main
 from optrelax.layers import DualAscent, Triangle
 from optrelax.layers.milp import Milp
-from optrelax.measurements.radii import monotone
 from optrelax.measurements.stages import MeasurementProgress
 from optrelax.output.plots import write_figure
 from optrelax.relaxations import Relaxation, resolve
@@ -220,7 +219,7 @@ def test_an_unsound_relaxation_is_found_out():
     ],
 )
 def test_monotone_is_what_the_paper_says(name, expected):
-    assert monotone(resolve(name)) is expected
+    assert resolve(name).monotone is expected
 
 
 def test_same_seed_same_result_and_progress_ends(measured):
