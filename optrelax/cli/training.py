@@ -111,6 +111,10 @@ def train(
     ] = None,
     shown: Annotated[bool, option("--show", group="Recipe", help="Print the recipe as such a file.")] = False,
     changes: Changes,
+    settings: Annotated[
+        list[str],
+        option("--set", group="Recipe", metavar="NAME=VALUE", help="Any other field: weight_decay=1e-4."),
+    ] = [],  # noqa: B006, typer only reads it
     data_dir: DataDir = None,
     kept: Kept,
     init: Annotated[
@@ -134,12 +138,13 @@ def train(
     Several processes: torchrun --no-python --nproc-per-node N optrelax train RECIPE.
     """
     from optrelax.training.processes import launched
-    from optrelax.training.recipe_files import recipe_text
+    from optrelax.training.recipe_files import read_setting, recipe_text
 
     if listed:
         _show_recipes(json, recipe or "", budget)
         return
-    row = _row(recipe, config, budget, changes.given())
+    further = dict(read_setting("--set", text) for text in settings)
+    row = _row(recipe, config, budget, changes.given() | further)
     if shown:
         typer.echo(recipe_text(row), nl=False)
         return
@@ -326,7 +331,8 @@ def _show(row: Recipe, folder: Path, result: TrainingResult, share: float, json:
     console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
     name = row.relaxation or "crown"
     norm = "" if row.norm == "linf" else f" --norm {row.norm}"
-    advice = f"optrelax certify {folder} --data {row.data} --eps {row.eps:g}{norm} --relaxation {name}"
+    eps = row.eps if row.certified_eps is None else row.certified_eps
+    advice = f"optrelax certify {folder} --data {row.data} --eps {eps:g}{norm} --relaxation {name}"
     if last.natural_accuracy < share + 0.02:
         console.print(
             f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from optrelax.errors import suggest
 from optrelax.networks import models
 from optrelax.networks.checkpoints import load
 from optrelax.networks.graph import Network
@@ -101,9 +100,10 @@ def build_model(
     """
     if ":" in name:
         return _own_model(name)
-    if name not in models.names():
-        known = suggest(name, models.names())
-        raise ValueError(f"model: unknown network {name!r}; {known} (or module:function for one of your own)")
+    try:
+        models.builder(name)
+    except ValueError as error:
+        raise ValueError(f"model: {error} (or module:function for one of your own)") from error
     constants = None
     if weights is not None and "0.mean" in weights:
         constants = ([0.0] * weights["0.mean"].numel(), [1.0] * weights["0.mean"].numel())

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,8 +28,11 @@ __all__ = [
     "Normalize",
     "Residual",
     "build",
+    "builder",
     "cnn5",
+    "cnn5_wide",
     "cnn7",
+    "cnn7_wide",
     "conv",
     "conv_plus",
     "dm_large",
@@ -40,6 +44,8 @@ __all__ = [
     "names",
     "residual",
     "resnet",
+    "resnet_2b",
+    "resnet_4b",
 ]
 
 PerChannel = float | Sequence[float]  # one number, or one a channel
@@ -94,6 +100,8 @@ class Residual(nn.Module):
 
 Builder = Callable[..., nn.Sequential]  # (input_shape, classes, *, normalize)
 _REGISTRY: dict[str, Builder] = {}
+_WIDTHS: dict[str, Builder] = {}  # those that come in any width, with options width and features
+_FEATURES = 8  # of the hidden layer, by the width
 
 
 def model(name: str) -> Callable[[Builder], Builder]:
@@ -109,8 +117,21 @@ def model(name: str) -> Callable[[Builder], Builder]:
 
 
 def names() -> list[str]:
-    """Names that `build` takes."""
+    """Names that `build` takes, beside those with a width, such as cnn7-w16."""
     return list(_REGISTRY)
+
+
+def builder(name: str) -> Builder:
+    """What makes the network of a name; "cnn7-w16" is CNN7 with a first layer of 16 channels and all else to scale.
+
+    Raises ValueError for an unknown name.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    stem, _, width = name.rpartition("-w")
+    if stem in _WIDTHS and width.isdecimal() and int(width) > 0:
+        return partial(_WIDTHS[stem], width=int(width), features=_FEATURES * int(width))
+    raise ValueError(f"unknown network {name!r}; {suggest(name.lower(), _REGISTRY)}")
 
 
 def build(
@@ -127,10 +148,9 @@ def build(
     `torch.Generator` gives one number as seed. Raises ValueError for an unknown name, and for an input
     that is too small for the network's convolutions.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"build: unknown network {name!r}; {suggest(name.lower(), _REGISTRY)}")
+    make = builder(name)
     with _drawn_from(seed):
-        return _REGISTRY[name](input_shape, classes, normalize=normalize)
+        return make(input_shape, classes, normalize=normalize)
 
 
 @contextlib.contextmanager
@@ -385,3 +405,30 @@ def resnet(
         halvings = 1 + strides.count(2)
         spatial = [-(-n // 2**halvings) for n in spatial]
         return nn.Sequential(*layers, nn.Flatten(), *_linear_layers(channels * math.prod(spatial), 100, classes))
+
+
+_WIDTHS |= {"cnn7": cnn7, "cnn5": cnn5}
+
+
+@model("cnn7")
+def cnn7_wide(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """CNN7 as published: width 64, batch norms."""
+    return cnn7(input_shape, classes, normalize=normalize)
+
+
+@model("cnn5")
+def cnn5_wide(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """CNN5 as published: width 64, batch norms."""
+    return cnn5(input_shape, classes, normalize=normalize)
+
+
+@model("resnet-2b")
+def resnet_2b(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """The smaller residual network, with batch norms: `resnet` to be trained."""
+    return resnet(input_shape, classes, size="2b", batch_norm=True, normalize=normalize)
+
+
+@model("resnet-4b")
+def resnet_4b(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
+    """The larger residual network, with batch norms: `resnet` to be trained."""
+    return resnet(input_shape, classes, size="4b", batch_norm=True, normalize=normalize)

@@ -12,12 +12,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["Processes", "launched"]
+
+Piece = TypeVar("Piece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Processes:
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def mine(self, pieces: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+    def mine(self, pieces: Sequence[Piece]) -> list[tuple[int, Piece]]:
         """The pieces of a batch that this process works on, with their places."""
         return [(i, piece) for i, piece in enumerate(pieces) if i % self.count == self.rank]
 

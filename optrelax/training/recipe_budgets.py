@@ -36,7 +36,10 @@ _COST = {
 _IMAGES = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
 # Times the above: 8 x 8 pixels; 3 x 32 x 32.
 _PIXELS = {"digits": 0.5, "cifar10": 3.0, "svhn": 3.0}
-_CONVPLUS = 1.5  # against CONV on the same images
+# Against CONV on the same images; the field's networks against CONV on MNIST, whatever the channels of their images.
+_CONVPLUS = 1.5
+_FIELD = {"cnn7": 156.0, "cnn7-w16": 16.5, "cnn5": 93.0, "resnet-2b": 2.3}
+_MNIST_AREA = 0.77
 # Of one core: the second one is not counted on, as small layers gain little by it.
 _ROOM = {"cpu": 1440.0, "smoke": 12.0}
 _START = 10.0  # seconds until the first step: Python, torch, the data
@@ -47,7 +50,10 @@ def milliseconds(row: Recipe) -> float:
     cost = sum(share * _pass(row, name) for name, share in _turns(row))
     if row.smoothing is not None:
         cost *= row.samples if row.smoothing == "rgs" else row.samples / 3  # PGPE goes forward only
-    return cost * _PIXELS.get(row.data, 1.0) * (_CONVPLUS if row.model == "convplus" else 1.0)
+    pixels = _PIXELS.get(row.data, 1.0)
+    if row.model in _FIELD:
+        return cost * _FIELD[row.model] * (1.0 if pixels > 1 else _MNIST_AREA)
+    return cost * pixels * (_CONVPLUS if row.model == "convplus" else 1.0)
 
 
 def core_seconds(row: Recipe) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from optrelax.errors import suggest
 from optrelax.training.recipes import Recipe
 
-__all__ = ["read_recipe", "recipe_text"]
+__all__ = ["read_recipe", "read_setting", "recipe_text"]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -43,8 +43,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise ValueError(f"{file}: expected TOML, such as eps = 0.1: {error}") from error
     known = {f.name: f for f in fields(Recipe)}
     for name in given:
-        if name not in known:
-            raise ValueError(f"{file}: no setting {name!r}; {suggest(name, known)}")
+        _require_known(file, name)
     given = {"name": file.stem, **given}
     missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
     if missing:
@@ -52,7 +51,30 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     return Recipe(**{name: _checked(file, name, str(known[name].type), value) for name, value in given.items()})
 
 
-def _checked(file: Path, name: str, kind: str, value: Any) -> Any:
+def read_setting(where: str, text: str) -> tuple[str, Any]:
+    """A field and its value from NAME=VALUE, the value as in such a file; a string needs no quotes.
+
+    Raises ValueError, which begins with `where`, for another form, no field, and no fitting value.
+    """
+    name, equals, given = text.partition("=")
+    if not (equals and name and given):
+        raise ValueError(f"{where} must be NAME=VALUE, such as weight_decay=1e-4, got {text!r}")
+    _require_known(where, name)
+    try:
+        value = tomllib.loads(f"value = {given}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = given
+    kinds = {f.name: str(f.type) for f in fields(Recipe)}
+    return name, _checked(where, name, kinds[name], value)
+
+
+def _require_known(where: str | Path, name: str) -> None:
+    known = [f.name for f in fields(Recipe)]
+    if name not in known:
+        raise ValueError(f"{where}: no setting {name!r}; {suggest(name, known)}")
+
+
+def _checked(file: str | Path, name: str, kind: str, value: Any) -> Any:
     wanted = _KINDS[kind.removesuffix(" | None")]
     fits = isinstance(value, wanted) and (not isinstance(value, bool) or bool in wanted)
     if not fits:
@@ -64,7 +86,7 @@ def _checked(file: Path, name: str, kind: str, value: Any) -> Any:
     return float(value) if "float" in kind and wanted == _KINDS["float"] else value
 
 
-def _stage(file: Path, stage: Any) -> tuple[str, float]:
+def _stage(file: str | Path, stage: Any) -> tuple[str, float]:
     match stage:
         case [str(name), int() | float() as begin]:
             return name, float(begin)

@@ -46,6 +46,9 @@ class Recipe:
     smoothing: "rgs" or "pgpe" with `sigma` and `samples`.  initial: "interval" for the weights of Shi et al. 2021,
     regularise: weight of their regularisers.
     subset: evenly spaced training images, None for all.
+    optimizer, weight_decay, clip_norm, average, augment: as of `Training`.
+    natural_start: kappa before the ramp; 0 where the robust loss alone is trained from the first step on.
+    certified_eps: the radius to certify at, where it is not that of training.
     source: whose settings these are.
     """
 
@@ -81,6 +84,13 @@ class Recipe:
     initial: str = "default"
     regularise: float = 0.0
     subset: int | None = None
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    average: float = 0.0
+    augment: str | None = None
+    natural_start: float = 1.0
+    certified_eps: float | None = None
     source: str = "ours"
 
     def __post_init__(self) -> None:
@@ -103,6 +113,8 @@ class Recipe:
             raise ValueError(f"{where}: smoothing must be 'rgs', 'pgpe' or None, got {self.smoothing!r}")
         if self.iterations < 0:
             raise ValueError(f"{where}: iterations must be >= 0, got {self.iterations}")
+        if not 0 <= self.natural_start <= 1:
+            raise ValueError(f"{where}: natural_start must lie in [0, 1], got {self.natural_start}")
         if self.latent < 1:
             raise ValueError(f"{where}: latent must be at least 1, got {self.latent}")
         if self.stages and self.stages[-1][0] != self.relaxation:
@@ -230,6 +242,7 @@ class Recipe:
         lr = StepDecay(self.lr, self.lr_factor, self.milestones)
         same: dict[str, Any] = {"epochs": self.epochs, "lr": lr, "batch": self.batch, "seed": seed, "pieces": pieces}
         same["clip"] = (0.0, 1.0) if self.clipped else None
+        same |= {name: getattr(self, name) for name in ("optimizer", "weight_decay", "clip_norm", "average", "augment")}
         if self.method == "natural":
             return Training(loss=self.loss(), **same)
         ramp = _RAMPS[self.ramp]
@@ -241,7 +254,7 @@ class Recipe:
             loss=self.loss(),
             eps=moving(0.0, self.eps),
             norm=self.norm,
-            kappa=moving(1.0, self.kappa),
+            kappa=moving(self.natural_start, self.kappa),
             beta=moving(1.0, self.beta) if self.beta < 1 else None,
             **same,
         )

@@ -1,8 +1,8 @@
 """Run folders: what a training run leaves on disk, and finds again when it resumes.
 
 config.json: the resolved configuration, seed, versions and threads.  metrics.jsonl: one line an epoch.
-state.safetensors: weights, optimiser, what the loss keeps (dual points of its LPs) and the epoch's sums so far, after
-any step.
+state.safetensors: weights, optimiser, their average, what the loss keeps (dual points of its LPs) and the epoch's sums
+so far, after any step.
 net.safetensors: the network after the last finished epoch, for `load`.
 epoch-0005.safetensors: the network after that epoch, where such are kept.
 Every file but the metrics is written whole or not at all; a metrics line past the state is dropped on resuming.
@@ -124,6 +124,7 @@ class State:
     seconds: float = 0.0  # spent on them
     sums: Tensor | None = None  # `Meter.tensor` after them
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # what the loss keeps
+    average: Mapping[str, Tensor] = field(default_factory=dict)  # of the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,8 @@ class RunFolder:
         tensors = {f"net.{name}": value for name, value in module.state_dict().items()}
         for index, held in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in held.items()}
-        tensors |= {f"memory.{name}": value for name, value in state.memory.items()}
+        for kind, held in (("memory", state.memory), ("average", state.average)):
+            tensors |= {f"{kind}.{name}": value for name, value in held.items()}
         tensors |= {} if state.sums is None else {_SUMS: state.sums}
         place = {"format": _FORMAT, "epochs": state.epochs, "steps": state.steps, "seconds": state.seconds}
         write_tensors(self._state, tensors, {_KEY: json.dumps(place)})
@@ -251,10 +253,12 @@ class RunFolder:
         tensors, metadata = read_tensors(self._state)
         try:
             place = json.loads(metadata[_KEY])
-            memory = {k.removeprefix("memory."): tensors.pop(k) for k in list(tensors) if k.startswith("memory.")}
+            memory, average = (_taken(tensors, kind) for kind in ("memory.", "average."))
             sums = tensors.pop(_SUMS, None)
             # A state that names no step stands at an epoch's end.
-            found = State(int(place["epochs"]), int(place.get("steps", 0)), place.get("seconds", 0.0), sums, memory)
+            found = State(
+                int(place["epochs"]), int(place.get("steps", 0)), place.get("seconds", 0.0), sums, memory, average
+            )
             if found.steps and sums is None:
                 raise ValueError(f"no sums of the {found.steps} steps of its epoch")
             _put_back(module, optimizer, tensors)
@@ -272,6 +276,11 @@ class RunFolder:
         write_tensors(path, tensors, {"optrelax-failure": json.dumps(facts)})
         checkpoints.save(network, self.path / "failed-net.safetensors", extra=facts)
         return path
+
+
+def _taken(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Take the tensors of one kind out of a state."""
+    return {key.removeprefix(kind): tensors.pop(key) for key in list(tensors) if key.startswith(kind)}
 
 
 def _put_back(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

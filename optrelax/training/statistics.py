@@ -27,17 +27,15 @@ class BatchStatistics:
             torch.autograd.backward(made, gradients)
 
 
-def clean_pass(
-    network: Network, images: Tensor, index: Tensor, statistics: Statistics
-) -> tuple[Network, BatchStatistics]:
-    """The network for one step, with the statistics of all its images: those of `images` at `index`.
+def clean_pass(network: Network, images: Tensor, statistics: Statistics) -> tuple[Network, BatchStatistics]:
+    """The network for one step, with the statistics of all its images: `images`.
 
     Every process makes the pass of the whole batch; the gradients of its own pieces, pulled back through it, add up.
     """
     if not network.graph.in_training:
         return network, BatchStatistics()
     like = next(network.module.parameters())
-    batch = images[index].to(like)
+    batch = images.to(like)
     if statistics == "population":
         with torch.no_grad():
             return network.on_batch(batch, statistics)[0], BatchStatistics()

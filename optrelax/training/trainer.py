@@ -25,10 +25,12 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import name_of
+from optrelax.training.augmentation import augmented
 from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
 from optrelax.training.losses import LossTerms
 from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
+from optrelax.training.optimisation import WeightAverage, optimizer
 from optrelax.training.processes import Processes
 from optrelax.training.runs import RunFolder, State, record
 from optrelax.training.settings import Training
@@ -153,7 +155,10 @@ class _TrainingRun:
         self.parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("train: the network has no trainable parameters")
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr(0.0))
+        self.optimizer = optimizer(
+            training.optimizer, self.parameters.values(), training.lr(0.0), training.weight_decay
+        )
+        self.average = WeightAverage(network.module, training.average) if training.average > 0 else None
         self.steps = math.ceil(len(images) / training.batch)
         self.processes = Processes.current()
         if training.pieces % self.processes.count:
@@ -170,6 +175,8 @@ class _TrainingRun:
         assert self.kept is not None
         first = self.processes.rank == 0
         state = self.kept.restore(self.network.module, self.optimizer, repair=first)
+        if self.average is not None and (state.epochs or state.steps):
+            self.average.load(state.average)
         if state.memory:
             for loss in self.training.losses:
                 self._remember(loss)
@@ -177,7 +184,7 @@ class _TrainingRun:
                 self.memory.load_state_dict(state.memory)
         if state.epochs and not state.steps and first and self.kept.stored_epochs() != state.epochs:
             # Interrupted between the state and the network.
-            self.kept.save_network(self._evaluated(), state.epochs, facts)
+            self._keep(state.epochs, facts)
         self.processes.wait()
         return state
 
@@ -185,9 +192,18 @@ class _TrainingRun:
         """Store the state after so many finished epochs and steps of the next."""
         assert self.kept is not None
         memory = {} if self.memory is None else self.memory.state_dict()
-        state = State(epochs, steps, seconds, sums, memory)
+        average = {} if self.average is None else self.average.values
+        state = State(epochs, steps, seconds, sums, memory, average)
         self.kept.save_state(self.network.module, self.optimizer, state)
         self.stored = time.monotonic()
+
+    def _keep(self, epochs: int, facts: Mapping[str, Any], for_good: bool = False) -> None:
+        """Store the network as it is evaluated after so many epochs: with the average of the weights, if any."""
+        assert self.kept is not None
+        within = contextlib.nullcontext() if self.average is None else self.average.installed(self.network.module)
+        keep = self.kept.keep_network if for_good else self.kept.save_network
+        with within:
+            keep(self._evaluated(), epochs, facts)
 
     def _evaluated(self) -> Network:
         """The network as evaluation takes it: batch norms by their running statistics."""
@@ -228,12 +244,14 @@ class _TrainingRun:
             if self.kept is not None and self.processes.rank == 0:
                 # Before the state: a run killed in between takes the epoch, and writes the same file, again.
                 if self.keep_every is not None and (epoch + 1) % self.keep_every == 0:
-                    self.kept.keep_network(self._evaluated(), epoch + 1, facts)
+                    self._keep(epoch + 1, facts, for_good=True)
                 self.kept.append(asdict(metrics))
                 self.store(epoch + 1)
-                self.kept.save_network(self._evaluated(), epoch + 1, facts)
+                self._keep(epoch + 1, facts)
             self.processes.wait()
             yield metrics
+        if self.average is not None:
+            self.average.install(self.network.module)
 
     def epoch(self, epoch: int, state: State, watch: Callable[[TrainingProgress], None] | None) -> EpochMetrics:
         """The epoch's steps, those that `state` has behind it left out."""
@@ -250,7 +268,11 @@ class _TrainingRun:
             due = self._gradients(index, eps, epoch, step, meter)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            if training.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters.values(), training.clip_norm)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.network.module, epoch * self.steps + step)
             # What the epoch's last step leaves is stored with its metrics.
             if due and step + 1 < self.steps:
                 total = self._total(meter)
@@ -262,6 +284,11 @@ class _TrainingRun:
             meter.load(self._total(meter))
         return meter.metrics(epoch, eps, lr)
 
+    def _images(self, index: Tensor, epoch: int, step: int) -> Tensor:
+        """The images of a step, all of them on every process, changed as `augment` says."""
+        images, augment = self.images[index], self.training.augment
+        return images if augment is None else augmented(augment, images, _generator(self.training.seed, 2, epoch, step))
+
     def _gradients(self, index: Tensor, eps: float, epoch: int, step: int, meter: Meter) -> bool:
         """Leave the batch's gradient in the parameters: piece by piece, over all processes.
 
@@ -272,11 +299,13 @@ class _TrainingRun:
         like = next(iter(self.parameters.values()))
         fault: str | None = None
         broken = (self.images[index[:1]].to(like), self.labels[index[:1]].to(like.device), index[:1])
-        self.batch, statistics = clean_pass(self.network, self.images, index, self.training.statistics)
-        for place, piece in self.processes.mine(index.tensor_split(self.training.pieces)):
+        images = self._images(index, epoch, step)
+        self.batch, statistics = clean_pass(self.network, images, self.training.statistics)
+        pieces = [part.tensor_split(self.training.pieces) for part in (index, images)]
+        for place, (piece, x) in self.processes.mine(tuple(zip(*pieces, strict=True))):
             if not len(piece):
                 continue
-            x, labels = self.images[piece].to(like), self.labels[piece].to(like.device)
+            x, labels = x.to(like), self.labels[piece].to(like.device)
             region = self.training.region(x, eps)
             try:
                 terms = self.terms(region, x, labels, epoch, step, place, piece)

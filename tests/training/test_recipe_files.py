@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optrelax import cli
-from optrelax.training.recipe_files import read_recipe, recipe_text
+from optrelax.training.recipe_files import read_recipe, read_setting, recipe_text
 from optrelax.training.recipes import names, recipe
 
 
@@ -39,6 +39,39 @@ def test_bad_files_are_refused_by_name(tmp_path, text, message):
     file.write_text(rest + text)
     with pytest.raises(ValueError, match=message):
         read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("weight_decay=1e-4", ("weight_decay", 1e-4)),
+        ("optimizer=adamw", ("optimizer", "adamw")),
+        ("milestones=[3, 4]", ("milestones", (3.0, 4.0))),
+        ("clip_norm=10", ("clip_norm", 10.0)),
+    ],
+)
+def test_a_setting_is_read_as_in_a_file(text, wanted):
+    assert read_setting("--set", text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weight_decay", "--set must be NAME=VALUE, such as weight_decay=1e-4, got 'weight_decay'"),
+        ("weight_dekay=1", "--set: no setting 'weight_dekay'; did you mean 'weight_decay'?"),
+        ("weight_decay=much", "--set: weight_decay must be int or float, got 'much'"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(capsys, text, message):
+    assert main("train", "digits-fc-small-box", "--set", text) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_any_field_is_an_option(capsys):
+    assert main("train", "digits-fc-small-box", "--set", "augment=crop", "--set", "average=0.5", "--show") == 0
+    shown = capsys.readouterr().out
+    assert 'augment = "crop"' in shown
+    assert "average = 0.5" in shown
 
 
 def main(*arguments: str) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_every_recipe_gives_settings_that_fit_its_row(budget):
             continue
         assert training.eps(row.warmup) == 0.0
         assert training.eps(last) == row.eps
-        assert inner(training.loss_at(row.warmup)).kappa == 1.0
+        assert inner(training.loss_at(row.warmup)).kappa == row.natural_start
         assert inner(training.loss_at(last)).kappa == row.kappa
         assert training.lr(0.0) == row.lr
         assert training.lr(last) == pytest.approx(row.lr * row.lr_factor ** len(row.milestones))
@@ -132,7 +133,43 @@ def test_the_papers_rows(data, row):
         assert [lr(e) for e in (0, 129.9, 130, 190)] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
 
 
+# Radius of training and of certificates, epochs, warm-up, mixing, milestones, L1, batch, augmentation.
+FIELD = {
+    "mnist-{}-0.1": (0.2, 0.1, 70, 0, 20, (50, 60), 0, 256, None),
+    "mnist-{}-0.3": (0.4, 0.3, 70, 0, 20, (50, 60), 0, 256, None),
+    "cifar10-{}-2": (2 / 255, None, 160, 1, 80, (120, 140), 1e-6, 128, "crop-flip"),
+    "cifar10-{}-8": (8 / 255, None, 240, 1, 120, (200, 220), 0, 128, "crop-flip"),
+}
+
+
+@pytest.mark.parametrize("name", FIELD)
+@pytest.mark.parametrize("model", ["cnn7", "cnn7-w16", "cnn5", "resnet-2b"])
+def test_the_fields_rows(name, model):
+    r = recipe(name.format(f"{model}-box"))
+    found = r.eps, r.certified_eps, r.epochs, r.warmup, r.mixing, r.milestones, r.l1, r.batch, r.augment
+    assert found == FIELD[name]
+    assert (r.model, r.relaxation, r.source, r.initial, r.regularise) == (model, "box", "field", "interval", 0.5)
+    training = r.training()
+    assert (training.optimizer, training.lr(0.0), training.clip_norm, training.weight_decay) == ("adam", 5e-4, 10, 0)
+    assert training.lr(r.epochs) == pytest.approx(5e-4 * 0.2**2)
+    assert inner(training.loss_at(0.0)).kappa == 0  # the bound alone, from the first step on
+
+
+def test_a_network_of_the_field_trains_by_its_recipe():
+    digits = ox.load_dataset("digits", split="train").subset(40)
+    row = replace(
+        recipe("mnist-cnn7-w16-box-0.1", "smoke"), data="digits", model="cnn7-w1", augment="flip", average=0.9
+    )
+    net = row.network(digits, seed=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    result = train(net, digits, row.training(seed=1))
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items() if "running" in name)
+    assert result.history[-1].eps == 0.2
+
+
 def test_all_other_rows_say_whose_they_are():
+    assert {recipe(name).source for name in names()} == {"paper", "field", "ours"}
     assert {name for name in names() if recipe(name).source == "paper"} == {
         f"{data}-{row}" for data in ("mnist", "fashion-mnist") for row in TABLE
     }

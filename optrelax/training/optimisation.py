@@ -1,0 +1,74 @@
+"""What a step does with its gradient: optimisers by name, and the running average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPTIMIZERS", "WeightAverage", "optimizer"]
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda parameters, **options: torch.optim.Adam(parameters, **options),
+    "adamw": lambda parameters, **options: torch.optim.AdamW(parameters, **options),
+    "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, **options),
+}
+"""By name; momentum of "sgd" is 0.9. Weight decay is part of the gradient, but apart from it in "adamw"."""
+
+
+def optimizer(name: str, parameters: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """An optimiser of OPTIMIZERS for parameters."""
+    # Without decay the call is the plain one, so that a step is the same to the bit.
+    return OPTIMIZERS[name](parameters, lr=lr, **({"weight_decay": weight_decay} if weight_decay else {}))
+
+
+class WeightAverage:
+    """Exponential moving average of a module's parameters and of its buffers of floating point.
+
+    decay: share of the past, in (0, 1).  At step n it is at most (1 + n) / (10 + n), so that the first weights are
+    soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.clone() for name, value in _floating(module).items()}
+
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after step `step`, counted from 0."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, value in _floating(module).items():
+            self.values[name].lerp_(value, share)
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take up a stored average.  ValueError where it is of other weights."""
+        if {name: value.shape for name, value in values.items()} != {n: v.shape for n, v in self.values.items()}:
+            raise ValueError("the average of the weights has other names or shapes than the weights")
+        self.put(self.values, values)
+
+    def install(self, module: nn.Module) -> None:
+        """Give the module the average, for good."""
+        self.put(_floating(module), self.values)
+
+    @contextlib.contextmanager
+    def installed(self, module: nn.Module) -> Iterator[None]:
+        """The module has the average inside, and its own weights again after it."""
+        own = {name: value.clone() for name, value in _floating(module).items()}
+        self.install(module)
+        try:
+            yield
+        finally:
+            self.put(_floating(module), own)
+
+    @staticmethod
+    def put(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Copy tensors in place, by name."""
+        for name, value in values.items():
+            into[name].copy_(value)
+
+
+def _floating(module: nn.Module) -> dict[str, Tensor]:
+    """What is averaged, apart from any graph; a count of batches is none."""
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
