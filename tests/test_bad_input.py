@@ -13,7 +13,7 @@ from cases import RELAXATIONS, inputs
 from torch import nn
 
 import optrelax as ox
-from optrelax.relaxations import names, resolve
+from optrelax.relaxations import name_of, names, resolve
 
 X = torch.full((2, 3), 0.5)
 NAN, INF = X.clone(), X.clone()
@@ -290,6 +290,33 @@ def test_intersect_refuses_estimates_and_nothing():
         ox.Intersect("box", "cauchy")
     with pytest.raises(ValueError, match="FastLin: preactivation cauchy is an estimate"):
         ox.FastLin(preactivation=ox.Cauchy())
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("box+crown", ox.Intersect(ox.Box(), ox.Crown())),
+        ("box+fast-lin+crown:gamma=1e+5", ox.Intersect(ox.Box(), ox.FastLin(), ox.Crown(gamma=1e5))),
+        ("crown:preactivation=box+fast-lin", ox.Crown(preactivation=ox.Intersect(ox.Box(), ox.FastLin()))),
+        (
+            "box+crown:preactivation=box+fast-lin",
+            ox.Intersect(ox.Box(), ox.Crown(preactivation=ox.Intersect(ox.Box(), ox.FastLin()))),
+        ),
+    ],
+)
+def test_names_join_to_an_intersection(name, wanted):
+    assert resolve(name) == wanted
+    assert resolve(name_of(wanted)) == wanted
+    assert "+" in name_of(wanted)
+
+
+def test_an_intersection_that_no_name_tells_goes_by_its_class():
+    for one in (ox.Intersect("crown-soft:gamma=2", "box"), ox.Intersect("box", max_bytes=10**9), ox.Intersect("box")):
+        assert name_of(one) == "Intersect"
+    with pytest.raises(ValueError, match="unknown relaxation 'crwn'; did you mean 'crown'"):
+        resolve("box+crwn")
+    with pytest.raises(ValueError, match=r"a name has no ':', ',' or '\+', got 'a\+b'"):
+        ox.register_relaxation("a+b", ox.Box)
 
 
 def test_every_name_of_the_contract_is_known():

@@ -101,7 +101,14 @@ def relaxations(
         return
     from optrelax.output.tables import rich_table
 
-    stdout().print(rich_table(frame))
+    console = stdout()
+    console.print(rich_table(frame))
+    console.print(
+        "Joined by +, as in box+crown: the best of several, bounding by what pulls rows back only the neurons that the "
+        "others leave crossing.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _show_options(name: str, json: bool) -> None:
@@ -109,7 +116,8 @@ def _show_options(name: str, json: bool) -> None:
     from optrelax.relaxations import resolve
 
     found = resolve(name)
-    options = {f.name: _shown(getattr(found, f.name)) for f in fields(found) if f.init}
+    together = "+" in name.partition(":")[0]  # whose parts have the options
+    options = {} if together else {f.name: _shown(getattr(found, f.name)) for f in fields(found) if f.init}
     about = inspect.getdoc(type(found)) or ""
     if json:
         print_json(
@@ -118,7 +126,7 @@ def _show_options(name: str, json: bool) -> None:
         return
     console = stdout()
     width = max(map(len, options), default=0)
-    lines = [about, "", "Options, as in " + f"{name}:NAME=VALUE,NAME=VALUE, and their defaults:"]
+    lines = [about, "", f"Options, as in {name}:NAME=VALUE,NAME=VALUE, and their defaults:"][: 1 if together else None]
     lines += [f"  {key:<{width}}  {value}" for key, value in options.items()]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

@@ -75,14 +75,15 @@ def register_relaxation(name: str, factory: Callable[..., Relaxation], replace: 
     if name in _NAMES or (name in _FACTORIES and not replace):
         cure = "choose another name" if name in _NAMES else "pass replace=True to replace it"
         raise ValueError(f"register_relaxation: {name!r} is registered already; {cure}")
-    if ":" in name or "," in name or not name:
-        raise ValueError(f"register_relaxation: a name has no ':' or ',', got {name!r}")
+    if not name or any(sign in name for sign in ":,+"):
+        raise ValueError(f"register_relaxation: a name has no ':', ',' or '+', got {name!r}")
     _FACTORIES[name] = factory
 
 
 def resolve(relaxation: Relaxation | str) -> Relaxation:
     """An object from a name such as "crown" or "box-round:omega=0.5,F=10"; objects pass through.
 
+    Names joined by "+", options at the last alone, are the intersection: "box+crown" is `Intersect(Box(), Crown())`.
     Raises ValueError for an unknown name (with the nearest known one) or option.
     """
     if not isinstance(relaxation, str):
@@ -93,13 +94,17 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
             raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
         return relaxation
     name, _, text = relaxation.partition(":")
+    if "+" in name:
+        # What stands behind a colon belongs to the last, a "+" of its own included.
+        *parts, _ = name.split("+")
+        together: Relaxation = _imported(_HERE + "Intersect")(*parts, relaxation.removeprefix("+".join(parts) + "+"))
+        return together
     preset: dict[str, Any] = {}
     if name in _FACTORIES:
         factory = _FACTORIES[name]
     elif name in _NAMES:
         target, preset = _NAMES[name]
-        module, _, attribute = target.partition(":")
-        factory = getattr(importlib.import_module(module), attribute)
+        factory = _imported(target)
     else:
         raise ValueError(f"unknown relaxation {name!r}; {suggest(name, names())}")
     options = dict(preset) | _options(relaxation, text)
@@ -111,6 +116,11 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
     if not isinstance(made, Relaxation):
         raise TypeError(f"relaxation {relaxation!r}: wants a relaxation object, got {type(made).__name__}")
     return made
+
+
+def _imported(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def named_relaxations(
@@ -167,6 +177,8 @@ def _value(text: str) -> Any:
 
 def name_of(relaxation: Any) -> str:
     """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
+    if isinstance(parts := getattr(relaxation, "parts", None), tuple):
+        return _joined(relaxation, parts)
     best: str | None = None
     for name in names():
         target = _NAMES.get(name, ("", {}))[0]
@@ -181,6 +193,15 @@ def name_of(relaxation: Any) -> str:
         if type(other) is type(relaxation) and best is None:
             best = f"{name}:{_differences(relaxation, other)}"
     return best or type(relaxation).__name__
+
+
+def _joined(relaxation: Any, parts: tuple[Any, ...]) -> str:
+    """The name of an intersection; its class alone where no name is it."""
+    name = "+".join(map(name_of, parts))
+    try:
+        return name if len(parts) > 1 and resolve(name) == relaxation else type(relaxation).__name__
+    except ValueError:
+        return type(relaxation).__name__
 
 
 def _shown(value: Any) -> Any:
