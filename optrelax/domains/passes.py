@@ -27,7 +27,7 @@ from optrelax.kernels import window_step
 from optrelax.kernels.convolutions import ConvGeometry, Pair
 from optrelax.kernels.relax_step import least_over_box, relax_step
 from optrelax.kernels.window_step import gather, scatter, spread
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, Line
 from optrelax.networks.graph import Graph, Network, Node
 from optrelax.networks.ops import Add, Affine, Conv2d, Linear, Reshape, Scale
 from optrelax.regions import InputBox, Region
@@ -145,6 +145,17 @@ class Program:
         return self.layout[gradient]
 
     @property
+    def depth(self) -> int:
+        """Convolutions on the way."""
+        return sum(isinstance(step, _Convolve) for step in self.steps)
+
+    @property
+    def weighed(self) -> dict[str, _Rows]:
+        """Rows at each activation: the shape of weights that a row has of its own there."""
+        met = [(step.activation, step.source) for step in self.steps if isinstance(step, _Relax)]
+        return {name: self.rows[source] for name, source in met if name is not None}
+
+    @property
     def shared(self) -> int:
         """Numbers of one row before the first activations."""
         return sum(rows.numbers for rows in self.rows if rows.stop is not None)
@@ -178,9 +189,10 @@ def bytes_taken(found: Program, n: int, given: int, size: int) -> tuple[int, int
 _PROGRAMS: WeakKeyDictionary[Graph, dict[str, Program | None]] = WeakKeyDictionary()
 
 
-def program(network: Network, target: str) -> Program | None:
-    """The steps for rows of a node; None where the rules have to do it.
+def program(network: Network, target: str, depth: int | None = None) -> Program | None:
+    """The steps for rows of a node; None where the rules have to do it, or do it as fast.
 
+    depth: convolutions on the way at least; None: `DEPTH`.
     Kept as long as the graph, which is another one as soon as the network is.
     """
     known = _PROGRAMS.setdefault(network.graph, {})
@@ -189,7 +201,8 @@ def program(network: Network, target: str) -> Program | None:
             known[target] = _Planner(network, target).program()
         except _NoPassError:
             known[target] = None
-    return known[target]
+    found = known[target]
+    return found if found is not None and found.depth >= (DEPTH if depth is None else depth) else None
 
 
 def available(region: Region) -> bool:
@@ -236,7 +249,7 @@ class _Planner:
         slot = self.pending.pop(network.input, None)
         if slot is not None:
             self._end(network.input, slot)
-        if self.entry is None or sum(isinstance(step, _Convolve) for step in self.steps) < DEPTH:
+        if self.entry is None:
             raise _NoPassError
         plan = Plan(self.plan.grid, before)
         weights = tuple(dict.fromkeys(self.weights))
@@ -358,6 +371,8 @@ class _Planner:
         wanted = self.plan.frames.get(name)
         if len(self.network.shape_of(name)) == 1:
             wanted = frames.whole((1, 1))
+        if name == self.network.input and not isinstance(wanted, Frame) and self.rows[slot].frame.whole:
+            wanted = self.rows[slot].frame  # a matrix reads the image
         if not isinstance(wanted, Frame):
             raise _NoPassError
         slot = self._adapted(slot, wanted)
@@ -520,6 +535,33 @@ class LineMaps(dict[str, Enclosure]):
             lines = self[name]
             assert isinstance(lines, Lines)
             self._maps[name] = tuple(t.contiguous() for t in _lines(network, network[name], lines))
+        return self._maps[name]
+
+
+class MixedMaps:
+    """Two lower lines and an upper one of each activation by its name: rows have weights of their own between the two.
+
+    Weight 0 is the first lower line, 1 the second.
+    constant: whether the gradient is wanted in the weights and the upper lines alone: the lower lines, and the network,
+    are constants then.
+    """
+
+    def __init__(self, constant: bool) -> None:
+        self.constant = constant
+        self._lines: dict[str, tuple[Lines, Lines]] = {}
+        self._maps: dict[str, tuple[Tensor, ...]] = {}
+
+    def add(self, name: str, first: Line, second: Line, above: Line) -> None:
+        """The lines of an activation: slope and intercept [batch, *shape] each."""
+        self._lines[name] = (Lines(*first, *above), Lines(*second, *above))
+
+    def maps(self, network: Network, name: str) -> tuple[Tensor, ...]:
+        """As `LineMaps.maps`; then slope and intercept of the second lower line less the first's."""
+        if name not in self._maps:
+            first, second = (_lines(network, network[name], lines) for lines in self._lines[name])
+            below = (*first[:2], second[0] - first[0], second[1] - first[1])
+            ls, li, ds, di = (t.detach() for t in below) if self.constant else below
+            self._maps[name] = tuple(t.contiguous() for t in (ls, li, *first[2:], ds, di))
         return self._maps[name]
 
 
@@ -686,6 +728,20 @@ def some_neurons(found: Program, wanted: Tensor) -> tuple[Neurons, tuple[Tensor,
     return Neurons(place, torch.stack([entry, entry + n], 1).flatten()), index
 
 
+def seen_by(found: Program, name: str, maps: Tensor, neurons: Neurons) -> Tensor:
+    """What each row sees of its example's map at an activation: [batch, *shape] -> [n, high, wide, channels]."""
+    return _seen(_channels_last(maps).contiguous(), found.weighed[name].frame, neurons.place)
+
+
+def on_maps(found: Program, name: str, windows: Tensor, neurons: Neurons) -> Tensor:
+    """Windows [n, high, wide, channels] on maps of their own, 0 elsewhere: [n, channels, *image]."""
+    frame = found.weighed[name].frame
+    if not frame.whole:
+        corners = frame.corners(neurons.place[:, 1:])[:, None].contiguous()
+        windows = scatter(windows[:, None].contiguous(), corners, frame.image, windows.shape[0])
+    return windows.permute(0, 3, 1, 2)
+
+
 def rows_of_examples(given: int, k: int, batch: int, device: torch.device) -> Neurons:
     """Rows [given, k, ...] in their target's own shape, for every example; given: the batch, or 1 for all."""
     place = torch.zeros(batch * k, 3, dtype=torch.int64, device=device)
@@ -699,17 +755,19 @@ def lower_bounds(
     rows: Tensor,
     neurons: Neurons | EveryNeuron,
     region: Region,
-    lines: Mapping[str, Enclosure],
+    lines: Mapping[str, Enclosure] | MixedMaps,
     room: float = math.inf,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Lower bound of each neuron's row over its example's region: [n].
 
     rows: as `backsubstitution.pull` takes them at the target, [batch or 1, k, ...]; flat over both they are what
     `neurons.which` counts.  room: bytes of coefficients alive at once, where that is less than the workspace.
-    Sound: yes, to nearest.  Gradient: as `substitute`.
+    weights: with `MixedMaps` for lines, of each row at each activation, [n, high, wide, channels] as `weighed` says.
+    Sound: yes, to nearest; weights in [0, 1].  Gradient: as `substitute`, and in the weights.
     """
     assert isinstance(region, InputBox), "asked before by `available`"
-    assert isinstance(lines, LineMaps), "lines that are made once for all targets"
+    assert isinstance(lines, LineMaps | MixedMaps), "lines that are made once for all targets"
     walk = backsubstitution.pull(
         network,
         found.target,
@@ -725,7 +783,11 @@ def lower_bounds(
     given += [walk.stops[name].reshape(-1, *shapes[name]) for name in found.stops]
     for name in found.activations:
         given += lines.maps(network, name)
-    given += [_weight(network, name, region.lower) for name in found.weights]
+    constant = isinstance(lines, MixedMaps) and lines.constant
+    matrices = [_weight(network, name, region.lower) for name in found.weights]
+    given += [t.detach() if constant else t for t in matrices]
+    if weights is not None:
+        given += [weights[name] for name in found.activations]
     center, radius = region.center, region.radius
     low, high = region.lower, region.upper
     if found.entry != network.input:
@@ -733,7 +795,7 @@ def lower_bounds(
             center, radius = op.apply(center), op.absolute(radius)
         low, high = center - radius, center + radius
     given += [_channels_last(low), _channels_last(high)]
-    bound: Tensor = _Pass.apply(found, neurons, room, *(t.contiguous() for t in given))
+    bound: Tensor = _Pass.apply(found, neurons, room, weights is not None, *(t.contiguous() for t in given))
     return bound + neurons.of_each(walk.constant)
 
 
@@ -750,28 +812,37 @@ def _diagonals(network: Network, name: str) -> list[Affine]:
 class _Given:
     """The tensors of a call by name."""
 
-    def __init__(self, found: Program, given: Sequence[Any]) -> None:
-        n = len(found.stops)
+    def __init__(self, found: Program, given: Sequence[Any], mixed: bool) -> None:
+        n, each = len(found.stops), _maps_each(mixed)
         self.stops = dict(zip(found.stops, given[:n], strict=True))
         self.lines: dict[str | None, Sequence[Any]] = {}
         for i, name in enumerate(found.activations):
-            self.lines[name] = given[n + 4 * i : n + 4 * i + 4]
-        n += 4 * len(found.activations)
+            self.lines[name] = given[n + each * i : n + each * (i + 1)]
+        n += each * len(found.activations)
         self.weights = dict(zip(found.weights, given[n : n + len(found.weights)], strict=True))
+        n += len(found.weights)
+        self.own: dict[str | None, Any] = dict(zip(found.activations, given[n:-2], strict=True)) if mixed else {}
         self.lines[None] = (None, given[-2], None, given[-1])
+
+
+def _maps_each(mixed: bool) -> int:
+    """Maps of an activation's lines."""
+    return 6 if mixed else 4
 
 
 class _Pass(torch.autograd.Function):
     """Keeps what it was given; coefficients are made again."""
 
     @staticmethod
-    def forward(ctx: Any, found: Program, neurons: Neurons | EveryNeuron, room: float, *given: Tensor) -> Tensor:
-        ctx.found, ctx.neurons, ctx.room = found, neurons, room
+    def forward(
+        ctx: Any, found: Program, neurons: Neurons | EveryNeuron, room: float, mixed: bool, *given: Tensor
+    ) -> Tensor:
+        ctx.found, ctx.neurons, ctx.room, ctx.mixed = found, neurons, room, mixed
         like, n = given[0], neurons.count
         constant = like.new_zeros(n)
         # All rows at once are kept for the gradient.
         keep = any(ctx.needs_input_grad) and room == math.inf and at_once(found, like, room, gradient=True) >= n
-        run = _Run(found, neurons, given, room, gradient=keep)
+        run = _Run(found, neurons, given, room, mixed, gradient=keep)
         ctx.kept = keep
         # As a saved tensor, so that who drops those and computes them again drops this.
         ctx.save_for_backward(*given, *([run.arena] if keep else []))
@@ -782,37 +853,39 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found, neurons, saved = ctx.found, ctx.neurons, ctx.saved_tensors
-        given = saved[: len(ctx.needs_input_grad) - 3]
-        need = ctx.needs_input_grad[3:]
+        given = saved[: len(ctx.needs_input_grad) - 4]
+        need, mixed = ctx.needs_input_grad[4:], ctx.mixed
         if torch.is_grad_enabled():  # to be differentiated again
             # Of each tensor by itself: some were computed from others, and that part of the gradient is not ours.
             fresh = [t.view_as(t) for t in given]
             wanted = [t for t, needed in zip(fresh, need, strict=True) if needed]
-            again = torch.autograd.grad(_eager(found, neurons, fresh), wanted, grad, create_graph=True)
+            again = torch.autograd.grad(_eager(found, neurons, fresh, mixed), wanted, grad, create_graph=True)
             taken = iter(again)
-            return None, None, None, *(next(taken) if needed else None for needed in need)
+            return None, None, None, None, *(next(taken) if needed else None for needed in need)
         grad = grad.contiguous()
         totals = [torch.zeros_like(t) if needed else None for t, needed in zip(given, need, strict=True)]
-        _both_sides(found, totals, given)
+        _together(found, totals, given, mixed)
         n = neurons.count
         # Gradients are written over coefficients: only the first backward pass finds them.
         kept, ctx.kept = ctx.kept, False
-        run = _Run(found, neurons, given, ctx.room, gradient=True, arena=saved[-1] if len(saved) > len(given) else None)
-        to = _Given(found, totals)
+        arena = saved[-1] if len(saved) > len(given) else None
+        run = _Run(found, neurons, given, ctx.room, mixed, gradient=True, arena=arena)
+        to = _Given(found, totals, mixed)
         for part in run.parts(n):
             if not kept:
                 run.forward(part, grad.new_zeros(part.stop - part.start))
             run.backward(part, grad[part], to)
-        return None, None, None, *(t if needed else None for t, needed in zip(totals, need, strict=True))
+        return None, None, None, None, *(t if needed else None for t, needed in zip(totals, need, strict=True))
 
 
-def _both_sides(found: Program, totals: list[Tensor | None], given: Sequence[Tensor]) -> None:
-    """The kernel adds up both slopes or none, and both intercepts."""
-    first = len(found.stops)
-    pairs = [(first + 4 * i + j, first + 4 * i + j + 2) for i in range(len(found.activations)) for j in (0, 1)]
-    for a, b in (*pairs, (len(given) - 2, len(given) - 1)):
-        if (totals[a] is None) != (totals[b] is None):
-            for i in (a, b):
+def _together(found: Program, totals: list[Tensor | None], given: Sequence[Tensor], mixed: bool) -> None:
+    """The kernel adds up both slopes or none, and both intercepts; of rows with weights a side's lines or none."""
+    groups = ((0, 1, 4, 5), (2, 3)) if mixed else ((0, 2), (1, 3))
+    first, each = len(found.stops), _maps_each(mixed)
+    taken = [[first + each * i + j for j in group] for i in range(len(found.activations)) for group in groups]
+    for group in (*taken, [len(given) - 2, len(given) - 1]):
+        if any(totals[i] is not None for i in group):
+            for i in group:
                 totals[i] = torch.zeros_like(given[i]) if totals[i] is None else totals[i]
 
 
@@ -825,10 +898,11 @@ class _Run:
         neurons: Neurons | EveryNeuron,
         given: Sequence[Tensor],
         room: float,
+        mixed: bool,
         gradient: bool,
         arena: Tensor | None = None,
     ) -> None:
-        self.found, self.neurons, self.given, self.gradient = found, neurons, _Given(found, given), gradient
+        self.found, self.neurons, self.given, self.gradient = found, neurons, _Given(found, given, mixed), gradient
         like = given[0]
         self.dtype = like.dtype
         self.offsets, self.gradients, self.each = found.lay_out(gradient)
@@ -881,8 +955,9 @@ class _Run:
             shared = which if self.found.rows[step.source].stop is not None else None
             to = None if step.to is None else self._at(step.to, n)
             if isinstance(step, _Relax):
-                lines = self.given.lines[step.activation]
-                call("relax", self.dtype, n, *self._frame(step.source), place, shared, a, *lines, to, constant)
+                lines, weights = _mixed_lines(self.given, step.activation, part)
+                given = (place, shared, a, *lines, *weights, to, constant)
+                call("relax", self.dtype, n, *self._frame(step.source), *given)
                 continue
             assert to is not None
             if isinstance(step, _Convolve):
@@ -916,9 +991,10 @@ class _Run:
                 own = self._at(slot, n, back=True)
                 found = own if slot not in seen else torch.empty_like(own)
                 if isinstance(step, _Relax):
-                    lines, sums = self.given.lines[step.activation], to.lines[step.activation]
+                    lines, weights = _mixed_lines(self.given, step.activation, part)
+                    sums, to_weights = _mixed_lines(to, step.activation, part)
                     shared = which if stop is not None else None
-                    given = (place, shared, a, *lines, grad, column, found, *sums)
+                    given = (place, shared, a, *lines, *weights, grad, column, found, *sums, *to_weights)
                     call("relax_back", self.dtype, n, *self._frame(slot), *given)
                 elif isinstance(step, _Convolve):
                     assert grad is not None
@@ -954,6 +1030,12 @@ class _Run:
                 total.index_add_(0, which, self._at(slot, n, back=True))
 
 
+def _mixed_lines(given: _Given, activation: str | None, part: slice) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Both lines; and the weights of some rows, with what the second lower line is more."""
+    lines, own = given.lines[activation], given.own.get(activation)
+    return lines[:4], (None if own is None else own[part], *(lines[4:] or (None, None)))
+
+
 def _sizes(a: Tensor, weight: Tensor, step: _Convolve, to: Tensor) -> tuple[int, ...]:
     out, into, kh, kw = weight.shape
     g = step.geometry
@@ -966,9 +1048,9 @@ def _inside(t: Tensor, corner: Pair, shape: Sequence[int]) -> Tensor:
     return t[:, top : top + high, left : left + wide]
 
 
-def _eager(found: Program, neurons: Neurons | EveryNeuron, tensors: Sequence[Tensor]) -> Tensor:
+def _eager(found: Program, neurons: Neurons | EveryNeuron, tensors: Sequence[Tensor], mixed: bool) -> Tensor:
     """The same by operations that can be differentiated again."""
-    given = _Given(found, tensors)
+    given = _Given(found, tensors, mixed)
     place, which = neurons.part(slice(0, neurons.count))
     example = place[:, 0]
     kept: dict[int, Tensor] = {}
@@ -978,6 +1060,10 @@ def _eager(found: Program, neurons: Neurons | EveryNeuron, tensors: Sequence[Ten
         a = kept[step.source] if rows.stop is None else given.stops[rows.stop][which]
         if isinstance(step, _Relax):
             lines = [None if t is None else _seen(t, rows.frame, place) for t in given.lines[step.activation]]
+            if step.activation in given.own:
+                own = given.own[step.activation]
+                slope, intercept = (lines[i] + own * lines[i + 4] for i in (0, 1))
+                lines = [slope, intercept, *lines[2:4]]
             if step.to is None:
                 low, high = lines[1], lines[3]
                 assert low is not None

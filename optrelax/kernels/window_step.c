@@ -184,11 +184,12 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                                                                                                                        \
     /* Rows pulled through an activation: windows [n, kh, kw, c] of maps [batch, high, wide, c], row r at pixel        \
        place[r] * step + offset of example place[r][0]. a: row which[r] where `which` is given, else row r. Without    \
-       slopes the rows end in a box, whose ends are the intercepts. */                                                 \
+       slopes the rows end in a box, whose ends are the intercepts. w [n, kh, kw, c], where given: a row's own lower   \
+       lines have the slope ls + w ds and the intercept li + w di. */                                                  \
     void relax_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,        \
                       int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place, const int64_t *which,  \
-                      const T *a, const T *ls, const T *li, const T *us, const T *ui, T *pulled, T *constant,          \
-                      int64_t threads) {                                                                               \
+                      const T *a, const T *ls, const T *li, const T *us, const T *ui, const T *w, const T *ds,         \
+                      const T *di, T *pulled, T *constant, int64_t threads) {                                          \
         const int64_t size = kh * kw * c;                                                                              \
         _Pragma("omp parallel for num_threads(threads) if (n * size > FEW)") for (int64_t b = 0; b < n; b += BLOCK) {  \
             const int64_t last = b + BLOCK < n ? b + BLOCK : n;                                                        \
@@ -197,14 +198,21 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                     const int64_t y = place[3 * r + 1] * step_y + offset_y + i, x = place[3 * r + 2] * step_x + offset_x;\
                     const int64_t begin = x < 0 ? -x : 0, end = x + kw > wide ? wide - x : kw;                         \
                     const T *from = a + (which ? which[r] : r) * size + i * kw * c;                                    \
+                    const T *own = w ? w + r * size + i * kw * c : 0;                                                  \
                     T *to = pulled + r * size + i * kw * c, sum = 0;                                                   \
                     if (y < 0 || y >= high || begin >= end) {                                                          \
                         if (ls) memset(to, 0, kw * c * sizeof(T));                                                     \
                         continue;                                                                                      \
                     }                                                                                                  \
                     const int64_t e = ((place[3 * r] * high + y) * wide + x) * c;                                      \
-                    if (ls) {                                                                                          \
-                        memset(to, 0, begin * c * sizeof(T)), memset(to + end * c, 0, (kw - end) * c * sizeof(T));     \
+                    if (ls) memset(to, 0, begin * c * sizeof(T)), memset(to + end * c, 0, (kw - end) * c * sizeof(T)); \
+                    if (own) {                                                                                         \
+                        _Pragma("omp simd reduction(+ : sum)") for (int64_t j = begin * c; j < end * c; j++) {         \
+                            const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                               \
+                            to[j] = up * (ls[e + j] + own[j] * ds[e + j]) + down * us[e + j];                          \
+                            sum += up * (li[e + j] + own[j] * di[e + j]) + down * ui[e + j];                           \
+                        }                                                                                              \
+                    } else if (ls) {                                                                                   \
                         _Pragma("omp simd reduction(+ : sum)") for (int64_t j = begin * c; j < end * c; j++) {         \
                             const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                               \
                             to[j] = up * ls[e + j] + down * us[e + j];                                                 \
@@ -220,14 +228,13 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                 }                                                                                                      \
         }                                                                                                              \
     }                                                                                                                  \
-                                                                                                                       \
     /* Its gradient: grad as pulled, column [n] -> to_a [n, kh, kw, c], which may be grad itself, and maps, added up   \
        (null: not wanted). A thread takes every so-many-th row of the maps, so that no two write to one place. */      \
     void relax_back_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,   \
                            int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place,                   \
                            const int64_t *which, const T *a, const T *ls, const T *li, const T *us, const T *ui,       \
-                           const T *grad, const T *column, T *to_a, T *to_ls, T *to_li, T *to_us, T *to_ui,            \
-                           int64_t threads) {                                                                          \
+                           const T *w, const T *ds, const T *di, const T *grad, const T *column, T *to_a, T *to_ls,    \
+                           T *to_li, T *to_us, T *to_ui, T *to_w, T *to_ds, T *to_di, int64_t threads) {               \
         const int64_t size = kh * kw * c;                                                                              \
         _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (n * size > FEW)")                       \
         for (int64_t t = 0; t < threads; t++)                                                                          \
@@ -247,6 +254,27 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                             continue;                                                                                  \
                         }                                                                                              \
                         const int64_t e = ((place[3 * r] * high + y) * wide + x) * c;                                  \
+                        if (w) {                                                                                       \
+                            const T *own = w + r * size + i * kw * c;                                                  \
+                            T *own_to = to_w ? to_w + r * size + i * kw * c : 0;                                       \
+                            for (int64_t j = begin * c; own_to && j < end * c; j++)                                    \
+                                own_to[j] = (from[j] > 0 ? from[j] : 0) * (ds[e + j] * g[j] + di[e + j] * q);          \
+                            for (int64_t j = begin * c; to_us && j < end * c; j++) {                                   \
+                                const T down = from[j] > 0 ? 0 : from[j];                                              \
+                                to_us[e + j] += g[j] * down, to_ui[e + j] += q * down;                                 \
+                            }                                                                                          \
+                            for (int64_t j = begin * c; to_ls && j < end * c; j++) {                                   \
+                                const T up = from[j] > 0 ? from[j] : 0;                                                \
+                                to_ls[e + j] += g[j] * up, to_li[e + j] += q * up;                                     \
+                                to_ds[e + j] += g[j] * up * own[j], to_di[e + j] += q * up * own[j];                   \
+                            }                                                                                          \
+                            _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
+                                const T below = ls[e + j] + own[j] * ds[e + j], under = li[e + j] + own[j] * di[e + j];\
+                                to[j] = (from[j] > 0 ? below : us[e + j]) * g[j] + (from[j] > 0 ? under : ui[e + j]) * q;\
+                            }                                                                                          \
+                            memset(to, 0, begin * c * sizeof(T)), memset(to + end * c, 0, (kw - end) * c * sizeof(T)); \
+                            continue;                                                                                  \
+                        }                                                                                              \
                         if (ls && to_ls) {                                                                             \
                             _Pragma("omp simd") for (int64_t j = begin * c; j < end * c; j++) {                        \
                                 const T up = from[j] > 0 ? from[j] : 0, down = from[j] - up;                           \

@@ -26,13 +26,13 @@ _SIGNATURES = (
     "* kw * into])",
     "relax(n, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], int64 which?[n], "
     "a[], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], ui[high * wide * c], "
-    "pulled?[n * kh * kw * c], "
+    "w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], pulled?[n * kh * kw * c], "
     "constant[n])",
     "relax_back(n, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], int64 which?[n], "
     "a[], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], ui[high * wide * c], "
-    "grad?[n * kh * kw * c], "
+    "w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], grad?[n * kh * kw * c], "
     "column[n], to_a[n * kh * kw * c], to_ls?[high * wide * c], to_li?[high * wide * c], to_us?[high * wide * c], "
-    "to_ui?[high * wide * c])",
+    "to_ui?[high * wide * c], to_w?[n * kh * kw * c], to_ds?[high * wide * c], to_di?[high * wide * c])",
     "gather(batch, maps, lists, places, high, wide, c, kh, kw, back, int64 corners[lists * places * 2], map[maps "
     "* high * wide * c], windows[batch * places * kh * kw * c])",
 )

@@ -1,0 +1,114 @@
+"""The search of alpha-CROWN: windows and sweeps are one computation, and what it finds is a bound."""
+
+import pytest
+import torch
+from torch import nn
+
+import optrelax as ox
+from optrelax.domains import passes
+from optrelax.layers import AlphaCrown
+
+
+def residual(seed=0):
+    """A residual block behind a strided convolution, a scale with both signs, and a hidden layer."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, 1, 1))
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), ox.models.Residual(body, None), nn.ReLU())
+    net = net.append(nn.Flatten()).append(nn.Linear(27, 6)).append(nn.LeakyReLU(0.1)).append(nn.Linear(6, 3))
+    nn.init.uniform_(net[2].body[1].weight, -2.0, 2.0)
+    return net.double().eval(), (2, 6, 6)
+
+
+def dense(seed=0):
+    torch.manual_seed(seed)
+    hidden = (nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
+    return nn.Sequential(nn.Flatten(), *hidden).double(), (2, 4, 4)
+
+
+def region_of(shape, batch=2, eps=0.2):
+    x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return ox.LinfBall(x, eps)
+
+
+ROWS = torch.tensor([[1.0, -1, 0], [0, 1, -1]], dtype=torch.float64)
+
+
+def results(net, captured, region, iterations):
+    net.zero_grad()
+    x = region.center.clone().requires_grad_(True)
+    of = ox.LinfBall(x, region.radius.flatten()[0].item())
+    low = ox.lower_bounds(captured, of, ROWS, AlphaCrown(iterations=iterations))
+    low.sum().backward()
+    return [low.detach(), x.grad, *(p.grad for p in net.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize("make", [residual, dense])
+def test_windows_are_sweeps_done_faster(make, iterations, monkeypatch):
+    net, shape = make()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    fast = results(net, captured, region, iterations)
+    monkeypatch.setattr(passes, "available", lambda region: False)
+    for a, b in zip(fast, results(net, captured, region, iterations), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_some_rows_at_a_time_are_the_same(monkeypatch):
+    net, shape = residual()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    whole = results(net, captured, region, 2)
+    monkeypatch.setattr(passes, "WORKSPACE", 1)
+    for a, b in zip(results(net, captured, region, 2), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_rows_with_weights_of_their_own_can_be_differentiated_twice():
+    net, shape = residual()
+    captured, region = ox.capture(net, shape).lowered, region_of(shape, batch=1)
+    given = ox.relaxations.resolve("crown").preactivation_bounds(captured, region)
+    found = passes.program(captured, captured.output, depth=0)
+    neurons = passes.rows_of_examples(1, 2, 1, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    weights = [
+        torch.rand(2, *found.weighed[name].shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for name in found.activations
+    ]
+
+    def bound(*weights):
+        lines = passes.MixedMaps(constant=False)
+        for node in captured.activations:
+            b = given[node.name]
+            hull = node.op.hull(b.lower.detach(), b.upper.detach())
+            lines.add(node.name, hull.below[0], hull.below[1], hull.above[0])
+        own = dict(zip(found.activations, weights, strict=True))
+        return passes.lower_bounds(found, captured, ROWS[None], neurons, region, lines, weights=own)
+
+    grads = torch.autograd.grad(bound(*weights).pow(2).sum(), weights, create_graph=True)
+    (second,) = torch.autograd.grad(grads[0].pow(2).sum(), weights[0])
+    step = 1e-6 * torch.randn(weights[0].shape, generator=generator, dtype=torch.float64)
+
+    def slope(first):
+        moved = [first.detach().requires_grad_(True), *weights[1:]]
+        return torch.autograd.grad(bound(*moved).pow(2).sum(), moved)[0].pow(2).sum()
+
+    change = (slope(weights[0] + step) - slope(weights[0] - step)) / 2
+    torch.testing.assert_close(change, (second * step).sum(), rtol=1e-5, atol=1e-12)
+
+
+def test_what_is_found_is_a_bound_and_better_than_crown():
+    net, shape = residual()
+    captured, region = ox.capture(net, shape), region_of(shape, batch=3)
+    with torch.no_grad():
+        crown = ox.lower_bounds(captured, region, ROWS, "crown")
+        found = ox.lower_bounds(captured, region, ROWS, AlphaCrown(iterations=8))
+        outward = ox.lower_bounds(captured, region, ROWS, AlphaCrown(iterations=8, rounding="outward"))
+        least = torch.full_like(found, torch.inf)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(200):
+            signs = torch.randint(0, 2, region.shape, generator=generator).double() * 2 - 1
+            least = torch.minimum(least, net(region.center + signs * region.radius) @ ROWS.mT)
+    assert (found >= crown - 1e-12).all()
+    assert float((found - crown).mean()) > 1e-2
+    assert (found <= least).all()
+    assert (outward <= found).all()
+    torch.testing.assert_close(outward, found, rtol=1e-9, atol=1e-9)
