@@ -247,13 +247,14 @@ def test_lightning_loop():
 
 @pytest.mark.slow
 def test_fairness():
-    """Training with any of the relaxations proves for most people what plain training breaks for most."""
+    """Training with any of the relaxations proves for most what plain training breaks for many; MILP settles all."""
     output = run("fairness.py", "--epochs", "12")
     table = rows(output)
     assert list(table) == ["plain", "box", "crown", "triangle"]
-    for accuracy, *proved, unfair in table.values():
+    for accuracy, *proved, fair, unfair in table.values():
         assert accuracy > found(r"right for ([\d.]+) %", output) + 5
-        assert max(proved) + unfair <= 100 + 1e-6
+        assert max(proved) <= fair
+        assert abs(fair + unfair - 100) <= 0.1 + 1e-6  # printed with one decimal
     best = {name: max(values[1:4]) for name, values in table.items()}
     assert best["plain"] < 60 < min(best["box"], best["crown"], best["triangle"])
     assert table["plain"][-1] > table["box"][-1]

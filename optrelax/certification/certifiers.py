@@ -233,7 +233,7 @@ class Certifier:
             assert self.eps is not None
             return x, self.ball(x), self._specification(positions)
         part = self.region.select(positions.to(self.region.device))
-        return x, part.combine(lambda t: t.to(x)), self._specification(positions)
+        return x, part.to(torch.float64, x.device), self._specification(positions)
 
     def _prediction(self, logits: Tensor) -> int | None:
         """The class of the greatest score; with one output, by its sign, in the labels' own numbers."""
@@ -422,7 +422,7 @@ def _require_region(region: Any, samples: Samples, owner: str) -> None:
     if region.shape != samples.x.shape:
         raise ValueError(f"{owner}: region is of inputs {tuple(region.shape)}, the inputs are {tuple(samples.x.shape)}")
     x = samples.x.double().to(region.device)
-    inside = region.combine(Tensor.double).contains(x) | ~x.isfinite().flatten(1).all(1)
+    inside = region.to(torch.float64).contains(x) | ~x.isfinite().flatten(1).all(1)
     if not bool(inside.all()):
         raise ValueError(f"{owner}: input {int((~inside).nonzero()[0])} lies outside its region")
 

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, St
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
 from optrelax.networks.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from optrelax.relaxations import Relaxation
 
 # torch.export replaces methods of nn.Module itself while it runs, and puts back what it found: one thread at a time.
 _EXPORTING = threading.RLock()
@@ -94,31 +97,55 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     return Network(net, graph_of(net, shape), recapture=True)
 
 
-def check(net: nn.Module | Network, input_shape: Sequence[int] | None = None) -> Report:
+def check(
+    net: nn.Module | Network,
+    input_shape: Sequence[int] | None = None,
+    relaxation: Relaxation | str | None = None,
+) -> Report:
     """Report every op of `net` that cannot be bounded, where it is and why; raises nothing for unsupported ops.
 
     Args:
         net: as for `capture`.
         input_shape: as for `capture`.
+        relaxation: what is to bound it, tried at a point; None: any.
 
     Returns:
         `ok`, and the problems; printed, a line each.
 
     Raises:
         TypeError: as `capture`.
-        ValueError: as `capture`.
+        ValueError: as `capture`, and for an unknown relaxation.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-        >>> ox.check(net).ok
-        True
+        >>> ox.check(net).ok, ox.check(net, relaxation="triangle").ok, ox.check(net, relaxation="crown-0").ok
+        (True, True, False)
     """
+    from optrelax.relaxations import resolve
+
+    asked = None if relaxation is None else resolve(relaxation)
     try:
         network = capture(net, input_shape)
         network.require_eval()
     except UnsupportedOpError as error:
         return Report(False, error.problems)
-    return Report(True, ())
+    problems = () if asked is None else _refused(network, asked)
+    return Report(not problems, problems)
+
+
+def _refused(network: Network, relaxation: Relaxation) -> tuple[Problem, ...]:
+    """Why a relaxation cannot bound a network: what it says when it is asked at a point."""
+    from optrelax.analysis import lower_bounds
+    from optrelax.regions import InputBox
+
+    like = next((p for p in network.module.parameters() if p.is_floating_point()), torch.zeros(()))
+    x = like.new_full((1, *network.input_shape), 0.5)
+    try:
+        with torch.no_grad():
+            lower_bounds(network, InputBox(x, x), torch.eye(network.outputs).to(x), relaxation)
+    except UnsupportedOpError as error:
+        return error.problems
+    return ()
 
 
 def on_batch(net: nn.Module | Network, x: Tensor, statistics: Statistics = "batch") -> tuple[Network, Tensor]:

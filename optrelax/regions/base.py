@@ -204,9 +204,9 @@ class Region(ABC):
         """The same as constants."""
         return self.combine(Tensor.detach)
 
-    def to(self: R, dtype: torch.dtype) -> R:
-        """The same with its numbers rounded to another type; on this device."""
-        return self.combine(lambda t: t.to(dtype))
+    def to(self: R, dtype: torch.dtype, device: torch.device | None = None) -> R:
+        """The same with its numbers rounded to another type; on this device where none is given."""
+        return self.combine(lambda t: t.to(t.device if device is None else device, dtype))
 
 
 def _parts(region: Region) -> list[Any]:

@@ -139,7 +139,7 @@ class ChoiceBox(Region):
         flat = flatten_from(x.clamp(self.lower, self.upper), 1)
         for group in self.choices:
             best = (flat[:, None, group.index] - group.values).square().sum(2).argmin(1)
-            flat = flat.index_copy(1, group.index, group.values[best])
+            flat = flat.index_copy(1, group.index, group.values[best].to(flat))
         return flat.reshape(x.shape)
 
     def into_hull(self, x: Tensor) -> Tensor:
@@ -173,14 +173,15 @@ class ChoiceBox(Region):
             groups[tuple(group.index.tolist())] = values
         return ChoiceBox(box.lower, box.upper, groups)
 
-    def to(self, dtype: torch.dtype) -> ChoiceBox:
-        """The same in another type."""
-        if dtype == self.dtype:
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> ChoiceBox:
+        """The same in another type; on this device where none is given."""
+        place = self.device if device is None else device
+        if (dtype, place) == (self.dtype, self.device):
             return self
         groups: dict[int | tuple[int, ...], Tensor] = {
-            tuple(group.index.tolist()): group.values.to(dtype) for group in self.choices
+            tuple(group.index.tolist()): group.values.to(place, dtype) for group in self.choices
         }
-        return ChoiceBox(self.lower.to(dtype), self.upper.to(dtype), groups)
+        return ChoiceBox(self.lower.to(place, dtype), self.upper.to(place, dtype), groups)
 
     def _without_groups(self, flat: Tensor) -> Tensor:
         if not self.choices:

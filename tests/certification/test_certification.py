@@ -753,3 +753,18 @@ def test_a_loss_of_margins_takes_no_specification():
     x, labels = examples(4)
     with pytest.raises(ValueError, match="FusedLoss: is made of the margins of labels"):
         FusedLoss()(small(), ox.LinfBall(x, 0.1), labels, spec=torch.eye(3))
+
+
+def test_choices_in_float32_are_certified_attacked_and_settled_one_by_one():
+    net = ox.models.fc(4, 8, 2, seed=0)
+    x = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = x[:, 0].round()
+    labels = net(x).argmax(1)
+    region = ox.ChoiceBox(x - 0.1, x + 0.1, {0: torch.tensor([0.0, 1.0])})
+    report = ox.certify(net, (x, labels), region=region, relaxation="crown", exact=True)
+    assert report.errors == 0
+    assert report.undecided == 0
+    for value in (0.0, 1.0):
+        moved = x.index_fill(1, torch.tensor([0]), value)
+        robust = torch.from_numpy(report.examples["verdict"].str.starts_with("certified").to_numpy())
+        assert (net(moved).argmax(1) == labels)[robust].all()

@@ -576,3 +576,28 @@ def test_running_statistics_may_be_parts_of_a_parameter():
         torch.testing.assert_close(network(x), net(x))
         net.weight.mul_(2)
         torch.testing.assert_close(network(x), net(x))
+
+
+class Squares(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.second(h * torch.relu(h))
+
+
+def test_a_check_speaks_for_the_relaxation_asked_about():
+    plain, smooth = (nn.Sequential(nn.Linear(3, 4), f, nn.Linear(4, 2)) for f in (nn.ReLU(), nn.Tanh()))
+    for name in ("box", "crown-0", "crown", "triangle", "layerwise"):
+        assert ox.check(plain, relaxation=name).ok
+    assert ox.check(smooth, relaxation="triangle").ok
+    (refused,) = ox.check(smooth, relaxation="crown-0").problems
+    assert (refused.where, refused.op) == ("1", "tanh")
+    assert ox.check(Squares(), (3,), relaxation="crown").ok
+    (product,) = ox.check(Squares(), (3,), relaxation="triangle").problems
+    assert product.op == "Multiply"
+    assert "linear program" in product.reason
+    with pytest.raises(ValueError, match="unknown relaxation"):
+        ox.check(plain, relaxation="crowm")
