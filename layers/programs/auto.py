@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
@@ -38,11 +39,13 @@ class Auto(ProgramSolver):
     tol: float = 1e-6
     interior: InteriorPoint = field(default_factory=InteriorPoint)
     exact: Highs = field(default_factory=Highs)
+    sparse: ClassVar[bool] = True
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems."""
         if _products(data) > _PRODUCTS:
             return replace(self.exact.solve(data, start), solver="Highs")
+        data = data.dense()
         answer = replace(self.interior, tol=self.tol).for_programs().solve(data, start)
         open_ = ((answer.status == Status.NUMERICAL) | (answer.status == Status.ITERATION_LIMIT)).nonzero().squeeze(-1)
         if not len(open_):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from optrelax.layers.programs.highs_model import Array, Model, Run
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, stack_rows
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
+from optrelax.layers.programs.sparse_matrices import Entries, is_sparse
 from optrelax.layers.solutions import Status
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Highs(ProgramSolver):
     time_limit: float | None = None
     workers: int | None = None
     tol: float = 1e-6
+    sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -142,9 +144,7 @@ class Highs(ProgramSolver):
 
     def _chunk(self, data: LPData, chunk: Indices) -> SparseAnswer:
         """Solve the problems of one worker."""
-        from scipy.sparse import csc_matrix
-
-        shared = csc_matrix(stack_rows(data.A, data.E).numpy()) if data.shares_matrices else None
+        shared = _by_columns(stack_rows(data.A, data.E)) if data.shares_matrices else None
         model, results = Model(self.threads, self.time_limit), []
         for i in chunk:
             one = data.select(slice(int(i), int(i) + 1))
@@ -152,12 +152,22 @@ class Highs(ProgramSolver):
             row_lower = torch.cat([torch.full_like(one.b[0], -torch.inf), one.d[0]]).numpy()
             cost, lower, upper = one.c[0].numpy(), one.lower[0].numpy(), one.upper[0].numpy()
             if shared is None or not model.loaded:
-                matrix = shared if shared is not None else csc_matrix(stack_rows(one.A, one.E)[0].numpy())
+                matrix = shared if shared is not None else _by_columns(stack_rows(one.A, one.E)[0])
                 model.load(matrix, row_lower, row_upper, lower, upper)
             else:
                 model.change(row_lower, row_upper, lower, upper)
             results.append(model.solve(cost))
         return _collect(results, data.c.shape[1], data.b.shape[1] + data.d.shape[1])
+
+
+def _by_columns(matrix: Tensor) -> csc_matrix:
+    """A matrix of any layout as HiGHS takes it."""
+    from scipy.sparse import coo_matrix, csc_matrix
+
+    if not is_sparse(matrix):
+        return csc_matrix(matrix.numpy())
+    at = Entries.of(matrix)
+    return coo_matrix((at.a.numpy(), (at.i.numpy(), at.j.numpy())), shape=(at.m, at.n)).tocsc()
 
 
 def _cores() -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
 from optrelax.layers.programs.lp_data import LPData, all_finite, stack_rows
+from optrelax.layers.programs.sparse_matrices import Entries, count_entries, is_sparse
 from optrelax.rounding import SLACK, down, gamma, underflow, up
 
 _CHUNK = 2**24  # entries of one [problems, rows, n] block
@@ -26,7 +25,7 @@ def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
     lower, upper = data.lower, data.upper
     if data.size[2] + data.size[3] == 0 or (all_finite(lower) and all_finite(upper)):
         return lower, upper
-    per_problem = data.c.shape[1] * max(1, data.size[2] + 2 * data.size[3])
+    per_problem = max(1, count_entries(data.A) + 2 * count_entries(data.E))
     step = max(1, _CHUNK // per_problem)
     parts = [_implied(data.select(slice(i, i + step))) for i in range(0, data.size[0], step)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -49,39 +48,16 @@ def _implied(data: LPData) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-class _Entries(ABC):
-    """The entries of matrices, one layout of them for every problem."""
-
-    a: Tensor
-    n: int
-
-    @abstractmethod
-    def of_columns(self, x: Tensor) -> Tensor:
-        """x [B, n] at the entries."""
-
-    @abstractmethod
-    def of_rows(self, s: Tensor) -> Tensor:
-        """s [B, rows] at the entries."""
-
-    @abstractmethod
-    def sums(self, t: Tensor) -> Tensor:
-        """Row sums, [B, rows]."""
-
-    @abstractmethod
-    def least(self, t: Tensor) -> Tensor:
-        """Column minima, [B, n]."""
-
-
-def _entries(rows: Tensor) -> _Entries:
-    if rows.dim() == 2:
-        index = rows.nonzero()
-        if len(index) < _SPARSE * rows.numel():
-            return _Sparse(rows, index)
+def _entries(rows: Tensor) -> _Dense | Entries:
+    if is_sparse(rows):
+        return Entries.of(rows)
+    if rows.dim() == 2 and int(rows.count_nonzero()) < _SPARSE * rows.numel():
+        return Entries.of(rows)
     return _Dense(rows)
 
 
-class _Dense(_Entries):
-    """All entries of [..., rows, n]."""
+class _Dense:
+    """All entries of [..., rows, n], as `Entries` has those of a sparse matrix."""
 
     def __init__(self, rows: Tensor) -> None:
         self.a, self.n = rows, rows.shape[-1]
@@ -99,27 +75,7 @@ class _Dense(_Entries):
         return t.amin(-2)
 
 
-class _Sparse(_Entries):
-    """The entries other than 0 of one matrix [rows, n]."""
-
-    def __init__(self, rows: Tensor, index: Tensor) -> None:
-        (self.i, self.j), (self.count, self.n) = index.unbind(-1), rows.shape
-        self.a = rows[self.i, self.j]
-
-    def of_columns(self, x: Tensor) -> Tensor:
-        return x[:, self.j]
-
-    def of_rows(self, s: Tensor) -> Tensor:
-        return s[:, self.i]
-
-    def sums(self, t: Tensor) -> Tensor:
-        return t.new_zeros(len(t), self.count).index_add_(1, self.i, t)
-
-    def least(self, t: Tensor) -> Tensor:
-        return t.new_full((len(t), self.n), torch.inf).scatter_reduce_(1, self.j.expand(len(t), -1), t, "amin")
-
-
-def _one_round(entries: _Entries, sides: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+def _one_round(entries: _Dense | Entries, sides: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """(lower, upper) that the rows a.x <= side imply from the present bounds, [B, n] each."""
     a, n = entries.a, entries.n
     terms = torch.minimum(product(a, entries.of_columns(lower)), product(a, entries.of_columns(upper)))

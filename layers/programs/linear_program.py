@@ -91,6 +91,7 @@ class LinearProgram(nn.Module):
 
     _owner = "LinearProgram"
     _quadratic = False
+    _sparse = True
 
     def __init__(
         self,
@@ -153,7 +154,8 @@ class LinearProgram(nn.Module):
         start: LPSolution | None = None,
     ) -> LPSolution:
         """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
-        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner), start)
+        sparse = self._sparse and self._solver.sparse and self.primal_gradient is None
+        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner, sparse=sparse), start)
 
     def _default(self) -> ProgramSolver:
         from optrelax.layers.programs.auto import Auto
@@ -285,7 +287,7 @@ def _false_rows(data: LPData) -> tuple[Tensor | None, Tensor | None]:
     """Rows of zeros that cannot hold, of A and of E; None where there are none."""
     found: list[Tensor | None] = []
     for matrix, wrong in ((data.A, data.b < 0), (data.E, data.d != 0)):
-        rows = (matrix == 0).all(-1) if wrong.numel() and matrix.shape[-2] else None
+        rows = lp_data.zero_rows(matrix) if wrong.numel() and matrix.shape[-2] else None
         false = None if rows is None or not bool(rows.any()) else rows & wrong
         found.append(false if false is not None and bool(false.any()) else None)
     return found[0], found[1]

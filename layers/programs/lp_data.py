@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from optrelax.layers.programs.sparse_matrices import Entries, is_sparse
+
 NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
 _DIMS = {"c": 1, "A": 2, "b": 1, "E": 2, "d": 1, "lower": 1, "upper": 1, "P": 2}
 
@@ -22,20 +24,25 @@ _NO_LIMIT = 1e20  # a side that other solvers, too, take for infinite
 def times(matrix: Tensor, x: Tensor) -> Tensor:
     """M x, [B, m], for x [B, n] and a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
     if matrix.dim() == 2:
-        return x @ matrix.mT
+        return torch.sparse.mm(matrix, x.mT).mT if is_sparse(matrix) else x @ matrix.mT
     return torch.bmm(matrix, x.unsqueeze(-1)).squeeze(-1)
 
 
 def transposed_times(matrix: Tensor, y: Tensor) -> Tensor:
     """M^T y, [B, n], for y [B, m] and a matrix [m, n] shared by the batch or one a problem [B, m, n]."""
     if matrix.dim() == 2:
-        return y @ matrix
+        return torch.sparse.mm(matrix.mT, y.mT).mT if is_sparse(matrix) else y @ matrix
     return torch.bmm(y.unsqueeze(-2), matrix).squeeze(-2)
 
 
 def stack_rows(*matrices: Float[Tensor, "... _ n"]) -> Float[Tensor, "... rows n"]:
-    """The matrices on top of each other; [rows, n] where all are shared by the batch, else [B, rows, n]."""
+    """The matrices on top of each other; [rows, n] where all are shared by the batch, else [B, rows, n].
+
+    COO where one of them is sparse.
+    """
     batches = {matrix.shape[0] for matrix in matrices if matrix.dim() == 3}
+    if any(is_sparse(matrix) for matrix in matrices):
+        return torch.cat([Entries.of(matrix).coo() for matrix in matrices], -2).coalesce()
     if not batches:
         return torch.cat(matrices, -2)
     return torch.cat([matrix.expand(*batches, -1, -1) for matrix in matrices], -2)
@@ -45,7 +52,7 @@ def stack_rows(*matrices: Float[Tensor, "... _ n"]) -> Float[Tensor, "... rows n
 class LPData:
     """min c.x subject to A x <= b, E x = d, lower <= x <= upper, for B problems; m or p may be 0.
 
-    A and E keep two dimensions where the whole batch shares them.
+    A and E keep two dimensions where the whole batch shares them, and may then be sparse (COO).
     """
 
     c: Float[Tensor, "B n"]
@@ -67,6 +74,12 @@ class LPData:
     def shares_matrices(self) -> bool:
         """Whether the whole batch has one A and one E."""
         return self.A.dim() == 2 and self.E.dim() == 2
+
+    def dense(self) -> LPData:
+        """The same data, sparse matrices written out."""
+        if not (is_sparse(self.A) or is_sparse(self.E)):
+            return self
+        return replace(self, A=self.A.to_dense(), E=self.E.to_dense())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LPData:
         """The same data with `function` applied to every tensor."""
@@ -137,6 +150,8 @@ class ProgramSolver(ABC):
     """Relative gap that counts as OPTIMAL, and the tolerance of feasibility."""
     quadratic: ClassVar[bool] = False
     """Whether it takes data with P."""
+    sparse: ClassVar[bool] = False
+    """Whether it takes sparse A and E; for others they are written out."""
 
     @property
     def differentiates(self) -> bool:
@@ -148,14 +163,27 @@ class ProgramSolver(ABC):
         """Solve B >= 1 problems."""
 
 
+def zero_rows(matrix: Float[Tensor, "... m n"]) -> Bool[Tensor, "... m"]:
+    """Which rows hold nothing but 0."""
+    return Entries.of(matrix).zero_rows() if is_sparse(matrix) else (matrix == 0).all(-1)
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether every entry is finite: one sum, except where that overflows."""
+    if is_sparse(tensor):
+        tensor = Entries.of(tensor).a
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def binding(data: LPData) -> Tensor:
     """b, with infinite sides for rows that the box keeps far from their sides: no limit, however it is written."""
     A = data.A.double()
+    if is_sparse(A):
+        at, low, high = Entries.of(A), data.lower.double(), data.upper.double()
+        a = at.a
+        terms = torch.where(a > 0, a * at.of_columns(high), torch.where(a < 0, a * at.of_columns(low), 0.0))
+        reach = at.sums(terms.abs())
+        return torch.where((data.b > 2 * reach + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
     low, high = data.lower.double().unsqueeze(-2), data.upper.double().unsqueeze(-2)
     terms = torch.where(A > 0, A * high, torch.where(A < 0, A * low, 0.0))
     return torch.where((data.b > 2 * terms.abs().sum(-1) + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
@@ -183,8 +211,11 @@ def gather(
     upper: Tensor | None,
     P: Tensor | None = None,
     owner: str = "LinearProgram",
+    sparse: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
+
+    Sparse matrices are written out, unless `sparse` says that they need not.
 
     TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
     NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).  RuntimeError: inside torch.func.
@@ -194,10 +225,11 @@ def gather(
             f"{owner}: vmap and the other transforms of torch.func are not supported; leading dimensions are a batch, "
             "and backward() or torch.autograd.grad differentiates"
         )
-    A, E = (_dense(name, matrix, owner) for name, matrix in (("A", A), ("E", E)))
+    sparse = sparse and all(M is None or M.dim() == 2 for M in (A, E))
+    A, E = (_laid_out(name, matrix, owner, sparse) for name, matrix in (("A", A), ("E", E)))
     given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
     if P is not None:
-        given["P"] = _dense("P", P, owner)
+        given["P"] = _laid_out("P", P, owner, False)
     for matrix, vector in (("A", "b"), ("E", "d")):
         if (given[matrix] is None) != (given[vector] is None):
             raise ValueError(f"{owner}: give both {matrix} and {vector} or neither")
@@ -215,13 +247,13 @@ def gather(
     return data
 
 
-def _dense(name: str, matrix: Tensor | None, owner: str) -> Tensor | None:
-    """A sparse matrix written out; its gradient is sparse again."""
+def _laid_out(name: str, matrix: Tensor | None, owner: str, sparse: bool) -> Tensor | None:
+    """A sparse matrix as it is, or written out; its gradient is sparse again."""
     if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
         return matrix
     if matrix.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise TypeError(f"{owner}: {name} must be dense, COO or CSR, got {matrix.layout}")
-    return matrix.to_dense()
+    return matrix if sparse else matrix.to_dense()
 
 
 def _check_kinds(given: dict[str, Tensor | None], owner: str) -> None:
@@ -262,6 +294,7 @@ def _check_shapes(data: dict[str, Tensor], owner: str) -> None:
 def _check_values(data: dict[str, Tensor], owner: str) -> None:
     for name, value in data.items():
         entries = value.detach()
+        entries = Entries.of(entries).a if is_sparse(entries) else entries
         if all_finite(entries):
             continue
         if bool(entries.isnan().any()):
@@ -298,6 +331,8 @@ def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
 
     def flat(name: str) -> Tensor:
         value, dims = data[name], _DIMS[name]
+        if is_sparse(value):
+            return Entries.of(value.detach()).coo()
         tail = value.shape[value.dim() - dims :]
         if dims == 2 and value.dim() > 2 and value.shape[:-2].numel() == 1:
             value = value.reshape(tail)

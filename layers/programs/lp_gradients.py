@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optrelax.layers.first_order import first_order
+from optrelax.layers.programs.sparse_matrices import is_sparse, outer_entries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +113,7 @@ class _ProgramValue(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, y, v, r, live, data[5], data[6])
         ctx.shapes = [tensor.shape for tensor in data]
+        ctx.sparse = {i: tensor.detach() for i, tensor in enumerate(data) if is_sparse(tensor)}
         return value.clone()
 
     @staticmethod
@@ -121,15 +123,21 @@ class _ProgramValue(torch.autograd.Function):
         # A problem without a value may receive inf or NaN from the loss; it must not reach data others share.
         g = torch.where(live, grad, 0.0).unsqueeze(-1)
         needed, shapes = ctx.needs_input_grad[6:], ctx.shapes
+
+        def matrix(left: Tensor, i: int) -> Tensor:
+            if i in ctx.sparse:
+                return outer_entries(left, x, ctx.sparse[i])
+            return outer_sum(left, x, shapes[i])
+
         rules = (
             lambda: (g * x).sum_to_size(shapes[0]),
-            lambda: outer_sum(g * y, x, shapes[1]),
+            lambda: matrix(g * y, 1),
             lambda: (-g * y).sum_to_size(shapes[2]),
-            lambda: outer_sum(g * v, x, shapes[3]),
+            lambda: matrix(g * v, 3),
             lambda: (-g * v).sum_to_size(shapes[4]),
             lambda: torch.where(lower.isinf(), 0.0, g * r.clamp(min=0)).sum_to_size(shapes[5]),
             lambda: torch.where(upper.isinf(), 0.0, g * r.clamp(max=0)).sum_to_size(shapes[6]),
-            lambda: outer_sum(g * x / 2, x, shapes[7]),
+            lambda: matrix(g * x / 2, 7),
         )
         grads = [rule() if wanted else None for rule, wanted in zip(rules, needed, strict=False)]
         return (None, None, None, None, None, None, *grads)

@@ -82,6 +82,7 @@ class MixedIntegerProgram(LinearProgram):
     """
 
     _owner = "MixedIntegerProgram"
+    _sparse = False
     integer: Tensor
 
     def __init__(

@@ -14,12 +14,12 @@ the restart rule and the controller of the primal weight), Applegate et al. 2024
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, transposed_times
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.pdhg_steps import Best, Iterate, Scaled, take
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
@@ -59,6 +59,7 @@ class PDHG(ProgramSolver):
     max_iterations: int = 100_000
     check_every: int = 40
     restart: Literal["adaptive", "never"] = "adaptive"
+    sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.tol > 0:
@@ -154,7 +155,7 @@ class _PDHGSolve:
         scaled, state = self.scaled, self.state
         for ray in (state.step_s - state.anchor_s, state.step_s):
             ray = scaled.cone(ray)
-            value, _ = scaled.dual_value(ray, transposed_times(scaled.K, ray), 0.0)
+            value, _ = scaled.dual_value(ray, scaled.push(ray), 0.0)
             # A cheap necessary sign first; the proof is evaluated on the few that show it.
             index = ((value > 0) & (status == _RUNNING)).nonzero().squeeze(-1)
             if len(index):

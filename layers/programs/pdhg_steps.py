@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optrelax.layers.programs.implied_bounds import implied_box
 from optrelax.layers.programs.lp_data import Answer, LPData, binding, stack_rows, times, transposed_times
+from optrelax.layers.programs.sparse_matrices import Entries, compressed, equilibrated, is_sparse
 
 _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-point error that triggers a restart
 # How far a restart moves the logarithm of the primal weight to where both sides travel alike. All the way diverges on
@@ -26,7 +27,7 @@ def take(record: Record, index: Tensor) -> Record:
     changes: dict[str, Any] = {}
     for entry in fields(record):
         value = getattr(record, entry.name)
-        if isinstance(value, Tensor) and not (entry.name == "K" and value.dim() == 2):
+        if isinstance(value, Tensor) and not (entry.name in ("K", "turned") and value.dim() == 2):
             changes[entry.name] = value[index]
     return replace(record, **changes)
 
@@ -36,6 +37,7 @@ class Scaled:
     """min c.x, (K x - q) in {<= 0}^m x {0}^p, l <= x <= u, after scaling rows and columns of K = [A; E]."""
 
     K: Tensor  # [rows, n] shared, or [B, rows, n]
+    turned: Tensor | None  # the transpose of a sparse K
     c: Tensor  # [B, n]
     q: Tensor  # [B, rows]
     l: Tensor  # [B, n]
@@ -54,12 +56,13 @@ class Scaled:
         size, m = data.size[0], data.size[2]
         K = stack_rows(data.A, data.E)
         rows, columns = equilibration(K)
-        K = K * rows.unsqueeze(-1) * columns.unsqueeze(-2)
+        K, turned = _scaled(K, rows, columns)
         rows, columns = rows.expand(size, -1), columns.expand(size, -1)
         q = torch.cat([binding(data), data.d], -1)
         low, high = (end.to(data.c) for end in implied_box(data.double()))
         return cls(
             K=K,
+            turned=turned,
             c=data.c * columns,
             q=q * rows,
             l=data.lower / columns,
@@ -72,6 +75,10 @@ class Scaled:
             cost=data.c.abs().amax(-1).clamp(min=1),
             m=m,
         )
+
+    def push(self, s: Tensor) -> Tensor:
+        """K^T s."""
+        return transposed_times(self.K, s) if self.turned is None else times(self.turned, s)
 
     def cone(self, s: Tensor) -> Tensor:
         """Project multipliers: those of A x <= b are >= 0."""
@@ -117,6 +124,8 @@ def _sizes(q: Tensor) -> Tensor:
 
 def equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
     """(row scales, column scales) of |K|, [..., rows] and [..., n]; rows and columns of zeros keep scale 1."""
+    if is_sparse(K):
+        return equilibrated(Entries.of(K), _RUIZ_ROUNDS)
     size = K.abs()
     rows, columns = size.new_ones(size.shape[:-1]), size.new_ones(size.shape[:-2] + size.shape[-1:])
     for round_ in range(_RUIZ_ROUNDS + 1):
@@ -129,13 +138,22 @@ def equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _norm(K: Tensor, size: int) -> Tensor:
+def _scaled(K: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(K with rows and columns scaled, the transpose of a sparse one)."""
+    if not is_sparse(K):
+        return K * rows.unsqueeze(-1) * columns.unsqueeze(-2), None
+    at = Entries.of(K)
+    return compressed(replace(at, a=at.a * rows[at.i] * columns[at.j]))
+
+
+def _norm(scaled: Scaled) -> Tensor:
     """Slightly more than the spectral norm of K by power iteration, at most 1, [size, 1]; 1 for a zero matrix."""
+    K, size = scaled.K, len(scaled.c)
     batch = 1 if K.dim() == 2 else K.shape[0]
     # A fixed start without the symmetry of a constant vector, which can be orthogonal to the leading one.
     x = torch.cos(torch.arange(1, K.shape[-1] + 1, device=K.device, dtype=K.dtype) ** 2).expand(batch, -1)
     for _ in range(_POWER_ROUNDS):
-        x = transposed_times(K, times(K, x))
+        x = scaled.push(times(K, x))
         length = x.norm(dim=-1, keepdim=True)
         x = x / torch.where(length > 0, length, 1.0)
     norm = (1.02 * length.sqrt()).clamp(max=1)
@@ -171,7 +189,7 @@ class Iterate:
             s = torch.cat([start.inequality, start.equality], -1).to(scaled.c) / scaled.rows
         x, s = x.clamp(scaled.l, scaled.u), scaled.cone(s)
         Kx = times(scaled.K, x)
-        eta = 0.998 / _norm(scaled.K, len(x))
+        eta = 0.998 / _norm(scaled)
         costs, sides = scaled.c.norm(dim=-1, keepdim=True), _sizes(scaled.q)
         known = (costs > 0) & (sides > 0)
         weight = torch.where(known, costs / torch.where(known, sides, 1.0), 1.0)
@@ -185,7 +203,7 @@ class Iterate:
         push, sides = tau * scaled.c, sigma * scaled.q
         first_error = self.first_error
         for i in range(count):
-            step_x = torch.addcmul(x - push, tau, transposed_times(scaled.K, s), value=-1)
+            step_x = torch.addcmul(x - push, tau, scaled.push(s), value=-1)
             step_x = torch.clamp(step_x, scaled.l, scaled.u)
             step_Kx = times(scaled.K, step_x)
             step_s = scaled.cone(torch.addcmul(s - sides, sigma, torch.sub(2 * step_Kx, Kx)))
@@ -268,7 +286,7 @@ class Best:
     def improved(self, scaled: Scaled, state: Iterate, tol: float) -> Best:
         """With the last plain step taken into account."""
         x, s = state.step_x, state.step_s
-        s, push = scaled.repaired(s, transposed_times(scaled.K, s))
+        s, push = scaled.repaired(s, scaled.push(s))
         bound, wrong = scaled.dual_value(s, push, scaled.c)
         # Reduced costs within tol at infinite bounds are repaired by the layer, so among these the bound decides.
         wrong = (wrong / scaled.cost).clamp(min=tol)

@@ -21,10 +21,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optrelax.layers.programs.lp_data import LPData
+from optrelax.layers.programs.sparse_matrices import is_sparse
 from optrelax.rounding import SLACK, down, gamma, underflow, up
 
 _F64 = torch.float64
 _SMALL = 1e-5  # a residual above this part of its terms is no rounding: nothing exact lies nearby
+_MOST = 2**24  # entries of a sparse matrix written out
+_NOISE = 1e-9  # a multiplier below this part of the largest may be all that a solver's rounding has left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +40,16 @@ class ExactRows:
     low: Float[Tensor, " n"]
     high: Float[Tensor, " n"]
 
+    @staticmethod
+    def fit(data: LPData) -> bool:
+        """Whether the matrices, written out, are small enough for dense factors; beyond, nothing is shown."""
+        _, n, m, p = data.size
+        return not (is_sparse(data.A) or is_sparse(data.E)) or (m + p) * n <= _MOST
+
     @classmethod
     def of(cls, data: LPData, i: int, box: tuple[Tensor, Tensor]) -> ExactRows:
         """Problem i of float64 data, with this box for its variables."""
+        data = data.dense()
         A, E = ((matrix if matrix.dim() == 2 else matrix[i]).cpu() for matrix in (data.A, data.E))
         M, sides = torch.cat([A, E]), torch.cat([data.b[i], data.d[i]]).cpu()
         # A row without a side says nothing.
@@ -65,6 +75,9 @@ def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) 
     c, s = c.cpu(), s.cpu().clone()
     s[: rows.m] = s[: rows.m].clamp(min=0)
     vanishing = _vanishing(rows, c, s)
+    if vanishing is None and len(s):  # a column may meet no other multipliers than noise
+        s = torch.where(s.abs() > _NOISE * s.abs().amax(), s, 0.0)
+        vanishing = _vanishing(rows, c, s)
     if vanishing is None:
         return None
     M = rows.M[:, vanishing].mT.contiguous()
@@ -88,7 +101,8 @@ def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) 
 def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"]) -> Bool[Tensor, " B"]:
     """Whether (y, v) shows that no point satisfies the constraints (Farkas): a proof, rounding included.
 
-    With costs 0, the bound of exact multipliers near the ray is positive. NaN and negative y count as 0.
+    With costs 0, the bound of exact multipliers near the ray is positive; or, whatever the ray, bounds that single rows
+    imply cross. NaN and negative y count as 0.
     """
     from optrelax.layers.programs.implied_bounds import implied_box
     from optrelax.layers.programs.safe_bounds import dual_bound
@@ -104,9 +118,9 @@ def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B
     y, v = (torch.where(part.abs() > 1e-14, part, 0.0) for part in (y, v))
     zero = LPData(torch.zeros_like(data.c), data.A, data.b, data.E, data.d, data.lower, data.upper)
     box = implied_box(zero)
-    proved = dual_bound(zero, y, v, box, "outward")[0] > 0
+    proved = (dual_bound(zero, y, v, box, "outward")[0] > 0) | (box[0] > box[1]).any(-1)
     for i in (~proved).nonzero().squeeze(-1).tolist():
-        if size[i] > 0 and bool((box[0][i].isinf() | box[1][i].isinf()).any()):
+        if size[i] > 0 and ExactRows.fit(data) and bool((box[0][i].isinf() | box[1][i].isinf()).any()):
             found = balance(ExactRows.of(zero, i, box), zero.c[i], torch.cat([y[i], v[i]]))
             proved[i] = found is not None and found.bound > 0
     return proved
@@ -120,14 +134,16 @@ def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"]) -> Bool[Tensor, " 
     data, ray = data.double(), ray.double().nan_to_num(0.0, 0.0, 0.0)
     size = ray.abs().amax(-1, keepdim=True)
     ray = ray / torch.where(size > 0, size, 1.0)
-    ray = torch.where(ray.abs() > 1e-14, ray, 0.0)
     wrong = torch.maximum(
         torch.where(data.lower.isfinite(), -ray, 0.0), torch.where(data.upper.isfinite(), ray, 0.0)
     ).amax(-1)
     likely = (size.squeeze(-1) > 0) & (wrong <= _SMALL) & ((data.c * ray).sum(-1) < 0)
+    likely &= ExactRows.fit(data)
     for i in likely.nonzero().squeeze(-1).tolist():
-        box = data.lower, data.upper
-        likely[i] = _falls(ExactRows.of(data, i, box), data.c[i], ray[i])
+        rows = ExactRows.of(data, i, (data.lower, data.upper))
+        # What is small is the solver's rounding, or a point that the ray began at.
+        clear = (torch.where(ray[i].abs() > small, ray[i], 0.0) for small in (1e-14, 1e-6))
+        likely[i] = any(_falls(rows, data.c[i], part) for part in clear)
     return likely
 
 
@@ -194,7 +210,14 @@ def _moved(M: Tensor, residual: Tensor, s: Tensor, m: int) -> Tensor:
 
 
 def _correction(M: Tensor, residual: Tensor, scales: Tensor) -> Tensor | None:
-    """|delta| <= result for some delta with M delta = r, for every |r| <= residual; None where not shown."""
+    """|delta| <= result for some delta with M delta = r, for every |r| <= residual; None where not shown.
+
+    Rows that meet nothing that may move are left out: their residual is exactly 0.
+    """
+    met = ((M != 0) & (scales > 0)).any(1)
+    if not bool(met.any()):
+        return torch.zeros_like(scales)
+    M, residual = M[met], residual[met]
     N, powers = _scaled(M, scales)
     # Equal rows ask for the same thing twice.
     N, which = N.unique(dim=0, return_inverse=True)

@@ -151,12 +151,14 @@ def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _reduced_error(data: LPData, y: Tensor, v: Tensor) -> Tensor:
-    """rho of the module's docstring, [B, n]."""
+    """rho of the module's docstring, [B, n]; 0 without multipliers, when reduced costs are c itself."""
     terms = data.A.shape[-2] + data.E.shape[-2]
-    if terms == 0:
+    held = torch.cat([y, v], -1) != 0
+    if not bool(held.any()):
         return torch.zeros_like(data.c)
     size = data.c.abs() + transposed_times(data.A.abs(), y) + transposed_times(data.E.abs(), v.abs())
-    return 2 * SLACK * (gamma(terms + 2, torch.float64) * size + underflow(terms + 2, torch.float64))
+    error = 2 * SLACK * (gamma(terms + 2, torch.float64) * size + underflow(terms + 2, torch.float64))
+    return torch.where(held.any(-1, keepdim=True), error, 0.0)
 
 
 def _repair(data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
@@ -177,6 +179,8 @@ def _balanced(
     """Multipliers without a bound moved until reduced costs vanish where they must; (y, v, bounds)."""
     y, v, lower = y.clone(), v.clone(), lower.clone()
     m = data.size[2]
+    if not ExactRows.fit(data):
+        return y, v, lower
     for i in (lower == -torch.inf).nonzero().squeeze(-1).tolist():
         found = balance(ExactRows.of(data, i, box), data.c[i], torch.cat([y[i], v[i]]))
         if found is None:
