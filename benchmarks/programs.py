@@ -13,12 +13,13 @@ from torch import Tensor
 from benchmarks.measuring import Task, interleaved
 from benchmarks.program_peers import PEERS, Data
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax.layers import Highs, InteriorPoint, LinearProgram, QuadraticProgram
+from optrelax.layers import PDHG, Highs, InteriorPoint, LinearProgram, QuadraticProgram
 
 TITLE = "General programs: batches of LPs and QPs against other solvers"
 _LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (50, 80, 256), (100, 200, 1))
 _LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 8))
 _QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (100, 200, 16))
+_SPARSE = ((200, 100, 1000), (4000, 2000, 20_000), (10_000, 5000, 100_000))
 _MOST = {"cvxpylayers": 64 * 80 * 50, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
 """Entries of all matrices up to which a peer is run: beyond, its step takes a minute."""
 
@@ -72,6 +73,19 @@ def degenerate(batch: int, n: int, m: int, seed: int) -> dict[str, Tensor]:
     return {"c": c, "A": A, "b": A @ corner + slack, "lower": zeros, "upper": zeros + 1}
 
 
+def sparse_program(n: int, m: int, entries: int, seed: int) -> dict[str, Tensor]:
+    """One feasible LP of a sparse A in the unit box; half of the rows hold with equality at the point it is made of."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.stack([torch.randint(size, (entries,), generator=generator) for size in (m, n)])
+    value = torch.randn(entries, generator=generator, dtype=torch.float64)
+    A = torch.sparse_coo_tensor(place, value, (m, n), check_invariants=True).coalesce()
+    inside = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+    slack = torch.rand(m, generator=generator, dtype=torch.float64) * (torch.rand(m, generator=generator) < 0.5)
+    c = torch.randn(1, n, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    return {"c": c, "A": A, "b": torch.sparse.mm(A, inside).squeeze(-1) + slack, "lower": zeros, "upper": zeros + 1}
+
+
 FAMILIES: dict[str, tuple[Callable[..., dict[str, Tensor]], tuple[tuple[int, int], ...]]] = {
     "own sides": (sides, ((50, 80),)),
     "transport": (transport, ((6, 0), (12, 0))),
@@ -89,6 +103,7 @@ def run(options: Options) -> Report:
         _table("LP", [_random("LP", *size, options, speed) for size in lps]),
         _table("QP", [_random("QP", *size, options, speed) for size in qps]),
         _families([_family(name, 4 if quick else 64, options) for name in (["transport"] if quick else FAMILIES)]),
+        _sparse([_large(*size, options) for size in (_SPARSE[:1] if quick else _SPARSE[1:])]),
     ]
     return Report("programs", TITLE, options, tables, _bars(tables), environment(options))
 
@@ -128,6 +143,30 @@ def _alike(rows: list[Row]) -> list[Row]:
     """Rows with the same columns, those of whoever was measured first."""
     columns = list(dict.fromkeys(name for row in (max(rows, key=len), *rows) for name in row))
     return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _sparse(rows: list[Row]) -> Table:
+    notes = (
+        "One problem, forward and gradient, milliseconds. Random entries, unit box, float64. gap: the certified one, "
+        "relative. HiGHS: its dual simplex method, one thread.",
+    )
+    return Table(title="Sparse LPs", keys=("n", "m", "entries"), rows=rows, greater=("times HiGHS",), notes=notes)
+
+
+def _large(n: int, m: int, entries: int, options: Options) -> Row:
+    data = sparse_program(n, m, entries, options.seed)
+    leaves = {name: value.clone().requires_grad_() for name, value in data.items()}
+    row: Row = {"n": n, "m": m, "entries": entries}
+    tasks: dict[str, Task] = {"HiGHS": _step(LinearProgram(Highs(workers=1)), leaves)}
+    for tol in (1e-4, 1e-6):
+        layer = LinearProgram(PDHG(tol=tol))
+        found = layer(**data)
+        row[f"gap at {tol:g}"] = float((found.gap / found.lower.abs().clamp(min=1)).max())
+        row[f"iterations at {tol:g}"] = int(found.iterations.max())
+        tasks[f"PDHG {tol:g}"] = _step(layer, leaves)
+    samples = interleaved(tasks, runs=options.runs)
+    row |= {f"{name} ms": samples.median(name) * 1e3 for name in tasks}
+    return row | {"times HiGHS": samples.ratio("HiGHS", "PDHG 0.0001")}
 
 
 def _families(rows: list[list[Row]]) -> Table:

@@ -148,11 +148,12 @@ def test_programs_are_measured_beside_the_peers_that_are_installed(monkeypatch):
     names = ("cvxpylayers", "manylp")
     monkeypatch.setattr(programs, "PEERS", {name: program_peers.PEERS[name] for name in names})
     report = programs.run(Options(threads=1, quick=True, runs=1))
-    lps, qps, families = report.tables
+    lps, qps, families, sparse = report.tables
     assert all(table.rows for table in report.tables)
     assert all(row["gap"] <= 1e-8 and row["cvxpylayers off"] <= 1e-6 for row in (*lps.rows, *qps.rows))
     assert all(row["ours ms"] > row["floor ms"] > 0 and row["times HiGHS"] > 0 for row in lps.rows)
     assert {row["solver"] for row in families.rows} == {"InteriorPoint"}
+    assert all(row["gap at 0.0001"] <= 1e-4 and row["gap at 1e-06"] <= 1e-6 for row in sparse.rows)
     assert [bar.held for bar in report.bars] == [True, True]
 
 

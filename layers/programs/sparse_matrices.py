@@ -69,13 +69,7 @@ def is_sparse(matrix: Tensor) -> bool:
 
 def count_entries(matrix: Tensor) -> int:
     """Numbers that a matrix stores, of one problem."""
-    return (
-        matrix.values().numel()
-        if matrix.layout == torch.sparse_csr
-        else matrix._nnz()
-        if is_sparse(matrix)
-        else (matrix.shape[-1] * matrix.shape[-2])
-    )
+    return int(matrix._nnz()) if is_sparse(matrix) else matrix.shape[-1] * matrix.shape[-2]
 
 
 def equilibrated(size: Entries, rounds: int) -> tuple[Tensor, Tensor]:
