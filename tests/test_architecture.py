@@ -1,7 +1,8 @@
 """The house keeps its order: imports go one way between its floors, and a class has one name."""
 
 import ast
-from collections import defaultdict
+import runpy
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,11 @@ def test_a_class_has_a_name_of_its_own():
 @pytest.mark.parametrize("room", sorted(HEIGHT))
 def test_every_room_is_on_the_page(room):
     assert f"`{room}/`" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["fc", "conv"])
+def test_a_bound_is_few_calls_deep_and_enters_a_room_few_times(name):
+    tool = runpy.run_path(str(ROOT / "docs" / "tools" / "call_depth.py"))
+    calls = tool["crown"](name)
+    assert 10 < len(calls) < 30
+    assert max(Counter(tool["rooms"](calls)).values()) <= 3
