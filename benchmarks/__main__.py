@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import peers
 from benchmarks.measuring import ROOT, cores
 from benchmarks.reports import Options
 from optrelax import relaxations
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="of closed_forms and memory; default all, some 20 minutes",
     )
-    add("--auto-lirpa", metavar="PATH", help="checkout of auto_LiRPA (0.7.1 is on no registry) for deep; default none")
+    add("--auto-lirpa", metavar="PATH", help="checkout of auto_LiRPA (0.7.1 is on no registry); default as installed")
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),
     )
     torch.set_num_threads(options.threads)
+    if options.auto_lirpa is not None:
+        peers.use_checkout(options.auto_lirpa)
     keep_pages()
     for suite in given.suites or [name for name in SUITES if name != "gpu"]:
         report = importlib.import_module(f"benchmarks.{suite}").run(options)

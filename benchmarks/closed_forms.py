@@ -364,5 +364,5 @@ def _peer_fits(of: Case, name: str, options: Options) -> bool:
     given = {"model": of.model, "batch": of.batch, "seed": options.seed, "name": peers.AUTO_LIRPA[name], "peer": True}
     try:
         return peak_bytes(probe, threads=options.threads, device=options.device, **given) is not None
-    except RuntimeError:  # auto_LiRPA 0.3 and this PyTorch do not agree on every network
+    except RuntimeError:  # auto_LiRPA and this PyTorch need not agree on every network
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import unittest.mock
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import optrelax as ox
+from benchmarks import peers
 from benchmarks.measuring import Samples, interleaved
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax.domains import frames
@@ -71,9 +71,8 @@ _CASES = (
 def run(options: Options) -> Report:
     """Every network by windows, by whole rows where that is no matter of minutes, and by auto_LiRPA where given."""
     cases = _CASES[1:2] if options.quick else _CASES
-    if options.auto_lirpa is not None:
-        sys.path.insert(0, options.auto_lirpa)
     machine = environment(options)
+    theirs = peers.auto_lirpa_version()
     rows = [_row(case, options) for case in cases]
     table = Table(
         title="CROWN, seconds",
@@ -83,7 +82,7 @@ def run(options: Options) -> Report:
         notes=(
             "Random weights of the default initialisation, 9 margins an image. Medians of rounds side by side; whole "
             f"rows for forward passes alone. Bounds differ by at most {_EQUAL} of 1 + |bound|, or the run fails.",
-            f"auto_LiRPA {_version() if options.auto_lirpa else 'was not given'}; its convolutions as patches.",
+            f"auto_LiRPA {theirs if options.auto_lirpa else 'was not given'}; its convolutions as patches.",
         ),
     )
     bars = [
@@ -163,9 +162,3 @@ def _stepped(net: nn.Module, bound: Tensor, case: _Case) -> Tensor:
         net.zero_grad()
         bound.sum().backward()
     return bound.detach()
-
-
-def _version() -> str:
-    import auto_LiRPA
-
-    return str(auto_LiRPA.__version__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,9 +17,25 @@ AUTO_LIRPA = {"box": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
 """Our name of a relaxation -> auto_LiRPA's method of the same bounds."""
 
 
+def use_checkout(path: str) -> None:
+    """Import auto_LiRPA from a checkout, here and in the processes that memory is measured in."""
+    sys.path.insert(0, path)
+    os.environ["PYTHONPATH"] = os.pathsep.join([path, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def has_auto_lirpa() -> bool:
     """Whether auto_LiRPA can be imported."""
     return find_spec("auto_LiRPA") is not None
+
+
+def auto_lirpa_version() -> str | None:
+    """What it calls itself; None where it cannot be imported."""
+    if not has_auto_lirpa():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import auto_LiRPA
+    return str(auto_LiRPA.__version__)
 
 
 def auto_lirpa(

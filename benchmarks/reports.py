@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import peers
 from benchmarks.measuring import ROOT, cores
 from optrelax import __version__
 from optrelax.output.files import write_whole
 from optrelax.output.tables import write_json
 
 FORMAT = "optrelax benchmark 1"
-_PACKAGES = ("torch", "numpy", "scipy", "highspy", "cvxpy", "cvxpylayers", "diffcp", "scs", "auto_LiRPA")
+_PACKAGES = ("torch", "numpy", "scipy", "highspy", "cvxpy", "cvxpylayers", "diffcp", "scs")
 
 Row = dict[str, Any]
 
@@ -38,7 +39,7 @@ class Options:
     cache: str = str(ROOT / "benchmarks" / "cache")
     """Folder of trained weights and optimal values, made again where they are missing."""
     auto_lirpa: str | None = None
-    """A checkout of auto_LiRPA that `deep` compares with."""
+    """A checkout of auto_LiRPA to compare with; `deep` wants one."""
     out: str | None = None
     """Folder of the results, for suites that store what they have before they end."""
     minutes: float | None = None
@@ -205,6 +206,8 @@ def environment(options: Options) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    theirs = peers.auto_lirpa_version()  # of a checkout too, which no package index knows
+    versions |= {"auto_LiRPA": theirs} if theirs else {}
     return facts | {"versions": versions, "seed": options.seed, "runs": options.runs}
 
 

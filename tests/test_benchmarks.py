@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -520,3 +521,18 @@ def test_auto_lirpa_is_measured_only_where_it_is_installed(monkeypatch, there):
     assert set(peers.AUTO_LIRPA) <= set(CLOSED_FORMS)
     monkeypatch.setattr(peers, "find_spec", lambda name: object() if there and name == "auto_LiRPA" else None)
     assert closed_forms._peers({"box": 1, "hbox": 1}) == (["box"] if there else [])
+
+
+def test_auto_lirpa_of_a_checkout_is_the_one_compared_with(tmp_path, monkeypatch):
+    from benchmarks import peers
+    from benchmarks.reports import Options, environment
+
+    (tmp_path / "auto_LiRPA").mkdir()
+    (tmp_path / "auto_LiRPA" / "__init__.py").write_text("__version__ = '9.9'\n")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
+    peers.use_checkout(str(tmp_path))
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "elsewhere"]
+    assert environment(Options(threads=1))["versions"]["auto_LiRPA"] == "9.9"
+    del sys.modules["auto_LiRPA"]
