@@ -343,7 +343,7 @@ def sensitivity(
     "landscape",
     measures,
     common=("data_dir", "relaxations", "out"),
-    examples=("optrelax measure landscape runs/demo/box --data digits --eps 0.02 --out runs/landscape",),
+    examples=("optrelax measure landscape runs/demo/box --data digits --eps 0.02 --out OUT",),
 )
 def landscape(
     *,

@@ -30,7 +30,7 @@ def _papers() -> None:
     "barrier",
     papers,
     common=("data_dir", "subset", "out"),
-    examples=("optrelax paper barrier --weights DIR --data-dir DATA --subset 200 --out runs/barrier",),
+    examples=("optrelax paper barrier --weights DIR --data-dir DATA --subset 200 --out OUT",),
 )
 def barrier(
     weights: Annotated[Path, option("--weights", group="Network", metavar="DIR", help="Of the networks (npz files).")],

@@ -40,7 +40,7 @@ class ResultsOfSeries(Results):
     "series",
     measures,
     common=("data_dir", "relaxations", "subset", "out"),
-    examples=("optrelax measure series runs/mnist-box --data mnist --eps 0.1 --out runs/series",),
+    examples=("optrelax measure series runs/mnist-box --data mnist --eps 0.1 --out OUT",),
 )
 def series(
     *,

@@ -17,7 +17,10 @@ __all__ = ["sweep"]
 @command(
     "sweep",
     common=("seeds", "settings", "budget", "data_dir", "out", "workers"),
-    examples=("optrelax sweep digits-fc-small-box digits-fc-small-crown --seeds 0 1 --settings eps=0.02,0.05",),
+    examples=(
+        "optrelax sweep digits-fc-small-box digits-fc-small-crown --seeds 0 1",
+        "optrelax sweep digits-fc-small-box --settings eps=0.02,0.05 --workers 2",
+    ),
 )
 def sweep(
     recipes: Annotated[

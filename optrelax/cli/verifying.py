@@ -23,7 +23,7 @@ _SHOWN = 10  # entries of a counterexample on the screen
     common=("relaxation", "timeout"),
     examples=(
         "optrelax verify net.onnx property.vnnlib",
-        "optrelax verify net.onnx property.vnnlib.gz --relaxations crown-ibp crown --json",
+        "optrelax verify net.onnx property.vnnlib.gz --relaxations box crown --json",
     ),
 )
 def verify(
