@@ -118,7 +118,7 @@ def _show_options(name: str, json: bool) -> None:
     found = resolve(name)
     together = "+" in name.partition(":")[0]  # whose parts have the options
     options = {} if together else {f.name: _shown(getattr(found, f.name)) for f in fields(found) if f.init}
-    about = inspect.getdoc(type(found)) or ""
+    about = (inspect.getdoc(type(found)) or "").partition("\nExample:")[0].strip()
     if json:
         print_json(
             {"name": name, "sound": found.sound, "options": {k: str(v) for k, v in options.items()}, "about": about}

@@ -332,7 +332,9 @@ def _show(row: Recipe, folder: Path, result: TrainingResult, share: float, json:
     name = row.relaxation or "crown"
     norm = "" if row.norm == "linf" else f" --norm {row.norm}"
     eps = row.eps if row.certified_eps is None else row.certified_eps
-    advice = f"optrelax certify {folder} --data {row.data} --eps {eps:g}{norm} --relaxation {name}"
+    # A file of one's own is what was trained on: what is certified there says little.
+    data = "TEST.npz" if row.data.endswith(".npz") else row.data
+    advice = f"optrelax certify {folder} --data {data} --eps {eps:g}{norm} --relaxation {name}"
     if last.natural_accuracy < share + 0.02:
         console.print(
             f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "
