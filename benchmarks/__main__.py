@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="of closed_forms and memory; default all, some 20 minutes",
     )
+    add("--networks", nargs="+", default=(), choices=("FC", "CONV"), help="of closed_forms, nothing else; default all")
     add("--auto-lirpa", metavar="PATH", help="checkout of auto_LiRPA (0.7.1 is on no registry); default as installed")
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache=given.cache,
         auto_lirpa=given.auto_lirpa,
         relaxations=tuple(given.relaxations),
+        networks=tuple(given.networks),
         out=str(given.out),
         minutes=given.minutes,
         data_dir=given.data_dir or os.environ.get("OPTRELAX_DATA"),

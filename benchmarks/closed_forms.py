@@ -114,10 +114,12 @@ def run(options: Options) -> Report:
     batch = 4 if options.quick else 100
     facts = environment(options)
     tables, bars = [], []
-    for label, model in _NETWORKS.items():
-        table = _table(label, model, batch, options)
+    for label in options.networks or _NETWORKS:
+        table = _table(label, _NETWORKS[label], batch, options)
         tables.append(table)
         bars += _bars(label, {row["relaxation"]: row for row in table.rows}, batch)
+    if options.networks:
+        return Report("closed_forms", TITLE, options, tables, bars, facts)
     tables.append(_growth_table((1, 2) if options.quick else (1, 10, 100, 500), options))
     tables.append(_first_use(_QUICK_KERNELS if options.quick else None))
     return Report("closed_forms", TITLE, options, tables, bars, facts)

@@ -44,6 +44,8 @@ class Options:
     """Folder of the results, for suites that store what they have before they end."""
     minutes: float | None = None
     """No part of `gpu` begins after these."""
+    networks: tuple[str, ...] = ()
+    """Those that closed_forms measures, and nothing else; none given: all, growth and first use."""
     relaxations: tuple[str, ...] = ()
     """Those that closed_forms measures, box and crown among them; none given: all."""
 

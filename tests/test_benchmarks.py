@@ -536,3 +536,13 @@ def test_auto_lirpa_of_a_checkout_is_the_one_compared_with(tmp_path, monkeypatch
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "elsewhere"]
     assert environment(Options(threads=1))["versions"]["auto_LiRPA"] == "9.9"
     del sys.modules["auto_LiRPA"]
+
+
+def test_closed_forms_of_one_network_measure_nothing_else(monkeypatch):
+    from benchmarks import closed_forms
+    from benchmarks.reports import Options, Table
+
+    row = {"relaxation": "crown", "step / products": 1.0, "peak MiB": 1.0}
+    monkeypatch.setattr(closed_forms, "_table", lambda label, *_: Table(title=label, keys=("relaxation",), rows=[row]))
+    report = closed_forms.run(Options(threads=1, quick=True, networks=("CONV",)))
+    assert [table.title for table in report.tables] == ["CONV"]
