@@ -336,8 +336,8 @@ class DenseAscent:
         self._store()
         keep = (~done).nonzero()[:, 0]
         self.live, self.layers = self.live[keep], [layer.select(keep) for layer in self.layers]
-        for name in ("v", "best_v", "p", "best", "objective", "c", "offset"):
-            setattr(self, name, getattr(self, name)[keep])
+        kept = (self.v, self.best_v, self.p, self.best, self.objective, self.c, self.offset)
+        self.v, self.best_v, self.p, self.best, self.objective, self.c, self.offset = (t[keep] for t in kept)
         self._prepare()
 
     def _store(self) -> None:

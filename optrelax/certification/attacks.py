@@ -8,7 +8,7 @@ specification, and none draws each example's starts by itself, so that results d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,16 +121,9 @@ class PGD(Attack):
 
     def run(self, hunt: Hunt) -> None:
         """Descend from each start, once a target."""
-        order = hunt.order[:, : self.targets]
-        for restart in range(self.restarts):
-            for rank in range(max(1, order.shape[1])):
-                alive = hunt.alive()
-                if alive.numel() == 0:
-                    return
-                # Every target of a restart begins at one point: they then differ in direction alone.
-                start = self._start(hunt, alive, restart)
-                target = order[alive, rank] if self.targets else None
-                self._descend(hunt, start, alive, target)
+        for restart, alive, target in hunt.starts(self.restarts, self.targets):
+            # Every target of a restart begins at one point: they then differ in direction alone.
+            self._descend(hunt, self._start(hunt, alive, restart), alive, target)
 
     def _start(self, hunt: Hunt, alive: Tensor, restart: int) -> Tensor:
         if restart == 0:
@@ -200,6 +193,19 @@ class Hunt:
     def alive(self) -> Tensor:
         """Indices of the examples without a counterexample; NaN counts as without."""
         return (~(self.best <= 0)).nonzero()[:, 0]
+
+    def starts(self, restarts: int, targets: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Each restart, once a target: its number, the examples that are alive then, and which of their margins counts.
+
+        targets: so many margins, the smallest at the centre first; 0: all together, None in place of a margin.
+        """
+        order = self.order[:, :targets]
+        for restart in range(restarts):
+            for rank in range(max(1, order.shape[1])):
+                alive = self.alive()
+                if alive.numel() == 0:
+                    return
+                yield restart, alive, order[alive, rank] if targets else None
 
     def uniform(self, alive: Tensor, count: int, *numbers: int) -> Tensor:
         """Random points of the examples' regions, each example's from a generator of its own, which its key and the

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.certification.attacks import PGD, Attack, Hunt, generator
+from optrelax.layers.batched import Batched
 from optrelax.regions import Region
 
 __all__ = ["APGD", "Square", "StrongAttack", "attack_of"]
@@ -58,30 +59,39 @@ class APGD(Attack):
 
     def run(self, hunt: Hunt) -> None:
         """Ascend from each start, once a target."""
-        order = hunt.order[:, : self.targets]
-        for restart in range(self.restarts):
-            for rank in range(max(1, order.shape[1])):
-                alive = hunt.alive()
-                if alive.numel() == 0:
-                    return
-                start = hunt.uniform(alive, 1, self.seed, restart, 1 + ("ce", "dlr").index(self.loss))[0]
-                _Ascent(self, hunt, alive, start, order[alive, rank] if self.targets else None).run()
+        for restart, alive, target in hunt.starts(self.restarts, self.targets):
+            start = hunt.uniform(alive, 1, self.seed, restart, 1 + ("ce", "dlr").index(self.loss))[0]
+            _Ascent(self, hunt, alive, start, target).run()
 
 
-_STATE = ("alive", "x", "last", "step", "halved", "value", "gradient", "best", "best_value", "best_gradient")
+@dataclass(frozen=True, slots=True)
+class _Visit(Batched):
+    """Points [n, *input_shape] of examples, with the loss [n] and its gradient there."""
+
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked(Batched):
+    """The examples of an ascent: their places in the hunt [n], their regions, and the margin of each that counts."""
+
+    alive: Tensor
+    region: Region
+    target: Tensor | None
 
 
 class _Ascent:
     """One start of APGD for the examples `alive`."""
 
     def __init__(self, attack: APGD, hunt: Hunt, alive: Tensor, x: Tensor, target: Tensor | None) -> None:
-        self.attack, self.hunt, self.alive, self.target = attack, hunt, alive, target
-        self.region = hunt.region.select(alive)
-        self.x = self.last = self.region.project(x)
+        self.attack, self.hunt = attack, hunt
+        self.asked = _Asked(alive, hunt.region.select(alive), target)
         self.step = x.new_full(x.shape[:1], 2.0)  # in radii of the region
         self.halved = torch.ones_like(alive, dtype=torch.bool)
-        self.value, self.gradient = self._look()
-        self.best, self.best_value, self.best_gradient = self.x, self.value, self.gradient
+        self.now = self.best = self._look(self.asked.region.project(x))
+        self.last = self.now.x
         self._begin_stage()
 
     def run(self) -> None:
@@ -96,50 +106,41 @@ class _Ascent:
 
     def _move(self, share: float) -> None:
         """A step, of which the momentum keeps 1 - share."""
-        step = self.step.reshape(-1, *[1] * (self.x.dim() - 1))
-        ahead = self.region.project(self.x + step * self.region.direction(-self.gradient))
-        new = self.region.project(self.x + share * (ahead - self.x) + (1 - share) * (self.x - self.last))
-        self.last, self.x, before = self.x, new, self.value
-        self.value, self.gradient = self._look()
-        self.rises += self.value > before
+        x, project = self.now.x, self.asked.region.project
+        step = self.step.reshape(-1, *[1] * (x.dim() - 1))
+        ahead = project(x + step * self.asked.region.direction(-self.now.gradient))
+        before, self.now = self.now, self._look(project(x + share * (ahead - x) + (1 - share) * (x - self.last)))
+        self.last = x
+        self.rises += self.now.value > before.value
         self.length += 1
-        better = self.value > self.best_value
-        self.best, self.best_value, self.best_gradient = self._chosen(better, current=True)
-
-    def _chosen(self, where: Tensor, current: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Point, value and gradient: the current ones `where`, else the best; or the other way round."""
-        now, best = (self.x, self.value, self.gradient), (self.best, self.best_value, self.best_gradient)
-        yes, no = (now, best) if current else (best, now)
-        wide = where.reshape(-1, *[1] * (self.x.dim() - 1))
-        return torch.where(wide, yes[0], no[0]), torch.where(where, yes[1], no[1]), torch.where(wide, yes[2], no[2])
+        self.best = self.now.where(self.now.value > self.best.value, self.best)
 
     def _begin_stage(self) -> None:
-        self.rises, self.length, self.stage_value = torch.zeros_like(self.alive), 0, self.best_value
+        self.rises, self.length, self.stage_value = torch.zeros_like(self.asked.alive), 0, self.best.value
 
     def _end_stage(self) -> bool:
         """Halve steps that do not climb, let go of examples that are found; whether any are left."""
         stuck = self.rises <= 0.75 * self.length
-        stuck |= ~self.halved & (self.best_value <= self.stage_value)
-        self.x, self.value, self.gradient = self._chosen(stuck, current=False)
+        stuck |= ~self.halved & (self.best.value <= self.stage_value)
+        self.now = self.best.where(stuck, self.now)
         self.step, self.halved = torch.where(stuck, self.step / 2, self.step), stuck
-        going = ~(self.hunt.best[self.alive] <= 0)
+        going = ~(self.hunt.best[self.asked.alive] <= 0)
         if not bool(going.all()):
-            for name in _STATE:
-                setattr(self, name, getattr(self, name)[going])
-            self.region = self.region.select(going)
-            self.target = self.target if self.target is None else self.target[going]
+            self.asked = self.asked.select(going)
+            self.now, self.best = self.now.select(going), self.best.select(going)
+            self.last, self.step, self.halved = self.last[going], self.step[going], self.halved[going]
         self._begin_stage()
-        return self.alive.numel() > 0
+        return self.asked.alive.numel() > 0
 
-    def _look(self) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient at x; the margins there are kept."""
+    def _look(self, at: Tensor) -> _Visit:
+        """The loss and its gradient at points; the margins there are kept."""
         with torch.enable_grad():
-            x = self.x.detach().requires_grad_()
-            margins = self.hunt.margins(x, self.alive)
-            value = _loss(self.attack.loss, margins, self.target)
+            x = at.detach().requires_grad_()
+            margins = self.hunt.margins(x, self.asked.alive)
+            value = _loss(self.attack.loss, margins, self.asked.target)
             (gradient,) = torch.autograd.grad(value.sum(), x)
-        self.hunt.keep(self.x, margins.detach().amin(1), self.alive)
-        return value.detach(), gradient
+        self.hunt.keep(at, margins.detach().amin(1), self.asked.alive)
+        return _Visit(at, value.detach(), gradient)
 
 
 def _stages(steps: int) -> Iterator[int]:

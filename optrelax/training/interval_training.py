@@ -17,7 +17,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import Region
-from optrelax.training.losses import LossTerms, clean_images
+from optrelax.training.losses import LossTerms, WrappedLoss, clean_images
 
 __all__ = ["IntervalRegularised", "initialise"]
 
@@ -45,7 +45,7 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
 
 
 @dataclass(frozen=True)
-class IntervalRegularised:
+class IntervalRegularised(WrappedLoss):
     """A loss plus the interval regularisers of Shi et al.: tightness, and balance of active and inactive neurons.
 
     With r the mean half width of the pre-activation intervals (by Box) of a layer, r0 that of the region:
@@ -56,26 +56,19 @@ class IntervalRegularised:
     Gradient: exact.  Source: Shi et al. 2021, equations 5 to 8.
     """
 
-    loss: Any
     _: KW_ONLY
     eps: float
     weight: float = 0.5
     tolerance: float = 0.5
 
     def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise TypeError(f"Regularised: loss must be a loss, got {type(self.loss).__name__}")
+        super().__post_init__()
         if not 0 < self.eps < math.inf:
-            raise ValueError(f"Regularised: eps must be > 0 and finite, got {self.eps}")
+            raise ValueError(f"IntervalRegularised: eps must be > 0 and finite, got {self.eps}")
         if not 0 <= self.weight < math.inf:
-            raise ValueError(f"Regularised: weight must be >= 0 and finite, got {self.weight}")
+            raise ValueError(f"IntervalRegularised: weight must be >= 0 and finite, got {self.weight}")
         if not 0 < self.tolerance <= 1:
-            raise ValueError(f"Regularised: tolerance must lie in (0, 1], got {self.tolerance}")
-
-    def memory(self, examples: int) -> Any:
-        """The memory of the loss inside; None where it keeps none."""
-        make = getattr(self.loss, "memory", None)
-        return None if make is None else make(examples)
+            raise ValueError(f"IntervalRegularised: tolerance must lie in (0, 1], got {self.tolerance}")
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.training.losses import LossTerms
+from optrelax.training.losses import LossTerms, WrappedLoss
 
 __all__ = ["GradientSmoothing", "ParameterExploration"]
 
@@ -40,31 +40,24 @@ class _Called(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Smoothed:
+class _Smoothed(WrappedLoss):
     """Shared by both estimators: noise, evaluation at moved weights, and a total with a given gradient.
 
     loss: any loss of this library, or with its call.  sigma: standard deviation of the noise on every trainable
     weight; 0 is the loss itself.  samples: evaluations a step.
     """
 
-    loss: Any
     _: KW_ONLY
     sigma: float = 1e-3
     samples: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        if not callable(self.loss):
-            raise TypeError(f"{name}: loss must be a loss, got {type(self.loss).__name__}")
         if not 0 <= self.sigma < math.inf:
             raise ValueError(f"{name}: sigma must be >= 0 and finite, got {self.sigma}")
         if self.samples < 1:
             raise ValueError(f"{name}: samples must be at least 1, got {self.samples}")
-
-    def memory(self, examples: int) -> Any:
-        """The memory of the loss inside; None where it keeps none."""
-        make = getattr(self.loss, "memory", None)
-        return None if make is None else make(examples)
 
     def __call__(
         self,

@@ -28,7 +28,7 @@ from optrelax.relaxations import name_of
 from optrelax.training.augmentation import augmented
 from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
-from optrelax.training.losses import LossTerms
+from optrelax.training.losses import LossTerms, memory_of
 from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
 from optrelax.training.optimisation import WeightAverage, optimizer
 from optrelax.training.processes import Processes
@@ -222,8 +222,7 @@ class _TrainingRun:
 
         Examples change places between processes: several keep none.
         """
-        make = getattr(loss, "memory", None)
-        made = None if make is None or self.processes.count > 1 else make(len(self.images))
+        made = memory_of(loss, len(self.images)) if self.processes.count == 1 else None
         if made is None:
             return False
         self.memory = made if self.memory is None else self.memory
