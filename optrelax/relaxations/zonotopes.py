@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from optrelax import memory, memory_counts
-from optrelax.domains import backsubstitution, frames, interval, zonotope
+from optrelax.domains import frames, zonotope
 from optrelax.domains import lines as named
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
 from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations.base import (
     Found,
@@ -31,8 +29,9 @@ from optrelax.relaxations.base import (
     pooled,
 )
 from optrelax.relaxations.jumps import LOWER, TIE, UPPER, Jumps
+from optrelax.relaxations.pulled_zonotopes import Bands, PulledHybrid
 from optrelax.relaxations.registry import name_of
-from optrelax.relaxations.substitution import MemoryBudget, Substitution
+from optrelax.relaxations.substitution import Substitution
 
 _INSTEAD = "deepz, fast-lin and crown take any region"
 
@@ -217,7 +216,7 @@ class HBox(_EitherWay):
         if not back:
             why = "rounded outward" if self.outward else "with max-pooling"
             require_box(f"{name_of(replace(self, rounding='nearest'))} {why}", region, _INSTEAD)
-        return _Hybrid(lines_of=self, max_bytes=self.max_bytes)
+        return PulledHybrid(lines_of=self, max_bytes=self.max_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +259,7 @@ class DeepZ(_EitherWay):
         pays = not isinstance(region, InputBox) or (not pooled(network) and _backward_pays(network, rows, sides))
         if self.direction == "auto" and not pays:
             return None
-        return Bands(lines_of=self, rounding=self.rounding, max_bytes=self.max_bytes)
+        return Bands(lines_of=replace(self, rounding="nearest"), rounding=self.rounding, max_bytes=self.max_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,107 +331,3 @@ def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -
             terms += width if born else 0
         depth += cost
     return backward + rows * depth < forward
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bands(Substitution):
-    """The zonotope family as back-substitution: parallel lines, so one row gives both bounds."""
-
-    lines_of: DeepZ = None  # type: ignore[assignment]
-
-    parallel: ClassVar[bool] = True
-
-    def refusal(self, activation: Activation) -> str | None:
-        return self.lines_of.refusal(activation)
-
-    def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
-        return named.band_lines(
-            activation,
-            l,
-            u,
-            slope=self.lines_of.slope,
-            continuous=self.lines_of.continuous,
-            gamma=self.lines_of.gamma,
-            kappa=self.lines_of.kappa,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Hybrid(Substitution):
-    """The hybrid zonotope with its shared noise as rows pulled back, and its interval part carried forward.
-
-    Without errors of their own the noise terms see an affine map at every activation: the row of a neuron pulled back
-    through the maps has the input's generators as coefficients. Values are to nearest, of networks without pooling.
-    """
-
-    lines_of: HBox = None  # type: ignore[assignment]
-
-    parallel: ClassVar[bool] = True
-
-    def refusal(self, activation: Activation) -> str | None:
-        return self.lines_of.refusal(activation)
-
-    def refines(self, network: Network) -> bool:
-        return False
-
-    def _layers(
-        self, network: Network, region: Region, budget: MemoryBudget, start: Preactivation | None = None
-    ) -> tuple[Preactivation, dict[str, Enclosure]]:
-        bounds, maps, _ = self._hybrid(network, region, budget)
-        return bounds, {**maps}
-
-    def _hybrid(
-        self, network: Network, region: Region, budget: MemoryBudget
-    ) -> tuple[Preactivation, dict[str, Lines], dict[str, Tensor]]:
-        """Pre-activation bounds, each activation's affine map (as two equal lines), half widths of interval parts."""
-        known = _exact_sources(network, region)
-        exact = interval.propagate(network, region, targets=known).balls
-        bounds: Preactivation = {}
-        maps: dict[str, Lines] = {}
-        betas: dict[str, Tensor] = {}
-        for node in network:
-            if not isinstance(node.op, Activation):
-                if any(name in betas for name in node.inputs):
-                    zero = region.like.new_zeros(())
-                    shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
-                    parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
-                    assert isinstance(node.op, Affine), "pooled networks go forward"
-                    betas[node.name] = node.op.absolute(*parts)
-                continue
-            source = node.inputs[0]
-            beta = betas.get(source)
-            if source in known:
-                before = exact[source].bounds
-            else:
-                shape = network.shape_of(source)
-                plan = frames.plan(network, source) if region.shape[0] else None
-                if plan is None:
-                    eye = identity_rows(shape, region.like)
-                    low, high = self._ranges(network, source, eye, region, maps, budget.rows)
-                    low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
-                else:
-                    low, high = self._windows(network, source, plan, region, maps, None, budget.rows)
-                before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
-            band = self.lines_of.lines(node.op, before.lower, before.upper)
-            lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
-            error = (band.upper_intercept - band.lower_intercept) / 2
-            bounds[node.name] = before
-            maps[node.name] = Lines(lam, shift, lam, shift)
-            betas[node.name] = error if beta is None else error + lam.abs() * beta
-        return bounds, maps, betas
-
-    def _lower_bounds(self, network: Network, region: Region, rows: Tensor, budget: MemoryBudget) -> Tensor:
-        _, maps, betas = self._hybrid(network, region, budget)
-        shared = self._substitute(network, network.output, rows, region, maps, None, budget.rows)
-        front = backsubstitution.pull(
-            network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
-        )
-        for name, a in front.stops.items():
-            shared = shared - backsubstitution.dot(a.abs(), betas[name])
-        return from_below(shared)
-
-
-def _exact_sources(network: Network, region: Region) -> frozenset[str]:
-    """Inputs of activations whose interval is exact."""
-    sources = {node.inputs[0] for node in network if isinstance(node.op, Activation)}
-    return frozenset(sources & interval.exact_nodes(network, region))

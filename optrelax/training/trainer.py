@@ -28,13 +28,14 @@ from optrelax.relaxations import name_of
 from optrelax.training.augmentation import augmented
 from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.faults import gradient_fault, loss_fault, origin, relaxations_of
-from optrelax.training.losses import LossTerms, memory_of
+from optrelax.training.losses import LossTerms
 from optrelax.training.meters import EpochMetrics, Meter, TrainingProgress
 from optrelax.training.optimisation import WeightAverage, optimizer
 from optrelax.training.processes import Processes
 from optrelax.training.runs import RunFolder, State, record
 from optrelax.training.settings import Training
 from optrelax.training.statistics import clean_pass
+from optrelax.training.wrapped_losses import memory_of
 
 __all__ = ["EpochMetrics", "Training", "TrainingError", "TrainingProgress", "TrainingResult", "train"]
 
