@@ -129,6 +129,17 @@ def _source(net: ox.Network, path: str) -> str:
     return next(node.inputs[0] for node in net.activations if node.path == path)
 
 
+@pytest.mark.parametrize("layer", [Triangle, Layerwise], ids=lambda c: c.__name__)
+def test_layers_over_choices_in_float32(layer):
+    net, x = ox.models.fc(4, 6, 3, seed=0), torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    region = ox.ChoiceBox(x - 0.1, x + 0.1, {0: torch.tensor([0.0, 1.0])})
+    with torch.no_grad():
+        low = layer(rounding="outward").lower_bounds(ox.capture(net, (4,)), region, torch.eye(3)[None])
+        assert low.dtype == torch.float32
+        for value in (0.0, 1.0):
+            assert (low <= net(x.index_fill(1, torch.tensor([0]), value))).all()
+
+
 @each_kind
 def test_on_an_affine_network_bounds_are_exact(kind):
     net = BY_NAME["affine only"].network()

@@ -118,6 +118,46 @@ def test_projections_lie_inside_and_inner_points_stay(norm):
         )
 
 
+@each_norm
+def test_crown_bounds_neurons_by_dual_norms_as_its_authors_do(norm):
+    """Zhang et al. 2018: W x + b -+ eps |W|_q for a layer; for a row, the same of what it pulls back to."""
+    net = ox.models.fc(4, 6, 2, seed=0).double()
+    x, eps, q = inputs((4,), 2), 0.3, 2.0 if norm == "l2" else torch.inf
+    region, (first, last) = BALLS[norm](x, eps), (m for m in net if isinstance(m, torch.nn.Linear))
+    with torch.no_grad():
+        (bounds,) = ox.preactivation_bounds(net, region, "crown").values()
+        fall = eps * torch.linalg.vector_norm(first.weight, q, dim=1)
+        torch.testing.assert_close(bounds.lower, first(x) - fall)
+        torch.testing.assert_close(bounds.upper, first(x) + fall)
+        l, u = bounds.lower, bounds.upper
+        wide = torch.where(u > l, u - l, 1.0)
+        slope = torch.where(l >= 0, 1.0, torch.where(u <= 0, 0.0, u / wide))
+        top = torch.where((l < 0) & (u > 0), -slope * l, 0.0)
+        floor = torch.where((l < 0) & (u > 0), (u > -l).double(), slope)
+        a = last.weight[None]
+        pulled = torch.where(a > 0, floor[:, None], slope[:, None]) * a
+        constant = (a.clamp_max(0) * top[:, None]).sum(2) + last.bias + pulled @ first.bias
+        back = pulled @ first.weight
+        wanted = (back @ x[..., None])[..., 0] + constant - eps * torch.linalg.vector_norm(back, q, dim=2)
+        torch.testing.assert_close(ox.bounds(net, region, "crown").lower, wanted)
+
+
+@each_norm
+def test_a_projection_is_the_nearest_point_of_ball_and_box(norm):
+    cp = pytest.importorskip("cvxpy")
+    g = torch.Generator().manual_seed(3)
+    x = torch.rand(4, 5, generator=g, dtype=torch.float64)
+    x[0, 0], x[1, 2] = 0.0, 1.0
+    far = x + torch.randn(4, 5, generator=g, dtype=torch.float64) * torch.tensor([0.1, 0.5, 1.0, 4.0])[:, None]
+    for clip in ((0.0, 1.0), None):
+        found = BALLS[norm](x, 0.6, clip=clip).project(far)
+        for i in range(4):
+            z = cp.Variable(5)
+            held = [cp.norm(z - x[i].numpy(), int(norm[1])) <= 0.6, *([z >= 0, z <= 1] if clip else [])]
+            cp.Problem(cp.Minimize(cp.sum_squares(z - far[i].numpy())), held).solve(solver="CLARABEL")
+            torch.testing.assert_close(found[i], torch.from_numpy(z.value), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,7 +1,7 @@
 """Regions of inputs: boxes, balls, polytopes, and choices, behind one contract."""
 
-from optrelax.regions.base import Polyhedron, Region, Support, require_box, require_polyhedron
-from optrelax.regions.boxes import InputBox, LinfBall
+from optrelax.regions.base import Polyhedron, Region, Support, require_polyhedron
+from optrelax.regions.boxes import InputBox, LinfBall, require_box
 from optrelax.regions.choices import ChoiceBox
 from optrelax.regions.l1_ball import L1Ball
 from optrelax.regions.l2_ball import L2Ball

@@ -59,6 +59,11 @@ class Splitting(ABC):
 
     @classmethod
     @abstractmethod
+    def nearest(cls, size: Tensor, room: Tensor) -> Tensor:
+        """The moves within the ball and their rooms that lie nearest to `size`, beyond the ball: [batch, k, n]."""
+
+    @classmethod
+    @abstractmethod
     def smooth(cls, size: Tensor, room: Tensor, eps: Tensor, free: Tensor, bound: Tensor) -> Tensor:
         """How far a row falls below its value at x, [batch, k], as a function that can be differentiated twice.
 
@@ -119,6 +124,14 @@ def minimisers(norm: type[Splitting], a: Tensor, ball: CutBall) -> Tensor:
         points = ball_support.points(norm.compiled, a, x, found.rooms, eps, found.price, found.unit, one)
         return points.clamp(ball.low[:, None], ball.high[:, None])
     return _in_chunks(lambda some: _minimiser(norm, some, ball)[0], a, len(ball.x))
+
+
+def nearest(norm: type[Splitting], x: Tensor, ball: CutBall) -> Tensor:
+    """The points of the ball and its box that lie nearest to x [batch, n], which is beyond the ball: [batch, n]."""
+    step = x - ball.x
+    size = step.abs()[:, None] / torch.where(ball.eps > 0, ball.eps, 1.0)[:, None, None]
+    moves = norm.nearest(size, _toward(-step[:, None], _rooms(ball)[1]))[:, 0]
+    return ball.x + step.sign() * moves * ball.eps[:, None]
 
 
 def least(norm: type[Splitting], a: Tensor, ball: CutBall) -> Tensor:

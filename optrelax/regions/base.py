@@ -213,15 +213,6 @@ def _parts(region: Region) -> list[Any]:
     return [getattr(region, f.name) for f in fields(region)]  # type: ignore[arg-type]
 
 
-def require_box(owner: str, region: Region, instead: str) -> InputBox:
-    """The region, a box; UnsupportedRegionError for another kind, which says what takes it instead."""
-    from optrelax.regions.boxes import InputBox
-
-    if isinstance(region, InputBox):
-        return region
-    raise UnsupportedRegionError(f"{owner}: takes boxes (InputBox, LinfBall), got {type(region).__name__}; {instead}")
-
-
 def require_polyhedron(owner: str, region: Region, instead: str) -> Polyhedron:
     """The rows of a region; UnsupportedRegionError where it has none, which says what takes it instead."""
     found = region.polyhedron()

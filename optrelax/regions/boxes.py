@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import check_order
+from optrelax.errors import UnsupportedRegionError
 from optrelax.kernels.band_step import range_over_box
 from optrelax.kernels.relax_step import least_over_box, rows_dot
 from optrelax.networks.ops import flatten_from
@@ -260,3 +261,10 @@ class LinfBall(InputBox):
         low = torch.where(low.double() > lower, down(low), low)
         high = torch.where(high.double() < upper, up(high), high)
         return InputBox(torch.where(still, self.x, low), torch.where(still, self.x, high))
+
+
+def require_box(owner: str, region: Region, instead: str) -> InputBox:
+    """The region, a box; UnsupportedRegionError for another kind, which says what takes it instead."""
+    if isinstance(region, InputBox):
+        return region
+    raise UnsupportedRegionError(f"{owner}: takes boxes (InputBox, LinfBall), got {type(region).__name__}; {instead}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,11 @@ class ChoiceBox(Region):
         for group in self.choices:
             flat = flat.index_copy(1, group.index, group.values.mean(0).expand(len(flat), -1))
         return flat.reshape(self.lower.shape)
+
+    @property
+    def like(self) -> Tensor:
+        """An end of the box."""
+        return self.lower
 
     def box(self, outward: bool = False) -> InputBox:
         """The smallest box around."""
@@ -173,15 +178,12 @@ class ChoiceBox(Region):
             groups[tuple(group.index.tolist())] = values
         return ChoiceBox(box.lower, box.upper, groups)
 
-    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> ChoiceBox:
-        """The same in another type; on this device where none is given."""
-        place = self.device if device is None else device
-        if (dtype, place) == (self.dtype, self.device):
-            return self
-        groups: dict[int | tuple[int, ...], Tensor] = {
-            tuple(group.index.tolist()): group.values.to(place, dtype) for group in self.choices
-        }
-        return ChoiceBox(self.lower.to(place, dtype), self.upper.to(place, dtype), groups)
+    def combine(self, change: Callable[..., Tensor], *others: ChoiceBox) -> ChoiceBox:
+        """As `Region.combine`; the values follow the type and the device of the box."""
+        found = Region.combine(self, change, *others)
+        groups = tuple(Choice(g.index.to(found.lower.device), g.values.to(found.lower)) for g in self.choices)
+        object.__setattr__(found, "choices", groups)
+        return found
 
     def _without_groups(self, flat: Tensor) -> Tensor:
         if not self.choices:

@@ -82,6 +82,20 @@ class L1Ball(NormBall):
         return torch.minimum(size, at), whole + part
 
     @classmethod
+    def nearest(cls, size: Tensor, room: Tensor) -> Tensor:
+        """min(max(size - t, 0), room), t where these sum to 1: among the ends of the pieces of that sum, sorted."""
+        if not size.shape[2]:
+            return size
+        ends, order = torch.cat([size, size - room], 2).sort(dim=2, descending=True)
+        slope = torch.where(order < size.shape[2], 1.0, -1.0).to(size).cumsum(2)
+        # The sum at each end: it rises as t falls, by the slope behind the end before.
+        total = torch.cat([torch.zeros_like(size[..., :1]), slope[..., :-1] * -ends.diff(dim=2)], 2).cumsum(2)
+        after = (total < 1).sum(2, keepdim=True).clamp_max(ends.shape[2] - 1)
+        rise = slope.gather(2, (after - 1).clamp_min(0)).clamp_min(1)
+        t = ends.gather(2, after) + (total.gather(2, after) - 1) / rise
+        return torch.minimum((size - t).clamp_min(0), room)
+
+    @classmethod
     def smooth(cls, size: Tensor, room: Tensor, eps: Tensor, free: Tensor, bound: Tensor) -> Tensor:
         """What is left of eps, by the coefficient that spends it, and what those before it fall by."""
         held = torch.where(bound, room, 0.0)

@@ -78,6 +78,13 @@ class L2Ball(NormBall):
         return p, torch.where(free, t * size, torch.where(size > 0, room, 0.0))
 
     @classmethod
+    def nearest(cls, size: Tensor, room: Tensor) -> Tensor:
+        """min(t size, room), as of the row that points there: the conditions of optimality are the same."""
+        size = size / size.amax(2, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny) if size.shape[2] else size
+        moving = torch.where(room > 0, size, 0.0)
+        return cls.split(moving, room, cls.price(moving, room))[1]
+
+    @classmethod
     def smooth(cls, size: Tensor, room: Tensor, eps: Tensor, free: Tensor, bound: Tensor) -> Tensor:
         """sqrt(eps^2 - the ends' squares) |a| over the free coordinates, and what the others fall by."""
         held = torch.where(bound, room, 0.0)

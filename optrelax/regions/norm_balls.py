@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
-from optrelax.regions.ball_splits import CutBall, Splitting, extent, falls, least, minimisers, safely
+from optrelax.regions.ball_splits import CutBall, Splitting, extent, falls, least, minimisers, nearest, safely
 from optrelax.regions.base import Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import Numbers, as_range, as_tensor, check_finite, check_floating, shown
@@ -148,12 +148,18 @@ class NormBall(Splitting, Region):
         return inside & flatten_from((x >= self.low) & (x <= self.high), 1).all(1)
 
     def project(self, x: Tensor) -> Tensor:
-        """Into the box, then towards x as far as the ball asks: the nearest point where only one of them does."""
+        """The nearest point, to rounding; inside without tolerance."""
         y = self._clipped(x)
         wide = [1] * (self.x.dim() - 1)
-        step = flatten_from(y - self.x, 1)
         eps = self.eps
         positive = torch.where(eps > 0, eps, 1.0)
+        share = self.length(flatten_from(y - self.x, 1) / positive[:, None])
+        if bool((share > 1).any()):
+            center = flatten_from(self.x, 1)
+            whole = CutBall(center, eps, center - 2 * eps[:, None], center + 2 * eps[:, None])
+            found = nearest(type(self), flatten_from(x, 1), self._cut() or whole).reshape(x.shape)
+            y = torch.where((share > 1).reshape(-1, *wide), found, y)
+        step = flatten_from(y - self.x, 1)
         share = self.length(step / positive[:, None])
         # A point is rounded to a float once more: by as much it has to lie inside.
         lost = self.length(unit_roundoff(x.dtype) * (flatten_from(self.x, 1).abs() / positive[:, None] + 4))
