@@ -95,7 +95,7 @@ def evenly_spaced(size: int, n: int) -> Tensor:
     Raises ValueError unless 1 <= n <= size.
     """
     if not 1 <= n <= size:
-        raise ValueError(f"evenly_spaced: n must lie in 1 .. {size} (the size), got {n}")
+        raise ValueError(f"subset: must lie in 1 .. {size}, the examples there are, got {n}")
     # Floating point by definition: where an index is a whole number, the rounded product may fall just below
     # it (size 10000, n 40: 3332, not 3333). Results on such subsets are published, so the index stays.
     return torch.from_numpy(np.floor(np.linspace(0, size - 1, n)).astype(np.int64))

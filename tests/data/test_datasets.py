@@ -62,7 +62,7 @@ def test_evenly_spaced_is_numpys_linspace_floored(size, data):
 
 @pytest.mark.parametrize("n", [0, -1, 11])
 def test_evenly_spaced_wants_a_size_that_fits(n):
-    with pytest.raises(ValueError, match=re.escape(f"n must lie in 1 .. 10 (the size), got {n}")):
+    with pytest.raises(ValueError, match=re.escape(f"must lie in 1 .. 10, the examples there are, got {n}")):
         evenly_spaced(10, n)
 
 

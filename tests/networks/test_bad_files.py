@@ -208,7 +208,7 @@ TRAIN = ["train", "digits-fc-small-natural", "--out", "run", "--epochs", "1", "-
         (["--out", "file"], "file: output folder cannot be written"),
         (["--eps=-1"], "recipe 'digits-fc-small-natural': eps must be >= 0, got -1.0"),
         (["--relaxation", "crown"], "recipe 'digits-fc-small-natural': a relaxation goes with method"),
-        (["--subset", "99999"], "evenly_spaced: n must lie in 1 .. 1437"),
+        (["--subset", "99999"], "subset: must lie in 1 .. 1437"),
         (["--device", "meta"], "--device must be cpu, cuda or cuda:N, got 'meta'"),
     ],
 )
