@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -212,6 +215,16 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What capture did with one module."""
+
+    fault: str | None
+    """What was wrong with that, None where nothing."""
+    refused: tuple[str, ...] = ()
+    """Reasons of its refusal; none where it was taken."""
+
+
 def fault(seed: int) -> str | None:
     """What capture does wrong with one drawn module, None where nothing."""
     net, taken = drawn(seed)
@@ -220,14 +233,20 @@ def fault(seed: int) -> str | None:
 
 def verdict(net: Program, *, taken: bool, seed: int = 0) -> str | None:
     """What capture does wrong with a module that it must take or refuse."""
+    return tried(net, taken=taken, seed=seed).fault
+
+
+def tried(net: Program, *, taken: bool, seed: int = 0) -> Trial:
+    """Check, capture and compare a module that must be taken or refused."""
     before = state(net)
     report = ox.check(net, (WIDTH,))
+    reasons = tuple(problem.reason for problem in report.problems)
     if changed := differences(before, state(net)):
-        return f"changed {changed}"
+        return Trial(f"changed {changed}", reasons)
     if report.ok != taken:
-        return f"{'taken' if report.ok else 'refused'}: {report}"
+        return Trial(f"{'taken' if report.ok else 'refused'}: {report}", reasons)
     if not report.ok:
-        return None
+        return Trial(None, reasons)
     network = ox.capture(net, (WIDTH,))
     draw = torch.Generator().manual_seed(seed)
     for size in (1, 3, 20):
@@ -235,23 +254,34 @@ def verdict(net: Program, *, taken: bool, seed: int = 0) -> str | None:
         with torch.no_grad():
             wanted, found = net(x.clone()), network(x.clone())
         if not torch.allclose(wanted, found, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())):
-            return f"{float((wanted - found).abs().max())} apart"
-    return None
+            return Trial(f"{float((wanted - found).abs().max())} apart")
+    return Trial(None)
 
 
 def main() -> None:
-    """Try `--count` modules from `--seed` on; print every fault, and how many there were."""
+    """Try `--count` modules from `--seed` on; print every fault, the progress, and a summary."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    found: Counter[str] = Counter()
-    for seed in range(options.seed, options.seed + options.count):
-        reason = fault(seed)
-        found["right" if reason is None else "wrong"] += 1
-        if reason is not None:
-            print(seed, drawn(seed)[0].names, reason, flush=True)  # noqa: T201
-    print(dict(found))  # noqa: T201
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    start = last = time.perf_counter()
+    longest = 0.0
+    for done, seed in enumerate(range(options.seed, options.seed + options.count), 1):
+        net, taken = drawn(seed)
+        trial = tried(net, taken=taken, seed=seed)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+        counts["wrong" if trial.fault else "refused, as it must be" if trial.refused else "taken, and equal"] += 1
+        reasons.update({re.split(r"[:;,(]", reason)[0].strip() for reason in trial.refused})
+        if trial.fault is not None:
+            print(seed, net.names, trial.fault, flush=True)  # noqa: T201
+        if done % 500 == 0 or done == options.count:
+            found = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
+            print(f"{done} modules: {found}; {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
+    for reason, n in reasons.most_common():
+        print(f"{n:6d}  {reason}")  # noqa: T201
+    print(f"the slowest took {longest:.1f} s")  # noqa: T201
 
 
 if __name__ == "__main__":

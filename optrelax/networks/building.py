@@ -81,6 +81,8 @@ class Building:
         self.nodes: list[Node] = []
         self.output: str | None = None
         self.problems = list(exported.problems)
+        self.fixed: list[tuple[Source, Tensor]] = []
+        """Constants whose values the network depends on in more than its numbers, and these values."""
         self._values: dict[fx.Node, Any] = {}  # what stands for a node among the arguments of a call
         self._paths: dict[str, int] = {"input": 1}
         self._read: tuple[Value, ...] = ()  # by the call whose rule is asked
@@ -284,7 +286,8 @@ class Building:
         if leaf is not None:
             whole = arguments_of(leaf, [self._argument(a) for a in node.args[0]])  # type: ignore[union-attr]
             args, kwargs = pytree.tree_map_only(torch.SymInt, lambda _: BATCH, whole)
-            self._read = (call := Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add)).values
+            call = Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add, keep=self._keep)
+            self._read = call.values
             return call
         schema = node.target._schema  # type: ignore[union-attr]
         given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
@@ -293,8 +296,12 @@ class Building:
             self._argument(given[a.name]) if a.name in given else a.default_value if a.has_default_value() else None
             for a in schema.arguments
         )
-        self._read = (call := Call(op_name(node.target), args, {}, shapes, names, add=add)).values
+        call = Call(op_name(node.target), args, {}, shapes, names, add=add, keep=self._keep)
+        self._read = call.values
         return call
+
+    def _keep(self, read: Source, value: Tensor) -> None:
+        self.fixed.append((read, value))
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, (list, tuple)):

@@ -85,6 +85,8 @@ class Call:
     """The module called, of a registered module type (a weak proxy: read its parameters at each use)."""
     add: Callable[..., Value] = field(default=lambda *_: Value("", ()), repr=False)
     """`add(op, *values)`: one more node in front of the call's own, for calls that are several ops; its value."""
+    keep: Callable[[Source, Tensor], None] = field(default=lambda *_: None, repr=False)
+    """`keep(read, value)`: the network is another one as soon as a constant has another value; see `fixed`."""
 
     @property
     def output(self) -> Shape:
@@ -136,6 +138,20 @@ class Call:
     def constant(self, position: int, name: str = "") -> Source | None:
         """A live constant by position or name; None where it is absent or None; Refused for a value of the network."""
         return as_source(self.argument(position, name))
+
+    def fixed(self, argument: Any) -> Any:
+        """An argument with the constants in it as the tensors that they are now: indices, which decide what is built.
+
+        The network is captured anew once they have changed.
+        """
+        if isinstance(argument, (list, tuple)):
+            return [self.fixed(a) for a in argument]
+        read = argument if callable(argument) else None
+        if read is None:
+            return argument
+        found: Tensor = read().detach().clone()
+        self.keep(read, found)
+        return found.cpu()
 
     def elementwise(self, position: int, name: str = "") -> Source:
         """A constant that meets each example elementwise: without a leading dimension of one for the batch."""

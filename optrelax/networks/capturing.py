@@ -200,7 +200,7 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
             return entry.graph
     with _EXPORTING:
         snapshot = Snapshot(net)
-        graph, problems = _capture(net, shape)
+        graph, problems = _capture(net, shape, snapshot)
         if problems or graph is None:
             raise UnsupportedOpError(problems, supported())
         graph.snapshot = snapshot  # a network that someone holds looks at what can be seen
@@ -219,7 +219,7 @@ def _first_shape(net: nn.Module) -> Shape:
     raise ValueError("capture: give input_shape (without the batch); the first layer does not say it")
 
 
-def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]:
+def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | None, list[Problem]]:
     from optrelax.networks.building import Building
     from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export, load
     from optrelax.networks.probing import disagreement, kind_of
@@ -243,6 +243,7 @@ def _capture(net: nn.Module, shape: Shape) -> tuple[Graph | None, list[Problem]]
     problems += [p for p in built.problems if not any(p.where == w or p.where.startswith(f"{w}.") for w in known)]
     if problems or built.output is None:
         return None, problems
+    snapshot.fix(built.fixed)
     graph = Graph(tuple(built.nodes), built.output, shape)
     reason = disagreement(net, graph, example, exported.from_two)
     if random.getstate() != drawn:

@@ -2,7 +2,8 @@
 
 Seen are: the modules, their modes, types and hooks; the names, shapes, types and ties of their tensors (whose values
 a network reads at each use); plain Python values among their attributes, in containers and in objects too; the
-functions of the user's classes, and the globals, class attributes and closures that these read.
+functions of the user's classes, and the globals, class attributes and closures that these read; and the values of the
+constants that decide where numbers go (indices), which a graph holds as they were.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import enum
 import functools
 import logging
 import pathlib
+import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -27,11 +29,17 @@ _PLAIN += (torch.memory_format, torch.layout, pathlib.PurePath, types.BuiltinFun
 _PLAIN += (type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType, torch._ops.OpOverload)
 _PLAIN += (torch._ops.OpOverloadPacket,)
 _STANDARD = frozenset(vars(nn.Module()))
+_SIMPLE = (int, float, str, list, tuple, dict, types.FunctionType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
 _DEEPEST = 6
 _IN_PYTHON = 1 << 9  # the flag of types that a class statement made
 _MISSING = object()
+_LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
+# Through these a function reads what no name of it shows.
+_BLIND = frozenset({"open", "globals", "eval", "exec", "__import__", "import_module", "read_text", "read_bytes"})
+_NOT_CALLED = frozenset({"__init__", "__repr__", "__new__"})
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 class _Same:
@@ -69,7 +77,10 @@ class Snapshot:
         self._tensors: list[tuple[dict[str, Any], str, torch.Size, torch.dtype, torch.device]] = []
         self._deep: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[Any, Any]] = []
+        self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
+        hooks = vars(nn.modules.module)
+        self._counts += [(hooks[name], len(hooks[name])) for name in _GLOBAL_HOOKS]
         for module in net.modules():
             self._module(module)
         self.kinds = kinds_of(net)
@@ -78,9 +89,9 @@ class Snapshot:
         self._root = vars(net)
 
     def holds(self, net: nn.Module) -> bool:
-        """Whether `net` is as it was."""
+        """Whether `net` is as it was; False where that cannot be known."""
         try:
-            if vars(net) is not self._root:
+            if not self.known or vars(net) is not self._root:
                 return False
             if any(state != wanted for state, wanted in self._states):
                 return False
@@ -99,11 +110,17 @@ class Snapshot:
         if self._ties and _ties(net) != self._ties:
             return False
         try:
-            return all(_freeze(where.get(name, _MISSING), 0) == was for where, name, was in self._deep) and all(
-                _freeze(_contents(cell), 0) == was for cell, was in self._cells
+            return (
+                all(_freeze(where.get(name, _MISSING), 0) == was for where, name, was in self._deep)
+                and all(_freeze(_contents(cell), 0) == was for cell, was in self._cells)
+                and all(torch.equal(read(), was) for read, was in self._fixed)
             )
-        except _Unknown:
+        except (_Unknown, RuntimeError, AttributeError):
             return False
+
+    def fix(self, constants: list[tuple[Callable[[], Tensor], Tensor]]) -> None:
+        """Constants, as functions that read them, that must keep these values."""
+        self._fixed += constants
 
     def _module(self, module: nn.Module) -> None:
         if id(module) in self._seen:
@@ -122,17 +139,18 @@ class Snapshot:
         for name, value in state.items():
             if name not in _STANDARD and not isinstance(value, _PLAIN):
                 self._note(state, name, value)
-        for cls in type(module).__mro__:
-            if not cls.__module__.startswith(("torch.", "builtins", "typing", "abc")):
-                self._class(cls)
+        self._classes(type(module))
 
-    def _class(self, cls: type) -> None:
-        if id(cls) in self._seen:
-            return
-        self._seen.add(id(cls))
-        for name, value in vars(cls).items():
-            if not name.startswith("__") or name == "__call__":
-                self._note(vars(cls), name, value)
+    def _classes(self, kind: type) -> None:
+        """What the classes of the user's among a type and its bases hold."""
+        for cls in kind.__mro__:
+            if id(cls) in self._seen or _is_library(cls.__module__):
+                continue
+            self._seen.add(id(cls))
+            for name, value in vars(cls).items():
+                called = isinstance(value, types.FunctionType) and name not in _NOT_CALLED
+                if called or not name.startswith("__"):
+                    self._note(vars(cls), name, value)
 
     def _note(self, where: Mapping[str, Any], name: str, value: Any) -> None:
         """Keep a value that must stay as it is, and what the functions in it read."""
@@ -163,6 +181,12 @@ class Snapshot:
         elif isinstance(value, types.FunctionType):
             self._seen.add(id(value))
             self._function(value)
+        elif isinstance(value, type):
+            self._classes(value)
+        elif not isinstance(value, (_PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
+            self._seen.add(id(value))
+            self._classes(type(value))
+            self._look_into(getattr(value, "__dict__", {}), depth + 1)
 
     def _function(self, function: types.FunctionType) -> None:
         if function.__module__ is not None and function.__module__.startswith(("torch.", "optrelax.")):
@@ -175,21 +199,34 @@ class Snapshot:
                 self.known = False
             self._look_into(content)
         names = _names(function.__code__)
+        own = not function.__code__.co_filename.startswith(_LIBRARIES)
+        self.known &= not (own and names & _BLIND - function.__globals__.keys())
         for name in names:
-            found = function.__globals__.get(name, _MISSING)
-            if found is _MISSING:
-                continue
+            found = function.__globals__.get(name, sys.modules.get(name, _MISSING) if own else _MISSING)
             if isinstance(found, types.ModuleType):
-                if not found.__name__.startswith("torch"):
-                    for inner in names & vars(found).keys():
-                        if not isinstance(vars(found)[inner], types.ModuleType):
-                            self._note_plain(vars(found), inner)
-            else:
+                self._read_module(found, names)
+            elif found is not _MISSING:
                 self._note(function.__globals__, name, found)
 
-    def _note_plain(self, where: Mapping[str, Any], name: str) -> None:
-        if isinstance(where[name], (int, float, str, list, tuple, dict, types.FunctionType)):
-            self._note(where, name, where[name])
+    def _read_module(self, module: types.ModuleType, names: set[str]) -> None:
+        """What a function that reads these names may read of a module."""
+        if module.__name__.startswith("torch") or id(module) in self._seen:
+            return
+        library = _is_library(module.__name__)
+        for name in names & vars(module).keys():
+            value = vars(module)[name]
+            if isinstance(value, types.ModuleType):
+                continue
+            if not library or name == "environ" or isinstance(value, _SIMPLE):
+                self._note(vars(module), name, value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_library(name: str | None) -> bool:
+    """Whether a module comes with Python or was installed: it does not change under way."""
+    if name is None or name.partition(".")[0] in (*sys.stdlib_module_names, "torch", "optrelax"):
+        return name != "__main__"
+    return (getattr(sys.modules.get(name), "__file__", None) or "").startswith(_LIBRARIES)
 
 
 def _contents(cell: Any) -> Any:
@@ -200,11 +237,13 @@ def _contents(cell: Any) -> Any:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names of globals and attributes that a function reads, its inner functions too."""
+    """Names of globals and attributes that a function may read, its inner functions too."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= _names(constant)
+        elif isinstance(constant, str) and constant.isidentifier():  # for getattr
+            found.add(constant)
     return found
 
 
@@ -249,6 +288,8 @@ def _freeze(value: Any, depth: int) -> Any:
         return type(value), _freeze(value.fget, depth + 1)
     if isinstance(value, functools.partial):
         return _freeze((value.func, value.args, value.keywords), depth + 1)
+    if hasattr(value, "cache_info"):  # what it remembers shows nowhere
+        raise _Unknown
     if hasattr(value, "tobytes") and hasattr(value, "nbytes"):  # an array
         return type(value), value.tobytes()
     if type(value).__module__.startswith("optrelax.") or isinstance(value, torch._C._FunctionBase):

@@ -87,7 +87,7 @@ def moving(function: Callable[..., Any]) -> Callable[[Call], Any]:
 
     def move_by(call: Call) -> Value | tuple[Value, ...]:
         value = call.only(0)
-        given = {name: _plain(a) for name, a in zip(call.names[1:], call.args[1:], strict=True)}
+        given = {name: call.fixed(a) for name, a in zip(call.names[1:], call.args[1:], strict=True)}
         found = _moved(function, value.shape, given)
         values = tuple(move(call, value, index) for index in found)
         return values if len(call.shapes) > 1 or len(values) > 1 else values[0]
@@ -106,13 +106,6 @@ def _moved(function: Callable[..., Any], shape: Shape, arguments: dict[str, Any]
             raise Refused(_MIXES)
         indices.append(first.long() - 1)
     return indices
-
-
-def _plain(argument: Any) -> Any:
-    """Constants (indices, for one) as the tensors they are now."""
-    if isinstance(argument, (list, tuple)):
-        return [_plain(a) for a in argument]
-    return argument().detach().cpu() if callable(argument) else argument
 
 
 _MOVES = (
