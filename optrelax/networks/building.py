@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 from optrelax.errors import Problem
 from optrelax.networks.activations import Activation
 from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
-from optrelax.networks.exporting import Exported, Leaf, arguments_of, line_of, module_of, op_name
+from optrelax.networks.exporting import Exported
 from optrelax.networks.graph import Node
+from optrelax.networks.leaves import Leaf, arguments_of
 from optrelax.networks.ops import Shape, Source
+from optrelax.networks.places import line_of, module_of, op_name
 from optrelax.networks.registry import rule_of
 
 aten = torch.ops.aten
@@ -32,6 +34,10 @@ _SHAPES_ONLY = {
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
 _RANDOM = "draws random numbers, so that it is no fixed function; draw them outside of forward"
+_OPEN = (
+    "a size depends on the values of a tensor; a mask must be a buffer or a constant, or numbers such as "
+    "mask.nonzero()[:, 0], made once"
+)
 _DROPOUT = "is random in training mode, its default; pass training=self.training and call .eval()"
 _FAILURES = (ValueError, NotImplementedError, RuntimeError, TypeError, IndexError, KeyError, AttributeError)
 
@@ -81,7 +87,7 @@ class Building:
         self.nodes: list[Node] = []
         self.output: str | None = None
         self.problems = list(exported.problems)
-        self.fixed: list[tuple[Source, Tensor]] = []
+        self.fixed: list[tuple[Source, Tensor]] = list(exported.fixed)
         """Constants whose values the network depends on in more than its numbers, and these values."""
         self._values: dict[fx.Node, Any] = {}  # what stands for a node among the arguments of a call
         self._paths: dict[str, int] = {"input": 1}
@@ -104,14 +110,7 @@ class Building:
         return self
 
     def _needed(self) -> set[fx.Node]:
-        found: set[fx.Node] = set()
-        stack = [n for n in self.exported.graph.nodes if n.name == self.exported.output or _is_random(n)]
-        while stack:
-            node = stack.pop()
-            if node not in found:
-                found.add(node)
-                stack.extend(node.all_input_nodes)
-        return found
+        return _with_ancestors(n for n in self.exported.graph.nodes if n.name == self.exported.output or _is_random(n))
 
     def _problem(self, node: fx.Node, reason: str) -> None:
         path, kind = module_of(node)
@@ -213,16 +212,7 @@ class Building:
             self._problem(node, "mixes the batch: a constant depends on the batch size")
 
     def _reads_batch(self, node: fx.Node) -> bool:
-        stack, seen = [node], set()
-        while stack:
-            top = stack.pop()
-            if top in seen:
-                continue
-            seen.add(top)
-            if self._values.get(top) is BATCH or top.target in _SHAPES_ONLY:
-                return True
-            stack.extend(top.all_input_nodes)
-        return False
+        return any(self._values.get(n) is BATCH or n.target in _SHAPES_ONLY for n in _with_ancestors([node]))
 
     def _evaluated(self, node: fx.Node, size: int) -> Any:
         return self._evaluate(node, size, {})
@@ -242,11 +232,14 @@ class Building:
         memo[node] = found
         return found
 
+    def _counts_batch(self, size: torch.SymInt) -> bool:
+        """Whether a size is decided by that of the batch, and not a symbol of its own."""
+        return isinstance(self.batch, torch.SymInt) and size.node.expr.free_symbols == {self.batch.node.expr}
+
     def _sizes(self, value: Tensor) -> str:
-        try:
-            sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
-        except TypeError:  # a symbol of its own
-            return "a size depends on the values of a tensor; index by numbers, such as mask.nonzero()[:, 0], made once"
+        if any(isinstance(n, torch.SymInt) and not self._counts_batch(n) for n in value.shape):
+            return _OPEN
+        sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
         return f"a batch of 3 gives {sizes}"
 
     # --- calls by rule --------------------------------------------------------------------------------------------
@@ -339,6 +332,17 @@ class Building:
             self.output = found_value.name
         else:
             self.problems.append(Problem("output", "output", "does not depend on the input"))
+
+
+def _with_ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, Statistics, normalises_by_batch
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
-from optrelax.networks.snapshots import Snapshot
+from optrelax.networks.snapshots import GLOBAL_HOOKS, Snapshot
 
 if TYPE_CHECKING:
     from optrelax.relaxations import Relaxation
@@ -198,6 +198,8 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
     for entry in kept:
         if entry.shape == shape and entry.rules == generation() and entry.snapshot.holds(net):
             return entry.graph
+    if problems := _unreadable(net):
+        raise UnsupportedOpError(problems, supported())
     with _EXPORTING:
         snapshot = Snapshot(net)
         graph, problems = _capture(net, shape, snapshot)
@@ -221,12 +223,13 @@ def _first_shape(net: nn.Module) -> Shape:
 
 def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | None, list[Problem]]:
     from optrelax.networks.building import Building
-    from optrelax.networks.exporting import BATCH_SIZE, ExportRefused, export, load
+    from optrelax.networks.exporting import BATCH_SIZE, export, load
+    from optrelax.networks.places import ExportRefused
     from optrelax.networks.probing import disagreement, kind_of
 
     load()
     problems = _module_problems(net)
-    hooked = [p for p in problems if p.reason == _HOOKED]
+    hooked = [p for p in problems if p.reason.endswith(_HOOKED)]
     if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
         return None, problems  # not even run: hooks may do anything
     with torch.inference_mode(False):
@@ -251,6 +254,20 @@ def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | 
     return (graph, []) if reason is None else (None, [Problem("(root)", type(net).__name__, reason)])
 
 
+def _unreadable(net: nn.Module) -> list[Problem]:
+    """Modules of which nothing can be read yet, or ever."""
+    problems = []
+    for path, m in net.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            reason = "is scripted, and cannot be followed; put in the nn.Module that was scripted or traced"
+        elif any(map(nn.parameter.is_lazy, (*m.parameters(False), *m.buffers(False)))):
+            reason = "has no weights before its first call; call the network once on an example"
+        else:
+            continue
+        problems.append(Problem(path or "(root)", type(m).__name__, reason))
+    return problems
+
+
 _HOOKED = "has forward hooks, which may do anything with what they see; remove them"
 
 
@@ -264,6 +281,8 @@ def _module_problems(net: nn.Module) -> list[Problem]:
         hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
         if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):
             problems.append(Problem(path or "(root)", type(m).__name__, _HOOKED))
+    if any(vars(nn.modules.module)[name] for name in GLOBAL_HOOKS):
+        problems.append(Problem("(root)", type(net).__name__, f"every module {_HOOKED}"))
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.dtype in HALF:
             problems.append(Problem(name, str(tensor.dtype), "bounds want float32 or float64; call .float()"))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optrelax.networks.exporting import replicate
 from optrelax.networks.graph import Graph, normalises_by_batch
+from optrelax.networks.replicas import replicate
 
 _SIZES = (1, 4)  # two sizes of the batch
 _TRAINING_SIZES = (4, 7)
@@ -53,11 +53,13 @@ def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every
             return "draws random numbers, so that it is no fixed function; draw them outside of forward"
         probe = Probe(graph, x)
         if reason := probe.compare(wanted):
+            if again := probe.compare(wanted, replica(x.clone()), "the next time"):
+                return f"gives another output each time it is called with one input, so that it is no function: {again}"
             return f"the captured graph is another function than the module on {name}: {reason}"
         if len(x) > _ALONE:
             continue
         alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
-        if reason := probe.compare(wanted, alone):
+        if reason := probe.compare(wanted, alone, "alone"):
             return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
     return None
 
@@ -127,7 +129,7 @@ class Probe:
         self.slack = 256.0 * numbers.eps * (len(graph.nodes) + 1) * scale.clamp_min(numbers.tiny)
         """Of each example."""
 
-    def compare(self, wanted: object, found: Tensor | None = None) -> str | None:
+    def compare(self, wanted: object, found: Tensor | None = None, label: str = "by the graph") -> str | None:
         """What is unlike in the module's output and the graph's (or `found`); None where they agree to rounding."""
         given = self.output if found is None else found
         if not isinstance(wanted, Tensor):
@@ -144,5 +146,4 @@ class Probe:
         if bool(same.all()):
             return None
         at = (~same).nonzero()[0].tolist()
-        one, other = "by the module", "by the graph" if found is None else "alone"
-        return f"{float(wanted[tuple(at)]):.9g} {one}, {float(given[tuple(at)]):.9g} {other}, at {at}"
+        return f"{float(wanted[tuple(at)]):.9g} by the module, {float(given[tuple(at)]):.9g} {label}, at {at}"

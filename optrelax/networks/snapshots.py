@@ -39,7 +39,7 @@ _LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
 # Through these a function reads what no name of it shows.
 _BLIND = frozenset({"open", "globals", "eval", "exec", "__import__", "import_module", "read_text", "read_bytes"})
 _NOT_CALLED = frozenset({"__init__", "__repr__", "__new__"})
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 class _Same:
@@ -80,7 +80,7 @@ class Snapshot:
         self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
         hooks = vars(nn.modules.module)
-        self._counts += [(hooks[name], len(hooks[name])) for name in _GLOBAL_HOOKS]
+        self._counts += [(hooks[name], len(hooks[name])) for name in GLOBAL_HOOKS]
         for module in net.modules():
             self._module(module)
         self.kinds = kinds_of(net)

@@ -508,12 +508,95 @@ def test_values_that_overflow_are_compared_nowhere():
     assert float(low.detach()) == -torch.inf
 
 
-def test_a_boolean_mask_is_refused_with_the_cure():
-    net = Lambda(lambda m, x: x[:, m.mask], mask=torch.tensor([True, False, True, True]))
-    assert "index by numbers, such as mask.nonzero()" in problems(net)
-    cured = Lambda(lambda m, x: x[:, m.places], places=torch.tensor([0, 2, 3]))
-    x = torch.rand(2, 4)
-    torch.testing.assert_close(ox.capture(cured, (4,))(x), cured(x))
+def counting(m: Lambda, x: Tensor) -> Tensor:
+    m.inner.calls = getattr(m.inner, "calls", 0) + 1
+    return x * m.inner.calls
+
+
+def test_a_module_that_counts_its_calls_is_no_function():
+    assert "gives another output each time it is called" in problems(Lambda(counting, inner=nn.ReLU()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 4))])
+def test_a_scripted_module_inside_is_refused(make):
+    assert "0: " in (found := problems(nn.Sequential(make(nn.Linear(4, 4)), nn.ReLU())))
+    assert "is scripted, and cannot be followed" in found
+
+
+def test_a_lazy_module_is_refused_until_its_first_call():
+    net, x = nn.Sequential(nn.LazyLinear(3), nn.ReLU()), torch.rand(2, 4)
+    assert "0: LazyLinear: has no weights before its first call" in problems(net)
+    net(x)
+    torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
+
+
+OUTSIDE = {
+    ".data": (lambda m, x: x.data * 2, "use .detach()"),
+    "numpy": (lambda m, x: x + torch.from_numpy(x.detach().numpy()), "control flow must not depend on values"),
+    "inference_mode": (lambda m, x: inferred(m, x), "use torch.no_grad() there"),
+    "vmap": (lambda m, x: torch.vmap(lambda row: row * 2)(x), "_add_batch_dim: has no rule"),
+}
+
+
+def inferred(m: Lambda, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        h = F.linear(x, m.weight)
+    return F.linear(h, m.weight)
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_what_leaves_autograds_sight_is_refused(how):
+    function, message = OUTSIDE[how]
+    assert message in problems(Lambda(function, weight=parameter(4, 4)))
+
+
+def test_autocast_that_is_off_changes_nothing():
+    def off(m: Lambda, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return m.inner(x)
+
+    net, x = Lambda(off, inner=nn.Linear(4, 3)), torch.rand(2, 4)
+    torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
+
+
+CHOSEN = torch.tensor([True, False, True, True])
+MASKS = {
+    "buffer": (lambda m, x: x[:, m.mask], {"mask": CHOSEN.clone()}, (4,)),
+    "of a module inside": (lambda m, x: m.inner(x)[:, m.inner.mask], {"inner": Lambda(lambda m, x: 2 * x)}, (4,)),
+    "closed over": (lambda m, x: x[:, CHOSEN], {}, (4,)),
+    "list": (lambda m, x: x[:, [True, False, True, True]] * x[:, :1], {}, (4,)),
+    "of two dimensions": (lambda m, x: x[:, :, m.mask], {"mask": torch.eye(2) > 0}, (3, 2, 2)),
+    "beside a number": (lambda m, x: x[:, 1, m.mask], {"mask": CHOSEN.clone()}, (2, 4)),
+    "of none": (lambda m, x: torch.cat([x, x[:, m.mask]], 1), {"mask": torch.zeros(4) > 1}, (4,)),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_constant_mask_moves_entries(kind):
+    function, attributes, shape = MASKS[kind]
+    net = Lambda(function, **attributes)
+    if "inner" in attributes:
+        net.inner.register_buffer("mask", CHOSEN.clone())
+    x = torch.rand(3, *shape)
+    for name in ("box", "crown"):
+        torch.testing.assert_close(ox.bounds(net, ox.LinfBall(x, 0.0), name).lower, net(x))
+
+
+def test_a_mask_that_changes_is_followed():
+    net, x = Lambda(lambda m, x: x[:, m.mask], mask=CHOSEN.clone()), torch.rand(3, 4)
+    held = ox.capture(net, (4,))
+    net.mask.logical_not_()
+    torch.testing.assert_close(ox.capture(net, (4,))(x), net(x))
+    with pytest.raises(ValueError, match="another network than when it was captured"):
+        held(x)
+
+
+@pytest.mark.parametrize("function", [lambda m, x: x[:, m.mask > 0] * 2, lambda m, x: x[x > 0]])
+def test_a_mask_that_is_computed_is_refused_with_the_cure(function):
+    assert "a mask must be a buffer or a constant, or numbers such as mask.nonzero()" in problems(
+        Lambda(function, mask=CHOSEN.float())
+    )
 
 
 @pytest.mark.parametrize("net", [nn.RReLU(), Lambda(lambda m, x: F.rrelu(x, 0.1, 0.5))], ids=["module", "function"])

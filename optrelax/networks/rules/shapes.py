@@ -35,7 +35,7 @@ def same(call: Call) -> Value:
 
 @rule(aten.detach)
 def detach(call: Call) -> Value:
-    # Bounds depend on the weights before it through every pass; a gradient that stops there alone cannot be given.
+    # Else the weights before it are detached in its place, which they cannot be where the value goes on undetached too.
     if call.value().name != "input":
-        raise Refused("stops the gradient, which bounds would let through; detach the weights instead")
+        raise Refused("stops a gradient that reaches the same values another way; detach the weights instead")
     return call.value()

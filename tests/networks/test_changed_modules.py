@@ -1,0 +1,148 @@
+"""What forward reads may change after a capture: bounds are of the module as it is now, or the network says so."""
+
+import collections
+import functools
+import os
+import pathlib
+import sys
+import types
+from collections.abc import Callable
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optrelax as ox
+
+ORDER = torch.tensor([3, 1, 1, 0])
+OTHER = torch.tensor([0, 1, 2, 2])
+
+
+class Settings:
+    factor = 2.0
+    table: ClassVar[list[float]] = [2.0]
+
+    @classmethod
+    def read(cls) -> float:
+        return cls.table[0]
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+    @property
+    def twice(self) -> float:
+        return 2 * self.factor
+
+
+settings = types.ModuleType("settings_of_a_test")
+exec("factor = 2.0\nclass Inner:\n    factor = 2.0\nheld = Inner()\ndef read():\n    return factor", vars(settings))
+sys.modules[settings.__name__] = settings
+holder, queue = Holder(), collections.deque([2.0])
+
+
+@functools.lru_cache
+def remembered() -> float:
+    return Settings.factor
+
+
+class Scaled(nn.Module):
+    """A layer times whatever a function reads."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.read()
+
+
+class Ordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", ORDER.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order] * 2
+
+
+def bounded(net: nn.Module | ox.Network, x: Tensor) -> Tensor:
+    return ox.bounds(net, ox.LinfBall(x, 0.0), "box").lower.detach()
+
+
+CHANGES = {
+    "in place": lambda net: net.order.copy_(OTHER),
+    ".data": lambda net: setattr(net.order, "data", OTHER),
+    "another tensor": lambda net: setattr(net, "order", OTHER),
+    "load_state_dict": lambda net: net.load_state_dict({"order": OTHER}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_indices_that_change_are_followed(change):
+    """They decide what is built, which is why a graph holds what they were."""
+    net, x = Ordered(), torch.rand(2, 4)
+    held = ox.capture(net, (4,))
+    torch.testing.assert_close(bounded(held, x), net(x))
+    assert ox.capture(net, (4,)).graph is held.graph
+    CHANGES[change](net)
+    torch.testing.assert_close(bounded(net, x), net(x))
+    torch.testing.assert_close(bounded(held, x), net(x))
+
+
+READS = {
+    "class attribute": (lambda: Settings.factor, lambda: setattr(Settings, "factor", 3.0)),
+    "class method": (lambda: Settings.read(), lambda: Settings.table.__setitem__(0, 3.0)),
+    "property of an object": (lambda: holder.twice, lambda: setattr(holder, "factor", 3.0)),
+    "class in a module": (lambda: settings.Inner.factor, lambda: setattr(settings.Inner, "factor", 3.0)),
+    "object in a module": (lambda: settings.held.factor, lambda: setattr(settings.held, "factor", 4.0)),
+    "function in a module": (lambda: settings.read(), lambda: setattr(settings, "factor", 3.0)),
+    "by its name": (lambda: getattr(settings, "factor"), lambda: setattr(settings, "factor", 5.0)),  # noqa: B009
+    "environment": (lambda: float(os.environ["FACTOR"]), lambda: os.environ.__setitem__("FACTOR", "3")),
+    "globals": (lambda: len(globals()["READS"]), lambda: READS.__setitem__("one more", READS["globals"])),
+    "queue": (lambda: queue[0], lambda: queue.__setitem__(0, 3.0)),
+    "memory of a function": (
+        lambda: remembered(),
+        lambda: (remembered.cache_clear(), setattr(Settings, "factor", 7.0)),
+    ),
+    "file": (lambda: float(open(os.environ["PLACE"]).read()), lambda: write("3")),  # noqa: SIM115
+    "path": (lambda: float(pathlib.Path(os.environ["PLACE"]).read_text()), lambda: write("4")),
+}
+
+
+def write(text: str) -> None:
+    pathlib.Path(os.environ["PLACE"]).write_text(text)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("what", list(READS))
+def test_what_functions_read_is_followed(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTOR", "2")
+    monkeypatch.setenv("PLACE", str(tmp_path / "factor"))
+    write("2")
+    read, change = READS[what]
+    net, x = Scaled(read), torch.rand(2, 4)
+    held = ox.capture(net, (4,))
+    before = net(x).detach()
+    torch.testing.assert_close(bounded(held, x), before)
+    change()
+    wanted = net(x).detach()
+    assert not torch.allclose(before, wanted)
+    torch.testing.assert_close(bounded(net, x), wanted)
+    torch.testing.assert_close(bounded(held, x), wanted)
+
+
+def test_hooks_of_all_modules_are_refused():
+    net, x = nn.Sequential(nn.Linear(4, 3)), torch.rand(2, 4)
+    held = ox.capture(net)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, given, found: found * 2)
+    try:
+        for network in (net, held):
+            with pytest.raises(ox.UnsupportedOpError, match="every module has forward hooks"):
+                bounded(network, x)
+    finally:
+        hook.remove()
+    torch.testing.assert_close(bounded(held, x), net(x))
