@@ -254,7 +254,7 @@ REFUSED = {
     "batch summed": (lambda: Function(lambda s, x: x - x.sum(0, keepdim=True)), (4,), "mixes the batch"),
     "batch rolled": (lambda: Function(lambda s, x: x.roll(1, 0)), (4,), "mixes the batch"),
     "batch transposed": (lambda: Function(lambda s, x: (s.w @ x.T).T), (3,), "mixes the batch|has no rule"),
-    "detached inside": (lambda: Function(lambda s, x: (x @ s.w).detach()), (4,), "stops the gradient"),
+    "detached and not": (lambda: Function(lambda s, x: (h := x @ s.w) - h.detach()), (4,), "reaches the same values"),
 }  # fmt: skip
 
 
