@@ -59,6 +59,8 @@ def _resnet(seed: int) -> nn.Module:
 _BASE = _stack((8, 4, 2), (16, 4, 2), features=1024)
 _WIDE = _stack((16, 4, 2), (32, 4, 2), features=2048)
 _DEEP = _stack((8, 4, 2), (8, 3, 1), (8, 3, 1), (8, 4, 2), features=512)
+NETWORKS = {"cnn7": (_cnn7, 2 / 255), "deep_kw": (_DEEP, 0.004), "resnet": (_resnet, 0.004)}
+"""Builders by name, and their eps."""
 _CASES = (
     _Case("cnn7, width 16", _cnn7, 2, 2 / 255, step=True, at_least=3.0),
     *(_Case("as cifar_base_kw", _BASE, batch, 0.004) for batch in (1, 10)),

@@ -39,20 +39,16 @@ def auto_lirpa_version() -> str | None:
 
 
 def auto_lirpa(
-    net: nn.Module, x: Tensor, eps: float, clip: tuple[float, float], method: str, *, every_layer: bool = False
+    net: nn.Module, x: Tensor, eps: float, clip: tuple[float, float], method: str
 ) -> Callable[[Tensor], Tensor]:
-    """Margins by auto_LiRPA, its module and region made beforehand: labels [batch] -> lower bounds [batch, 9].
-
-    every_layer: the method "CROWN-Optimized" (alpha-CROWN) optimises the bounds of hidden layers too.
-    """
-    options = {"optimize_bound_args": {"fix_intermediate_layer_bounds": not every_layer}}
+    """Margins by auto_LiRPA, its module and region made beforehand: labels [batch] -> lower bounds [batch, 9]."""
     with warnings.catch_warnings():
         # Deprecations of the torch functions that it traces networks with.
         warnings.simplefilter("ignore")
         from auto_LiRPA import BoundedModule, BoundedTensor
         from auto_LiRPA.perturbations import PerturbationLpNorm
 
-        module = BoundedModule(net, torch.zeros_like(x[:1]), bound_opts=options, device=x.device)
+        module = BoundedModule(net, torch.zeros_like(x[:1]), device=x.device)
     region = ox.LinfBall(x, eps, clip)
     perturbation = PerturbationLpNorm(norm=float("inf"), x_L=region.lower, x_U=region.upper)
     given = BoundedTensor(x, perturbation)

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.layers.network_lp import shared
-from optrelax.layers.slope_search import SlopeSearch
+from optrelax.layers.slope_search import SWEPT, SlopeSearch, windowed
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Crown, Preactivation, Relaxation, limited, name_of, resolve, with_rounding
+
+_WINDOWED = 7
+"""Numbers a parameter of a row's own: itself, its best, two moments, its gradient and what a step makes of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,9 @@ class AlphaCrown(Relaxation):
         iterations: gradient steps.
         step: size of the first.
         decay: factor an iteration.
+        tol: share of all that an example has gained so far; gains up to it count for nothing.
+        patience: iterations in a row that count for nothing, after which an example leaves.
+        threshold: an example leaves as soon as all its bounds exceed it; None: never.
         preactivation: bounds that say which neurons cross, and that optimised ones never loosen.
 
     Raises:
@@ -48,6 +54,9 @@ class AlphaCrown(Relaxation):
     iterations: int = 20
     step: float = 0.2
     decay: float = 0.9
+    tol: float = 0.01
+    patience: int = 4
+    threshold: float | None = None
     preactivation: Relaxation = field(default_factory=Crown)
 
     def __post_init__(self) -> None:
@@ -58,6 +67,12 @@ class AlphaCrown(Relaxation):
             raise ValueError(f"AlphaCrown: step must be > 0, got {self.step}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"AlphaCrown: decay must lie in (0, 1], got {self.decay}")
+        if not self.tol >= 0:
+            raise ValueError(f"AlphaCrown: tol must be >= 0, got {self.tol}")
+        if self.patience < 1:
+            raise ValueError(f"AlphaCrown: patience must be >= 1, got {self.patience}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ValueError("AlphaCrown: threshold must be a number, got nan")
         source = resolve(self.preactivation)
         if not source.sound:
             raise ValueError(f"AlphaCrown: preactivation={name_of(source)} is an estimate, not a bound")
@@ -90,11 +105,28 @@ class AlphaCrown(Relaxation):
         first = self.preactivation.least_bytes(network, region, 0)
         return first + region.shape[0] * slopes + self._each(network, region, k)
 
-    def _each(self, network: Network, region: Region, k: int) -> int:
-        """Bytes of one example: slopes, lines and coefficients of every row, kept for the gradient by the slopes."""
-        hidden = memory.hidden_entries(network)
-        rows = self._neuron_rows(network) + k
-        return 12 * region.dtype.itemsize * rows * (hidden + math.prod(network.input_shape))
+    def _each(self, network: Network, region: Region, k: int, start: Preactivation | None = None) -> int:
+        """Bytes of one example: parameters of every row, with Adam's moments, and what a gradient by them keeps.
+
+        start: bounds that say which neurons cross; None: all do.
+        """
+        entries = memory.hidden_entries(network) + math.prod(network.input_shape)
+        rows = {network.output: k}
+        for node in network.activations:
+            if node.inputs[0] in network.exact_intervals:
+                continue
+            neurons = math.prod(node.shape)
+            if start is not None and region.shape[0]:
+                b = start[node.name]
+                crossing = node.op.crossing(b.lower, b.upper)
+                neurons = int(crossing.flatten(1).sum(1).max())
+            rows[node.inputs[0]] = 2 * neurons
+        total = 0
+        for target, count in rows.items():
+            found = None if torch.is_grad_enabled() else windowed(network, region, target)
+            weights = entries if found is None else sum(seen.numbers for seen in found.weighed.values())
+            total += count * (SWEPT if found is None else _WINDOWED) * weights
+        return total * region.dtype.itemsize
 
     def _neuron_rows(self, network: Network) -> int:
         """Rows of the neurons whose bounds are optimised, as if all crossed."""
@@ -103,31 +135,36 @@ class AlphaCrown(Relaxation):
     def _bounded(self, network: Network, region: Region, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
         region = self.prepare(region)
-        batch = region.shape[0]
+        batch, k = region.shape[0], 0 if rows is None else rows.shape[1]
         source = self.preactivation.bytes_needed(network, region, 0)
-        own = batch * self._each(network, region, 0 if rows is None else rows.shape[1])
+        own = batch * self._each(network, region, k)
         most = memory.limit(self.max_bytes, source + own, region.device)
-        if source + own <= most:
-            given = self._given(network, region, math.inf)
+        room = math.inf if source + own <= most else most / 3
+        given = self._given(network, region, room)
+        if room < math.inf:
+            own = batch * self._each(network, region, k, given)
+        if room == math.inf or own <= most - room:
             search = SlopeSearch(network, region, given, rows)
             search.ascend(self)
             return search.evaluate(region, given, rows, self.outward)
         # The bounds that the pieces start from live beside them: a third for these.
-        room, size = most / 3, max(1, int(most * 2 / 3 * batch // own))
-        call = partial(self._piece, network, room)
-        found: tuple[Preactivation, Tensor | None] = memory.in_pieces(network, call, region, rows, size, again=False)
+        size = max(1, int((most - room) * batch // own))
+        call = partial(self._piece, network)
+        found: tuple[Preactivation, Tensor | None] = memory.in_pieces(
+            network, call, region, rows, size, again=False, given=given
+        )
         return found
 
     def _piece(
-        self, network: Network, room: float, region: Region, rows: Tensor | None
+        self, network: Network, region: Region, rows: Tensor | None, given: Preactivation
     ) -> tuple[Preactivation, Tensor | None]:
         """Slopes found once; bounds whose graph is made in the backward pass."""
         with torch.no_grad():
-            search = SlopeSearch(network, region, self._given(network, region, room), rows)
+            search = SlopeSearch(network, region, given, rows)
             search.ascend(self)
 
         def evaluate() -> tuple[Preactivation, Tensor | None]:
-            return search.evaluate(region, self._given(network, region, room), rows, self.outward)
+            return search.evaluate(region, given, rows, self.outward)
 
         found: tuple[Preactivation, Tensor | None] = memory.recomputed(network, evaluate)()
         return found

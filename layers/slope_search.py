@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from optrelax import memory
 from optrelax.domains import interval, passes
 from optrelax.domains.passes import MixedMaps, Neurons, Program
 from optrelax.enclosures import Bounds, ordered
@@ -105,17 +107,45 @@ class BoundedRows:
             alpha = {name: passes.on_maps(self.program, name, t, self.neurons) for name, t in alpha.items()}
         return DualPoint(alpha, beta)
 
-    def select(self, mask: Tensor, renumbered: Tensor) -> BoundedRows:
-        """Rows of some examples, which get new numbers."""
-        rows = mask[self.example].nonzero()[:, 0]
+    def part(self, rows: Tensor) -> BoundedRows:
+        """Some rows and their values."""
+        parameters = [Parameter(p.kind, p.node, p.value[rows], p.low, p.high) for p in self.parameters]
+        place, which = self.neurons.place[rows], self.neurons.which[rows]
+        return BoundedRows(self.node, Neurons(place, which), self.index, self.program, parameters)
+
+    def select(self, rows: Tensor, examples: Tensor, renumbered: Tensor) -> BoundedRows:
+        """Some rows: those of some examples, which get new numbers."""
         place = self.neurons.place[rows]
         place[:, 0] = renumbered[place[:, 0]]
         index = self.index
         if index:
-            own = mask[index[0]]
+            own = examples[index[0]]
             index = (renumbered[index[0][own]], *(t[own] for t in index[1:]))
         parameters = [p.select(rows) for p in self.parameters]
         return BoundedRows(self.node, Neurons(place, self.neurons.which[rows]), index, self.program, parameters)
+
+
+SWEPT = 12
+"""Numbers a neuron and input that a row of a sweep takes: lines, coefficients and what a gradient keeps of them."""
+_LOT = 2**26
+"""Bytes of the rows that are swept at once where nothing is kept of them."""
+
+
+def lot(network: Network, region: Region) -> int:
+    """Rows that are swept at once where nothing is kept of them."""
+    entries = memory.hidden_entries(network) + math.prod(network.input_shape)
+    return max(1, _LOT // (SWEPT * entries * region.dtype.itemsize))
+
+
+def windowed(network: Network, region: Region, target: str) -> Program | None:
+    """Compiled steps for rows of a node that have weights of their own; None where sweeps do it."""
+    if not passes.available(region):
+        return None
+    found = passes.program(network, target, depth=0)
+    if found is None or (found.windows and target == network.output):
+        return None
+    ops = [network[name].op for name in found.activations]
+    return found if all(op.chord_above and op.origin_below for op in ops) else None  # type: ignore[union-attr]
 
 
 class SlopeSearch:
@@ -143,18 +173,8 @@ class SlopeSearch:
 
     # --- what is bounded ---
 
-    def _program(self, target: str) -> Program | None:
-        """Compiled steps for rows with weights of their own."""
-        if not passes.available(self.region):
-            return None
-        found = passes.program(self.network, target, depth=0)
-        if found is None or (found.windows and target == self.network.output):
-            return None
-        ops = [self.network[name].op for name in found.activations]
-        return found if all(op.chord_above and op.origin_below for op in ops) else None  # type: ignore[union-attr]
-
     def _hidden(self, source: str, crossing: Tensor) -> BoundedRows:
-        program = self._program(source)
+        program = windowed(self.network, self.region, source)
         if program is not None:
             neurons, index = passes.some_neurons(program, crossing)
             return BoundedRows(source, neurons, index, program)
@@ -168,7 +188,7 @@ class SlopeSearch:
     def _output(self, rows: Tensor) -> BoundedRows:
         output, batch = self.network.output, self.region.shape[0]
         neurons = passes.rows_of_examples(rows.shape[0], rows.shape[1], batch, self.region.device)
-        return BoundedRows(output, neurons, (), self._program(output))
+        return BoundedRows(output, neurons, (), windowed(self.network, self.region, output))
 
     def _started(self, target: BoundedRows, crown: DualPoint) -> BoundedRows:
         """With CROWN's choice for every row."""
@@ -241,13 +261,21 @@ class SlopeSearch:
         flat = rows.flatten(0, 1)
         if target.node == self.network.output and not target.index:
             flat = flat[target.neurons.which]
-        picked = {name: h.select(example) for name, h in hulls.items() if name in wanted}
-        problems = Problems(self.network, target.node, flat, region.select(example), picked)
-        dual = self._shaped(target.whole(), picked)
-        if not outward:
-            return backward_sweep(problems, dual).value
-        before = {n: Bounds.known(b.lower[example], b.upper[example]) for n, b in bounds.items() if n in wanted}
-        return dual_value(problems, dual, "outward", before)
+        picked = {name: h for name, h in hulls.items() if name in wanted}
+        before = {name: bounds[name] for name in picked}
+
+        def some(rows: Tensor) -> Tensor:
+            own = example[rows]
+            lines = {name: h.select(own) for name, h in picked.items()}
+            problems = Problems(self.network, target.node, flat[rows], region.select(own), lines)
+            dual = self._shaped(target.part(rows).whole(), lines)
+            if not outward:
+                return backward_sweep(problems, dual).value
+            known = {n: Bounds.known(b.lower[own], b.upper[own]) for n, b in before.items()}
+            return dual_value(problems, dual, "outward", known)
+
+        size = len(example) if torch.is_grad_enabled() else lot(self.network, region)
+        return torch.cat([some(rows) for rows in torch.arange(len(example), device=example.device).split(max(1, size))])
 
     def _shaped(self, dual: DualPoint, hulls: Mapping[str, HullLines]) -> DualPoint:
         """Weights in the shapes of their activations; where rows see nothing any will do."""
@@ -273,30 +301,49 @@ class SlopeSearch:
 
     def ascend(self, options: AlphaCrown) -> None:
         """Adam on every parameter at once; of each example the best set met is kept."""
-        if options.iterations == 0 or not any(t.parameters for t in self.targets.values()):
-            return
-        self.searching = True
-        climb = _Climb(self)
-        for n in range(options.iterations + 1):
-            score = climb.step(options, n)
-            if score is None:
-                break
-        self.searching = False
+        if options.iterations and any(t.parameters for t in self.targets.values()):
+            _Climb(self, options).run()
         for target in self.targets.values():
             for p in target.parameters:
                 p.value = p.best
 
+    def select(self, examples: Tensor) -> tuple[SlopeSearch, dict[str, Tensor]]:
+        """Of some examples, a mask; and which rows of each target these are."""
+        found = copy(self)
+        renumbered = examples.cumsum(0) - 1
+        found.region = self.region.select(examples)
+        found.given = {name: Bounds.known(b.lower[examples], b.upper[examples]) for name, b in self.given.items()}
+        rows = {name: examples[t.example].nonzero()[:, 0] for name, t in self.targets.items()}
+        found.targets = {name: t.select(rows[name], examples, renumbered) for name, t in self.targets.items()}
+        return found, rows
+
 
 class _Climb:
-    """The examples that are still moving."""
+    """The examples that are still moving, and what they reached."""
 
-    def __init__(self, search: SlopeSearch) -> None:
-        self.search = search
-        self.top: Tensor | None = None
+    def __init__(self, search: SlopeSearch, options: AlphaCrown) -> None:
+        self.whole, self.options = search, options
+        self.search, _ = search.select(
+            torch.ones(search.region.shape[0], dtype=torch.bool, device=search.region.device)
+        )
+        self.search.searching = True
+        self.rows = {name: torch.arange(len(t.example), device=t.example.device) for name, t in search.targets.items()}
+        self.start = self.top = search.region.like.new_full((search.region.shape[0],), -torch.inf)
+        self.waited = torch.zeros_like(self.top)
 
-    def step(self, options: AlphaCrown, n: int) -> Tensor | None:
-        """Bounds at the parameters of now, and a step; None at the end."""
-        search = self.search
+    def run(self) -> None:
+        """All iterations, or until no example gains from them."""
+        for n in range(self.options.iterations + 1):
+            done = self._step(n)
+            if bool(done.all()):
+                break
+            if int(done.sum()) * 5 >= len(done):  # copies cost as much as an iteration of a few
+                self._leave(done)
+        self._store()
+
+    def _step(self, n: int) -> Tensor:
+        """Bounds at the parameters of now, and a step; which examples are done."""
+        options, search = self.options, self.search
         moving = [(t, p) for t in search.targets.values() for p in t.parameters]
         last = n == options.iterations
         with torch.set_grad_enabled(not last):
@@ -304,26 +351,56 @@ class _Climb:
             found, lower = search.evaluate(search.region, search.given, search.rows, False)
             score = self._score(found, lower)
             total = score.sum()
-        now = score.detach()
-        better = torch.ones_like(now, dtype=torch.bool) if self.top is None else now > self.top
-        self.top = now if self.top is None else torch.maximum(now, self.top)
         grads: Sequence[Tensor | None] = ()
         if total.requires_grad:
             grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        better, done = self._judge(score.detach(), None if lower is None else lower.detach(), n)
         for (target, p), leaf in zip(moving, leaves, strict=True):
             p.value = leaf.detach()
             p.keep(better[target.example])
         if not grads:
-            return None
+            return torch.ones_like(done)
         step = options.step * options.decay**n / (1 - FIRST ** (n + 1))
         for (_, p), grad in zip(moving, grads, strict=True):
             if grad is not None:
                 p.climb(grad, step, 1 / (1 - SECOND ** (n + 1)))
-        return now
+        return done
+
+    def _judge(self, score: Tensor, lower: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+        """Which examples are better than ever, and which need no more."""
+        options = self.options
+        if n == 0:
+            self.start = self.top = score
+            return torch.ones_like(score, dtype=torch.bool), self._decided(lower, score)
+        better = score > self.top
+        gain = torch.where(better, score - self.top, 0.0)
+        self.top = torch.where(better, score, self.top)
+        # A bound that was infinite and is not has gained.
+        idle = gain <= options.tol * (self.top - self.start)
+        self.waited = torch.where(idle, self.waited + 1, 0.0)
+        return better, self._decided(lower, score) | (self.waited >= options.patience)
+
+    def _decided(self, lower: Tensor | None, score: Tensor) -> Tensor:
+        if lower is None or self.options.threshold is None:
+            return torch.zeros_like(score, dtype=torch.bool)
+        return (lower > self.options.threshold).all(1)
+
+    def _leave(self, done: Tensor) -> None:
+        """Only the others go on."""
+        self._store()
+        self.search, rows = self.search.select(~done)
+        self.rows = {name: own[rows[name]] for name, own in self.rows.items()}
+        self.start, self.top, self.waited = (t[~done] for t in (self.start, self.top, self.waited))
+
+    def _store(self) -> None:
+        """What was reached, in the whole search."""
+        for name, target in self.search.targets.items():
+            for mine, p in zip(self.whole.targets[name].parameters, target.parameters, strict=True):
+                mine.best = mine.best.index_copy(0, self.rows[name], p.best)
 
     def _score(self, found: Preactivation, lower: Tensor | None) -> Tensor:
         """What is maximised, an example: its lower bounds, or without rows its tightness everywhere."""
         if lower is not None:
             return lower.sum(1)
         widths = [found[name].width.flatten(1).sum(1) for name in self.search.targets]
-        return -torch.stack(widths).sum(0) if widths else self.search.region.like.new_zeros(self.search.region.shape[0])
+        return -torch.stack(widths).sum(0)

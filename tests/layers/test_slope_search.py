@@ -6,7 +6,7 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.domains import passes
-from optrelax.layers import AlphaCrown
+from optrelax.layers import AlphaCrown, slope_search
 
 
 def residual(seed=0):
@@ -112,3 +112,37 @@ def test_what_is_found_is_a_bound_and_better_than_crown():
     assert (found <= least).all()
     assert (outward <= found).all()
     torch.testing.assert_close(outward, found, rtol=1e-9, atol=1e-9)
+
+
+def test_examples_leave_by_themselves(monkeypatch):
+    """An example that is decided keeps the bound of its first iteration; the others go on as if they were alone."""
+    net, shape = dense()
+    captured, region = ox.capture(net, shape), region_of(shape, batch=3)
+    calls = []
+    step = slope_search._Climb._step
+    monkeypatch.setattr(slope_search._Climb, "_step", lambda self, n: calls.append(len(self.top)) or step(self, n))
+    with torch.no_grad():
+        crown = ox.lower_bounds(captured, region, ROWS, "crown")
+        least = crown.amin(1).sort().values
+        halfway = float(least[1] + least[2]) / 2
+        way = AlphaCrown(iterations=6, threshold=halfway, tol=0)
+        mixed = ox.lower_bounds(captured, region, ROWS, way)
+        assert calls[0] == 3
+        assert calls[1] == 2
+        decided = crown.amin(1) > halfway
+        torch.testing.assert_close(mixed[decided], crown[decided])
+        others = ox.lower_bounds(captured, region.select(~decided), ROWS, way)
+        torch.testing.assert_close(mixed[~decided], others, rtol=1e-6, atol=1e-8)
+        calls.clear()
+        ox.lower_bounds(captured, region, ROWS, AlphaCrown(iterations=50, tol=0.5, patience=1))
+    assert len(calls) < 20
+    assert (mixed[~decided] > crown[~decided] + 1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tol": -1}, "tol must be >= 0"), ({"patience": 0}, "patience must"), ({"threshold": float("nan")}, "nan")],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AlphaCrown(**options)
