@@ -205,7 +205,7 @@ def _bounded(
 
 
 def _outward(problems: Problems, dual: DualPoint) -> Tensor:
-    before = {name: Bounds.known(*h.before) for name, h in problems.hulls.items()}
+    before = {name: Bounds.known(*h.before) for name, h in problems.hulls.items() if h.before}
     return dual_value(problems, dual, "outward", before)
 
 

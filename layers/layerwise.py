@@ -70,11 +70,11 @@ class Layerwise(NetworkLayer):
         return frozenset()
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
-        region, lowered = self.prepare(region), network.lowered
+        region, lowered = self.prepare(region), self.lowered(network)
         return shared(network, self.refine(lowered, region, self.budget(lowered, region, 0)))
 
     def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
-        region, lowered = self.prepare(region), network.lowered
+        region, lowered = self.prepare(region), self.lowered(network)
         budget = self.budget(lowered, region, rows.shape[1])
         bounds = self.refine(lowered, region, budget)
         found = beside_pools(self, network, region, rows, solve_rows(self, lowered, region, rows, bounds, warm, budget))

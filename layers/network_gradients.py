@@ -26,7 +26,7 @@ from optrelax.networks.walks import carried_on
 
 @dataclass(frozen=True, slots=True)
 class Multipliers:
-    """Multipliers >= 0 of one activation's constraints, [R, *shape]: its hull lines and its pre-activation bounds."""
+    """Multipliers >= 0 of one activation's or product's constraints, [R, *shape]: hull and pre-activation bounds."""
 
     below0: Tensor
     below1: Tensor
@@ -43,7 +43,7 @@ class SaddlePoint:
     x: Tensor
     """Input, [R, *input shape]."""
     after: Weights
-    """Values of the activations."""
+    """Values of the activations and products."""
     input: Tensor
     """Reduced costs of the input."""
     multipliers: Mapping[str, Multipliers]
@@ -111,20 +111,24 @@ def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
     # The constraint that x lies in the region, at its multiplier: a . x is at least the region's support function at a.
     total = problems.region.support(pair.input[:, None])[:, 0] - _dot(pair.input, pair.x)
 
-    def activate(node: Node, z: Tensor) -> Tensor:
+    def activate(node: Node, *inputs: Tensor) -> Tensor:
         nonlocal total
         y, h, m = pair.after[node.name], problems.hulls[node.name], pair.multipliers[node.name]
-        # Affine in z: the sum of multiplier times line has one slope and one intercept.
-        slope = m.below0 * h.below0[0] + m.below1 * h.below1[0] - m.above0 * h.above0[0]
-        intercept = m.below0 * h.below0[1] + m.below1 * h.below1[1] - m.above0 * h.above0[1]
+        # Affine in what it reads: the sum of multiplier times face has one slope a value and one intercept.
+        face = [
+            m.below0 * first + m.below1 * second - m.above0 * third
+            for first, second, third in zip(h.below0, h.below1, h.above0, strict=True)
+        ]
         weight = m.below0 + m.below1 - m.above0
         if h.above1 is not None and m.above1 is not None:
-            slope = slope - m.above1 * h.above1[0]
-            intercept = intercept - m.above1 * h.above1[1]
+            face = [t - m.above1 * fourth for t, fourth in zip(face, h.above1, strict=True)]
             weight = weight - m.above1
-        total = total + _dot(slope, z) + flatten_from(intercept, 1).sum(1) - _dot(weight, y)
+        *slopes, intercept = face
+        for slope, z in zip(slopes, inputs, strict=True):
+            total = total + _dot(slope, z)
+        total = total + flatten_from(intercept, 1).sum(1) - _dot(weight, y)
         if m.low is not None and m.high is not None:
-            total = total + _dot(m.low, h.before[0] - z) + _dot(m.high, z - h.before[1])
+            total = total + _dot(m.low, h.before[0] - inputs[0]) + _dot(m.high, inputs[0] - h.before[1])
         return y
 
     values = carried_on(problems.network, pair.x, problems.wanted, activate)

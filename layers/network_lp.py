@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Array = np.ndarray
+_NO_PRODUCTS = "a program of rows takes no product of two values; crown, alpha-crown, triangle and layerwise do"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def _float64(network: Network) -> Tensor:
 
 
 def require_lowered(network: Network) -> None:
-    """UnsupportedOpError where an op is no part of an LP: a maximum, which `network.lowered` composes of ReLUs."""
+    """UnsupportedOpError where an op has no rows: a product, or a maximum: `network.lowered` has ReLUs for it."""
+    if network.products:
+        raise UnsupportedOpError([Problem(node.path, "Multiply", _NO_PRODUCTS) for node in network.products])
     problems = [
         Problem(node.path, type(node.op).__name__, "has no LP formulation; take network.lowered")
         for node in network

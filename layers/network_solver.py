@@ -43,6 +43,9 @@ class NetworkSolver(ABC):
     feasibility: ClassVar[float] = 0.0
     """How far a point may lie beyond given pre-activation bounds, in units of max(1, |l|, |u|), beyond rounding."""
 
+    products: bool = False
+    """Whether its problems may hold the product of two values: a hull of planes, read by nobody but the sweeps."""
+
     @abstractmethod
     def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
         """A dual and a primal point of every problem; each of `starts` is a bound already, and there is one at least.

@@ -17,13 +17,14 @@ from torch import Tensor
 from optrelax.enclosures import Bounds
 from optrelax.layers.problems import (
     DualPoint,
+    Face,
     Feasible,
     HullLines,
     Problems,
     Weights,
     dual_value,
     floor_and_ceiling,
-    hull_lines,
+    hulls_at,
     mix,
 )
 from optrelax.networks.activations import Activation, Line
@@ -37,12 +38,8 @@ def in_float64(problems: Problems) -> Problems:
     exact = problems.to(torch.float64)
     if exact is problems:
         return problems
-    hulls: dict[str, HullLines] = {}
-    for name, h in exact.hulls.items():
-        op = problems.network[name].op
-        assert isinstance(op, Activation)
-        hulls[name] = hull_lines(op, Bounds.known(*h.before))
-    return replace(exact, hulls=hulls)
+    before = {name: Bounds.known(*h.before) for name, h in exact.hulls.items() if h.before}
+    return replace(exact, hulls=hulls_at(problems.network, before))
 
 
 def priced(problems: Problems, prices: Mapping[str, Tensor], crossing_only: bool = False) -> DualPoint:
@@ -82,9 +79,7 @@ def affine_line(h: HullLines) -> Line:
     return slope, torch.where(stable, h.below0[1], low - slope * l)
 
 
-def _nearest_mix(
-    slope: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], ends: tuple[Tensor, Tensor], side: float
-) -> Tensor:
+def _nearest_mix(slope: Tensor, first: Face, second: Face, ends: tuple[Tensor, ...], side: float) -> Tensor:
     """The mix of two lines whose slope comes nearest to a third; side 1 for lines below, -1 for lines above.
 
     Only of lines that are tight somewhere in [l, u]: the first from l on, the second up to u. Beyond one that is not,

@@ -7,12 +7,12 @@ with coefficients A > 0 on the mixed lower line and A < 0 on the mixed upper lin
 the way from the hull's floor to its ceiling; the forward sweep through them is feasible for every x in the region and
 tau in [0, 1], provided the pre-activation bounds are implied by the LP on the layers before. Bounds that the LP does
 not imply are constraints of their own: they get multipliers in the dual point (`ends`), and a primal point counts
-only where it keeps them.
+only where it keeps them. The hull of a product is McCormick's: two planes over its factors in place of two lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,29 +21,32 @@ from torch import Tensor
 
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains.lines import Lines, crown_lines, outward_lines
+from optrelax.domains.planes import Planes, outward_planes, product_planes
 from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
 from optrelax.layers.batched import Batched, Change
 from optrelax.networks.activations import Activation, Hull, Line
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.products import Multiply
 from optrelax.networks.walks import carried_back, carried_on
 from optrelax.regions import InputBox, Region
 from optrelax.rounding import Rounding
 
-Weights = dict[str, Tensor]  # activation node -> [R, *shape]
+Weights = dict[str, Tensor]  # activation or product -> [R, *shape]
+Face = tuple[Tensor, ...]  # a slope for each value that is read, and the intercept: a line, or the plane of a product
 
 
 @dataclass(frozen=True, slots=True)
 class HullLines(Batched):
-    """Two lines below and two above every neuron, [R or examples, *shape]; `above1` is None where there is one."""
+    """Two faces below and two above every neuron, [R or examples, *shape]; `above1` is None where there is one."""
 
-    below0: tuple[Tensor, Tensor]
-    below1: tuple[Tensor, Tensor]
-    above0: tuple[Tensor, Tensor]
-    above1: tuple[Tensor, Tensor] | None
-    before: tuple[Tensor, Tensor]
-    """The pre-activation bounds that the hull was taken at."""
+    below0: Face
+    below1: Face
+    above0: Face
+    above1: Face | None
+    before: tuple[Tensor, ...]
+    """The pre-activation bounds that the hull was taken at; of a product none: its operands have them."""
     free: Tensor
     """Where the neuron crosses, so that its weights matter."""
     origin: bool = False
@@ -70,12 +73,47 @@ def _unknown_at(unknown: Tensor, line: Line) -> Line:
     return slope, intercept
 
 
-def mix(first: Line, second: Line | None, weight: Tensor | None, origin: bool = False) -> Line:
-    """The line between two: weight 0 the first, 1 the second; origin: both pass through it."""
+def product_hull(x: Bounds, y: Bounds) -> HullLines:
+    """McCormick's planes of the product of two bounded values: of each side those of its shares 0 and 1.
+
+    Exact: the convex hull of the product over the box.  Gradient: exact.  Source: McCormick 1976.
+    """
+    first, second = (product_planes(x, y, below=share, above=share) for share in (0.0, 1.0))
+    free = (x.lower < x.upper).detach() & (y.lower < y.upper).detach()
+    return HullLines(first.below, second.below, first.above, second.above, (), free)
+
+
+def hulls_at(network: Network, bounds: Mapping[str, Bounds]) -> dict[str, HullLines]:
+    """Hulls of the activations whose pre-activation bounds are given, and of the products of such."""
+    hulls: dict[str, HullLines] = {}
+    for node in network.relaxed:
+        if not all(name in bounds for name in _bounded_by(node)):
+            continue
+        given = [bounds[name] for name in _bounded_by(node)]
+        hulls[node.name] = hull_lines(node.op, *given) if isinstance(node.op, Activation) else product_hull(*given)
+    return hulls
+
+
+def _bounded_by(node: Node) -> tuple[str, ...]:
+    """The activations whose pre-activation bounds a node's hull is taken at."""
+    return (node.name,) if isinstance(node.op, Activation) else node.inputs
+
+
+def mix(first: Face, second: Face | None, weight: Tensor | None, origin: bool = False) -> Face:
+    """The face between two: weight 0 the first, 1 the second; origin: both pass through it."""
     if second is None or weight is None:
         return first
-    slope = torch.lerp(first[0], second[0], weight)
-    return slope, first[1] if origin else torch.lerp(first[1], second[1], weight)
+    *slopes, intercept = first
+    mixed = [torch.lerp(slope, other, weight) for slope, other in zip(slopes, second, strict=False)]
+    return (*mixed, intercept if origin else torch.lerp(intercept, second[-1], weight))
+
+
+def height(face: Face, values: Sequence[Tensor], origin: bool = False) -> Tensor:
+    """The face at values of what it reads."""
+    total = face[0] * values[0] if origin else torch.addcmul(face[-1], face[0], values[0])
+    for slope, z in zip(face[1:-1], values[1:], strict=True):
+        total = torch.addcmul(total, slope, z)
+    return total
 
 
 @dataclass(frozen=True)
@@ -124,9 +162,9 @@ class Problems(Batched):
 
     @cached_property
     def hidden(self) -> frozenset[str]:
-        """Nodes that some activation behind the target depends on, the activations included."""
+        """Nodes that some activation or product behind the target depends on, these included."""
         found: set[str] = set()
-        for node in self.network.activations:
+        for node in self.network.relaxed:
             if node.name in self.wanted:
                 found |= self.network.ancestors(node.name)
         return frozenset(found)
@@ -202,16 +240,16 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         up = a.relu()
         down = a - up
         met[node.name], on_lower[node.name] = a, up.detach().sign()
-        pulled = torch.addcmul(up * below[0], down, above[0])
-        constant = constant + _dot(down, above[1])
+        pulled = [torch.addcmul(up * low, down, high) for low, high in zip(below[:-1], above[:-1], strict=True)]
+        constant = constant + _dot(down, above[-1])
         if not h.origin:
-            constant = constant + _dot(up, below[1])
+            constant = constant + _dot(up, below[-1])
         if node.name in dual.ends:
             ends = dual.ends[node.name]
             # max(ends, 0) (z - u) + max(-ends, 0) (l - z) <= 0 for every admitted z.
-            pulled = pulled + ends
+            pulled[0] = pulled[0] + ends
             constant = constant - _dot(ends, torch.where(ends > 0, h.before[1], h.before[0]))
-        return ((node.inputs[0], pulled),)
+        return zip(node.inputs, pulled, strict=True)
 
     pending = carried_back(network, {problems.target: problems.rows}, step)
     zero = problems.region.like.new_zeros(()).expand(problems.region.shape)
@@ -244,25 +282,23 @@ def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent
     alpha: Weights = {}
     beta: Weights = {}
 
-    def activate(node: Node, z: Tensor) -> Tensor:
+    def activate(node: Node, *inputs: Tensor) -> Tensor:
         a, h = back.coefficients[node.name], problems.hulls[node.name]
         below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
         # Stable neurons have both lines equal: their gradient is 0 without a mask.
-        alpha[node.name] = a.clamp_min(0) * _spread(h.below0, h.below1, z, h.origin)
+        alpha[node.name] = a.clamp_min(0) * _spread(h.below0, h.below1, inputs, h.origin)
         if h.above1 is not None:
-            beta[node.name] = a.clamp_max(0) * _spread(h.above0, h.above1, z)
-        low = below[0] * z if h.origin else torch.addcmul(below[1], below[0], z)
-        return torch.lerp(torch.addcmul(above[1], above[0], z), low, back.on_lower[node.name])
+            beta[node.name] = a.clamp_max(0) * _spread(h.above0, h.above1, inputs)
+        return torch.lerp(height(above, inputs), height(below, inputs, h.origin), back.on_lower[node.name])
 
     carried_on(problems.network, back.corner, problems.hidden, activate)
     return Ascent(alpha, beta)
 
 
-def _spread(first: Line, second: Line, z: Tensor, origin: bool = False) -> Tensor:
-    """Second line minus first at z."""
-    slope = second[0] - first[0]
-    return slope * z if origin else torch.addcmul(second[1] - first[1], slope, z)
+def _spread(first: Face, second: Face, inputs: Sequence[Tensor], origin: bool = False) -> Tensor:
+    """Second face minus first at these values."""
+    return height(tuple(b - a for a, b in zip(first, second, strict=True)), inputs, origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +310,7 @@ class Feasible(Batched):
     before: Weights
     """Pre-activation of each activation."""
     after: Weights
-    """Value of each activation."""
+    """Value of each activation and product."""
 
 
 def primal_sweep(problems: Problems, point: PrimalPoint) -> Feasible:
@@ -282,9 +318,11 @@ def primal_sweep(problems: Problems, point: PrimalPoint) -> Feasible:
     before: Weights = {}
     after: Weights = {}
 
-    def activate(node: Node, z: Tensor) -> Tensor:
-        low, high = floor_and_ceiling(problems.hulls[node.name], z)
-        before[node.name], after[node.name] = z, torch.lerp(low, high, point.tau[node.name])
+    def activate(node: Node, *inputs: Tensor) -> Tensor:
+        low, high = floor_and_ceiling(problems.hulls[node.name], *inputs)
+        if problems.hulls[node.name].before:
+            before[node.name] = inputs[0]
+        after[node.name] = torch.lerp(low, high, point.tau[node.name])
         return after[node.name]
 
     values = carried_on(problems.network, point.x, problems.wanted, activate)
@@ -299,9 +337,9 @@ def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) ->
     x = problems.region.into_hull(x)
     tau: Weights = {}
 
-    def activate(node: Node, z: Tensor) -> Tensor:
+    def activate(node: Node, *inputs: Tensor) -> Tensor:
         h = problems.hulls[node.name]
-        low, high = floor_and_ceiling(h, z)
+        low, high = floor_and_ceiling(h, *inputs)
         room = high - low
         fraction = (after[node.name] - low) / torch.where(room > 0, room, 1.0)
         tau[node.name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
@@ -311,24 +349,28 @@ def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) ->
     return PrimalPoint(x, tau)
 
 
-def floor_and_ceiling(h: HullLines, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of the hull at pre-activation z."""
-    low = torch.maximum(torch.addcmul(h.below0[1], h.below0[0], z), torch.addcmul(h.below1[1], h.below1[0], z))
-    high = torch.addcmul(h.above0[1], h.above0[0], z)
+def floor_and_ceiling(h: HullLines, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of the hull at a pre-activation, or at both factors."""
+    low = torch.maximum(height(h.below0, inputs), height(h.below1, inputs))
+    high = height(h.above0, inputs)
     if h.above1 is not None:
-        high = torch.minimum(high, torch.addcmul(h.above1[1], h.above1[0], z))
+        high = torch.minimum(high, height(h.above1, inputs))
     return low, high
 
 
 def crown_start(network: Network, preactivation: Mapping[str, Bounds], hulls: Mapping[str, HullLines]) -> DualPoint:
-    """The weights that make the dual value CROWN's bound: the line of smaller area, per example."""
+    """The weights that make the dual value CROWN's bound: the line of smaller area, the even plane, per example."""
     alpha: Weights = {}
     beta: Weights = {}
-    for node in network.activations:
+    for node in network.relaxed:
         if node.name not in hulls:
             continue
+        h = hulls[node.name]
+        if isinstance(node.op, Multiply):
+            alpha[node.name] = beta[node.name] = torch.full_like(h.below0[0], 0.5)
+            continue
         assert isinstance(node.op, Activation)
-        b, h = preactivation[node.name], hulls[node.name]
+        b = preactivation[node.name]
         chosen = crown_lines(node.op, b.lower, b.upper)
         alpha[node.name] = _weight_of(chosen.lower_slope, chosen.lower_intercept, h.below0, h.below1)
         if h.above1 is not None:
@@ -337,9 +379,12 @@ def crown_start(network: Network, preactivation: Mapping[str, Bounds], hulls: Ma
 
 
 def chord_start(network: Network, hulls: Mapping[str, HullLines], start: DualPoint) -> DualPoint:
-    """The weights whose lower slope is the chord's (Fast-Lin); upper weights as in `start`."""
+    """The weights whose lower slope is the chord's (Fast-Lin); upper weights, and products, as in `start`."""
     alpha: Weights = {}
     for name, h in hulls.items():
+        if isinstance(network[name].op, Multiply):
+            alpha[name] = start.alpha[name]
+            continue
         spread = h.below1[0] - h.below0[0]
         wide = spread != 0
         weight = (h.above0[0] - h.below0[0]) / torch.where(wide, spread, 1.0)
@@ -347,13 +392,8 @@ def chord_start(network: Network, hulls: Mapping[str, HullLines], start: DualPoi
     return DualPoint(alpha, start.beta)
 
 
-def _weight_of(slope: Tensor, intercept: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+def _weight_of(slope: Tensor, intercept: Tensor, first: Face, second: Face) -> Tensor:
     return ((slope == second[0]) & (intercept == second[1])).to(slope)
-
-
-def lines_at(h: HullLines, alpha: Tensor, beta: Tensor | None) -> Lines:
-    """The mixed lines, as back-substitution takes them."""
-    return Lines(*mix(h.below0, h.below1, alpha), *mix(h.above0, h.above1, beta))
 
 
 def dual_value(
@@ -369,11 +409,14 @@ def dual_value(
     network, region = problems.network, problems.region
     lines: dict[str, backsubstitution.Enclosure] = {}
     for name, h in problems.hulls.items():
-        op = network[name].op
-        assert isinstance(op, Activation)
-        mixed = lines_at(h, dual.alpha[name], dual.beta.get(name))
-        b = preactivation[name]
-        lines[name] = outward_lines(mixed, op, b.lower, b.upper)
+        node = network[name]
+        below, above = mix(h.below0, h.below1, dual.alpha[name]), mix(h.above0, h.above1, dual.beta.get(name))
+        given = [preactivation[source] for source in _bounded_by(node)]
+        if isinstance(node.op, Activation):
+            lines[name] = outward_lines(Lines(*below, *above), node.op, given[0].lower, given[0].upper)
+        else:
+            planes = Planes(below, above)  # type: ignore[arg-type]
+            lines[name] = outward_planes(planes, given[0], given[1], same=False)
     balls = interval.propagate(network, region, rounding="outward").balls
     magnitude = backsubstitution.magnitudes(network, balls)
     rows = problems.rows[:, None]

@@ -30,6 +30,8 @@ from optrelax.layers.problems import (
     crown_start,
     dual_value,
     hull_lines,
+    hulls_at,
+    product_hull,
 )
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
@@ -47,7 +49,7 @@ class Parameter:
     """One kind of number that rows choose at an activation, in [low, high]: [rows, ...]."""
 
     kind: str
-    """"alpha": weight between the two lower lines; "beta": between the upper ones, where there are two."""
+    """"alpha": weight between the two lower lines or planes; "beta": between the upper ones, where there are two."""
     node: str
     value: Tensor
     low: float = 0.0
@@ -156,8 +158,7 @@ class SlopeSearch:
         self.given = {name: Bounds.known(b.lower.detach(), b.upper.detach()) for name, b in given.items()}
         self.rows = None if rows is None else rows.detach()
         self.searching = False
-        hulls = {n.name: hull_lines(n.op, self.given[n.name]) for n in network.activations}
-        crown = crown_start(network, self.given, hulls)
+        crown = crown_start(network, self.given, hulls_at(network, self.given))
         self.targets: dict[str, BoundedRows] = {}
         known = interval.exact_nodes(network, region)
         for node in network.activations:
@@ -221,7 +222,10 @@ class SlopeSearch:
             # What overflows is no bound.
             return torch.where(found.detach().isfinite(), found, -torch.inf)
 
-        for node in self.network.activations:
+        for node in self.network.relaxed:
+            if not isinstance(node.op, Activation):
+                hulls[node.name] = product_hull(*(bounds[name] for name in node.inputs))
+                continue
             before, target = given[node.name], self.targets.get(node.name)
             if target is not None:
                 unit = self._unit(target, before, outward)
@@ -229,7 +233,7 @@ class SlopeSearch:
             bounds[node.name] = before
             hulls[node.name] = h = hull_lines(node.op, before)
             if h.above1 is None:
-                lines.add(node.name, h.below0, h.below1, h.above0)
+                lines.add(node.name, h.below0, h.below1, h.above0)  # type: ignore[arg-type]
         if rows is None:
             return bounds, None
         return bounds, value(self.targets[_OUTPUT], rows).reshape(region.shape[0], rows.shape[1])

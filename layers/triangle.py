@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optrelax import memory, memory_counts
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds, ordered
+from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import Evaluation, solved
@@ -27,12 +28,13 @@ from optrelax.layers.problems import (
     Weights,
     chord_start,
     crown_start,
-    hull_lines,
+    hulls_at,
 )
 from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.solutions import Solution, Status, require_optimal
 from optrelax.networks.activations import Activation, Hull, Smooth
 from optrelax.networks.graph import Network
+from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.relaxations import (
     Box,
@@ -203,12 +205,12 @@ class NetworkLayer(Relaxation, nn.Module):
         return batch * k
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
-        network = network.lowered
+        network = self.lowered(network)
         lots = self._lots(network, region, k)
         return self._source_bytes(network, region) + lots.fixed + lots.solver + lots.each * lots.count
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
-        network = network.lowered
+        network = self.lowered(network)
         first = sum(part.least_bytes(network, region, 0) for part in self.parts)
         lots = self._lots(network, region, k)
         solver = 0
@@ -257,18 +259,29 @@ class NetworkLayer(Relaxation, nn.Module):
             solver=network_solver(self.solver).bytes_needed(inputs, hidden, count),
         )
 
+    def lowered(self, network: Network) -> Network:
+        """The network that the LPs are of; UnsupportedOpError for products that this layer cannot take."""
+        found, reason = network.lowered, None
+        if not network_solver(self.solver).products:
+            reason = "the product of two values is for solver=DualAscent(), without exact=True"
+        elif not self.implies(found):
+            reason = "the product of two values wants pre-activation bounds that its LP implies; take box or crown"
+        if reason is not None and found.products:
+            raise UnsupportedOpError([Problem(node.path, "Multiply", reason) for node in found.products])
+        return found
+
     def implies(self, network: Network) -> bool:
         """Whether the LP of a network implies its pre-activation bounds.
 
-        True of sound relaxations, not of given numbers. The two lines a side of a smooth activation imply interval
-        bounds and CROWN's, but not a zonotope's.
+        True of sound relaxations, not of given numbers. The two lines a side of a smooth activation, and the planes of
+        a product, imply interval bounds and CROWN's, but not a zonotope's.
         """
         source = self.preactivation
         if isinstance(source, Mapping):
             return False
         parts = source.parts if isinstance(source, Intersect) else (source,)
-        smooth = any(isinstance(node.op, Smooth) for node in network.activations)
-        return not (smooth and any(isinstance(part, ZonotopeFamily) for part in parts))
+        curved = any(isinstance(node.op, (Smooth, Multiply)) for node in network.relaxed)
+        return not (curved and any(isinstance(part, ZonotopeFamily) for part in parts))
 
 
 def _same(mine: object, other: object) -> bool:
@@ -396,11 +409,11 @@ class Triangle(NetworkLayer):
         return replace(self, solver=replace(solver, threshold=0.0))
 
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
-        region, lowered = self.prepare(region), network.lowered
+        region, lowered = self.prepare(region), self.lowered(network)
         return shared(network, self.closed_form(lowered, region, self.budget(lowered, region, 0).source))
 
     def solve_flat(self, network: Network, region: Region, rows: Tensor, warm: Warm | None = None) -> Solution:
-        region, lowered = self.prepare(region), network.lowered
+        region, lowered = self.prepare(region), self.lowered(network)
         budget = self.budget(lowered, region, rows.shape[1])
         preactivation = self.closed_form(lowered, region, budget.source)
         return beside_pools(
@@ -468,7 +481,7 @@ def solve_problems(
     """Solve R problems, rows[r] . value(target) over example[r]: `Solution` with [R] entries."""
     wanted = network.ancestors(target)
     bounds = {node.name: preactivation[node.name] for node in network.activations if node.name in wanted}
-    hulls = {name: hull_lines(network[name].op, b) for name, b in bounds.items()}  # type: ignore[arg-type]
+    hulls = hulls_at(network, bounds)
     given, own = _starts(network, target, bounds, hulls, len(rows), warm)
     whole = _Lot(layer, budget, network, target, rows, region, bounds, hulls, example)
     if budget.lot == math.inf:

@@ -188,8 +188,8 @@ def value_entries(network: Network) -> int:
 
 
 def hidden_entries(network: Network) -> int:
-    """Neurons: numbers that go into an activation, of one example."""
-    return sum(math.prod(node.shape) for node in network.activations)
+    """Neurons: numbers that an activation or a product makes, of one example."""
+    return sum(math.prod(node.shape) for node in network.relaxed)
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------

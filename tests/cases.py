@@ -450,7 +450,7 @@ NETWORKS = [
 ]
 
 PRODUCTS = [NetworkCase("attention", Attention, (6,))]
-"""Networks that multiply their values: for the closed forms; the LP layers refuse them."""
+"""Networks that multiply their values: no part of the contracts of oracles that know activations alone."""
 BY_NAME = {case.name: case for case in NETWORKS}
 RELU_NETWORKS = [case for case in NETWORKS if case.relu_only]
 

@@ -108,6 +108,11 @@ class DualAscent(NetworkSolver):
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ValueError(f"DualAscent: max_bytes must be positive, got {self.max_bytes}")
 
+    @property
+    def products(self) -> bool:  # type: ignore[override]
+        """Its sweeps take them; the interior-point method behind exact=True does not."""
+        return not self.exact
+
     def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
         """Both points of R problems, from the best of several dual points (each a bound already)."""
         with torch.no_grad():

@@ -90,17 +90,23 @@ class Graph:
         """The activation nodes in topological order; their inputs are the pre-activations."""
         return tuple(node for node in self.nodes if isinstance(node.op, Activation))
 
+    @cached_property
+    def products(self) -> tuple[Node, ...]:
+        """The nodes that multiply two values."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Multiply))
+
+    @cached_property
+    def relaxed(self) -> tuple[Node, ...]:
+        """The nodes that linear programs relax, in topological order: activations and products."""
+        return tuple(node for node in self.nodes if isinstance(node.op, (Activation, Multiply)))
+
     @property
     def lowered(self) -> Graph:
-        """The same function, and the same node names, with maxima composed of ReLUs; this graph where it has none.
+        """The same function, and the same node names, as linear programs take it; this graph where it is so already.
 
-        UnsupportedOpError where it multiplies values: what asks for this makes linear programs of it.
+        Maxima are composed of ReLUs, squares are activations, and other products read their factors through operands.
         """
-        products = [node for node in self.nodes if isinstance(node.op, Multiply)]
-        if products:
-            reason = "the product of two values has no linear program; box, the zonotopes, crown, crown-ibp take it"
-            raise UnsupportedOpError([Problem(node.path, "Multiply", reason) for node in products])
-        return self._lowered if any(isinstance(node.op, Greatest) for node in self.nodes) else self
+        return self._lowered if any(isinstance(node.op, (Greatest, Multiply)) for node in self.nodes) else self
 
     @cached_property
     def in_training(self) -> Mapping[str, BatchNormInTraining]:
@@ -111,8 +117,7 @@ class Graph:
         """The same nodes, some with other ops of the same shapes."""
         nodes = tuple(replace(node, op=ops[node.name]) if node.name in ops else node for node in self.nodes)
         found = Graph(nodes, self.output, self.input_shape)
-        if self.lowered is not self:
-            found.__dict__["_lowered"] = self.lowered.with_ops(ops)
+        found.__dict__["_lowered"] = found if self.lowered is self else self.lowered.with_ops(ops)
         return found
 
     def at_statistics(self, measured: Measured) -> Graph:
@@ -129,8 +134,10 @@ class Graph:
     def _lowered(self) -> Graph:
         nodes: list[Node] = []
         for node in self.nodes:
-            nodes += node.op.lowered(node) if isinstance(node.op, Greatest) else [node]
-        return Graph(tuple(nodes), self.output, self.input_shape)
+            nodes += node.op.lowered(node) if isinstance(node.op, (Greatest, Multiply)) else [node]
+        found = Graph(tuple(nodes), self.output, self.input_shape)
+        found.__dict__["_lowered"] = found
+        return found
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[Node, ...]]:
@@ -273,6 +280,8 @@ class Network(nn.Module):
     output_shape = property(lambda self: self.graph.output_shape, doc="Shape of the output without the batch.")
     outputs = property(lambda self: self.graph.outputs, doc="Number of outputs.")
     activations = property(lambda self: self.graph.activations, doc="The activation nodes in topological order.")
+    products = property(lambda self: self.graph.products, doc="The nodes that multiply two values.")
+    relaxed = property(lambda self: self.graph.relaxed, doc="The nodes that linear programs relax.")
     readers = property(lambda self: self.graph.readers, doc="The nodes that read each node's value.")
     exact_intervals = property(lambda self: self.graph.exact_intervals, doc="Nodes whose interval image is exact.")
     affine_ends = property(lambda self: self.graph.affine_ends, doc="See `Graph.affine_ends`.")
@@ -280,7 +289,7 @@ class Network(nn.Module):
 
     @property
     def lowered(self) -> Network:
-        """The same network with maxima composed of ReLUs, which is what an LP takes: max(a, b) = b + relu(a - b)."""
+        """The same network as an LP takes it: see `Graph.lowered`."""
         found = self.graph.lowered
         return self if found is self.graph else self._with(found, self.statistics)
 

@@ -17,15 +17,15 @@ A = TypeVar("A")
 
 
 def carried_on(
-    network: Network, x: Tensor, names: Container[str], activate: Callable[[Node, Tensor], Tensor]
+    network: Network, x: Tensor, names: Container[str], activate: Callable[..., Tensor]
 ) -> dict[str, Tensor]:
-    """Values of the named nodes, and of the input: affine ops as they are, `activate(node, z)` for activations."""
+    """Values of the named nodes, and of the input: affine ops as they are, `activate(node, *inputs)` for others."""
     values = {network.input: x}
     for node in network.nodes:
         if node.name not in names:
             continue
         inputs = [values[name] for name in node.inputs]
-        values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else activate(node, inputs[0])
+        values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else activate(node, *inputs)
     return values
 
 

@@ -28,7 +28,7 @@ from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine
-from optrelax.networks.products import Multiply
+from optrelax.networks.products import Multiply, Operand
 from optrelax.regions import Region
 from optrelax.relaxations.base import (
     LineRelaxation,
@@ -178,6 +178,8 @@ class Substitution(LineRelaxation):
             else:
                 bounds[node.name] = before
                 lines[node.name] = self._lines(node.op, before)
+                if isinstance(node.op, Operand):
+                    known[node.name] = before
         return bounds, lines
 
     def _planes(self, x: Bounds, y: Bounds, same: bool) -> Planes:

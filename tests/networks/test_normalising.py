@@ -1,11 +1,12 @@
 """Softmax, attention, normalisations and quotients: captured as they are, and bounded at corners and inside."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import inputs
+from cases import inputs, random_points
 from torch import Tensor, nn
 
 import optrelax as ox
@@ -90,15 +91,60 @@ def test_gradients_are_exact(name, relaxation):
     assert torch.autograd.gradcheck(lower, (x.requires_grad_(), width), atol=1e-4, rtol=1e-3)
 
 
-def test_softmax_in_a_program_and_products_in_none():
-    """What multiplies nothing goes into the LP layers too."""
-    net = nn.Sequential(nn.Linear(3, 3), nn.Softmax(1), nn.Linear(3, 2)).double()
-    region = ox.LinfBall(inputs((3,), 2), 0.3)
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "attention"])
+def test_the_triangle_layer_holds_and_is_tighter_than_crown(name):
+    function, shape = FUNCTIONS[name]
+    network, region = ox.capture(Function(name), shape), ox.LinfBall(inputs(shape, 2), 0.3)
     with torch.no_grad():
-        crown, triangle = (ox.bounds(net, region, name).lower for name in ("crown", "triangle:preactivation=crown"))
-    assert bool((triangle >= crown - 1e-6).all())
-    with pytest.raises(ox.UnsupportedOpError, match="has no linear program"):
-        ox.bounds(nn.LayerNorm(3), ox.LinfBall(torch.zeros(1, 3), 0.1), "triangle")
+        crown, found = (
+            ox.bounds(network, region, relaxation, rounding="outward") for relaxation in ("crown", "triangle")
+        )
+        y = function(random_points(region, 200).flatten(0, 1)).reshape(200, 2, *network.output_shape)
+    assert bool(((found.lower <= y) & (y <= found.upper)).all())
+    assert float(found.width.mean()) < 0.97 * float(crown.width.mean())
+
+
+BAND = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
+MASKS: dict[str, dict[str, Any]] = {
+    "causal": {"is_causal": True},
+    "bool": {"attn_mask": BAND},
+    "minus infinity": {"attn_mask": torch.where(BAND, 0.3, -torch.inf).double()},
+}
+
+
+class Masked(nn.Module):
+    """Attention of tokens to those that a mask shows; the mask is a buffer."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options, self.like = dict(options), nn.Parameter(torch.zeros(1).double())
+        self.register_buffer("mask", self.options.pop("attn_mask", None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, 2 * x, x, attn_mask=self.mask, **self.options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MASKS)
+def test_what_a_mask_hides_has_no_share(kind, tmp_path):
+    net, x = Masked(MASKS[kind]), inputs((3, 2), 2)
+    network = ox.capture(net, (3, 2))
+    torch.testing.assert_close(network(x), net(x))
+    ox.save(net, tmp_path / "net.safetensors", input_shape=(3, 2))
+    torch.testing.assert_close(ox.load(tmp_path / "net.safetensors")(x), net(x))
+    region, last = ox.LinfBall(x, 0.3), torch.tensor([[0.0], [0.0], [1.0]]).double()
+    y = net(random_points(region, 200).flatten(0, 1)).unflatten(0, (200, 2))
+    for name in ("box", "crown", "triangle"):
+        found = ox.bounds(network, region, name, rounding="outward")
+        assert bool(((found.lower <= y) & (y <= found.upper)).all())
+        # The first token does not see the last one.
+        assert float(ox.bounds(network, ox.InputBox(x - last, x + last), name).width[:, 0].max()) < 1e-12
+
+
+def test_a_query_that_sees_nothing_is_refused():
+    net = Masked({"attn_mask": torch.tensor([[True], [False], [True]]).expand(3, 3)})
+    with pytest.raises(ox.UnsupportedOpError, match="leaves a query without any score"):
+        ox.capture(net, (3, 2))
 
 
 def test_divisors_that_may_be_zero_bound_nothing():

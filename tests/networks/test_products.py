@@ -89,7 +89,7 @@ class Cubic(nn.Module):
         return v @ (y * y - y) + c
 
 
-@pytest.mark.parametrize("name", ["box", "deepz", "hbox", "crown", "crown-ibp"])
+@pytest.mark.parametrize("name", ["box", "deepz", "hbox", "crown", "crown-ibp", "triangle"])
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e6])
 def test_rounding_outward_holds_in_fractions(name, scale):
     """At corners and without width, with no tolerance."""
@@ -115,10 +115,9 @@ def test_bounds_of_products_have_exact_gradients(name):
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["triangle", "layerwise", "alpha-crown", "cauchy"])
-def test_what_takes_no_products_says_so(name):
-    with pytest.raises(ox.UnsupportedOpError, match=r"Multiply: (the product of two values has no|has no rule)"):
-        ox.bounds(Attention(), ox.LinfBall(torch.zeros(1, 6), 0.1), name)
+def test_samples_take_no_products():
+    with pytest.raises(ox.UnsupportedOpError, match="Multiply: has no rule"):
+        ox.bounds(Attention(), ox.LinfBall(torch.zeros(1, 6), 0.1), "cauchy")
 
 
 def test_products_are_stored(tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Refused, Value
 from optrelax.networks.linear_maps import Sum
-from optrelax.networks.ops import Add, Reshape, Scale, Source
+from optrelax.networks.ops import Add, Reshape, Scale, Shape, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import move, numbers
 from optrelax.networks.rules.products import multiplied, times
@@ -56,17 +57,27 @@ def _log_sum(call: Call, value: Value, dim: int) -> Value:
     return call.add(Reshape((1, *shape), shape), left)
 
 
-def _shares(call: Call, value: Value, dim: int) -> Value:
-    return call.add(activations.reciprocal(), _total(call, value, dim))
+def _shares(call: Call, value: Value, dim: int, shown: Source | None = None) -> Value:
+    """shown: 1 for the entries that share, 0 for those whose share is none, broadcastable to the value; None: all."""
+    found = call.add(activations.reciprocal(), _total(call, value, dim, shown))
+    return found if shown is None else call.add(Scale(value.shape, shown, None), found)
 
 
-def _total(call: Call, value: Value, dim: int) -> Value:
+def _total(call: Call, value: Value, dim: int, shown: Source | None) -> Value:
     """1 + sum over the others of exp(x_j - x_i): an entry less itself is 0, which its bounds would not know."""
     shape, n = value.shape, value.shape[dim]
     if n == 1:
         return call.add(Scale(shape, _number(0.0), _number(1.0)), value)
     exponentials = call.add(activations.exp(), _differences(call, value, dim))
+    if shown is not None:
+        exponentials = call.add(Scale((n - 1, *shape), partial(_of_others, shown, shape, dim), None), exponentials)
     return call.add(Scale(shape, None, _number(1.0)), call.add(Sum((n - 1, *shape), [0]), exponentials))
+
+
+def _of_others(read: Source, shape: Shape, dim: int) -> torch.Tensor:
+    """Of every entry the numbers of the others along a dimension, in the order of `_differences`."""
+    every = read().expand(shape)
+    return torch.stack([every.roll(-step, dim) for step in range(1, shape[dim])])
 
 
 def _differences(call: Call, value: Value, dim: int) -> Value:
@@ -86,10 +97,13 @@ def _number(value: float) -> Source:
 
 @rule(aten.scaled_dot_product_attention)
 def attention(call: Call) -> Value:
-    """softmax(q k^T / sqrt(d) + mask) v: q [*heads, n, d], k and v [*heads, m, d]."""
+    """softmax(q k^T / sqrt(d) + mask) v: q [*heads, n, d], k and v [*heads, m, d].
+
+    A score that is hidden (by False, minus infinity, or as the future) has the share 0 and counts in no other's.
+    """
     query, key, value = call.args[:3]
-    if call["is_causal"] or call["dropout_p"] or call["enable_gqa"]:
-        raise Refused("attention that is causal, drops or shares heads has no rule; write it out, with a mask")
+    if call["dropout_p"] or call["enable_gqa"]:
+        raise Refused("attention that drops or shares heads has no rule; write it out")
     if not (isinstance(query, Value) and isinstance(key, Value) and isinstance(value, Value)):
         raise Refused("attention wants queries, keys and values of the network; write it out with constants")
     rank = len(key.shape)
@@ -98,13 +112,45 @@ def attention(call: Call) -> Value:
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     scaled = call.add(Scale(query.shape, _number(factor), None), query)
     scores = multiplied(call, scaled, turned)
-    if call["attn_mask"] is not None:
+    shown, added = _mask(call, scores.shape)
+    if added is not None:
+        scores = call.add(Scale(scores.shape, None, added), scores)
+    return multiplied(call, _shares(call, scores, len(scores.shape) - 1, shown), value)
+
+
+def _mask(call: Call, shape: Shape) -> tuple[Source | None, Source | None]:
+    """Which scores an attention looks at, 1 or 0, and what it adds to them; None: at all, and nothing."""
+    shown: Source | None = None
+    added: Source | None = None
+    if call["is_causal"]:
+        shown = partial(_past, shape[-2], shape[-1])
+    elif call["attn_mask"] is not None:
         mask = call.constant(3)
         assert mask is not None
-        if mask().dtype == torch.bool or not bool(mask().isfinite().all()):
-            raise Refused("a mask that leaves scores out has no rule; add a large negative number")
-        scores = call.add(Scale(scores.shape, None, mask), scores)
-    return multiplied(call, _shares(call, scores, len(scores.shape) - 1), value)
+        if torch.broadcast_shapes(mask().shape, shape) != torch.Size(shape):
+            raise Refused(f"a mask of shape {tuple(mask().shape)} does not broadcast to scores of shape {shape}")
+        boolean = mask().dtype == torch.bool
+        added = None if boolean else partial(_finite, mask)
+        if boolean or not bool(mask().isfinite().all()):
+            shown = partial(_shown, mask)
+    if shown is not None and not bool(shown().expand(shape).any(-1).all()):
+        raise Refused("a mask that leaves a query without any score has no rule: its shares are no numbers")
+    return shown, added
+
+
+def _past(queries: int, keys: int) -> torch.Tensor:
+    return torch.ones(queries, keys, dtype=torch.float64).tril()
+
+
+def _shown(mask: Source) -> torch.Tensor:
+    read = mask()
+    return (read if read.dtype == torch.bool else read != -torch.inf).double()
+
+
+def _finite(mask: Source) -> torch.Tensor:
+    """What hides a score by minus infinity adds nothing."""
+    read = mask()
+    return read.masked_fill(read == -torch.inf, 0.0)
 
 
 def _last_dims(call: Call, value: Value) -> list[int]:
