@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optrelax.networks.activations import Smooth, elementary
+from optrelax.networks.activations.slopes import slope_chain
 
 Exact = Callable[[Any], Any]
 
@@ -32,6 +33,16 @@ def _gelu(x: Any) -> Any:
 def _elu(alpha: float, scale: float, rate: float) -> Exact:
     a, s, r = (mp.mpf(p) for p in (alpha, scale, rate))
     return lambda x: s * x if x > 0 else s * a * mp.expm1(r * x)
+
+
+def _gelu_slope(x: Any) -> Any:
+    return mp.erfc(-x / mp.sqrt(2)) / 2 + x * mp.npdf(x) if abs(x) < 1000 else mp.mpf(x > 0)
+
+
+def _gelu_tanh_slope(x: Any) -> Any:
+    root, cubic = 2 * mp.sqrt(2 / mp.pi), mp.mpf(0.044715)
+    inner = root * (x + cubic * x**3)
+    return _sigmoid(inner) + x * _sigmoid(inner) * _sigmoid(-inner) * root * (1 + 3 * cubic * x * x)
 
 
 EXACT: dict[str, Callable[..., Exact]] = {
@@ -55,6 +66,11 @@ EXACT: dict[str, Callable[..., Exact]] = {
     "cos": lambda: mp.cos,
     "sinh": lambda: mp.sinh,
     "atan": lambda: mp.atan,
+    "sigmoid'": lambda: lambda x: _sigmoid(x) * _sigmoid(-x),
+    "tanh'": lambda: lambda x: 4 * _sigmoid(2 * x) * _sigmoid(-2 * x),
+    "gelu'": lambda: _gelu_slope,
+    "silu'": lambda: lambda x: _sigmoid(x) + x * _sigmoid(x) * _sigmoid(-x),
+    "gelu_tanh'": lambda: _gelu_tanh_slope,
 }
 
 _SETTINGS: dict[str, list[tuple[float, ...]]] = {
@@ -64,6 +80,9 @@ _SETTINGS: dict[str, list[tuple[float, ...]]] = {
 }
 FUNCTIONS = [elementary.known(name, p) for name in elementary.names() for p in _SETTINGS.get(name, [()])]
 """Every smooth activation of the library, in several settings where it has parameters."""
+_OWN = ("sigmoid", "tanh", "gelu", "silu", "gelu_tanh")
+SLOPES = [link for n in _OWN for link in slope_chain(elementary.known(n, ())) or () if isinstance(link, Smooth)]
+"""Their derivatives that are functions of their own."""
 
 
 def within_domain(f: Smooth, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

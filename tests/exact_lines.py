@@ -21,7 +21,7 @@ from torch import Tensor
 if __package__:  # python -m tests.exact_lines: the oracle lies beside this file
     sys.path.insert(0, str(Path(__file__).parent))
 
-from exact_functions import EXACT, FUNCTIONS, ClaimedLine, beaten, within_domain
+from exact_functions import EXACT, FUNCTIONS, SLOPES, ClaimedLine, beaten, within_domain
 
 from optrelax.networks.activations import Smooth
 
@@ -77,7 +77,7 @@ def check(
     generator = torch.Generator().manual_seed(seed)
     asked: Counter[str] = Counter()
     wrong = 0
-    chosen = [f for f in FUNCTIONS if f.name in EXACT and only in (None, f.name)]
+    chosen = [f for f in (*FUNCTIONS, *SLOPES) if f.name in EXACT and only in (None, f.name)]
     while chosen and time.monotonic() < until:
         for f in chosen:
             name = f"{f.name}{f.parameters}" if f.parameters else f.name

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks import activations
 from optrelax.networks.activations import Activation, PiecewiseLinear, Smooth, slopes_of
+from optrelax.networks.activations.slopes import slope_chain
 from optrelax.networks.graph import Graph, Network, Node, Op
 from optrelax.networks.ops import Add, Affine, Reshape, Scale, Shape
 from optrelax.networks.products import Multiply
@@ -91,7 +91,7 @@ def derivative(network: Network) -> Network:
             problems.append(Problem(node.path, type(node.op).__name__, str(error)))
             build.tangents[node.name] = graph.input
     if problems:
-        raise UnsupportedOpError(problems, "affine ops, products and piecewise-linear activations")
+        raise UnsupportedOpError(problems, "affine ops, products, piecewise-linear and most smooth activations")
     rank, count = len(graph.output_shape), math.prod(graph.input_shape)
     last = build.tangents[graph.output]
     shape: Shape = (count, *graph.output_shape)
@@ -143,14 +143,12 @@ def _slope(activation: Activation, shape: Shape) -> list[Op]:
     """Ops that make an activation's derivative of what it reads."""
     if isinstance(activation, PiecewiseLinear):
         return [slopes_of(activation)]
-    name = activation.name
-    if name == "exp":
-        return [activations.exp()]
-    if name == "sin":
-        return [activations.cos()]
-    if isinstance(activation, Smooth) and name == "power":
-        (n,) = activation.parameters
-        factor = torch.tensor(n, dtype=torch.float64)
-        scale = Scale(shape, lambda: factor, None)
-        return [scale] if n == 2 else [activations.power(n - 1), scale]
-    raise ValueError(f"{name} says nothing of its derivative's bounds")
+    chain = slope_chain(activation) if isinstance(activation, Smooth) else None
+    if chain is None:
+        raise ValueError(f"{activation.name} says nothing of its derivative's bounds")
+    return [_scaled(shape, *link) if isinstance(link, tuple) else link for link in chain]
+
+
+def _scaled(shape: Shape, factor: float, shift: float) -> Scale:
+    read = [torch.tensor(t, dtype=torch.float64) for t in (factor, shift)]
+    return Scale(shape, lambda: read[0], (lambda: read[1]) if shift else None)

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from cases import Attention, inputs
+import torch.nn.functional as F
+from cases import Attention, inputs, random_points
 from oracles import fractions
 from torch import Tensor, nn
 
@@ -157,6 +159,55 @@ def test_jacobian_bounds_hold(make):
             assert bool((torch.linalg.matrix_norm(exact, norm).amax(0) <= constant).all())
 
 
+class Curved(nn.Module):
+    """A smooth function between two affine ones."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.first, self.last = function, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(3 * self.first(x)))
+
+
+SMOOTH = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "elu": F.elu,
+    "softplus": lambda x: F.softplus(x, beta=2.0),
+    "softsign": F.softsign,
+    "atan": torch.atan,
+    "erf": torch.erf,
+    "cos": torch.cos,
+    "log": lambda x: torch.log(x * x + 1),
+    "sqrt": lambda x: torch.sqrt(x * x + 1),
+    "rsqrt": lambda x: torch.rsqrt(x * x + 1),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMOOTH)
+def test_jacobians_of_smooth_activations_are_bounded(name):
+    net, x = Curved(SMOOTH[name]).double(), inputs((3,), 2)
+    jacobian = torch.func.vmap(torch.func.jacrev(net))
+    torch.testing.assert_close(derivative(ox.capture(net, (3,)))(x), jacobian(x))
+    region = ox.LinfBall(x, torch.tensor([0.0, 0.5]).double())
+    points = random_points(region, 100)
+    exact = jacobian(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+    for relaxation in ("box", "crown"):
+        found = ox.jacobian_bounds(net, region, relaxation, rounding="outward")
+        assert bool((found.lower <= exact.amin(0) + 1e-12).all())  # autograd itself rounds
+        assert bool((found.upper >= exact.amax(0) - 1e-12).all())
+        assert float(found.width[0].max()) < 1e-10
+        assert float(found.width[1].mean()) < 10 * float((exact.amax(0) - exact.amin(0))[1].mean())
+    constant = lipschitz_bound(net, region, 2, "crown", rounding="outward")
+    assert bool((torch.linalg.matrix_norm(exact, 2).amax(0) <= constant * (1 + 1e-12)).all())
+
+
 @torch.no_grad()
 def test_a_kink_in_the_region_gives_both_slopes():
     """|x| at 0: every slope between -1 and 1; and only where the region holds the kink, its end included."""
@@ -174,5 +225,8 @@ def test_what_has_no_derivative_is_refused():
     net = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2), nn.Flatten())
     with pytest.raises(ox.UnsupportedOpError, match="MaxPool: has no derivative"):
         ox.jacobian_bounds(net, ox.LinfBall(torch.zeros(1, 4), 0.1))
+    for kind, reason in ((nn.SELU, "elu has a corner at 0"), (nn.Mish, "mish says nothing of its derivative")):
+        with pytest.raises(ox.UnsupportedOpError, match=reason):
+            ox.jacobian_bounds(nn.Sequential(nn.Linear(4, 4), kind()), ox.LinfBall(torch.zeros(1, 4), 0.1))
     with pytest.raises(ValueError, match="norm must be 1, 2 or"):
         lipschitz_bound(net, ox.LinfBall(torch.zeros(1, 4), 0.1), 3)
