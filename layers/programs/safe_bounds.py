@@ -127,7 +127,7 @@ def box_bound(
     if outward:
         require_exact_products(reduced)
     inexact = outward and error is not None and bool((error > 0).any())
-    ends = (down(reduced - error), up(reduced + error)) if inexact else (reduced,)  # type: ignore[operator]
+    ends = _ends(reduced, error) if inexact else (reduced,)  # type: ignore[arg-type]
     terms = functools.reduce(torch.minimum, [product(r, x) for r in ends for x in box])
     terms = down(terms) if outward else terms
     if lenient and error is not None:
@@ -141,6 +141,12 @@ def box_bound(
         total = down(total - allowance)
     sure = total.isfinite() & reduced.isfinite().all(-1)
     return torch.where(sure, total, -torch.inf)
+
+
+def _ends(reduced: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduced costs at their least and greatest; what has no error stays, lest 0 at an infinite bound cease to be 0."""
+    exact = error == 0
+    return torch.where(exact, reduced, down(reduced - error)), torch.where(exact, reduced, up(reduced + error))
 
 
 def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

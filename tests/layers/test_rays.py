@@ -8,7 +8,7 @@ import torch
 from optrelax.layers import Highs, LinearProgram, Status
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
-from optrelax.layers.programs.safe_bounds import certify_duals
+from optrelax.layers.programs.safe_bounds import box_bound, certify_duals
 
 
 def rows(*entries: list[float]) -> torch.Tensor:
@@ -47,6 +47,15 @@ def test_no_multipliers_bound_a_problem_without_costs(y: float) -> None:
     found = certify_duals(data, rows([0.0]), rows([y]), rows([0.0])[:, :0], "outward", 1e-6)
     assert found.lower.item() == pytest.approx(0.0, abs=1e-300)
     assert found.gap.item() == pytest.approx(0.0, abs=1e-300)
+
+
+def test_a_reduced_cost_of_0_stays_0_beside_one_with_an_error() -> None:
+    """One step below 0 times an infinite bound is infinite."""
+    reduced, error = rows([0.0], [1.0]), rows([0.0], [1e-12])
+    box = rows([-1.0], [2.0]), rows([INF], [3.0])
+    found = box_bound(reduced, error, box, reduced[:, :0], "outward")
+    assert found.tolist() == pytest.approx([0.0, 2.0], abs=1e-11)
+    assert found[1].item() < 2 - 2e-12
 
 
 def test_bounds_that_rows_imply_and_that_cross_show_infeasibility() -> None:
