@@ -177,8 +177,8 @@ def _value(text: str) -> Any:
 
 def name_of(relaxation: Any) -> str:
     """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
-    if isinstance(parts := getattr(relaxation, "parts", None), tuple):
-        return _joined(relaxation, parts)
+    if is_dataclass(relaxation) and any(f.name == "parts" for f in fields(relaxation)):
+        return _joined(relaxation, relaxation.parts)
     best: str | None = None
     for name in names():
         target = _NAMES.get(name, ("", {}))[0]
