@@ -17,6 +17,7 @@ from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, St
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
 from optrelax.networks.snapshots import GLOBAL_HOOKS, Snapshot
+from optrelax.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from optrelax.relaxations import Relaxation
@@ -192,6 +193,7 @@ def unwrap(net: Any) -> Any:
     return net
 
 
+@uncompiled
 def graph_of(net: nn.Module, shape: Shape) -> Graph:
     """The graph of a module, kept from the last time where nothing has changed since.  Errors as `capture`."""
     kept = _CACHE.get(net, ())

@@ -17,6 +17,7 @@ from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, BatchNorm, BatchNormInTraining, Linear, Shape
 from optrelax.networks.products import Multiply
+from optrelax.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from optrelax.networks.snapshots import Snapshot
@@ -362,6 +363,7 @@ class Network(nn.Module):
         found.__dict__["statistics"] = statistics
         return found
 
+    @uncompiled
     def require_current(self) -> None:
         """Capture the module again where it has changed since; ValueError where that gives other nodes.
 

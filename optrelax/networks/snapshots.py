@@ -91,7 +91,9 @@ class Snapshot:
     def holds(self, net: nn.Module) -> bool:
         """Whether `net` is as it was; False where that cannot be known."""
         try:
-            if not self.known or vars(net) is not self._root:
+            if vars(net) is not self._root:
+                return False
+            if not self.known:
                 return False
             if any(state != wanted for state, wanted in self._states):
                 return False

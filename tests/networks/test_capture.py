@@ -686,3 +686,15 @@ def test_a_check_speaks_for_the_relaxation_asked_about():
     assert "solver=DualAscent()" in product.reason
     with pytest.raises(ValueError, match="unknown relaxation"):
         ox.check(plain, relaxation="crowm")
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_compiled_step_may_be_the_first_that_captures(captured):
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)), torch.rand(2, 4)
+
+    def step(x: Tensor) -> Tensor:
+        return ox.capture(net, (4,)).graph.values(2 * x)["2"]
+
+    wanted = step(x) if captured else None
+    found = torch.compile(step, backend="eager")(x)
+    torch.testing.assert_close(found, step(x) if wanted is None else wanted)
