@@ -266,7 +266,7 @@ class SlopeSearch:
         if target.node == self.network.output and not target.index:
             flat = flat[target.neurons.which]
         picked = {name: h for name, h in hulls.items() if name in wanted}
-        before = {name: bounds[name] for name in picked}
+        before = {name: b for name, b in bounds.items() if name in wanted}
 
         def some(rows: Tensor) -> Tensor:
             own = example[rows]
