@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -26,7 +26,8 @@ class AlphaCrown(Relaxation):
     """CROWN whose lower slopes are variables, one set a row of the specification and one a hidden neuron's bound.
 
     Gradient ascent (Adam) on the sum of the lower bounds through the bounds of every layer; the best slopes of each
-    example are kept. The start is CROWN's, so the bound is never below it; it never exceeds the layerwise LP.
+    example are kept. The start is CROWN's, so an example's sum is never below it; no bound exceeds the layerwise LP.
+    Where pools and products are composed of other ops, CROWN with its own rules bounds every row beside.
 
     Args:
         iterations: gradient steps.
@@ -92,7 +93,12 @@ class AlphaCrown(Relaxation):
     def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         found = self._bounded(network.lowered, region, rows)[1]
         assert found is not None
-        return found
+        if network.lowered is network:
+            return found
+        source = self.preactivation
+        crown = source if isinstance(source, Crown) else Crown(preactivation=source)
+        crown = replace(crown, rounding=self.rounding, max_bytes=self.max_bytes)
+        return torch.maximum(found, crown.lower_bounds(network, region, rows))
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
