@@ -342,7 +342,7 @@ def test_progress_counts_up():
         ({"clip": (1.0, 0.0)}, ValueError, r"clip must be \(low, high\)"),
         ({"clip": (0.0, 0.5)}, ValueError, r"x lies outside clip \[0, 0.5\] in \d+ of 96 entries \(first at \[0, 0\]"),
         ({"batch_size": 0}, ValueError, r"batch_size must be at least 1"),
-        ({"subset": 25}, ValueError, r"n must lie in 1 .. 24"),
+        ({"subset": 25}, ValueError, r"subset: must lie in 1 .. 24, the examples there are, got 25"),
     ],
 )
 def test_bad_options(change, error, message):
