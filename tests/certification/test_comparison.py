@@ -274,7 +274,7 @@ def test_the_picture_shows_every_relaxation_under_the_exact_line(near, outward):
         ({"repeats": 0}, "compare: repeats must be at least 1, got 0"),
         ({"patience": -1.0}, "compare: patience must be >= 0 seconds"),
         ({"batch_size": 0}, "compare: batch_size must be at least 1, got 0"),
-        ({"subset": 13}, "n must lie in 1 .. 12"),
+        ({"subset": 13}, "subset: must lie in 1 .. 12"),
     ],
 )
 def test_bad_input(changes, message):
@@ -381,7 +381,7 @@ def test_bad_options_are_one_line_and_exit_code_2(run, checkpoint, tmp_path):
         (["--relaxations", "crwn"], "did you mean 'crown'?"),
         (["--relaxations", "triangle:preactivation=crwn"], "did you mean 'crown'?"),
         (["--subset", "3", "--all"], "--subset and --all exclude each other"),
-        (["--subset", "1000"], "n must lie in 1 .. 360"),
+        (["--subset", "1000"], "subset: must lie in 1 .. 360"),
         (["--format", "xls"], "'xls' is not one of"),
         (["--out", str(tmp_path / "file")], "output folder cannot be written"),
         (["--precision", "half"], "'half' is not one of"),

@@ -350,7 +350,7 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
         "unknown relaxation": (certify(checkpoint, "--relaxation", "crwn"), "did you mean 'crown'?"),
         "unsound relaxation": (certify(checkpoint, "--relaxation", "cauchy"), "an estimate, not a bound"),
         "unknown option of one": (certify(checkpoint, "--relaxation", "crown:k=3"), "relaxation 'crown:k=3'"),
-        "subset": (certify(checkpoint, "--subset", "1000"), "n must lie in 1 .. 360"),
+        "subset": (certify(checkpoint, "--subset", "1000"), "subset: must lie in 1 .. 360"),
         "format": (certify(checkpoint, "--format", "xls"), "'xls' is not one of 'csv', 'json', 'parquet'"),
         "resume alone": (certify(checkpoint, "--resume"), "--resume needs --out DIR"),
         "output is a file": (certify(checkpoint, "--out", str(tmp / "file")), "output folder cannot be written"),

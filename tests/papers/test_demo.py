@@ -171,7 +171,7 @@ def test_the_list_of_recipes(capsys):
         (["train", "digits-fc-small-natural", "--relaxation", "box"], "goes with method 'certified'"),
         (["train", "mnist-fc-small-box", "--data-dir", "nowhere"], "nowhere/mnist"),
         (["train", "digits-fc-small-box", "--device", "tpu:0"], "--device must be cpu"),
-        (["train", "digits-fc-small-box", "--subset", "9999"], "n must lie in 1 .. 1437"),
+        (["train", "digits-fc-small-box", "--subset", "9999"], "subset: must lie in 1 .. 1437"),
         (["demo", "--data", "svhn"], "'svhn' is not one of 'digits', 'mnist'"),
         (["demo", "--eps", "0"], "eps must be > 0"),
     ],
