@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import logging
 import pathlib
 import sys
@@ -294,13 +295,21 @@ def _freeze(value: Any, depth: int) -> Any:
         raise _Unknown
     if hasattr(value, "tobytes") and hasattr(value, "nbytes"):  # an array
         return type(value), value.tobytes()
-    if type(value).__module__.startswith("optrelax.") or isinstance(value, torch._C._FunctionBase):
+    ours = type(value).__module__.startswith("optrelax.")
+    if type(value).__weakrefoffset__ and (ours or isinstance(value, torch._C._FunctionBase)):
         return _Same(value)
     if type(value) is types.SimpleNamespace:
         return type(value), _freeze(vars(value), depth + 1)
     # A class written in C may hold what no attribute shows, and so may what is derived from it.
     if any(cls is not object and not cls.__flags__ & _IN_PYTHON for cls in type(value).__mro__):
         raise _Unknown
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-    inner = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
-    return type(value), _freeze(inner, depth + 1)
+    slots = [slot for cls in type(value).__mro__ for slot in vars(cls).values() if inspect.ismemberdescriptor(slot)]
+    inner = [_slot(slot, value) for slot in slots]
+    return type(value), _freeze([*inner, getattr(value, "__dict__", {})], depth + 1)
+
+
+def _slot(slot: Any, value: Any) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:  # not filled yet
+        return _MISSING

@@ -37,10 +37,21 @@ class Holder:
         return 2 * self.factor
 
 
+class Slotted:
+    __slots__ = "__factor"  # one name, which Python mangles
+
+    def __init__(self, factor: float) -> None:
+        self.__factor = factor
+
+    def read(self) -> float:
+        return self.__factor
+
+
+found = ox.Bounds(torch.zeros(1), torch.ones(1))  # an object of ours that no weak reference can be made of
 settings = types.ModuleType("settings_of_a_test")
 exec("factor = 2.0\nclass Inner:\n    factor = 2.0\nheld = Inner()\ndef read():\n    return factor", vars(settings))
 sys.modules[settings.__name__] = settings
-holder, queue = Holder(), collections.deque([2.0])
+holder, queue, slotted = Holder(), collections.deque([2.0]), Slotted(2.0)
 
 
 @functools.lru_cache
@@ -97,6 +108,11 @@ READS = {
     "class attribute": (lambda: Settings.factor, lambda: setattr(Settings, "factor", 3.0)),
     "class method": (lambda: Settings.read(), lambda: Settings.table.__setitem__(0, 3.0)),
     "property of an object": (lambda: holder.twice, lambda: setattr(holder, "factor", 3.0)),
+    "slots": (lambda: slotted.read(), lambda: slotted.__init__(3.0)),  # type: ignore[misc]
+    "bounds": (
+        lambda: float(found.upper),
+        lambda: globals().__setitem__("found", ox.Bounds(found.lower, found.upper + 2)),
+    ),
     "class in a module": (lambda: settings.Inner.factor, lambda: setattr(settings.Inner, "factor", 3.0)),
     "object in a module": (lambda: settings.held.factor, lambda: setattr(settings.held, "factor", 4.0)),
     "function in a module": (lambda: settings.read(), lambda: setattr(settings, "factor", 3.0)),
