@@ -16,7 +16,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, Statistics, normalises_by_batch
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
-from optrelax.networks.snapshots import GLOBAL_HOOKS, Snapshot
+from optrelax.networks.snapshots import Snapshot, global_hooks
 from optrelax.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _module_problems(net: nn.Module) -> list[Problem]:
         hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
         if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):
             problems.append(Problem(path or "(root)", type(m).__name__, _HOOKED))
-    if any(vars(nn.modules.module)[name] for name in GLOBAL_HOOKS):
+    if global_hooks():
         problems.append(Problem("(root)", type(net).__name__, f"every module {_HOOKED}"))
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.dtype in HALF:

@@ -79,11 +79,16 @@ _BACKWARD = (
 def _own_backward() -> Problem | None:
     """What is wrong with the `torch.autograd.Function` that the call under way is in; None where it is in none."""
     frame: types.FrameType | None = sys._getframe(2)
-    line = ""
-    while frame is not None and frame.f_code is not _APPLY:
-        line = line or (f"{name}:{frame.f_lineno}" if is_users(name := frame.f_code.co_filename) else "")
+    inner = frame
+    while frame is not None and frame.f_code is not _APPLY:  # at each call of each op: no more than this
         frame = frame.f_back
-    return frame and Problem(frame.f_locals["cls"].__name__, "torch.autograd.Function", _BACKWARD, line)
+    if frame is None:
+        return None
+    line = ""
+    while inner is not None and inner is not frame and not line:
+        line = f"{name}:{inner.f_lineno}" if is_users(name := inner.f_code.co_filename) else ""
+        inner = inner.f_back
+    return Problem(frame.f_locals["cls"].__name__, "torch.autograd.Function", _BACKWARD, line)
 
 
 def _marker() -> Any:

@@ -34,13 +34,14 @@ _SIMPLE = (int, float, str, list, tuple, dict, types.FunctionType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
 _DEEPEST = 6
+_FEW = 256
 _IN_PYTHON = 1 << 9  # the flag of types that a class statement made
 _MISSING = object()
 _LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
 # Through these a function reads what no name of it shows.
 _BLIND = frozenset({"open", "globals", "eval", "exec", "__import__", "import_module", "read_text", "read_bytes"})
 _NOT_CALLED = frozenset({"__init__", "__repr__", "__new__"})
-GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 class _Same:
@@ -53,6 +54,34 @@ class _Same:
         return isinstance(other, _Same) and self.ref() is other.ref() and self.ref() is not None
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class _Numbers:
+    """Equal to others of the same numbers: forward may have read some out of a tensor that no module registers.
+
+    Of a large tensor, from which nobody reads numbers one by one, how often it was written to.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        small = value.numel() <= _FEW and value.layout == torch.strided and value.device.type != "meta"
+        self.few = value.detach().clone() if small else None
+        self.writes = 0 if small or value.is_inference() or value.requires_grad else value._version
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Numbers) or (self.few is None) != (other.few is None):
+            return False
+        return self.writes == other.writes and (self.few is None or other.few is None or self.few.equal(other.few))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def global_hooks() -> int:
+    """How many forward hooks of all modules there are, but for PyTorch's own, which only watch (as a counter of
+    operations does)."""
+    tables = [vars(nn.modules.module)[name] for name in _GLOBAL_HOOKS]
+    if not any(tables):
+        return 0
+    return sum(not getattr(hook, "__module__", "").startswith("torch.") for table in tables for hook in table.values())
 
 
 def _reference(value: Any) -> Callable[[], Any]:
@@ -80,8 +109,7 @@ class Snapshot:
         self._cells: list[tuple[Any, Any]] = []
         self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
-        hooks = vars(nn.modules.module)
-        self._counts += [(hooks[name], len(hooks[name])) for name in GLOBAL_HOOKS]
+        self._global_hooks = global_hooks()
         for module in net.modules():
             self._module(module)
         self.kinds = kinds_of(net)
@@ -103,6 +131,8 @@ class Snapshot:
         for children, refs in self._children:
             if len(children) != len(refs) or any(r() is not c for r, c in zip(refs, children.values(), strict=True)):
                 return False
+        if global_hooks() != self._global_hooks:
+            return False
         for counted, count in self._counts:
             if len(counted) != count:
                 return False
@@ -264,7 +294,9 @@ def _freeze(value: Any, depth: int) -> Any:
     """Something that compares equal as long as the value is the same to whoever reads it."""
     if value is _MISSING or isinstance(value, _PLAIN):
         return type(value), value
-    if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
+    if isinstance(value, Tensor):
+        return _Same(value), _Numbers(value)
+    if isinstance(value, (nn.Module, types.CodeType, types.ModuleType)):
         return _Same(value)
     if isinstance(value, types.FunctionType):
         return (
