@@ -109,10 +109,10 @@ class LinearProgram(nn.Module):
         """
         super().__init__()
         check_rounding(self._owner, rounding)
-        self._solver = _programs(self._owner, self._default() if solver == "auto" else solver, self._quadratic)
+        self.solver = self._default() if solver == "auto" else solver
+        self._solver = _programs(self._owner, self.solver, self._quadratic)
         if feasibility is not None and not feasibility > 0:
             raise ValueError(f"{self._owner}: feasibility must be > 0, got {feasibility}")
-        self.solver = self._solver if solver == "auto" else solver
         self.rounding = rounding
         self.value_gradient: ValueGradient = value_gradient or EnvelopeGradient()
         self.primal_gradient = primal_gradient
@@ -157,7 +157,7 @@ class LinearProgram(nn.Module):
         sparse = self._sparse and self._solver.sparse and self.primal_gradient is None
         return self._solve(lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner, sparse=sparse), start)
 
-    def _default(self) -> ProgramSolver:
+    def _default(self) -> object:
         from optrelax.layers.programs.auto import Auto
 
         return Auto()

@@ -23,6 +23,8 @@ from optrelax.layers.programs.modelled import integers_of
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
 from optrelax.rounding import Rounding
 
+_WHOLE = 1e-9  # what an integer may be off
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MIPSolution(LPSolution):
@@ -198,9 +200,10 @@ class MixedIntegerProgram(LinearProgram):
         matrix = csc_matrix(stack_rows(A, E).numpy())
         program = highspy.HighsLp()
         program.num_row_, program.num_col_ = matrix.shape
-        program.col_cost_, program.col_lower_, program.col_upper_ = (
-            part[0].numpy() for part in (data.c, data.lower, data.upper)
-        )
+        program.col_cost_ = data.c[0].numpy()
+        program.col_lower_, program.col_upper_ = ends = _whole_ends(data, integer)
+        if bool((ends[0] > ends[1]).any()):
+            return np.zeros(n), -np.inf, Status.INFEASIBLE
         program.row_lower_ = torch.cat([torch.full_like(data.b[0], -torch.inf), data.d[0]]).numpy()
         program.row_upper_ = torch.cat([data.b[0], data.d[0]]).numpy()
         program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
@@ -210,14 +213,17 @@ class MixedIntegerProgram(LinearProgram):
         whole, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
         program.integrality_ = [whole if kind else real for kind in integer]
         solver = new_highs()
-        options: dict[str, Any] = {"threads": 1, "mip_rel_gap": self.mip_gap, "mip_feasibility_tolerance": 1e-9}
-        options |= {"small_matrix_value": 1e-12} | ({} if self.time_limit is None else {"time_limit": self.time_limit})
+        options: dict[str, Any] = {"threads": 1, "mip_rel_gap": self.mip_gap, "mip_feasibility_tolerance": _WHOLE}
+        # HiGHS's presolve of mixed-integer programs (1.15) cuts off points that exist, and may run forever.
+        options |= {"small_matrix_value": 1e-12, "presolve": "off"}
+        options |= {} if self.time_limit is None else {"time_limit": self.time_limit}
         for name, value in options.items():
             solver.setOptionValue(name, value)
         if solver.passModel(program) == highspy.HighsStatus.kError:
             return np.zeros(n), -np.inf, Status.NUMERICAL
         solver.run()
-        kind, solution = highspy.HighsModelStatus, solver.getSolution()
+        kind = highspy.HighsModelStatus
+        solution = solver.getSolution()
         point = np.array(solution.col_value) if solution.value_valid else np.zeros(n)
         table = {
             kind.kOptimal: Status.OPTIMAL,
@@ -229,3 +235,12 @@ class MixedIntegerProgram(LinearProgram):
         info = solver.getInfo()
         bound = float(info.mip_dual_bound if integer.any() else info.objective_function_value)
         return point, bound if status in (Status.OPTIMAL, Status.TIME_LIMIT) else -np.inf, status
+
+
+def _whole_ends(data: LPData, integer: Any) -> tuple[Any, Any]:
+    """The variables' ends, those of integers moved to the integers within.
+
+    The same program; between fractional ends HiGHS (1.15) may cut off integer points, whatever its options.
+    """
+    lower, upper = data.lower[0].numpy(), data.upper[0].numpy()
+    return np.where(integer, np.ceil(lower - _WHOLE), lower), np.where(integer, np.floor(upper + _WHOLE), upper)

@@ -9,7 +9,6 @@ from torch import Tensor
 from optrelax.layers.programs import lp_data
 from optrelax.layers.programs.argmin import KKT, PrimalGradient
 from optrelax.layers.programs.linear_program import LinearProgram
-from optrelax.layers.programs.lp_data import ProgramSolver
 from optrelax.layers.programs.lp_gradients import ValueGradient
 from optrelax.layers.solutions import LPSolution
 from optrelax.rounding import Rounding
@@ -78,10 +77,10 @@ class QuadraticProgram(LinearProgram):
             throw=throw,
         )
 
-    def _default(self) -> ProgramSolver:
-        from optrelax.layers.programs.interior import InteriorPrograms
+    def _default(self) -> object:
+        from optrelax.layers.interior_point import InteriorPoint
 
-        return InteriorPrograms()
+        return InteriorPoint()
 
     @uncompiled
     def forward(  # type: ignore[override]

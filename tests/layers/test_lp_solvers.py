@@ -636,3 +636,14 @@ def test_assignment_and_covering_are_what_they_claim() -> None:
     assert cover.A is not None
     assert cover.upper is None
     assert bool((cover.A <= 0).all())
+
+
+@pytest.mark.parametrize("steps", range(3, 7))
+def test_auto_keeps_what_is_proved_whatever_the_solver_says(steps: int) -> None:
+    """A point whose gap is below the tolerance, though the method wanted more of itself, needs no second solver."""
+    interior = InteriorPoint(max_iterations=steps)
+    c, A = torch.tensor([-1.0, -2.0, -0.5]).double(), torch.tensor([[1.0, 1.0, 1.0], [1.0, 3.0, 0.0]]).double()
+    given = {"c": c, "A": A, "b": torch.tensor([2.0, 3.0]).double(), "lower": 0 * c, "upper": 0 * c + 1}
+    alone, found = LinearProgram(interior)(**given), LinearProgram(Auto(interior=interior))(**given)
+    assert found.status == Status.OPTIMAL
+    assert (alone.status == Status.OPTIMAL) == (found.solver == "InteriorPoint")

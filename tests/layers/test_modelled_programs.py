@@ -116,6 +116,25 @@ def test_integer_programs_without_a_point() -> None:
         MixedIntegerProgram([1.0])
 
 
+INF = float("inf")
+# c, A, b, ends, optimal value by hand; x_0 is the integer.
+FRACTIONAL = {
+    "claimed infeasible": ([2, 1], [[1, -2], [1, -1]], [-0.5, 1], [-0.75, -INF], [0.25, 0.25], 0.25),
+    "infeasible by a tie": ([0, 2], [[2, -1], [-2, 1]], [-0.5, 1], [-0.25, -1], [0.75, 1], 1.0),
+    "no integer": ([-1, 0], [[0, 2], [-2, 0]], [1, 0.5], [-1.25, 0], [1.5, 0.75], -1.0),
+}
+
+
+@pytest.mark.parametrize(("c", "A", "b", "lower", "upper", "value"), FRACTIONAL.values(), ids=FRACTIONAL)
+def test_integers_between_fractional_ends(c: Any, A: Any, b: Any, lower: Any, upper: Any, value: float) -> None:
+    """HiGHS given the fractional ends calls the first two infeasible, and x_0 = 1.5 an integer in the third."""
+    given = (torch.tensor(part, dtype=f64) for part in (c, A, b))
+    ends = {"lower": torch.tensor(lower, dtype=f64), "upper": torch.tensor(upper, dtype=f64)}
+    found = MixedIntegerProgram([True] + [False] * (len(c) - 1), workers=1)(*given, **ends)
+    assert Status(int(found.status)) == Status.OPTIMAL
+    assert found.value.item() == pytest.approx(value, abs=1e-8)
+
+
 def test_an_integer_layers_argmin_has_the_relaxations_gradient() -> None:
     z, v = cp.Variable(4, boolean=True), cp.Parameter(4)
     made = cp.Problem(cp.Maximize(v @ z), [cp.sum(z) <= 2])

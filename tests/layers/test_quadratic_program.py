@@ -238,3 +238,9 @@ def test_empty_batches_and_float32() -> None:
     )
     assert single.lower.dtype == single.primal.dtype == torch.float32
     torch.testing.assert_close(single.lower.double(), double.lower, rtol=1e-5, atol=1e-5)
+
+
+def test_the_default_solver_has_its_public_name() -> None:
+    one = torch.ones(1, dtype=f64)
+    names = [QuadraticProgram(solver)(torch.eye(1, dtype=f64), one).solver for solver in ("auto", InteriorPoint())]
+    assert names == ["InteriorPoint"] * 2
