@@ -70,8 +70,8 @@ class Auto(ProgramSolver):
 
 def _proved(data: LPData, answer: Answer, index: torch.Tensor, tol: float) -> torch.Tensor:
     """Where an answer is an optimum, whatever its solver says; Highs's may be none, at costs of 1e7 or so."""
-    points = (part[index] for part in (answer.primal, answer.inequality, answer.equality))
-    found = certify_duals(data, *points, "outward", tol)
+    primal, inequality, equality = answer.primal[index], answer.inequality[index], answer.equality[index]
+    found = certify_duals(data, primal, inequality, equality, "outward", tol)
     return found.lower.isfinite() & (found.gap <= tol * found.lower.abs().clamp(min=1))
 
 

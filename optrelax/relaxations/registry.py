@@ -178,7 +178,8 @@ def _value(text: str) -> Any:
 def name_of(relaxation: Any) -> str:
     """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
     if is_dataclass(relaxation) and any(f.name == "parts" for f in fields(relaxation)):
-        return _joined(relaxation, relaxation.parts)
+        parts: tuple[Any, ...] = getattr(relaxation, "parts")  # noqa: B009
+        return _joined(relaxation, parts)
     best: str | None = None
     for name in names():
         target = _NAMES.get(name, ("", {}))[0]
