@@ -347,6 +347,7 @@ try:
 except Stop:
     dist.barrier()
     train(network(), digits(), pair(), folder=folder / "two", resume=True)
+dist.barrier()  # no process goes while another still speaks
 dist.destroy_process_group()
 """
 
