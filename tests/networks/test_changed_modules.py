@@ -111,7 +111,7 @@ READS = {
     "property of an object": (lambda: holder.twice, lambda: setattr(holder, "factor", 3.0)),
     "number of a tensor": (lambda: float(scale), lambda: scale.mul_(3)),
     "data of a tensor": (lambda: scale.item(), lambda: scale.data.mul_(3)),
-    "number of a large tensor": (lambda: many[1].item(), lambda: many.mul_(3)),
+    "numbers of a large tensor": (lambda: many.tolist()[1], lambda: many.mul_(3)),
     "slots": (lambda: slotted.read(), lambda: slotted.__init__(3.0)),  # type: ignore[misc]
     "bounds": (
         lambda: float(found.upper),
