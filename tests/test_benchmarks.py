@@ -112,10 +112,10 @@ def test_closed_forms_are_measured_and_stored(closed_forms):
     for table in record["tables"][:2]:
         rows = {row["relaxation"]: row for row in table["rows"]}
         assert set(rows) == {"box", "crown"}
-        assert all(
-            value > 0 for row in rows.values() for key, value in row.items() if key not in ("relaxation", "spread")
-        )
-        assert rows["crown"]["peak MiB"] > rows["box"]["peak MiB"]
+        # What so small a step of Box holds may fit into pages that the process had before.
+        unsigned = ("relaxation", "spread", "peak MiB")
+        assert all(value > 0 for row in rows.values() for key, value in row.items() if key not in unsigned)
+        assert rows["crown"]["peak MiB"] > rows["box"]["peak MiB"] >= 0
         # One round: the ratio is that of the two times.
         assert rows["box"]["step / products"] == pytest.approx(rows["box"]["step ms"] / rows["box"]["products ms"])
     # FC and CONV: Box against its own step, CROWN against its products; CONV: memory.
