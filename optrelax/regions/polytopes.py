@@ -132,13 +132,13 @@ class Polytope(Region):
         share = torch.where(left < 0, room / torch.where(left < 0, room - left, 1.0), 1.0)
         share = share.amin(1) if share.shape[1] else share.new_ones(len(x))
         found = y
-        for _ in range(60):
+        for shrunk in range(60):
             inside = self.contains(found)
             if bool(inside.all()):
                 return found
             moved = self.inner + share.reshape(-1, *wide) * (y - self.inner)
             found = torch.where(inside.reshape(-1, *wide), found, moved.clamp(self.lower, self.upper))
-            share = share * (1 - 1e-6) if _ == 0 else share * 0.5
+            share = share * (0.5 if shrunk else 1 - 1e-6)  # towards the deepest point: first a hair, then by halves
         return torch.where(self.contains(found).reshape(-1, *wide), found, self.inner)
 
     def sample(self, count: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:

@@ -177,9 +177,8 @@ def _value(text: str) -> Any:
 
 def name_of(relaxation: Any) -> str:
     """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
-    if is_dataclass(relaxation) and any(f.name == "parts" for f in fields(relaxation)):
-        parts: tuple[Any, ...] = getattr(relaxation, "parts")  # noqa: B009
-        return _joined(relaxation, parts)
+    if isinstance(relaxation, _imported(_HERE + "Intersect")):
+        return _joined(relaxation)
     best: str | None = None
     for name in names():
         target = _NAMES.get(name, ("", {}))[0]
@@ -196,11 +195,11 @@ def name_of(relaxation: Any) -> str:
     return best or type(relaxation).__name__
 
 
-def _joined(relaxation: Any, parts: tuple[Any, ...]) -> str:
+def _joined(relaxation: Any) -> str:
     """The name of an intersection; its class alone where no name is it."""
-    name = "+".join(map(name_of, parts))
+    name = "+".join(map(name_of, relaxation.parts))
     try:
-        return name if len(parts) > 1 and resolve(name) == relaxation else type(relaxation).__name__
+        return name if len(relaxation.parts) > 1 and resolve(name) == relaxation else type(relaxation).__name__
     except ValueError:
         return type(relaxation).__name__
 
