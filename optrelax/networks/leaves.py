@@ -56,7 +56,7 @@ class _Current(threading.local):
 
     leaves: dict[int, Leaf]
     fixed: list[tuple[Source, Tensor]]
-    """Masks, and their values, which decide shapes."""
+    """Masks, which decide shapes, and tensors that numbers were made of; with their values."""
     backwards: dict[str, Problem | None]
     """Functions with a backward of their own that were called; with a problem, where a value takes a gradient."""
 
@@ -153,8 +153,8 @@ class RegisteredCalls(TorchFunctionMode):
                 current.backwards[problem.where] = problem
             current.backwards.setdefault(problem.where, None)
         name = getattr(func, "__name__", "")
-        if name in _READS and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            raise DependsOnValues
+        if name in _READS and isinstance(args[0], Tensor):
+            self._note_read(args[0])
         if func in _FEATURE_DROPOUT and kwargs.get("training", args[2] if len(args) > 2 else True) is False:
             return args[0]  # off; inside, the batch would leave its place for a moment
         if name == "__getitem__":
@@ -165,6 +165,15 @@ class RegisteredCalls(TorchFunctionMode):
         target, rule = found
         label = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         return _call_leaf(rule, label, None, func, args, kwargs)
+
+    @staticmethod
+    def _note_read(tensor: Tensor) -> None:
+        """Of a tensor that no module registers the graph gets the numbers as they are now."""
+        if not isinstance(tensor, FakeTensor):
+            with unset_fake_temporarily(), _unrecorded():
+                current.fixed.append((lambda: tensor.detach(), tensor.detach().clone()))
+        elif tensor.constant is None:
+            raise DependsOnValues
 
     def _by_numbers(self, index: Any) -> Any:
         """An index with the places that constant masks choose in place of the masks: the shape is known then."""

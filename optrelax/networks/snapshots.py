@@ -3,7 +3,8 @@
 Seen are: the modules, their modes, types and hooks; the names, shapes, types and ties of their tensors (whose values
 a network reads at each use); plain Python values among their attributes, in containers and in objects too; the
 functions of the user's classes, and the globals, class attributes and closures that these read; and the values of the
-constants that decide where numbers go (indices), which a graph holds as they were.
+tensors that a graph holds as they were: constants that decide where numbers go (indices), and those that forward makes
+numbers of.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ _SIMPLE = (int, float, str, list, tuple, dict, types.FunctionType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
 _DEEPEST = 6
-_FEW = 256
 _IN_PYTHON = 1 << 9  # the flag of types that a class statement made
 _MISSING = object()
 _LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
@@ -52,25 +52,6 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.ref() is other.ref() and self.ref() is not None
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Numbers:
-    """Equal to others of the same numbers: forward may have read some out of a tensor that no module registers.
-
-    Of a large tensor, from which nobody reads numbers one by one, how often it was written to.
-    """
-
-    def __init__(self, value: Tensor) -> None:
-        small = value.numel() <= _FEW and value.layout == torch.strided and value.device.type != "meta"
-        self.few = value.detach().clone() if small else None
-        self.writes = 0 if small or value.is_inference() or value.requires_grad else value._version
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Numbers) or (self.few is None) != (other.few is None):
-            return False
-        return self.writes == other.writes and (self.few is None or other.few is None or self.few.equal(other.few))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -294,9 +275,7 @@ def _freeze(value: Any, depth: int) -> Any:
     """Something that compares equal as long as the value is the same to whoever reads it."""
     if value is _MISSING or isinstance(value, _PLAIN):
         return type(value), value
-    if isinstance(value, Tensor):
-        return _Same(value), _Numbers(value)
-    if isinstance(value, (nn.Module, types.CodeType, types.ModuleType)):
+    if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
         return _Same(value)
     if isinstance(value, types.FunctionType):
         return (

@@ -51,7 +51,7 @@ found = ox.Bounds(torch.zeros(1), torch.ones(1))  # an object of ours that no we
 settings = types.ModuleType("settings_of_a_test")
 exec("factor = 2.0\nclass Inner:\n    factor = 2.0\nheld = Inner()\ndef read():\n    return factor", vars(settings))
 sys.modules[settings.__name__] = settings
-scale, many = torch.tensor(2.0), torch.full((300,), 2.0)
+scale, many, weight = torch.tensor(2.0), torch.full((300,), 2.0), torch.full((300,), 2.0, requires_grad=True)
 holder, queue, slotted = Holder(), collections.deque([2.0]), Slotted(2.0)
 
 
@@ -112,6 +112,7 @@ READS = {
     "number of a tensor": (lambda: float(scale), lambda: scale.mul_(3)),
     "data of a tensor": (lambda: scale.item(), lambda: scale.data.mul_(3)),
     "numbers of a large tensor": (lambda: many.tolist()[1], lambda: many.mul_(3)),
+    "numbers of a weight": (lambda: weight.tolist()[1], lambda: weight.data.mul_(3)),
     "slots": (lambda: slotted.read(), lambda: slotted.__init__(3.0)),  # type: ignore[misc]
     "bounds": (
         lambda: float(found.upper),
