@@ -78,7 +78,7 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     Raises:
         UnsupportedOpError: with every op that has no rule, where it is and what is supported.
         TypeError: for what is no module that could be followed.
-        ValueError: for another input shape than a network's own.
+        ValueError: for another input shape than a network's own, and for one without entries.
 
     Example:
         >>> network = ox.capture(ox.models.fc(4, 8, 2, seed=0), (4,))
@@ -95,6 +95,8 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     if input_shape is not None and not isinstance(input_shape, Sequence):
         raise TypeError(f"capture: input_shape must be numbers such as (1, 28, 28), got {input_shape!r}")
     shape = tuple(int(n) for n in input_shape) if input_shape is not None else _first_shape(net)
+    if 0 in shape:
+        raise ValueError(f"capture: an input of shape {shape} holds no numbers to bound over")
     return Network(net, graph_of(net, shape), recapture=True)
 
 

@@ -195,6 +195,13 @@ def test_one_supported_layer_is_a_network_too():
     assert torch.equal(ox.capture(layer)(torch.ones(1, 3)), layer(torch.ones(1, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_inputs_without_numbers_are_refused():
+    for call in (lambda: ox.capture(nn.Linear(0, 2)), lambda: ox.capture(nn.Flatten(), (3, 0))):
+        with pytest.raises(ValueError, match="holds no numbers"):
+            call()
+
+
 def test_input_shape_is_what_the_first_linear_layer_says():
     assert ox.capture(nn.Sequential(nn.Flatten(), nn.Linear(7, 2))).input_shape == (7,)
     with pytest.raises(ValueError, match="give input_shape"):
