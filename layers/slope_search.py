@@ -1,7 +1,7 @@
 """The search of `AlphaCrown`: parameters of every row that is bounded, moved by gradients that are written by hand.
 
 Rows are those of the specification and, up and down, of every hidden neuron that crosses. Where compiled passes take
-them (`domains.passes`), a row has parameters for the window that it sees; elsewhere for whole activations, in sweeps
+them (`domains/passes`), a row has parameters for the window that it sees; elsewhere for whole activations, in sweeps
 of `layers.problems`. What is optimised is a list of `Parameter`: a new kind is one more entry with its own range.
 """
 
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.domains import interval, passes
-from optrelax.domains.passes import MixedMaps, Neurons, Program
+from optrelax.domains import interval
+from optrelax.domains.passes import planning, running
+from optrelax.domains.passes.line_maps import MixedMaps
+from optrelax.domains.passes.neurons import Neurons, rows_of_examples
+from optrelax.domains.passes.programs import Program
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.schedule import FIRST, SECOND, tiny
 from optrelax.layers.problems import (
@@ -106,7 +109,7 @@ class BoundedRows:
         """Weights of all neurons, whatever the rows see of them."""
         alpha, beta = self.values("alpha"), self.values("beta")
         if self.program is not None:
-            alpha = {name: passes.on_maps(self.program, name, t, self.neurons) for name, t in alpha.items()}
+            alpha = {name: self.program.on_maps(name, t, self.neurons) for name, t in alpha.items()}
         return DualPoint(alpha, beta)
 
     def part(self, rows: Tensor) -> BoundedRows:
@@ -141,9 +144,9 @@ def lot(network: Network, region: Region) -> int:
 
 def windowed(network: Network, region: Region, target: str) -> Program | None:
     """Compiled steps for rows of a node that have weights of their own; None where sweeps do it."""
-    if not passes.available(region):
+    if not planning.available(region):
         return None
-    found = passes.program(network, target, depth=0)
+    found = planning.program(network, target, depth=0)
     if found is None or (found.windows and target == network.output):
         return None
     ops = [network[name].op for name in found.activations]
@@ -177,7 +180,7 @@ class SlopeSearch:
     def _hidden(self, source: str, crossing: Tensor) -> BoundedRows:
         program = windowed(self.network, self.region, source)
         if program is not None:
-            neurons, index = passes.some_neurons(program, crossing)
+            neurons, index = program.some_neurons(crossing)
             return BoundedRows(source, neurons, index, program)
         example, entry = crossing.flatten(1).nonzero(as_tuple=True)
         n = math.prod(crossing.shape[1:])
@@ -188,7 +191,7 @@ class SlopeSearch:
 
     def _output(self, rows: Tensor) -> BoundedRows:
         output, batch = self.network.output, self.region.shape[0]
-        neurons = passes.rows_of_examples(rows.shape[0], rows.shape[1], batch, self.region.device)
+        neurons = rows_of_examples(rows.shape[0], rows.shape[1], batch, self.region.device)
         return BoundedRows(output, neurons, (), windowed(self.network, self.region, output))
 
     def _started(self, target: BoundedRows, crown: DualPoint) -> BoundedRows:
@@ -197,7 +200,7 @@ class SlopeSearch:
         for kind, part in (("alpha", crown.alpha), ("beta", crown.beta)):
             for name, t in part.items():
                 if program is not None and name in program.activations:
-                    target.parameters.append(Parameter(kind, name, passes.seen_by(program, name, t, target.neurons)))
+                    target.parameters.append(Parameter(kind, name, program.seen_by(name, t, target.neurons)))
                 elif program is None and name in wanted:
                     target.parameters.append(Parameter(kind, name, t[target.example]))
         return target
@@ -216,7 +219,7 @@ class SlopeSearch:
             if target.program is None or outward:
                 found = self._swept(target, rows, region, bounds, hulls, outward)
             else:
-                found = passes.lower_bounds(
+                found = running.lower_bounds(
                     target.program, self.network, rows, target.neurons, region, lines, weights=target.values("alpha")
                 )
             # What overflows is no bound.
@@ -241,7 +244,7 @@ class SlopeSearch:
     def _unit(self, target: BoundedRows, before: Bounds, outward: bool) -> Tensor:
         """Rows up and down, as the way that they take wants them."""
         if target.program is not None and not outward:
-            return passes.unit_rows(target.program, before.lower.shape[1:], before.lower)
+            return target.program.unit_rows(before.lower.shape[1:], before.lower)
         n = math.prod(before.lower.shape[1:])
         flat = before.lower.new_zeros(len(target.example), n)
         at = target.index[0] * 0  # entries of the neurons in their flat activation

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from optrelax import memory, memory_counts
-from optrelax.domains import backsubstitution, frames, interval, passes
+from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains import lines as named
 from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.balls import Ball
 from optrelax.domains.frames import Plan
 from optrelax.domains.lines import Lines, LowerSlope
-from optrelax.domains.passes import LineMaps, Program
+from optrelax.domains.passes import planning, running
+from optrelax.domains.passes.line_maps import LineMaps
+from optrelax.domains.passes.neurons import rows_of_examples
+from optrelax.domains.passes.programs import Program
 from optrelax.domains.planes import Planes, outward_planes, product_planes, square_planes
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
@@ -238,9 +241,9 @@ class Substitution(LineRelaxation):
             both = self._few(network, source, region, lines, magnitude, crossing, room)
             low = torch.where(crossing, torch.maximum(both.lower, known.lower), known.lower)
             return ordered(low, torch.where(crossing, torch.minimum(both.upper, known.upper), known.upper))
-        rows = passes.unit_rows(found, shape[1:], region.like)
-        neurons, index = passes.some_neurons(found, crossing)
-        value = passes.lower_bounds(found, network, rows, neurons, region, lines, room).view(-1, 2)
+        rows = found.unit_rows(shape[1:], region.like)
+        neurons, index = found.some_neurons(crossing)
+        value = running.lower_bounds(found, network, rows, neurons, region, lines, room).view(-1, 2)
         low, high = known.lower[index], known.upper[index]
         tight = ordered(torch.maximum(value[:, 0], low), torch.minimum(-value[:, 1], high))
         return Bounds.known(known.lower.index_put(index, tight.lower), known.upper.index_put(index, tight.upper))
@@ -327,9 +330,9 @@ class Substitution(LineRelaxation):
         return None if found is None or any(not isinstance(lines[name], Lines) for name in found.activations) else found
 
     def _planned(self, network: Network, target: str, region: Region) -> Program | None:
-        if self.outward or self._one_row(network) or not passes.available(region):
+        if self.outward or self._one_row(network) or not planning.available(region):
             return None
-        found = passes.program(network, target)
+        found = planning.program(network, target)
         return None if found is not None and found.windows and target == network.output else found
 
     def _every_neuron(
@@ -342,9 +345,9 @@ class Substitution(LineRelaxation):
     ) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of every entry of a node, by the compiled steps."""
         shape, batch = network.shape_of(found.target), region.shape[0]
-        rows = passes.unit_rows(found, shape, region.like)
-        neurons = passes.every_neuron(found, rows, batch)
-        value = passes.lower_bounds(found, network, rows, neurons, region, lines, room)
+        rows = found.unit_rows(shape, region.like)
+        neurons = found.every_neuron(rows, batch)
+        value = running.lower_bounds(found, network, rows, neurons, region, lines, room)
         low, high = value.view(batch, -1, 2, rows.shape[1] // 2).unbind(2)
         return low.mT.reshape(batch, *shape), -high.mT.reshape(batch, *shape)
 
@@ -418,8 +421,8 @@ class Substitution(LineRelaxation):
         batch = region.shape[0]
 
         def part(some: Tensor) -> Tensor:
-            neurons = passes.rows_of_examples(some.shape[0], some.shape[1], batch, region.device)
-            value = passes.lower_bounds(found, network, some, neurons, region, lines, room / 2)
+            neurons = rows_of_examples(some.shape[0], some.shape[1], batch, region.device)
+            value = running.lower_bounds(found, network, some, neurons, region, lines, room / 2)
             return from_below(value.view(batch, some.shape[1]))
 
         # The rows before the first activations, a gradient of theirs and a copy of either.
@@ -518,8 +521,8 @@ class Substitution(LineRelaxation):
             plan = None if target == network.output else frames.plan(network, target)
             found = self._planned(network, target, region)
             if found is not None:
-                given = batch * k if target == network.output else 2 * passes.units(found, network.shape_of(target))
-                kept, alive = passes.bytes_taken(found, batch * rows, given, size)
+                given = batch * k if target == network.output else 2 * found.units(network.shape_of(target))
+                kept, alive = found.bytes_taken(batch * rows, given, size)
                 held += kept if torch.is_grad_enabled() else 0
                 most = max(most, held + alive if torch.is_grad_enabled() else kept + alive)
                 continue

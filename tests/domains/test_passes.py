@@ -5,14 +5,17 @@ import torch
 from torch import nn
 
 import optrelax as ox
-from optrelax.domains import frames, passes
-from optrelax.domains.passes import Neurons
+from optrelax.domains import frames
+from optrelax.domains.passes import planning, running
+from optrelax.domains.passes.line_maps import LineMaps
+from optrelax.domains.passes.neurons import Neurons
+from optrelax.domains.passes.programs import Program
 
 
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
     """Two convolutions do, so that the networks stay small."""
-    monkeypatch.setattr(passes, "DEPTH", 2)
+    monkeypatch.setattr(planning, "DEPTH", 2)
 
 
 def small(seed=0):
@@ -37,12 +40,12 @@ def test_every_target_behind_an_activation_has_steps():
     net, shape = small()
     captured = ox.capture(net, shape)
     # Before the second convolution nothing is gained.
-    assert passes.program(captured, captured.activations[1].inputs[0]) is None
+    assert planning.program(captured, captured.activations[1].inputs[0]) is None
     targets = [*(node.inputs[0] for node in captured.activations[2:]), captured.output]
     for target in targets:
-        found = passes.program(captured, target)
+        found = planning.program(captured, target)
         assert found is not None
-        assert found is passes.program(captured, target)
+        assert found is planning.program(captured, target)
         assert found.windows == (frames.plan(captured, target) is not None)
 
 
@@ -71,7 +74,7 @@ def test_few_rows_at_a_time_are_the_same(rows, monkeypatch):
     net, shape = small()
     captured, region = ox.capture(net, shape), region_of(shape)
     whole = bounds_and_gradients(net, captured, region)
-    monkeypatch.setattr(passes, "at_once", lambda *_, **__: rows)
+    monkeypatch.setattr(Program, "at_once", lambda *_, **__: rows)
     for a, b in zip(bounds_and_gradients(net, captured, region), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -90,18 +93,18 @@ def test_any_neurons_in_any_order():
     net, shape = small()
     captured, region = ox.capture(net, shape), region_of(shape)
     target = captured.activations[2].inputs[0]
-    found = passes.program(captured, target)
+    found = planning.program(captured, target)
     bounds = ox.preactivation_bounds(captured, region)
-    lines = passes.LineMaps()
+    lines = LineMaps()
     for node in captured.activations[:2]:
         b = bounds[node.path]
         lines[node.name] = ox.Crown().lines(node.op, b.lower, b.upper)
     channels = captured.shape_of(target)[0]
-    rows = passes.unit_rows(found, captured.shape_of(target), region.lower)
+    rows = found.unit_rows(captured.shape_of(target), region.lower)
     wanted = [(1, 0, 0, 2, 1), (0, 4, 4, 0, -1), (0, 4, 4, 0, 1), (0, 2, 3, 1, 1), (0, 0, 4, 2, -1), (0, 1, 1, 1, 1)]
     place = torch.tensor([w[:3] for w in wanted])
     which = torch.tensor([c if sign > 0 else channels + c for *_, c, sign in wanted])
-    value = passes.lower_bounds(found, captured, rows, Neurons(place, which), region, lines)
+    value = running.lower_bounds(found, captured, rows, Neurons(place, which), region, lines)
     b = bounds[captured.activations[2].path]
     for got, (e, y, x, c, sign) in zip(value, wanted, strict=True):
         torch.testing.assert_close(got, b.lower[e, c, y, x] if sign > 0 else -b.upper[e, c, y, x])
@@ -122,7 +125,7 @@ def test_gradients_to_second_order():
     way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
     ours = torch.autograd.grad(sum((g * w).sum() for g, w in zip(first, way, strict=True)), parameters)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "available", lambda _: False)
+        patch.setattr(planning, "available", lambda _: False)
         second = gradients()
         theirs = torch.autograd.grad(sum((g * w).sum() for g, w in zip(second, way, strict=True)), parameters)
     for a, b in zip((*first, *ours), (*second, *theirs), strict=True):
@@ -133,8 +136,8 @@ def test_what_has_no_step_is_left_to_the_rules():
     convs = [nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2)]
     grouped = nn.Sequential(*(m for conv in convs for m in (conv, nn.ReLU())), nn.Flatten(), nn.Linear(36, 2))
     captured = ox.capture(grouped, (2, 9, 9))
-    assert passes.program(captured, captured.activations[2].inputs[0]) is not None
-    assert passes.program(captured, captured.output) is None
+    assert planning.program(captured, captured.activations[2].inputs[0]) is not None
+    assert planning.program(captured, captured.output) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -152,7 +155,7 @@ def test_dead_layers_points_and_sizes_out_of_range_have_bounds_that_hold(dtype, 
     x = region_of(shape).x.to(dtype)
     found = ox.bounds(net, ox.LinfBall(x, eps), ox.Intersect(ox.Box(), ox.Crown()))
     plain = ox.bounds(net, ox.LinfBall(x, eps), "crown")
-    assert passes.program(ox.capture(net, shape), ox.capture(net, shape).output) is not None
+    assert planning.program(ox.capture(net, shape), ox.capture(net, shape).output) is not None
     corners = [x + eps * s * torch.sign(torch.randn_like(x)) for s in (0.0, 0.5, 1.0, 1.0)]
     for low, high in ((found.lower, found.upper), (plain.lower, plain.upper)):
         for point in corners:

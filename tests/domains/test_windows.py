@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import optrelax as ox
-from optrelax.domains import frames, passes
+from optrelax.domains import frames
+from optrelax.domains.passes import planning
 from optrelax.kernels import window_step
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.relaxations import resolve
@@ -20,7 +21,7 @@ RELAXATIONS = ["crown", "crown-0-tria", "deepz:direction=backward", "fast-lin", 
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
     """Compiled steps through a single convolution, too."""
-    monkeypatch.setattr(passes, "DEPTH", 1)
+    monkeypatch.setattr(planning, "DEPTH", 1)
 
 
 def drawn(seed):
@@ -76,7 +77,7 @@ def bounds_and_gradients(net, captured, relaxation, windows=True, compiled=True)
             patch.setattr(frames, "plan", lambda *_: None)
             patch.setattr(frames, "plan_rows", lambda *_: None)
         if not (windows and compiled):
-            patch.setattr(passes, "available", lambda _: False)
+            patch.setattr(planning, "available", lambda _: False)
         region = ox.LinfBall(x, 0.05, (0.0, 1.0))
         low = ox.lower_bounds(captured, region, torch.eye(captured.outputs), relaxation)
         before = ox.preactivation_bounds(captured, region, relaxation)
@@ -283,7 +284,7 @@ def test_edges_in_float32(relaxation, bias, eps):
         with pytest.MonkeyPatch.context() as patch:
             if not windows:
                 patch.setattr(frames, "plan", lambda *_: None)
-                patch.setattr(passes, "available", lambda _: False)
+                patch.setattr(planning, "available", lambda _: False)
             before = list(ox.preactivation_bounds(captured, region, relaxation).values())[1]
             found.append([before.lower.detach(), before.upper.detach()])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

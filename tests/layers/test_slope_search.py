@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import optrelax as ox
-from optrelax.domains import passes
+from optrelax.domains.passes import planning, running, workspace
+from optrelax.domains.passes.line_maps import MixedMaps
+from optrelax.domains.passes.neurons import rows_of_examples
 from optrelax.layers import AlphaCrown, slope_search
 
 
@@ -48,7 +50,7 @@ def test_windows_are_sweeps_done_faster(make, iterations, monkeypatch):
     net, shape = make()
     captured, region = ox.capture(net, shape), region_of(shape)
     fast = results(net, captured, region, iterations)
-    monkeypatch.setattr(passes, "available", lambda region: False)
+    monkeypatch.setattr(planning, "available", lambda region: False)
     for a, b in zip(fast, results(net, captured, region, iterations), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
@@ -57,7 +59,7 @@ def test_some_rows_at_a_time_are_the_same(monkeypatch):
     net, shape = residual()
     captured, region = ox.capture(net, shape), region_of(shape)
     whole = results(net, captured, region, 2)
-    monkeypatch.setattr(passes, "WORKSPACE", 1)
+    monkeypatch.setattr(workspace, "WORKSPACE", 1)
     for a, b in zip(results(net, captured, region, 2), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
@@ -66,8 +68,8 @@ def test_rows_with_weights_of_their_own_can_be_differentiated_twice():
     net, shape = residual()
     captured, region = ox.capture(net, shape).lowered, region_of(shape, batch=1)
     given = ox.relaxations.resolve("crown").preactivation_bounds(captured, region)
-    found = passes.program(captured, captured.output, depth=0)
-    neurons = passes.rows_of_examples(1, 2, 1, torch.device("cpu"))
+    found = planning.program(captured, captured.output, depth=0)
+    neurons = rows_of_examples(1, 2, 1, torch.device("cpu"))
     generator = torch.Generator().manual_seed(2)
     weights = [
         torch.rand(2, *found.weighed[name].shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -75,13 +77,13 @@ def test_rows_with_weights_of_their_own_can_be_differentiated_twice():
     ]
 
     def bound(*weights):
-        lines = passes.MixedMaps(constant=False)
+        lines = MixedMaps(constant=False)
         for node in captured.activations:
             b = given[node.name]
             hull = node.op.hull(b.lower.detach(), b.upper.detach())
             lines.add(node.name, hull.below[0], hull.below[1], hull.above[0])
         own = dict(zip(found.activations, weights, strict=True))
-        return passes.lower_bounds(found, captured, ROWS[None], neurons, region, lines, weights=own)
+        return running.lower_bounds(found, captured, ROWS[None], neurons, region, lines, weights=own)
 
     grads = torch.autograd.grad(bound(*weights).pow(2).sum(), weights, create_graph=True)
     (second,) = torch.autograd.grad(grads[0].pow(2).sum(), weights[0])

@@ -1,0 +1,65 @@
+"""Whose rows are pulled back: neurons of a target, each with its example and its place in a map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """Rows of a program: where each stands, and which of the shared rows before the first activations it is."""
+
+    place: Tensor
+    """Example and place in the grid, [n, 3], int64."""
+    which: Tensor
+    """[n], int64: into the flat rows given to `lower_bounds`."""
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return self.which.shape[0]
+
+    def part(self, some: slice) -> tuple[Tensor, Tensor]:
+        """Place and which of some rows."""
+        return self.place[some], self.which[some]
+
+    def of_each(self, constant: Tensor) -> Tensor:
+        """A number a shared row, [*, k], as one a neuron: [n]."""
+        return constant.reshape(-1)[self.which]
+
+
+@dataclass(frozen=True, slots=True)
+class EveryNeuron:
+    """All of them: example, place, shared row; nothing is listed beforehand."""
+
+    batch: int
+    places: Tensor
+    """[places, 2], int64."""
+    k: int
+    """Shared rows."""
+
+    @property
+    def count(self) -> int:
+        """Rows in all."""
+        return self.batch * self.places.shape[0] * self.k
+
+    def part(self, some: slice) -> tuple[Tensor, Tensor]:
+        """Place and which of some rows."""
+        index = torch.arange(some.start, some.stop, device=self.places.device)
+        window, which = index // self.k, index % self.k
+        example, place = window // self.places.shape[0], window % self.places.shape[0]
+        return torch.cat([example[:, None], self.places[place]], 1), which
+
+    def of_each(self, constant: Tensor) -> Tensor:
+        """A number a shared row, [*, k], as one a neuron: [n]."""
+        return constant.reshape(1, self.k).expand(self.batch * self.places.shape[0], -1).reshape(-1)
+
+
+def rows_of_examples(given: int, k: int, batch: int, device: torch.device) -> Neurons:
+    """Rows [given, k, ...] in their target's own shape, for every example; given: the batch, or 1 for all."""
+    place = torch.zeros(batch * k, 3, dtype=torch.int64, device=device)
+    place[:, 0] = torch.arange(batch, device=device).repeat_interleave(k)
+    return Neurons(place, torch.arange(given * k, device=device).repeat(batch if given == 1 else 1))

@@ -1,0 +1,165 @@
+"""The program of a target: the steps of its rows, and where their coefficients lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optrelax.domains.frames import Plan
+from optrelax.domains.passes.folding import channels_last
+from optrelax.domains.passes.neurons import EveryNeuron, Neurons
+from optrelax.domains.passes.steps import ConvolutionStep, PassStep, RelaxStep, seen_at
+from optrelax.domains.passes.workspace import Layout, PassTensors, RowShape, most_bytes
+from optrelax.kernels.convolutions import Pair
+from optrelax.kernels.window_step import scatter
+
+
+@dataclass(slots=True)
+class Program:
+    """The steps of a target's rows, and where their coefficients lie in the workspace."""
+
+    target: str
+    grid: Pair
+    windows: bool
+    """Whether each place of a map has rows of its own; else rows begin in the target's own shape."""
+    before: Plan
+    """Frames of the affine ops between the target and the first activations, `stops`."""
+    stops: tuple[str, ...]
+    rows: list[RowShape]
+    steps: list[PassStep]
+    activations: tuple[str, ...]
+    weights: tuple[str, ...]
+    entry: str
+    """Node at which rows end in the box: the input, or what diagonal ops make of it."""
+    layouts: dict[bool, Layout] = field(default_factory=dict)
+
+    def layout(self, gradient: bool) -> Layout:
+        """Where coefficients and, where wanted, their gradients lie."""
+        if gradient not in self.layouts:
+            self.layouts[gradient] = _lay_out(self.rows, self.steps, gradient)
+        return self.layouts[gradient]
+
+    @property
+    def depth(self) -> int:
+        """Convolutions on the way."""
+        return sum(isinstance(step, ConvolutionStep) for step in self.steps)
+
+    @property
+    def weighed(self) -> dict[str, RowShape]:
+        """Rows at each activation: the shape of weights that a row has of its own there."""
+        met = [(step.activation, step.source) for step in self.steps if isinstance(step, RelaxStep)]
+        return {name: self.rows[source] for name, source in met if name is not None}
+
+    @property
+    def shared(self) -> int:
+        """Numbers of one row before the first activations."""
+        return sum(rows.numbers for rows in self.rows if rows.stop is not None)
+
+    def numbers(self, gradient: bool) -> int:
+        """Numbers alive at once, of one row."""
+        return self.layout(gradient).numbers
+
+    def by_name(self, given: Sequence[Any], mixed: bool) -> PassTensors:
+        """A call's tensors, or the sums of their gradients, which stand in the order in which they were given."""
+        return PassTensors(self.stops, self.activations, self.weights, given, mixed)
+
+    def at_once(self, like: Tensor, room: float, gradient: bool) -> int:
+        """Rows that the workspace holds; one is the least."""
+        most = int(min(room, most_bytes()))
+        return max(1, most // (self.numbers(gradient) * like.element_size()))
+
+    def bytes_taken(self, n: int, given: int, size: int) -> tuple[int, int]:
+        """Bytes of n rows that are kept for a gradient, and of those alive beside them at once.
+
+        given: shared rows before the first activations; size: of a number.
+        """
+        gradient = torch.is_grad_enabled()
+        each = self.numbers(gradient) * size
+        arena, most = n * each, most_bytes()
+        shared = given * size * self.shared
+        kept = 2 * size * n + shared
+        if gradient and arena <= most:
+            return kept + arena, shared
+        return kept, shared + min(arena, max(each, most))
+
+    def units(self, shape: Sequence[int]) -> int:
+        """Entries of a target that rows of its own tell apart: channels of a map, or all."""
+        return shape[0] if self.windows else math.prod(shape)
+
+    def unit_rows(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """One row up and one down a channel of a map, or an entry of another target, as `lower_bounds` takes them."""
+        n = self.units(shape)
+        eye = torch.eye(n, dtype=like.dtype, device=like.device)
+        rows = torch.cat([eye, -eye])
+        return rows.reshape(1, 2 * n, 1, 1, n) if self.windows else rows.reshape(1, 2 * n, *shape)
+
+    def every_neuron(self, rows: Tensor, batch: int) -> EveryNeuron:
+        """Unit rows of every entry of a target: example, place, side, channel."""
+        return EveryNeuron(batch, self.before.places(rows.device)[0], rows.shape[1])
+
+    def some_neurons(self, wanted: Tensor) -> tuple[Neurons, tuple[Tensor, ...]]:
+        """Both unit rows of the entries of a target that are wanted, [batch, *shape], bool; and where these are.
+
+        Neighbours stay together, so that they read the same lines.
+        """
+        shape = wanted.shape[1:]
+        n = self.units(shape)
+        if self.windows:
+            example, y, x, entry = wanted.permute(0, 2, 3, 1).nonzero(as_tuple=True)
+            index: tuple[Tensor, ...] = (example, entry, y, x)
+        else:
+            example, entry = wanted.flatten(1).nonzero(as_tuple=True)
+            index = wanted.nonzero(as_tuple=True)
+            y = x = torch.zeros_like(example)
+        place = torch.stack([example, y, x], 1).repeat_interleave(2, 0)
+        return Neurons(place, torch.stack([entry, entry + n], 1).flatten()), index
+
+    def seen_by(self, name: str, maps: Tensor, neurons: Neurons) -> Tensor:
+        """What each row sees of its example's map at an activation: [batch, *shape] -> [n, high, wide, channels]."""
+        return seen_at(channels_last(maps).contiguous(), self.weighed[name].frame, neurons.place)
+
+    def on_maps(self, name: str, windows: Tensor, neurons: Neurons) -> Tensor:
+        """Windows [n, high, wide, channels] on maps of their own, 0 elsewhere: [n, channels, *image]."""
+        frame = self.weighed[name].frame
+        if not frame.whole:
+            corners = frame.corners(neurons.place[:, 1:])[:, None].contiguous()
+            windows = scatter(windows[:, None].contiguous(), corners, frame.image, windows.shape[0])
+        return windows.permute(0, 3, 1, 2)
+
+
+def _lay_out(rows: Sequence[RowShape], steps: Sequence[PassStep], gradient: bool) -> Layout:
+    """Where coefficients lie: each as long as a later step reads it, backward too where there is a gradient."""
+    end = 2 * len(steps)
+    born: dict[tuple[int, bool], int] = {}
+    last: dict[tuple[int, bool], int] = {}
+
+    def use(slot: int | None, time: int, back: bool = False) -> None:
+        if slot is not None and (rows[slot].stop is None or back):
+            born[slot, back] = min(time, born.get((slot, back), time))
+            last[slot, back] = max(time, last.get((slot, back), time))
+
+    for i, step in enumerate(steps):
+        for slot in (*step.sources, step.to):
+            use(slot, i)
+            if gradient:
+                use(slot, end - 1 - i)
+                use(slot, end - 1 - i, back=True)
+    offsets = {False: [0] * len(rows), True: [0] * len(rows)}
+    taken: list[tuple[int, int, int]] = []  # first, behind the last, until when
+    most = 0
+    for (slot, back), time in sorted(born.items(), key=lambda item: item[1]):
+        alive = sorted((a, b) for a, b, until in taken if until >= time)
+        at, size = 0, rows[slot].numbers
+        for a, b in alive:
+            if a - at >= size:
+                break
+            at = max(at, b)
+        offsets[back][slot] = at
+        taken.append((at, at + size, last[slot, back]))
+        most = max(most, at + size)
+    return Layout(offsets[False], offsets[True], most)

@@ -1,0 +1,182 @@
+"""Where the coefficients of some rows lie while they are pulled back, and the tensors that the steps read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optrelax.domains.frames import Frame
+from optrelax.domains.passes.neurons import EveryNeuron, Neurons
+from optrelax.kernels import window_step
+
+WORKSPACE = 2**22
+"""Bytes of coefficients that are alive at once, a thread: about its second cache. One row is the least."""
+
+
+def most_bytes() -> int:
+    """Bytes of coefficients that are alive at once on all threads."""
+    return WORKSPACE * torch.get_num_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """Coefficients on their way: one window a row."""
+
+    frame: Frame
+    channels: int
+    stop: str | None = None
+    """Given by the caller: rows that several neurons share."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one row: height, width, channels."""
+        return (*self.frame.size, self.channels)
+
+    @property
+    def numbers(self) -> int:
+        """Of one row."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Offsets, in numbers a row, of each slot's coefficients and of their gradients; and how many there are in all."""
+
+    offsets: Sequence[int]
+    gradients: Sequence[int]
+    numbers: int
+
+
+class PassTensors:
+    """The tensors of a call by name, or the sums of their gradients."""
+
+    def __init__(
+        self,
+        stops: Sequence[str],
+        activations: Sequence[str],
+        weights: Sequence[str],
+        given: Sequence[Any],
+        mixed: bool,
+    ) -> None:
+        n, each = len(stops), maps_each(mixed)
+        self.stops = dict(zip(stops, given[:n], strict=True))
+        self.lines: dict[str | None, Sequence[Any]] = {}
+        for i, name in enumerate(activations):
+            self.lines[name] = given[n + each * i : n + each * (i + 1)]
+        n += each * len(activations)
+        self.weights = dict(zip(weights, given[n : n + len(weights)], strict=True))
+        n += len(weights)
+        self.own: dict[str | None, Any] = dict(zip(activations, given[n:-2], strict=True)) if mixed else {}
+        self.lines[None] = (None, given[-2], None, given[-1])
+
+    def mixed_lines(self, activation: str | None, part: slice) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Both lines; and the weights of some rows, with what the second lower line is more."""
+        lines, own = self.lines[activation], self.own.get(activation)
+        return lines[:4], (None if own is None else own[part], *(lines[4:] or (None, None)))
+
+
+def maps_each(mixed: bool) -> int:
+    """Maps of an activation's lines."""
+    return 6 if mixed else 4
+
+
+class Workspace:
+    """Room for the coefficients of `count` rows at a time."""
+
+    def __init__(
+        self, rows: Sequence[RowShape], layout: Layout, tensors: PassTensors, count: int, arena: Tensor, gradient: bool
+    ) -> None:
+        self.rows, self.layout, self.tensors, self.count = rows, layout, tensors, count
+        # `data`: what is written here is nobody's to watch.
+        self.arena = arena.data
+        self.turned: dict[str, Tensor] = {}
+        self.back: dict[str, Tensor] = {}
+        for name, w in tensors.weights.items():
+            if w.dim() == 4:
+                out, into, kh, kw = w.shape
+                self.turned[name] = w.permute(2, 0, 3, 1).reshape(kh, out, kw * into).contiguous()
+                if gradient:
+                    self.back[name] = w.permute(2, 3, 1, 0).reshape(kh, kw * into, out).contiguous()
+
+    def parts(self, neurons: Neurons | EveryNeuron, column: Tensor) -> Iterator[RowsAtWork]:
+        """As many rows at a time as there is room for; column [n]: what their bounds are added to, or its gradient."""
+        n = neurons.count
+        for start in range(0, n, self.count):
+            part = slice(start, min(n, start + self.count))
+            yield RowsAtWork(self, part, *neurons.part(part), column[part])
+
+
+@dataclass(frozen=True, slots=True)
+class RowsAtWork:
+    """Some rows in the workspace."""
+
+    space: Workspace
+    part: slice
+    place: Tensor
+    """Example and place in the grid, [n, 3]."""
+    which: Tensor
+    """Of the rows that several neurons share, [n]."""
+    column: Tensor
+    """What their bounds are added to, or its gradient, [n]."""
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return self.part.stop - self.part.start
+
+    def at(self, slot: int) -> Tensor:
+        """The coefficients of a slot, [n, h, w, c]; shared rows as they were given."""
+        stop = self.space.rows[slot].stop
+        if stop is None:
+            return self._view(slot, self.space.layout.offsets)
+        given: Tensor = self.space.tensors.stops[stop]
+        return given
+
+    def gradient(self, slot: int) -> Tensor:
+        """The gradient of a slot's coefficients, [n, h, w, c]."""
+        return self._view(slot, self.space.layout.gradients)
+
+    def _view(self, slot: int, offsets: Sequence[int]) -> Tensor:
+        rows, first = self.space.rows[slot], offsets[slot] * self.space.count
+        return self.space.arena[first : first + self.count * rows.numbers].view(self.count, *rows.shape)
+
+    def shared(self, slot: int) -> Tensor | None:
+        """Which of the shared rows each is, where a slot holds such."""
+        return None if self.space.rows[slot].stop is None else self.which
+
+    def corners(self, slot: int) -> Tensor:
+        """Corner of each row's window in the image, [n, 1, 2]."""
+        return self.space.rows[slot].frame.corners(self.place[:, 1:])[:, None].contiguous()
+
+    def frame(self, slot: int) -> tuple[int, ...]:
+        """A slot's window as the kernels take it."""
+        rows = self.space.rows[slot]
+        frame = rows.frame
+        if frame.whole:
+            return (*rows.shape, *frame.size, 0, 0, 0, 0)
+        return (*rows.shape, *frame.image, *frame.stride, *frame.offset)
+
+    def call(self, name: str, *given: Any) -> None:
+        """A kernel on all of these rows."""
+        window_step.kernels().call(name, self.space.arena.dtype, self.count, *given)
+
+
+class TracedRows:
+    """All rows, and coefficients that autograd follows."""
+
+    def __init__(
+        self, rows: Sequence[RowShape], tensors: PassTensors, neurons: Neurons | EveryNeuron, constant: Tensor
+    ) -> None:
+        self.rows, self.tensors, self.constant = rows, tensors, constant
+        self.place, self.which = neurons.part(slice(0, neurons.count))
+        self.kept: dict[int, Tensor] = {}
+
+    def at(self, slot: int) -> Tensor:
+        """The coefficients of a slot, [n, h, w, c]."""
+        stop = self.rows[slot].stop
+        return self.kept[slot] if stop is None else self.tensors.stops[stop][self.which]
