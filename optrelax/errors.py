@@ -62,14 +62,16 @@ class UnsupportedRegionError(ValueError):
 
 
 _MANY = 40  # names that a reader still looks through
+_NEAR = 0.65  # a letter or two off; "nosuch" and "cauchy" share half of theirs
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """End of an error message: the nearest known name; without one all of them, or the three nearest of many."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=_NEAR)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {by_lower[near[0]]!r}?"
     if len(names) <= _MANY:
         return f"known: {', '.join(names)}"
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
