@@ -168,7 +168,25 @@ class NetworkCase:
         return net.eval()
 
     def network(self, seed: int = 0) -> ox.Network:
-        return ox.capture(self.module(seed), self.input_shape)
+        """Captured once a process, for all tests: one that changes its network captures `module()`."""
+        network, made = _captured(self, seed)
+        assert _state(network) == made, f"{self}: a test changed the network of all; capture module() there"
+        for p in network.module.parameters():
+            p.grad = None
+        return network
+
+
+@cache
+def _captured(case: NetworkCase, seed: int) -> tuple[ox.Network, list[object]]:
+    network = ox.capture(case.module(seed), case.input_shape)
+    return network, _state(network)
+
+
+def _state(network: ox.Network) -> list[object]:
+    """What a test may have changed: numbers, kinds, modes."""
+    tensors = (*network.module.parameters(), *network.module.buffers())
+    state: list[object] = [(t.dtype, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
+    return [*state, *(module.training for module in network.module.modules())]
 
 
 class Functional(nn.Module):

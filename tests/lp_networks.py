@@ -145,8 +145,7 @@ def layerwise_answer(name: str) -> Tensor:
 def _random(name: str, eps: float, batch: int = 2, k: int = 3) -> QuestionCase:
     def build() -> Question:
         case = BY_NAME[name]
-        network = case.network()
-        network.module.requires_grad_(False)
+        network = ox.capture(case.module().requires_grad_(False), case.input_shape)
         region = ox.LinfBall(inputs(case.input_shape, batch, seed=7), eps)
         return Question(network, region, specification(network.outputs, k))
 

@@ -68,7 +68,7 @@ def test_no_point_of_a_region_escapes(case, net):
 def in_float32(name: str) -> tuple[ox.Network, ox.InputBox, torch.Tensor, dict[str, torch.Tensor]]:
     """A float32 network, a float32 region, and what float64 makes of points of just that region: output, inside."""
     net = BY_NAME[name]
-    network = net.network()
+    network = ox.capture(net.module(), net.input_shape)
     region = every_region(net.input_shape)
     region = ox.InputBox(region.lower.float(), region.upper.float())
     exact = ox.InputBox(region.lower.double(), region.upper.double())

@@ -302,9 +302,10 @@ def _freeze(value: Any, depth: int) -> Any:
         return type(value), _freeze(value.fget, depth + 1)
     if isinstance(value, functools.partial):
         return _freeze((value.func, value.args, value.keywords), depth + 1)
-    if hasattr(value, "cache_info"):  # what it remembers shows nowhere
+    # The class is asked: an object's own __getattr__ may do anything.
+    if hasattr(type(value), "cache_info"):  # what it remembers shows nowhere
         raise _Unknown
-    if hasattr(value, "tobytes") and hasattr(value, "nbytes"):  # an array
+    if hasattr(type(value), "tobytes") and hasattr(type(value), "nbytes"):  # an array
         return type(value), value.tobytes()
     ours = type(value).__module__.startswith("optrelax.")
     if type(value).__weakrefoffset__ and (ours or isinstance(value, torch._C._FunctionBase)):

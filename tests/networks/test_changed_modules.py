@@ -156,6 +156,21 @@ def test_what_functions_read_is_followed(what, tmp_path, monkeypatch):
     torch.testing.assert_close(bounded(held, x), wanted)
 
 
+class Guarded:
+    """Refuses, by no AttributeError, whatever it was not made with: as marks of pytest do."""
+
+    factor = 2.0
+
+    def __getattr__(self, name: str) -> object:
+        raise LookupError(f"nothing called {name} here")
+
+
+def test_objects_that_refuse_unknown_names_are_read(monkeypatch):
+    monkeypatch.setitem(globals(), "guarded", Guarded())
+    net, x = Scaled(lambda: guarded.factor), torch.rand(2, 4)  # noqa: F821
+    torch.testing.assert_close(bounded(ox.capture(net, (4,)), x), net(x))
+
+
 def test_hooks_of_all_modules_are_refused():
     net, x = nn.Sequential(nn.Linear(4, 3)), torch.rand(2, 4)
     held = ox.capture(net)
