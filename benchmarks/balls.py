@@ -5,7 +5,8 @@ from __future__ import annotations
 import optrelax as ox
 from benchmarks.networks import Trained
 from benchmarks.reports import Options, Report, Row, Table, environment
-from optrelax.data.datasets import Dataset, load_dataset
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import Dataset
 
 TITLE = "Balls: MNIST in l2, 784-100-100-10, balls cut to the range of pixels"
 

@@ -15,7 +15,8 @@ from benchmarks.networks import Trained
 from benchmarks.reports import Options
 from optrelax.analysis import prepare
 from optrelax.certification.journals import tensor_digest
-from optrelax.data.datasets import evenly_spaced, load_dataset
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import evenly_spaced
 from optrelax.enclosures import Bounds
 from optrelax.layers import Layerwise, Solution, Triangle
 from optrelax.layers.triangle import solve_rows

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.reports import Options
-from optrelax.data.datasets import Dataset, load_dataset
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import Dataset
 from optrelax.output.files import read_tensors, write_tensors
 from optrelax.training import train
 from optrelax.training.recipes import Recipe, recipe

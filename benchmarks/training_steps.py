@@ -13,7 +13,7 @@ from benchmarks.measuring import Task, interleaved
 from benchmarks.networks import Trained
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax.data.datasets import load_dataset
-from optrelax.training.losses import LossTerms
+from optrelax.training.loss_terms import LossTerms
 from optrelax.training.recipes import recipe
 
 TITLE = "Training steps: 784-100-100-10, batch 100, the losses of the recipes"

@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax.certification.property_files import read_property
-from optrelax.certification.verifying import PropertyVerdict, verify
+from optrelax.certification.property_verdicts import PropertyVerdict
+from optrelax.certification.verifying import verify
 from optrelax.networks.checkpoints import load
 from optrelax.networks.graph import Network
 

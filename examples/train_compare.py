@@ -30,7 +30,8 @@ from optrelax.layers.milp import Milp
 from optrelax.output.tables import text_table, write_results
 from optrelax.training import train
 from optrelax.training.recipes import Recipe, recipe
-from optrelax.training.runs import start_from, versions
+from optrelax.training.recording import versions
+from optrelax.training.runs import start_from
 
 METHODS = ["box", "hbox", "crown-ibp", "deepz", "crown", "triangle", "layerwise"]
 CERTIFY = {"fc-small": ["box", "crown-ibp", "crown", "triangle", "layerwise"], "conv": ["box", "crown-ibp", "crown"]}

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 import optrelax as ox
-from optrelax.data.datasets import Dataset, normalization
+from optrelax.data.datasets import normalization
+from optrelax.data.splits import Dataset
 from optrelax.layers import DualAscent, Status, Triangle
 from optrelax.output.tables import text_table
 from optrelax.training import Training, TrainingProgress, train

@@ -8,11 +8,14 @@ from optrelax.bounded import Bounded
 from optrelax.domains.lines import Lines
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.joined_specifications import all_of, any_of
+from optrelax.margin_rows import margins, sign_margin
 from optrelax.networks.activation_checks import check_activation
 from optrelax.networks.activations import Activation, Hull, PiecewiseLinear, Smooth
 from optrelax.networks.capturing import Report, capture, check, on_batch
 from optrelax.networks.graph import Network
 from optrelax.networks.registry import register_activation, register_op
+from optrelax.output_properties import ordering, within
 from optrelax.regions import ChoiceBox, InputBox, L1Ball, L2Ball, LinfBall, Polytope, Region
 from optrelax.relaxations import (
     Box,
@@ -26,15 +29,15 @@ from optrelax.relaxations import (
     Relaxation,
     register_relaxation,
 )
-from optrelax.specifications import Specification, all_of, any_of, margins, ordering, sign_margin, within
+from optrelax.specifications import Specification
 
 __version__ = "0.1.0"
 
 # Names that pull in more than torch, imported on first use.
 _LAZY = {
-    "certified_cross_entropy": "optrelax.training.losses",
+    "certified_cross_entropy": "optrelax.training.loss_terms",
     "CertifiedLoss": "optrelax.training.losses",
-    "APGD": "optrelax.certification.strong_attacks",
+    "APGD": "optrelax.certification.auto_pgd",
     "PGD": "optrelax.certification.attacks",
     "Square": "optrelax.certification.strong_attacks",
     "StrongAttack": "optrelax.certification.strong_attacks",
@@ -70,11 +73,13 @@ _LAZY = {
 if TYPE_CHECKING:
     from optrelax import layers
     from optrelax.certification.attacks import PGD
+    from optrelax.certification.auto_pgd import APGD
     from optrelax.certification.certifying import CertificationReport, certify
     from optrelax.certification.comparison import Comparison, compare
     from optrelax.certification.property_files import read_property
-    from optrelax.certification.strong_attacks import APGD, Square, StrongAttack
-    from optrelax.certification.verifying import PropertyVerdict, verify
+    from optrelax.certification.property_verdicts import PropertyVerdict
+    from optrelax.certification.strong_attacks import Square, StrongAttack
+    from optrelax.certification.verifying import verify
     from optrelax.data.datasets import load_dataset
     from optrelax.lipschitz import jacobian_bounds, lipschitz_bound
     from optrelax.measurements.continuity import Continuity, measure_continuity
@@ -86,7 +91,8 @@ if TYPE_CHECKING:
     from optrelax.networks import models
     from optrelax.networks.checkpoints import load, save
     from optrelax.properties import Property
-    from optrelax.training.losses import CertifiedLoss, certified_cross_entropy
+    from optrelax.training.loss_terms import certified_cross_entropy
+    from optrelax.training.losses import CertifiedLoss
 
 
 def __getattr__(name: str) -> Any:

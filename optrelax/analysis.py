@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from optrelax.disjunctions import group_bounds
 from optrelax.enclosures import Bounds
+from optrelax.joined_specifications import Spec, as_specification
+from optrelax.margin_rows import check_specification
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve, with_rounding
 from optrelax.rounding import Rounding
-from optrelax.specifications import Spec, Specification, as_specification, check_specification
+from optrelax.specifications import Specification
 
 Net = nn.Module | Network
 

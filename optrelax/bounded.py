@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from optrelax.analysis import bounds, lower_bounds
 from optrelax.enclosures import Bounds
+from optrelax.margin_rows import label_rows
 from optrelax.regions import LinfBall
 from optrelax.relaxations import Relaxation, resolve
-from optrelax.specifications import label_rows
 
 __all__ = ["Bounded"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.layers import Highs, Triangle
-from optrelax.specifications import check_specification
+from optrelax.margin_rows import check_specification
 
 
 def test_margins_are_label_minus_other_in_class_order():

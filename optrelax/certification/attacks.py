@@ -15,11 +15,19 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net, prepare, prepare_specification
+from optrelax.joined_specifications import Spec
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.specifications import Spec, Specification
+from optrelax.specifications import Specification
 
-__all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples"]
+__all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples", "require_whole"]
+
+
+def require_whole(attack: Attack, **least: int) -> None:
+    """ValueError where an option of an attack is less than it may be."""
+    for name, number in least.items():
+        if (got := getattr(attack, name)) < number:
+            raise ValueError(f"{type(attack).__name__}: {name} must be at least {number}, got {got}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,18 +114,9 @@ class PGD(Attack):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise ValueError(f"PGD: restarts must be at least 1, got {self.restarts}")
-        if self.steps < 0:
-            raise ValueError(f"PGD: steps must be at least 0, got {self.steps}")
+        require_whole(self, restarts=1, steps=0, targets=0, samples=1, seed=0)
         if not 0 < self.step < float("inf"):
             raise ValueError(f"PGD: step must be positive, in radii of the region, got {self.step}")
-        if self.targets < 0:
-            raise ValueError(f"PGD: targets must be at least 0, got {self.targets}")
-        if self.samples < 1:
-            raise ValueError(f"PGD: samples must be at least 1, got {self.samples}")
-        if self.seed < 0:
-            raise ValueError(f"PGD: seed must be at least 0, got {self.seed}")
 
     def run(self, hunt: Hunt) -> None:
         """Descend from each start, once a target."""

@@ -12,15 +12,16 @@ import torch
 
 from optrelax.analysis import Net
 from optrelax.certification.attacks import PGD, Attack
-from optrelax.certification.certifiers import Certifier, default_batch_size
+from optrelax.certification.certifiers import Certifier
 from optrelax.certification.journals import Journal
+from optrelax.certification.preparation import asked_samples, batch_size_of, milp_of
 from optrelax.certification.strong_attacks import attack_of
+from optrelax.certification.verdict_rules import confirm
 from optrelax.certification.verdicts import CertificationReport, Example, Verdict
-from optrelax.data.samples import gather
+from optrelax.joined_specifications import Spec
 from optrelax.regions import Number, Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.specifications import Spec, as_specification
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
@@ -103,20 +104,14 @@ def certify(
         >>> report.examples["verdict"].to_list()
         ['certified', 'attacked', 'attacked']
     """
-    asked = None if spec is None else as_specification(spec)
-    samples = gather(data, subset)
-    if subset is not None:
-        region = region if region is None else region.select(samples.index.to(region.device))
-        asked = asked if asked is None else asked.flat().select(samples.index.to(asked.rows.device))
+    samples, region, asked = asked_samples(data, subset, region, spec)
     run = Certifier.prepared(
         net, samples, eps, clip, relaxation, rounding, dtype, max_bytes, norm=norm, region=region, spec=asked
     )
-    run = replace(run, attack=attack_of("certify", attack), exact=_milp(exact))
+    run = replace(run, attack=attack_of("certify", attack), exact=milp_of(exact))
     if run.exact is not None and asked is not None and not (asked.single and bool((asked.offsets == 0).all())):
         raise ValueError("certify: exact=True settles plain rows, not offsets or 'any of'; leave it out")
-    size = batch_size if batch_size is not None else default_batch_size(run.network)
-    if size < 1:
-        raise ValueError(f"certify: batch_size must be at least 1, got {batch_size}")
+    size = batch_size_of("certify", run.network, batch_size)
     with contextlib.ExitStack() as stack:
         journal = None
         if resume is not None:
@@ -158,15 +153,7 @@ def _resumed(run: Certifier, journal: Journal) -> dict[int, Example]:
     """What the journal holds, in the order of the data, each borne out by its own numbers; else ValueError."""
     for example in journal.done.values():
         try:
-            run.confirm(example)
+            confirm(run, example)
         except ValueError as error:
             raise ValueError(f"resume: {journal.path}: {error}") from error
     return {i: journal.done[i] for i in run.samples.index.tolist() if i in journal.done}
-
-
-def _milp(exact: Milp | bool) -> Milp | None:
-    if exact is False:
-        return None
-    from optrelax.layers.milp import Milp
-
-    return Milp() if exact is True else exact

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification.attacks import PGD
-from optrelax.certification.certifiers import Certifier, default_batch_size
-from optrelax.data.samples import gather
-from optrelax.disjunctions import group_bounds
+from optrelax.certification.certifiers import Certifier
+from optrelax.certification.contests import MILP, ComparisonProgress, Contest, ContestResult, ExactMargins
+from optrelax.certification.preparation import asked_samples, batch_size_of, milp_of
+from optrelax.joined_specifications import Spec
 from optrelax.output.tables import text_table
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
-from optrelax.specifications import Spec, Specification, as_specification
-from optrelax.training.runs import record
+from optrelax.training.recording import record
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,25 +28,12 @@ if TYPE_CHECKING:
 
     from optrelax.layers.milp import Milp
 
-__all__ = ["DECIMALS", "DEFAULT", "Comparison", "ComparisonProgress", "compare"]
+__all__ = ["DECIMALS", "DEFAULT", "Comparison", "compare"]
 
 DEFAULT = ("box", "crown", "triangle", "layerwise")
 """Closed forms and LPs, from loose to tight."""
-MILP = "milp"
-"""Name of the exact answer's row."""
 DECIMALS = {"certified %": 2, "closed %": 1, "mean bound": 4, "worst bound": 4, "ms an example": 2}
 """Places of the table's columns for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonProgress:
-    """How far a comparison has come: examples of one relaxation's run."""
-
-    relaxation: str
-    done: int
-    total: int
-    run: int
-    """Runs of this relaxation before this one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,33 +168,18 @@ def compare(
         raise ValueError(f"compare: repeats must be at least 1, got {repeats}")
     if not patience >= 0:
         raise ValueError(f"compare: patience must be >= 0 seconds, got {patience}")
-    asked, samples = None if spec is None else as_specification(spec), gather(data, subset)
-    if subset is not None:
-        region = region if region is None else region.select(samples.index.to(region.device))
-        asked = asked if asked is None else asked.flat().select(samples.index.to(asked.rows.device))
-    if milp is not False and asked is not None:
+    samples, region, asked = asked_samples(data, subset, region, spec)
+    solver = milp_of(milp)
+    if solver is not None and asked is not None:
         raise ValueError("compare: milp takes the margins of labels, not a specification; leave it out")
     run = Certifier.prepared(
-        net,
-        samples,
-        eps,
-        clip,
-        relaxations,
-        rounding,
-        dtype,
-        max_bytes,
-        owner="compare",
-        norm=norm,
-        region=region,
-        spec=asked,
+        net, samples, eps, clip, relaxations, rounding, dtype, max_bytes, "compare", norm, region=region, spec=asked
     )
-    size = batch_size if batch_size is not None else default_batch_size(run.network)
-    if size < 1:
-        raise ValueError(f"compare: batch_size must be at least 1, got {batch_size}")
+    size = batch_size_of("compare", run.network, batch_size)
     with torch.no_grad():
-        contest = _Contest(run, size, progress or (lambda _: None))
+        contest = Contest(run, size, progress or (lambda _: None))
         results = [contest.measured(name, repeats, patience) for name in run.relaxations]
-        exact = contest.exact(_milp(milp), results) if milp is not False else None
+        exact = None if solver is None else contest.exact(solver, results)
         natural = contest.natural()
     settings = {key: value for key, value in run.settings().items() if key not in ("attack", "exact")}
     settings |= {
@@ -222,138 +192,7 @@ def compare(
     return Comparison(_table(results, exact), _examples(run, natural, results, exact), settings)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """One relaxation on all examples."""
-
-    name: str
-    lower: Tensor  # float64 [n, k]
-    gap: Tensor | None  # float64 [n, k], of LPs
-    closed: Tensor | None  # bool [n, k], of LPs
-    seconds: float  # an example
-    runs: int  # timed
-
-
-@dataclass(frozen=True, slots=True)
-class _Exact:
-    """MILP on all examples: the smallest margin of each lies in [lower, upper]."""
-
-    milp: Milp
-    lower: Tensor  # float64 [n]
-    upper: Tensor  # float64 [n]
-    seconds: Tensor  # float64 [n]
-
-    @property
-    def closed(self) -> Tensor:
-        return self.upper - self.lower <= 1e-6 * self.lower.abs().clamp_min(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Contest:
-    """The examples in batches, and every contestant on them."""
-
-    run: Certifier
-    size: int
-    progress: Callable[[ComparisonProgress], None]
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.run.network.module.parameters()), torch.zeros(())).device
-
-    def measured(self, name: str, repeats: int, patience: float) -> _Result:
-        """All bounds by one relaxation, run once for them and the warmth and then for the time."""
-        lower, gap, closed, seconds = self._once(name, 0)
-        fitting = repeats if seconds == 0 else min(repeats, int(patience / seconds))
-        times = [self._once(name, 1 + i)[3] for i in range(fitting)]
-        return _Result(name, lower, gap, closed, statistics.median(times or [seconds]) / len(lower), fitting)
-
-    def _once(self, name: str, before: int) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
-        relaxation = self.run.relaxations[name]
-        parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-        seconds = 0.0
-        for positions in self._batches():
-            _, ball, spec = self.run.question(positions)
-            region, spec = self.run.rounded(ball), spec.to(dtype=self.run.dtype)
-            self._wait()
-            begin = time.perf_counter()
-            found = _bound(relaxation, self.run.network, region, spec)
-            self._wait()
-            seconds += time.perf_counter() - begin
-            parts.append(found)
-            self.progress(ComparisonProgress(name, int(positions[-1]) + 1, len(self.run.samples), before))
-        lower, gap, closed = (_joined([part[i] for part in parts]) for i in range(3))
-        assert lower is not None
-        return lower.double(), gap if gap is None else gap.double(), closed, seconds
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _batches(self) -> Iterator[Tensor]:
-        yield from torch.arange(len(self.run.samples)).split(self.size)
-
-    def natural(self) -> Tensor:
-        """Smallest margin at the examples themselves, float64 [n]."""
-        found = []
-        for positions in self._batches():
-            x, _, spec = self.run.question(positions)
-            found.append(spec.worst(spec.values(self.run.network(x).flatten(1))).amin(1).cpu())
-        return torch.cat(found)
-
-    def exact(self, milp: Milp, results: Sequence[_Result]) -> _Exact:
-        """The smallest margin of each example; sound bounds leave most margins out of the search."""
-        best = torch.stack([result.lower.nan_to_num(-math.inf) for result in results]).amax(0)
-        found = []
-        for position in range(len(best)):
-            begin = time.perf_counter()
-            lower, upper = self._smallest(milp, position, best[position])
-            found.append((lower, upper, time.perf_counter() - begin))
-            self.progress(ComparisonProgress(MILP, position + 1, len(best), 0))
-        lowers, uppers, seconds = torch.tensor(found, dtype=torch.float64).unbind(1)
-        return _Exact(milp, lowers, uppers, seconds)
-
-    def _smallest(self, milp: Milp, position: int, sound: Tensor) -> tuple[float, float]:
-        """Bounds of one example's smallest margin: the most doubtful margins first, none that cannot be it."""
-        deadline = time.monotonic() + milp.time_limit
-        _, ball, spec = self.run.question(torch.tensor([position]))
-        shaped = spec.rows.reshape(*spec.rows.shape[:2], *self.run.network.output_shape)
-        upper = float(PGD().search(self.run.network, ball, shaped, [position]).worst)
-        lower = sound.clone()
-        for row in sound.argsort().tolist():
-            left = deadline - time.monotonic()
-            if not sound[row] < upper or left <= 0:
-                break
-            answer = replace(milp, time_limit=left).minima(self.run.network, ball, shaped[:, row : row + 1])
-            lower[row] = torch.maximum(lower[row], answer.lower[0])
-            upper = min(upper, float(answer.upper[0]))
-        return min(float(lower.amin()), upper), upper
-
-
-def _bound(
-    relaxation: Any, network: Any, region: Region, spec: Specification
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Lower bounds [batch, groups]; with an LP layer, and plain rows, their certified gaps and which are closed."""
-    plain = spec.single and not bool(spec.offsets.any()) and spec.slack is None
-    if not relaxation.solves or not plain:
-        return group_bounds(relaxation, network, region, spec), None, None
-    from optrelax.layers.solutions import Status
-
-    solution = relaxation.solve(network, region, spec.rows)
-    return spec.worst(solution.lower), solution.gap, solution.status == Status.OPTIMAL
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    kept = [part.cpu() for part in parts if part is not None]
-    return torch.cat(kept) if kept else None
-
-
-def _milp(milp: Milp | bool) -> Milp:
-    from optrelax.layers.milp import Milp
-
-    return Milp() if isinstance(milp, bool) else milp
-
-
-def _table(results: Sequence[_Result], exact: _Exact | None) -> pl.DataFrame:
+def _table(results: Sequence[ContestResult], exact: ExactMargins | None) -> pl.DataFrame:
     import polars as pl
 
     rows = [_row(r.name, r.lower.amin(1), r.seconds, r.runs, r.gap, r.closed) for r in results]
@@ -386,7 +225,9 @@ def _quantile(values: Tensor, share: float) -> float:
     return float(ordered[math.ceil(share * len(ordered)) - 1])
 
 
-def _examples(run: Certifier, natural: Tensor, results: Sequence[_Result], exact: _Exact | None) -> pl.DataFrame:
+def _examples(
+    run: Certifier, natural: Tensor, results: Sequence[ContestResult], exact: ExactMargins | None
+) -> pl.DataFrame:
     import polars as pl
 
     columns: dict[str, Any] = {

@@ -9,37 +9,37 @@ What is not understood to the last word is refused.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from optrelax.certification.vnnlib_formulas import (
+    AllOf,
+    AnyOf,
+    Atom,
+    Formula,
+    Linear,
+    linear_sum,
+    scaled_term,
+)
+from optrelax.certification.vnnlib_text import (
+    Expression,
+    expressions,
+    joined_indices,
+    parse_decimal,
+    parse_integers,
+    read_text,
+    shown,
+)
 from optrelax.properties import Case, Halfspace, Property
 
 __all__ = ["read_property"]
 
-_MOST_BYTES = 2**28
-_MOST_TERMS = 2**14  # of the disjunctive normal form
-_MOST_DEPTH = 64
-_TOKEN = re.compile(
-    r"(?P<skip>\s+|;[^\n]*)|(?P<text>\"[^\"\n]*\")|(?P<version><\d+\.\d+>)"
-    r"|(?P<entry>[A-Za-z_]\w*\[[\d\s,]*\])|(?P<shape>\[[\d\s,]*\])"
-    r"|(?P<name>[A-Za-z_][\w-]*)|(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))"
-    r"|(?P<sign><=|>=|==|!=|[()<>=+*/-])"
-)
 _NEGATED = {"<=": ">", ">=": "<", "<": ">=", ">": "<=", "=": "!=", "!=": "="}
 _TYPES = ("real", "float32", "float64", "f32", "f64")
-
-Expression = str | list[Any]
-Variable = tuple[str, int]  # "X" or "Y", and its place in the flattened tensor
-Linear = tuple[dict[Variable, Fraction], Fraction]  # coefficients and constant
 
 
 def read_property(path: str | os.PathLike[str]) -> Property:
@@ -72,7 +72,7 @@ def read_property(path: str | os.PathLike[str]) -> Property:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
     try:
-        return parse_property(_text(file))
+        return parse_property(read_text(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -80,81 +80,12 @@ def read_property(path: str | os.PathLike[str]) -> Property:
 def parse_property(text: str) -> Property:
     """The property that a VNN-LIB text states.  Errors as `read_property`."""
     reader = _PropertyReader()
-    for line, expression in _expressions(text):
+    for line, expression in expressions(text):
         try:
             reader.take(expression)
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from None
     return reader.property()
-
-
-def _text(file: Path) -> str:
-    try:
-        with file.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            with gzip.open(raw) if packed else raw as content:
-                found = content.read(_MOST_BYTES + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"expected a whole gzip file, got one that fails: {error}") from error
-    if len(found) > _MOST_BYTES:
-        raise ValueError(f"holds more than {_MOST_BYTES} bytes")
-    try:
-        return found.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected a VNN-LIB text, got bytes that are none: {error}") from error
-
-
-def _expressions(text: str) -> Iterator[tuple[int, list[Any]]]:
-    """Every top-level list with the line that it begins in."""
-    stack: list[list[Any]] = []
-    place, line, begun = 0, 1, 1
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            raise ValueError(f"line {line}: unexpected {text[place : place + 20]!r}")
-        token, place = match[0], match.end()
-        if match.lastgroup == "skip":
-            line += token.count("\n")
-        elif token == "(":
-            begun = begun if stack else line
-            stack.append([])
-            if len(stack) > _MOST_DEPTH:
-                raise ValueError(f"line {line}: nested more than {_MOST_DEPTH} deep")
-        elif not stack:
-            raise ValueError(f"line {line}: unexpected {token!r} outside parentheses")
-        elif token == ")":
-            done = stack.pop()
-            if stack:
-                stack[-1].append(done)
-            else:
-                yield begun, done
-        else:
-            stack[-1].append(token)
-    if stack:
-        raise ValueError(f"line {begun}: a parenthesis is never closed")
-
-
-@dataclass(frozen=True, slots=True)
-class _Atom:
-    """sum of coefficients * variable + constant <= 0, or < 0."""
-
-    coefficients: dict[Variable, Fraction]
-    constant: Fraction
-    strict: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Any:
-    parts: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _All:
-    parts: list[Any]
-
-
-Formula = _Atom | _Any | _All
 
 
 class _PropertyReader:
@@ -183,7 +114,7 @@ class _PropertyReader:
             case ["set-logic", str(_)] | ["check-sat"]:
                 pass
             case _:
-                raise ValueError(f"not understood: {_shown(expression)}")
+                raise ValueError(f"not understood: {shown(expression)}")
 
     def _declare(self, name: str) -> None:
         match = re.fullmatch(r"([XY])_(0|[1-9]\d{0,8})", name)
@@ -202,9 +133,9 @@ class _PropertyReader:
                         raise ValueError("wants one input and one output")
                     if dtype.lower() not in _TYPES:
                         raise ValueError(f"{name} is of type {dtype}; wants one of {', '.join(_TYPES)}")
-                    self.shapes[name] = (side, _integers(shape, 1))
+                    self.shapes[name] = (side, parse_integers(shape, 1))
                 case _:
-                    raise ValueError(f"not understood: {_shown(part)}")
+                    raise ValueError(f"not understood: {shown(part)}")
         self._require_names()
 
     def _require_names(self) -> None:
@@ -225,55 +156,55 @@ class _PropertyReader:
         return len(self.places["X"]), len(self.places["Y"])
 
     def _formula(self, body: Expression, negated: bool) -> Formula:
-        match body if isinstance(body, str) else _joined(body):
+        match body if isinstance(body, str) else joined_indices(body):
             case ["and" | "or" as connective, *parts] if parts:
                 found = [self._formula(part, negated) for part in parts]
-                return _All(found) if (connective == "and") != negated else _Any(found)
+                return AllOf(found) if (connective == "and") != negated else AnyOf(found)
             case ["not", part]:
                 return self._formula(part, not negated)
             case ["<=" | ">=" | "<" | ">" | "=" | "==" | "!=" as sign, left, right]:
                 sign = "=" if sign == "==" else str(sign)
                 return self._comparison(_NEGATED[sign] if negated else sign, left, right)
-        raise ValueError(f"not understood: {_shown(body)}")
+        raise ValueError(f"not understood: {shown(body)}")
 
     def _comparison(self, sign: str, left: Expression, right: Expression) -> Formula:
         (a, b), (c, d) = self._linear(left), self._linear(right)
-        difference = _sum([(a, b), _times((c, d), Fraction(-1))])
-        opposite = _times(difference, Fraction(-1))
-        below, above = (_Atom(*side, strict=sign in ("<", ">", "!=")) for side in (difference, opposite))
+        difference = linear_sum([(a, b), scaled_term((c, d), Fraction(-1))])
+        opposite = scaled_term(difference, Fraction(-1))
+        below, above = (Atom(*side, strict=sign in ("<", ">", "!=")) for side in (difference, opposite))
         if sign in ("=", "!="):
-            return _All([below, above]) if sign == "=" else _Any([below, above])
+            return AllOf([below, above]) if sign == "=" else AnyOf([below, above])
         return below if sign in ("<=", "<") else above
 
     def _linear(self, term: Expression) -> Linear:
         """Coefficients and constant of a linear term."""
         if isinstance(term, str):
             return self._plain(term)
-        operator, terms = term[:1], [self._linear(t) for t in _joined(term[1:])]
+        operator, terms = term[:1], [self._linear(t) for t in joined_indices(term[1:])]
         match operator, terms:
             case ["+"], [_, *_]:
-                return _sum(terms)
+                return linear_sum(terms)
             case ["-"], [only]:
-                return _times(only, Fraction(-1))
+                return scaled_term(only, Fraction(-1))
             case ["-"], [first, *others] if others:
-                return _sum([first, *(_times(other, Fraction(-1)) for other in others)])
+                return linear_sum([first, *(scaled_term(other, Fraction(-1)) for other in others)])
             case ["*"], [_, *_] if len(terms) <= 16:
                 varying = [t for t in terms if t[0]]
                 factor = math.prod((constant for found, constant in terms if not found), start=Fraction(1))
                 if len(varying) <= 1:
-                    return _times(varying[0], factor) if varying else ({}, factor)
+                    return scaled_term(varying[0], factor) if varying else ({}, factor)
             case ["/"], [first, (found, divisor)] if divisor and not found:
-                return _times(first, 1 / divisor)
-        raise ValueError(f"not a linear term: {_shown(term)}")
+                return scaled_term(first, 1 / divisor)
+        raise ValueError(f"not a linear term: {shown(term)}")
 
     def _plain(self, token: str) -> Linear:
         """A number or a variable."""
         if token[0].isdigit() or token[0] in "-.":
-            return {}, _number(token)
+            return {}, parse_decimal(token)
         name, bracket, indices = token.partition("[")
         if self.shapes:
             side, shape = self.shapes.get(name, ("", ()))
-            index = _integers("[" + indices) if bracket else ()
+            index = parse_integers("[" + indices) if bracket else ()
             if not side or len(index) != len(shape) or any(i >= n for i, n in zip(index, shape, strict=True)):
                 raise ValueError(f"{token} is no declared entry")
             place = 0
@@ -292,21 +223,21 @@ class _PropertyReader:
         common = _Box()
         rest: list[Formula] = []
         for assertion in self.assertions:
-            for part in _parts(assertion):
-                if isinstance(part, _Atom) and _side(part) == "X":
-                    common.tighten(part)
-                else:
+            for part in assertion.conjuncts():
+                if not part.bounds_input:
                     rest.append(part)
+                    continue
+                for (atom,) in part.terms():
+                    common.tighten(atom)
         boxes: dict[Any, tuple[_Box, list[tuple[Halfspace, ...]]]] = {}
-        for term in _terms(_All(rest)):
+        for term in AllOf(rest).terms():
             own = _Box()
             clause: dict[Halfspace, None] = {}
             possible = True
             for atom in term:
-                side = _side(atom)
-                if side == "X":
+                if atom.bounds_input:
                     own.tighten(atom)
-                elif side == "Y":
+                elif atom.side == "Y":
                     row = tuple((place, c) for (_, place), c in sorted(atom.coefficients.items()))
                     clause[Halfspace(row, atom.constant, atom.strict)] = None
                 else:
@@ -326,7 +257,7 @@ class _Box:
         self.lower: dict[int, tuple[Fraction, bool]] = {}
         self.upper: dict[int, tuple[Fraction, bool]] = {}
 
-    def tighten(self, atom: _Atom) -> None:
+    def tighten(self, atom: Atom) -> None:
         """By c x + d <= 0."""
         (((_, place), c),) = atom.coefficients.items()
         end = (-atom.constant / c, atom.strict)
@@ -357,84 +288,3 @@ class _Box:
         opened = {(i, "lower") for i, end in enumerate(lower) if end[1]}
         opened |= {(i, "upper") for i, end in enumerate(upper) if end[1]}
         return Case(tuple(e[0] for e in lower), tuple(e[0] for e in upper), clauses, frozenset(opened))
-
-
-def _side(atom: _Atom) -> str:
-    """ "X" for a comparison of one input, "Y" for one of outputs, "" for one of numbers; ValueError for others."""
-    sides = {side for side, _ in atom.coefficients}
-    if sides == {"X"} and len(atom.coefficients) == 1:
-        return "X"
-    if sides <= {"Y"}:
-        return "Y" if sides else ""
-    names = ", ".join(f"{side}_{place}" for side, place in sorted(atom.coefficients)[:4])
-    raise ValueError(f"compares {names}: only one input with a number, or outputs, are understood")
-
-
-def _parts(formula: Formula) -> Iterator[Formula]:
-    """What must all be so."""
-    if isinstance(formula, _All):
-        for part in formula.parts:
-            yield from _parts(part)
-    else:
-        yield formula
-
-
-def _terms(formula: Formula) -> list[tuple[_Atom, ...]]:
-    """Disjunctive normal form: any of all of."""
-    if isinstance(formula, _Atom):
-        return [(formula,)]
-    found = [_terms(part) for part in formula.parts]
-    if isinstance(formula, _Any):
-        terms = [term for part in found for term in part]
-    else:
-        if math.prod(len(part) for part in found) > _MOST_TERMS:
-            raise ValueError(f"has more than {_MOST_TERMS} alternatives")
-        terms = [tuple(atom for term in choice for atom in term) for choice in product(*found)]
-    if len(terms) > _MOST_TERMS:
-        raise ValueError(f"has more than {_MOST_TERMS} alternatives")
-    return terms
-
-
-def _sum(terms: list[Linear]) -> Linear:
-    coefficients: dict[Variable, Fraction] = {}
-    for found, _ in terms:
-        for variable, c in found.items():
-            coefficients[variable] = coefficients.get(variable, Fraction(0)) + c
-    return {v: c for v, c in coefficients.items() if c}, sum((d for _, d in terms), Fraction(0))
-
-
-def _times(term: Linear, factor: Fraction) -> Linear:
-    if max(factor.numerator.bit_length(), factor.denominator.bit_length()) > 20000:
-        raise ValueError("multiplies to a number of more than 6,000 digits")
-    return {v: c * factor for v, c in term[0].items() if factor}, term[1] * factor
-
-
-def _number(token: str) -> Fraction:
-    """The decimal itself; ValueError for one that no float comes near."""
-    if len(token) > 1100 or not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", token):
-        raise ValueError(f"{_shown(token)} is no number of at most 1,100 digits and an exponent of 3")
-    return Fraction(token)
-
-
-def _integers(token: str, least: int = 0) -> tuple[int, ...]:
-    """The numbers of "[1, 5]"."""
-    parts = token.strip("[] \n\t").split(",") if token.strip("[] \n\t") else []
-    if not all(re.fullmatch(r"\s*\d{1,9}\s*", part) and int(part) >= least for part in parts) or len(parts) > 16:
-        raise ValueError(f"{_shown(token)} must be numbers >= {least} in brackets")
-    return tuple(int(part) for part in parts)
-
-
-def _joined(parts: list[Any]) -> list[Any]:
-    """With an index that stands apart from its name put to it: X [0] as X[0]."""
-    found: list[Any] = []
-    for part in parts:
-        if isinstance(part, str) and part.startswith("[") and found and isinstance(found[-1], str):
-            found[-1] += part
-        else:
-            found.append(part)
-    return found
-
-
-def _shown(expression: Any) -> str:
-    text = str(expression) if isinstance(expression, str) else f"({' '.join(map(_shown, expression[:5]))})"
-    return text if len(text) <= 60 else text[:57] + "..."

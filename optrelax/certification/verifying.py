@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -19,97 +18,23 @@ from torch import Tensor, nn
 
 from optrelax.analysis import Net
 from optrelax.certification.attacks import PGD, Attack
-from optrelax.certification.certifiers import device_of, named
+from optrelax.certification.preparation import device_of, named, require_dtype
 from optrelax.certification.property_files import read_property
+from optrelax.certification.property_verdicts import Counterexample, PropertyStatus, PropertyVerdict
 from optrelax.certification.strong_attacks import attack_of
 from optrelax.disjunctions import group_bounds, row_bounds
+from optrelax.joined_specifications import Spec, as_specification
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.properties import Case, Property, avoiding
 from optrelax.regions import InputBox, Region
 from optrelax.relaxations import Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
-from optrelax.specifications import Spec, Specification, as_specification
+from optrelax.specifications import Specification
 
-__all__ = ["Counterexample", "PropertyStatus", "PropertyVerdict", "default_attack", "verify"]
+__all__ = ["default_attack", "verify"]
 
 PathLike = str | os.PathLike[str]
-
-
-class PropertyStatus(StrEnum):
-    """What verification found."""
-
-    HOLDS = "holds"
-    VIOLATED = "violated"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Counterexample:
-    """An input of the property's box whose outputs meet a clause of the property, twice."""
-
-    x: Tensor
-    """[*input_shape], float64; in float32 too where the box holds such a point."""
-    outputs: Tensor
-    """[outputs], by the captured network in float64."""
-    replayed: Tensor
-    """[outputs], by the file's ONNX semantics in its own type, or by the user's module, at x in that type."""
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PropertyVerdict:
-    """holds: proved for every input; violated: a counterexample was replayed; unknown: neither.
-
-    Args:
-        status: which of the three.
-        counterexample: of "violated", else None.
-        cases: of the property.
-        open_cases: those not proved.
-        seconds: of everything.
-        message: why a property stayed unknown.
-
-    Sound: yes, see `verify`.
-
-    Example:
-        >>> net, region = ox.models.fc(2, 8, 1, seed=0), ox.InputBox(torch.zeros(1, 2), torch.ones(1, 2))
-        >>> verdict = ox.verify(net, ox.Specification(torch.tensor([[1.0]]), offsets=-5.0), region=region)  # y0 > 5
-        >>> verdict.status.value, bool(verdict.counterexample.outputs < 5)
-        ('violated', True)
-    """
-
-    status: PropertyStatus
-    counterexample: Counterexample | None
-    relaxation: str
-    """The one after which nothing was left open; empty where none was."""
-    lower: float
-    """Least bound over cases and clauses of how far outputs keep from a clause; > 0 is proved. NaN: none computed."""
-    cases: int
-    open_cases: int
-    seconds: float
-    message: str = ""
-
-    def __str__(self) -> str:
-        by = f" by {self.relaxation}" if self.relaxation else ""
-        return f"{self.status}{by}{': ' if self.message else ''}{self.message}"
-
-    def record(self) -> dict[str, Any]:
-        """JSON-ready."""
-        found = self.counterexample
-        point = None
-        if found is not None:
-            names = ("x", "outputs", "replayed")
-            point = {name: getattr(found, name).flatten().tolist() for name in names} | {"note": found.note}
-        return {
-            "verdict": str(self.status),
-            "counterexample": point,
-            "relaxation": self.relaxation or None,
-            "lower": self.lower if math.isfinite(self.lower) else None,
-            "cases": self.cases,
-            "open_cases": self.open_cases,
-            "seconds": self.seconds,
-            "message": self.message,
-        }
 
 
 def verify(
@@ -159,8 +84,7 @@ def verify(
     """
     begin = time.perf_counter()
     check_rounding("verify", rounding)
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"verify: dtype must be torch.float32 or torch.float64, got {dtype}")
+    require_dtype("verify", dtype)
     if timeout is not None and not timeout > 0:
         raise ValueError(f"verify: timeout must be seconds > 0, got {timeout}")
     relaxations = {name: with_rounding(r, rounding) for name, r in named(relaxation, "verify").items()}

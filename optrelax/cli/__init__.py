@@ -23,6 +23,8 @@ _COMMANDS = (
     "verifying",
     "comparing",
     "measuring",
+    "continuity",
+    "loss_surfaces",
     "series",
     "listing",
     "fetching",

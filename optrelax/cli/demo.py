@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from optrelax.cli.application import command, print_json, stdout
 from optrelax.cli.comparing import show_comparison
-from optrelax.cli.inputs import DataDir, Json, Seed, Subset, option, parse_number
+from optrelax.cli.inputs import parse_number
+from optrelax.cli.options import DataDir, Json, Seed, Subset, option
 from optrelax.cli.progress_bars import certification_bar, comparison_bar, training_bar
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import DataDir, Json, option
+from optrelax.cli.options import DataDir, Json, option
 
 __all__ = ["data"]
 

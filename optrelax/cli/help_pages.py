@@ -54,7 +54,7 @@ def group_page(group: Any, ctx: Any) -> str:
 
 def _grouped(arguments: Iterable[Any], options: Iterable[Any]) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
-    for p in (*arguments, *options):
+    for p in (*arguments, *sorted(options, key=lambda p: not p.required)):
         title = getattr(p, "rich_help_panel", None) or _OTHER
         name = _argument(p) if p.param_type_name == "argument" else _names(p)
         found.setdefault(title, []).append((name, _text(p)))

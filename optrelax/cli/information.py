@@ -8,7 +8,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import Json
+from optrelax.cli.options import Json
 
 if TYPE_CHECKING:
     from optrelax.kernels.native import Build

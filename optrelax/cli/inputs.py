@@ -1,13 +1,11 @@
-"""Options that several commands take, and what they name: networks, data, numbers, folders."""
+"""What options name: networks, data, devices and numbers."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,177 +13,7 @@ if TYPE_CHECKING:
 
     from optrelax.networks.graph import Network
 
-__all__ = [
-    "Asked",
-    "AttackName",
-    "BatchSize",
-    "Checkpoint",
-    "Clip",
-    "Data",
-    "DataDir",
-    "Device",
-    "Eps",
-    "Format",
-    "Inputs",
-    "Json",
-    "Milp",
-    "Model",
-    "NoAttack",
-    "NoClip",
-    "Norm",
-    "Out",
-    "Pixels",
-    "Precision",
-    "Radius",
-    "Relaxations",
-    "Rounding",
-    "Seed",
-    "Split",
-    "Subset",
-    "TimeLimit",
-    "option",
-    "parse_number",
-    "read_data",
-    "read_device",
-    "read_dtype",
-    "read_inputs",
-]
-
-
-def option(*names: str, group: str, **settings: Any) -> Any:
-    """An option in a group of the help."""
-    return typer.Option(*names, rich_help_panel=group, **settings)
-
-
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(
-        rich_help_panel="Network",
-        help="Run folder, safetensors, ONNX, state_dict or npz.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    option("--model", group="Network", metavar="NAME", help="For a state_dict: conv, or module:function."),
-]
-Data = Annotated[
-    str,
-    option("--data", group="Data", metavar="NAME", help="Such as mnist, or FILE.npz of x, labels."),
-]
-DataDir = Annotated[
-    Path | None,
-    option("--data-dir", group="Data", metavar="DIR", envvar="OPTRELAX_DATA", help="Of the files; or OPTRELAX_DATA."),
-]
-Subset = Annotated[
-    int | None,
-    option("--subset", group="Data", metavar="N", min=1, show_default="all", help="N evenly spaced examples."),
-]
-Split = Annotated[Literal["test", "train"], option("--split", group="Data", metavar="PART", help="test or train.")]
-Eps = Annotated[
-    str,
-    option("--eps", group="Region", metavar="X", help="Radius in units of the pixels: 0.1, 8/255."),
-]
-Norm = Annotated[Literal["linf", "l2", "l1"], option("--norm", group="Region", help="Of the ball around an example.")]
-Clip = Annotated[
-    tuple[float, float], option("--clip", group="Region", metavar="LOW HIGH", help="Legal range of a pixel.")
-]
-NoClip = Annotated[bool, option("--no-clip", group="Region", help="Pixels may take any value.")]
-Relaxations = Annotated[
-    list[str],
-    option(
-        "--relaxation",
-        "--relaxations",
-        group="Bound",
-        metavar="NAME",
-        help="`optrelax relaxations` lists them.",
-    ),
-]
-Precision = Annotated[
-    Literal["float64", "float32"],
-    option("--precision", group="Bound", metavar="TYPE", help="float64 or float32."),
-]
-Rounding = Annotated[
-    Literal["outward", "nearest"],
-    option("--rounding", group="Bound", metavar="WAY", help="outward (real arithmetic) or nearest."),
-]
-AttackName = Annotated[
-    Literal["pgd", "strong", "none"],
-    option("--attack", group="Attack", metavar="NAME", help="pgd, strong (APGD and Square too) or none."),
-]
-NoAttack = Annotated[bool, option("--no-attack", group="Attack", help="The same as --attack none.")]
-BatchSize = Annotated[
-    int | None,
-    option("--batch-size", group="Run", min=1, show_default="by the network", help="Examples at a time."),
-]
-Milp = Annotated[bool, option("--milp", group="Bound", help="Exact values too, by HiGHS; small networks.")]
-TimeLimit = Annotated[
-    float, option("--time-limit", group="Bound", metavar="S", min=0.001, help="Seconds an example of HiGHS.")
-]
-Out = Annotated[Path | None, option("--out", group="Output", metavar="DIR", help="Keep tables, summary, pictures.")]
-Format = Annotated[
-    Literal["csv", "json", "parquet"],
-    option("--format", group="Output", metavar="KIND", help="Of DIR's tables: csv, json, parquet."),
-]
-Json = Annotated[bool, option("--json", group="Output", help="JSON on standard output, nothing else.")]
-Seed = Annotated[int, option("--seed", group="Run", min=0, help="Of everything random.")]
-Device = Annotated[str, option("--device", group="Run", metavar="NAME", help="cpu, cuda or cuda:1.")]
-
-
-# --- sets of options, as parameters of commands -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A network and the data to use it on."""
-
-    checkpoint: Checkpoint
-    data: Data
-    data_dir: DataDir = None
-    split: Split = "test"
-    model: Model = None
-    seed: Seed = 0
-    device: Device = "cpu"
-
-    def read(self) -> Inputs:
-        """The network and the examples.  Errors as `read_inputs`."""
-        return read_inputs(
-            self.checkpoint, self.data, self.data_dir, model=self.model, device=self.device, split=self.split
-        )
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a summary says of them."""
-        return {"checkpoint": str(self.checkpoint), "data": self.data, "split": self.split}
-
-    @property
-    def title(self) -> str:
-        """Both in a figure's title."""
-        return f"network {self.checkpoint.stem}, data {self.data}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pixels:
-    """What values pixels may take."""
-
-    clip: Clip = (0.0, 1.0)
-    no_clip: NoClip = False
-
-    @property
-    def range(self) -> tuple[float, float] | None:
-        """None: any."""
-        return None if self.no_clip else self.clip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Radius(Pixels):
-    """The regions around examples."""
-
-    eps: Eps
-
-    @property
-    def value(self) -> float:
-        """eps as a number.  ValueError where it is none."""
-        return parse_number("--eps", self.eps)
+__all__ = ["Inputs", "parse_number", "read_data", "read_device", "read_dtype", "read_inputs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

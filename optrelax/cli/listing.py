@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import Json, option
+from optrelax.cli.options import Json, option
 
 if TYPE_CHECKING:
     import polars as pl

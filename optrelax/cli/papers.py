@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from optrelax.cli.application import Group, app, command, fail, print_json, stderr, stdout
-from optrelax.cli.inputs import DataDir, Json, Seed, Subset, option
+from optrelax.cli.options import DataDir, Json, Seed, Subset, option
 from optrelax.cli.progress_bars import report_bar
 
 if TYPE_CHECKING:
@@ -54,38 +55,19 @@ def barrier(
     Cheap bounds and an attack decide what they can, layerwise LPs the rest; the verdict is exactly LP-ALL's, and what
     the tolerance leaves open is counted as undecided. Errors in percent, as published.
     """
-    from optrelax.errors import suggest
     from optrelax.output.tables import require_writable, rich_table, write_frame
-    from optrelax.papers.barrier import ROWS, barrier_frame, run_barrier
+    from optrelax.papers.barrier import barrier_frame
 
-    known = {r.key: r for r in ROWS}
-    for key in rows or ():
-        if key not in known:
-            raise ValueError(f"--row: no row {key!r}; {suggest(key, known)}")
-    wanted: tuple[BarrierRow, ...] = tuple(known[key] for key in rows) if rows else ROWS
+    wanted = _rows(rows or ())
     if not weights.is_dir():
         raise ValueError(f"--weights: {weights} is no folder; it must hold {wanted[0].network}.npz and the others")
     if out is not None:
         require_writable(out)
     begin = time.perf_counter()
-    from rich.progress import Progress
-
-    with Progress(console=stderr(), transient=True) as bar:
-        task = bar.add_task("barrier", total=None)
-
-        def update(batch: StageOutcomes, finished: int, total: int) -> None:
-            bar.update(task, completed=finished, total=total, description=f"barrier {batch.row}")
-
-        batches = run_barrier(
-            weights,
-            data_dir,
-            rows=wanted,
-            subset=subset,
-            batch_size=batch_size,
-            workers=workers,
-            journal=None if out is None else out / "barrier.jsonl",
-            progress=update,
-        )
+    journal = None if out is None else out / "barrier.jsonl"
+    batches = _run_barrier(
+        weights, data_dir, rows=wanted, subset=subset, batch_size=batch_size, workers=workers, journal=journal
+    )
     seconds = time.perf_counter() - begin
     frame = barrier_frame(batches, wanted)
     if out is not None:
@@ -96,6 +78,33 @@ def barrier(
     stdout().print(rich_table(frame, title="errors in percent", decimals={"LP-ALL": 2, "LP-ALL published": 2}))
     images = sum(len(batch.images) for batch in batches)
     stdout().print(f"{images} images, {workers} worker(s); this run took {seconds:.1f} s")
+
+
+def _rows(keys: Sequence[str]) -> tuple[BarrierRow, ...]:
+    """Rows of the barrier table by their keys, all where none is named; ValueError for one that is not there."""
+    from optrelax.errors import suggest
+    from optrelax.papers.barrier import ROWS
+
+    known = {row.key: row for row in ROWS}
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"--row: no row {key!r}; {suggest(key, known)}")
+    return tuple(known[key] for key in keys) if keys else ROWS
+
+
+def _run_barrier(weights: Path, data_dir: Path | None, **how: Any) -> list[StageOutcomes]:
+    """The work itself, under a bar."""
+    from rich.progress import Progress
+
+    from optrelax.papers.barrier import run_barrier
+
+    with Progress(console=stderr(), transient=True) as bar:
+        task = bar.add_task("barrier", total=None)
+
+        def update(batch: StageOutcomes, finished: int, total: int) -> None:
+            bar.update(task, completed=finished, total=total, description=f"barrier {batch.row}")
+
+        return run_barrier(weights, data_dir, progress=update, **how)
 
 
 # --- the tables of arXiv 2102.06700 -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optrelax.certification import certifying as certification
-    from optrelax.certification import comparison
+    from optrelax.certification import contests
     from optrelax.measurements import stages
     from optrelax.papers import rows
     from optrelax.training import sweeps
@@ -37,11 +37,11 @@ def certification_bar(title: str) -> Iterator[Callable[[certification.Certificat
 
 
 @contextlib.contextmanager
-def comparison_bar(title: str) -> Iterator[Callable[[comparison.ComparisonProgress], None]]:
+def comparison_bar(title: str) -> Iterator[Callable[[contests.ComparisonProgress], None]]:
     """A callback for `compare` that draws a bar a run of each relaxation."""
     with _bar(title) as draw:
 
-        def update(progress: comparison.ComparisonProgress) -> None:
+        def update(progress: contests.ComparisonProgress) -> None:
             run = [f"run {progress.run + 1}"] if progress.run else []
             draw(progress.done, progress.total, [progress.relaxation, *run])
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from optrelax.cli.application import command, fail, print_json, stdout
-from optrelax.cli.inputs import DataDir, Json, option
+from optrelax.cli.options import DataDir, Json, option
 from optrelax.cli.progress_bars import sweep_bar
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["sweep"]
 
@@ -52,9 +55,7 @@ def sweep(
     A run that is lost with its worker is started again where it stopped, twice at most. Needs submitit:
     pip install 'optrelax[sweep]'.
     """
-    import polars as pl
-
-    from optrelax.output.tables import require_writable, rich_table
+    from optrelax.output.tables import require_writable
     from optrelax.training.sweeps import Sweep, run_sweep
 
     made = Sweep(recipes=tuple(recipes), seeds=tuple(seeds), settings=_settings(settings), budget=budget)
@@ -71,14 +72,21 @@ def sweep(
             options=options,
             watch=watch,
         )
+    _show(table, json)
+    if failed := table["error"].is_not_null().sum():
+        raise fail(f"{failed} of {table.height} runs failed; see sweep.csv and the logs in {out / 'jobs'}")
+
+
+def _show(table: pl.DataFrame, json: bool) -> None:
+    """A row a run."""
+    from optrelax.output.tables import rich_table
+
     if json:
         print_json(table.to_dicts())
-    else:
-        shown = table if table["error"].is_not_null().any() else table.drop("error")
-        decimals = {"loss": 4, "accuracy %": 2, "robust %": 2, "seconds": 0}
-        stdout().print(rich_table(shown.drop("recipe", "seed"), decimals=decimals))
-    if failed := table.filter(pl.col("error").is_not_null()).height:
-        raise fail(f"{failed} of {table.height} runs failed; see sweep.csv and the logs in {out / 'jobs'}")
+        return
+    shown = table if table["error"].is_not_null().any() else table.drop("error")
+    decimals = {"loss": 4, "accuracy %": 2, "robust %": 2, "seconds": 0}
+    stdout().print(rich_table(shown.drop("recipe", "seed"), decimals=decimals))
 
 
 def _settings(given: list[str]) -> dict[str, tuple[Any, ...]]:

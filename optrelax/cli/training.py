@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from optrelax.cli.application import command, print_json, stderr, stdout
-from optrelax.cli.inputs import DataDir, Device, Json, Seed, Subset, option, parse_number, read_data, read_device
-from optrelax.cli.progress_bars import training_bar
+from optrelax.cli.application import command, stdout
+from optrelax.cli.inputs import parse_number, read_device
+from optrelax.cli.options import DataDir, Device, Json, Seed, Subset, option
+from optrelax.cli.recipe_runs import RecipeRun, described_recipe
+from optrelax.cli.training_tables import show_recipes, show_result
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from optrelax.training.recipes import Recipe
-    from optrelax.training.trainer import TrainingResult
+    pass
 
 __all__ = ["train"]
 
@@ -58,11 +56,20 @@ class Changes:
         bool, option("--no-clip", group="Recipe", help="Entries may leave [0, 1]: standardised data.")
     ] = False
 
+    settings: Annotated[
+        list[str],
+        option("--set", group="Recipe", metavar="NAME=VALUE", help="Any other field: weight_decay=1e-4."),
+    ] = field(default_factory=list)
+
     def given(self) -> dict[str, Any]:
         """Those that were given, numbers read."""
-        found = {name: value for name, value in asdict(self).items() if value is not None and name != "no_clip"}
+        from optrelax.training.recipe_files import read_setting
+
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        del found["no_clip"], found["settings"]
         found |= {"clipped": False} if self.no_clip else {}
-        return found if self.eps is None else found | {"eps": parse_number("--eps", self.eps)}
+        found |= {} if self.eps is None else {"eps": parse_number("--eps", self.eps)}
+        return found | dict(read_setting("--set", text) for text in self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +118,6 @@ def train(
     ] = None,
     shown: Annotated[bool, option("--show", group="Recipe", help="Print the recipe as such a file.")] = False,
     changes: Changes,
-    settings: Annotated[
-        list[str],
-        option("--set", group="Recipe", metavar="NAME=VALUE", help="Any other field: weight_decay=1e-4."),
-    ] = [],  # noqa: B006, typer only reads it
     data_dir: DataDir = None,
     kept: Kept,
     init: Annotated[
@@ -138,23 +141,22 @@ def train(
     Several processes: torchrun --no-python --nproc-per-node N optrelax train RECIPE.
     """
     from optrelax.training.processes import launched
-    from optrelax.training.recipe_files import read_setting, recipe_text
+    from optrelax.training.recipe_files import recipe_text
 
     if listed:
-        _show_recipes(json, recipe or "", budget)
+        show_recipes(json, recipe or "", budget)
         return
-    further = dict(read_setting("--set", text) for text in settings)
-    row = _row(recipe, config, budget, changes.given() | further)
+    row = described_recipe(recipe, config, budget, changes.given())
     if shown:
         typer.echo(recipe_text(row), nl=False)
         return
     folder = Path("runs") / row.name if kept.out is None else kept.out
     with launched(read_device(device)) as processes:
         first = processes.rank == 0
-        work = _RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
+        work = RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
         result, share = work.run(first=first, **kept.settings(first))
         if first:
-            _show(row, folder, result, share, json)
+            show_result(row, folder, result, share, json)
             if budget == "smoke" and not json:
                 stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
 
@@ -167,180 +169,3 @@ def _callback(name: str) -> Any:
     if not isinstance(found, Callback):
         raise ValueError(f"--callback: {name} must return an optrelax.training.Callback, got {type(found).__name__}")
     return found
-
-
-def _row(name: str | None, config: Path | None, budget: str, changes: dict[str, Any]) -> Recipe:
-    """The recipe that the options describe.  ValueError says what is missing or too much."""
-    from dataclasses import replace
-
-    from optrelax.training.recipe_files import read_recipe
-    from optrelax.training.recipes import Recipe, recipe
-
-    if name is not None and config is not None:
-        raise ValueError(f"train: RECIPE or --config, not both; got {name} and {config}")
-    where = {key: changes.pop(key) for key in ("model", "data") if key in changes}
-    if config is not None:
-        row = read_recipe(config)
-    elif name is not None:
-        row = recipe(name)
-    elif len(where) == 2 and "eps" in changes:
-        # Small data take small batches and more epochs: some two thousand steps, in which a network learns.
-        batch, steps = _sizes(where["data"], changes.get("subset"), changes.get("batch"))
-        epochs = max(30, -(-2000 // steps))
-        ramp: dict[str, Any] = {"epochs": epochs, "warmup": epochs / 15, "mixing": epochs / 2, "batch": batch}
-        row = Recipe(name="own", method="certified", relaxation="crown-ibp", eps=0, **ramp, **where)
-    else:
-        raise ValueError("train: name a recipe (--list shows them), or give --config, or --model, --data and --eps")
-    if where:
-        row = replace(row, name=f"{row.name}-own" if name is not None else row.name, **where)
-    return row.within(budget).override(**changes)
-
-
-def _sizes(data: str, subset: int | None, batch: int | None) -> tuple[int, int]:
-    """Images a step, and steps an epoch, for data of the user's own."""
-    count = subset or (len(read_data(data, None)[1]) if data.endswith(".npz") else 100_000)
-    size = batch or min(100, max(8, count // 20))
-    return size, -(-count // size)
-
-
-@dataclass(frozen=True, slots=True)
-class _RecipeRun:
-    """One run by a recipe."""
-
-    row: Recipe
-    folder: Path
-    data_dir: Path | None
-    pieces: int
-    seed: int
-    device: str
-    init: Path | None
-
-    def run(self, first: bool = True, **how: Any) -> tuple[TrainingResult, float]:
-        """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`.
-
-        Returns the share of the most frequent label, too.
-        """
-        from optrelax.data.samples import gather
-        from optrelax.output.tables import require_writable
-        from optrelax.training.runs import start_from
-        from optrelax.training.trainer import train as work
-
-        row, where = self.row, read_device(self.device)
-        data, net = self._inputs()
-        net = net.to(where)
-        require_writable(self.folder)
-        facts = {"recipe": asdict(row), "seed": self.seed}
-        facts |= {} if self.init is None else start_from(net, self.init)
-        training = row.training(self.seed, self.pieces)
-        bar = training_bar(row.name) if first else contextlib.nullcontext()
-        try:
-            with bar as watch:
-                labels = gather(data).labels
-                result = work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how)
-                return result, int(labels.bincount().max()) / len(labels)
-        except KeyboardInterrupt:
-            stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
-            raise
-
-    def _inputs(self) -> tuple[Any, nn.Module]:
-        """The training examples and the untrained network; either may be the user's own."""
-        import torch
-
-        from optrelax.data.datasets import evenly_spaced, load_dataset
-        from optrelax.networks.checkpoint_files import build_model
-
-        row = self.row
-        if not row.data.endswith(".npz") and ":" not in row.model:
-            found = load_dataset(row.data, self.data_dir, "train")
-            found = found if row.subset is None else found.subset(row.subset)
-            return found, row.network(found, self.seed)
-        x, labels, classes = read_data(row.data, self.data_dir, "train")
-        if row.subset is not None:
-            index = evenly_spaced(len(x), row.subset)
-            x, labels = x[index], labels[index]
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)  # the user's function draws from the global generator
-            net = build_model(row.model, tuple(x.shape[1:]), classes)
-        return (x.to(next(net.parameters()).dtype), labels), net
-
-
-def _show_recipes(json: bool, part: str, budget: str) -> None:
-    """The recipes whose name contains `part` within a budget, and what they cost."""
-    import polars as pl
-
-    from optrelax.output.tables import rich_table
-    from optrelax.training.recipe_budgets import core_seconds
-    from optrelax.training.recipes import names, recipe
-
-    found = [recipe(name, budget) for name in names() if part in name]
-    rows = [asdict(row) | {"core seconds": core_seconds(row)} for row in found]
-    if not rows:
-        raise ValueError(f"train: no recipe's name contains {part!r}; `optrelax train --list` shows all")
-    if json:
-        print_json(rows)
-        return
-    shown = (
-        "name",
-        "method",
-        "relaxation",
-        "eps",
-        "epochs",
-        "warmup",
-        "mixing",
-        "kappa",
-        "l1",
-        "batch",
-        "subset",
-        "core seconds",
-        "source",
-    )
-    frame = pl.DataFrame([{key: row[key] for key in shown} for row in rows])
-    stdout().print(rich_table(frame, decimals={"core seconds": 0}))
-
-
-def _show(row: Recipe, folder: Path, result: TrainingResult, share: float, json: bool) -> None:
-    """What came out.  share: of the most frequent class among the training images."""
-    import polars as pl
-
-    from optrelax.output.tables import rich_table
-
-    last = result.history[-1]
-    seconds = sum(metrics.seconds for metrics in result.history)
-    facts: dict[str, Any] = {
-        "folder": str(folder),
-        "recipe": asdict(row),
-        "seconds": seconds,
-        "last epoch": asdict(last),
-    }
-    if json:
-        print_json(facts)
-        return
-    figures: dict[str, Any] = {
-        "epoch": last.epoch,
-        "loss": last.loss,
-        "accuracy %": 100 * last.natural_accuracy,
-        "robust %": None if last.robust_accuracy is None else 100 * last.robust_accuracy,
-        "eps": last.eps,
-        "seconds": seconds,
-    }
-    if last.unfinished is not None:
-        figures |= {"LPs unfinished %": 100 * last.unfinished, "median gap": last.median_gap}
-    console = stdout()
-    decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0, "LPs unfinished %": 2, "median gap": 6}
-    console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
-    console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
-    name = row.relaxation or "crown"
-    norm = "" if row.norm == "linf" else f" --norm {row.norm}"
-    eps = row.eps if row.certified_eps is None else row.certified_eps
-    # A file of one's own is what was trained on: what is certified there says little.
-    data = "TEST.npz" if row.data.endswith(".npz") else row.data
-    advice = f"optrelax certify {folder} --data {data} --eps {eps:g}{norm} --relaxation {name}"
-    if last.natural_accuracy < share + 0.02:
-        console.print(
-            f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "
-            "yet. More --epochs, another --lr or a smaller --eps may help.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    advice += "" if row.clipped else " --no-clip"
-    console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)

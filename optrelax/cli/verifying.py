@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optrelax.cli.application import command, print_json, stdout
-from optrelax.cli.inputs import AttackName, Checkpoint, Json, NoAttack, Precision, Relaxations, Seed, option, read_dtype
+from optrelax.cli.inputs import read_dtype
+from optrelax.cli.option_sets import AttackOptions
+from optrelax.cli.options import Checkpoint, Json, Precision, Relaxations, Seed, option
 
 if TYPE_CHECKING:
-    from optrelax.certification.verifying import Counterexample, PropertyVerdict
+    from optrelax.certification.property_verdicts import Counterexample, PropertyVerdict
 
 __all__ = ["verify"]
 
@@ -27,6 +29,7 @@ _SHOWN = 10  # entries of a counterexample on the screen
     ),
 )
 def verify(
+    *,
     checkpoint: Checkpoint,
     prop: Annotated[
         Path,
@@ -39,8 +42,7 @@ def verify(
         float | None,
         option("--timeout", group="Bound", metavar="S", min=0.001, show_default="none", help="No step begins after."),
     ] = None,
-    attack: AttackName = "pgd",
-    no_attack: NoAttack = False,
+    attack: AttackOptions,
     seed: Seed = 0,
     precision: Precision = "float64",
     json: Json = False,
@@ -56,8 +58,8 @@ def verify(
     from optrelax.certification.verifying import default_attack
 
     wanted = read_property(prop)
-    name = "none" if no_attack else attack
-    search = default_attack(wanted.inputs, seed) if name == "pgd" else attack_of("verify", name, seed) or False
+    own = attack.name == "pgd"
+    search = default_attack(wanted.inputs, seed) if own else attack_of("verify", attack.name, seed) or False
     found = ox.verify(
         checkpoint, wanted, relaxation, attack=search, dtype=read_dtype(precision), timeout=timeout or None
     )

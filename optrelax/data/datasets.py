@@ -5,26 +5,31 @@ get it. A new data set is one function under `@dataset`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from optrelax.data.data_files import Arrays, DataFolder, DatasetError, read_cifar, read_idx, read_svhn
+from optrelax.data.data_files import Arrays, DataFolder, DatasetError, read_cifar, read_svhn
 from optrelax.data.fetching import FetchError, FetchProgress, Source, fetch_source, is_whole, sources_text
+from optrelax.data.splits import Dataset, Split
+from optrelax.data.standard_files import (
+    advice_on,
+    cifar10_of_torchvision,
+    idx_sources,
+    read_idx_pair,
+    torchvision_advice,
+)
 from optrelax.errors import suggest
 
 __all__ = [
-    "Dataset",
     "DatasetError",
     "Normalization",
     "dataset",
-    "evenly_spaced",
     "fetch_dataset",
     "load_dataset",
     "names",
@@ -32,73 +37,7 @@ __all__ = [
     "overview",
 ]
 
-Split = Literal["train", "test"]
 Reader = Callable[[DataFolder, Split], Arrays]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Dataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """One split of a data set in memory; a map-style data set for `torch.utils.data.DataLoader`.
-
-    Raises ValueError where the parts do not fit together.
-    """
-
-    name: str
-    split: str
-    images: Tensor  # float32 [n, channels, height, width] in [0, 1]
-    labels: Tensor  # int64 [n] in 0 .. classes - 1
-    classes: int
-
-    def __post_init__(self) -> None:
-        where = f"Dataset {self.name!r} ({self.split})"
-        images, labels = self.images, self.labels
-        if images.ndim != 4 or images.dtype != torch.float32:
-            got = f"{images.dtype} {list(images.shape)}"
-            raise ValueError(f"{where}: images must be float32 [n, channels, height, width], got {got}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"{where}: labels must be int64 [{len(images)}], one an image, got {got}")
-        if images.numel() == 0:
-            raise ValueError(f"{where}: expected at least one image, got shape {list(images.shape)}")
-        low, high = (float(end) for end in images.aminmax())
-        if not (low >= 0 and high <= 1):  # so put, a NaN is refused too
-            raise ValueError(f"{where}: pixels must lie in [0, 1], got [{low:g}, {high:g}]")
-        least, most = (int(end) for end in labels.aminmax())
-        if least < 0 or most >= self.classes:
-            raise ValueError(f"{where}: labels must lie in 0 .. {self.classes - 1}, got {least} .. {most}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Image [c, h, w] and label [] at `index`; a slice or a tensor of indices gives a batch."""
-        return self.images[index], self.labels[index]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.images, self.labels, strict=True)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one image: (channels, height, width)."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
-
-    def subset(self, n: int) -> "Dataset":
-        """`n` evenly spaced examples, in order; ValueError unless 1 <= n <= size."""
-        index = evenly_spaced(len(self), n)
-        return replace(self, images=self.images[index], labels=self.labels[index])
-
-
-def evenly_spaced(size: int, n: int) -> Tensor:
-    """Indices of an evenly spaced subset: linspace(0, size - 1, n), floored. int64 [n], strictly increasing.
-
-    Raises ValueError unless 1 <= n <= size.
-    """
-    if not 1 <= n <= size:
-        raise ValueError(f"subset: must lie in 1 .. {size}, the examples there are, got {n}")
-    # Floating point by definition: where an index is a whole number, the rounded product may fall just below
-    # it (size 10000, n 40: 3332, not 3333). Results on such subsets are published, so the index stays.
-    return torch.from_numpy(np.floor(np.linspace(0, size - 1, n)).astype(np.int64))
 
 
 class Normalization(NamedTuple):
@@ -256,22 +195,12 @@ def _digits(folder: DataFolder, split: Split) -> Arrays:
     return data.images[chosen][:, None].astype(np.uint8), data.target[chosen]
 
 
-def _idx_sources(places: Sequence[str], sums: Sequence[str]) -> list[Source]:
-    """The four files of MNIST or of what has its form; sums of test images, test labels, then training ones."""
-    sizes = (7_840_016, 10_008, 47_040_016, 60_008)
-    files = [f"{stem}-{part}-ubyte" for stem in ("t10k", "train") for part in ("images-idx3", "labels-idx1")]
-    return [
-        Source((file,), tuple(f"{place}/{file}.gz" for place in places), digest, size, "gzip")
-        for file, digest, size in zip(files, sums, sizes, strict=True)
-    ]
-
-
 @dataset(
     "mnist",
     mean=[0.1307],
     std=[0.3081],
     aliases=["MNIST/raw"],
-    sources=_idx_sources(
+    sources=idx_sources(
         ["https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"],
         [
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -282,7 +211,7 @@ def _idx_sources(places: Sequence[str], sums: Sequence[str]) -> list[Source]:
     ),
 )
 def _mnist(folder: DataFolder, split: Split) -> Arrays:
-    return _idx_pair(folder, split, "https://ossci-datasets.s3.amazonaws.com/mnist")
+    return read_idx_pair(folder, split, "https://ossci-datasets.s3.amazonaws.com/mnist")
 
 
 @dataset(
@@ -290,7 +219,7 @@ def _mnist(folder: DataFolder, split: Split) -> Arrays:
     mean=[0.2861],
     std=[0.3530],
     aliases=["FashionMNIST/raw"],
-    sources=_idx_sources(
+    sources=idx_sources(
         [
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -304,21 +233,7 @@ def _mnist(folder: DataFolder, split: Split) -> Arrays:
     ),
 )
 def _fashion_mnist(folder: DataFolder, split: Split) -> Arrays:
-    return _idx_pair(folder, split, "https://github.com/zalandoresearch/fashion-mnist")
-
-
-def _idx_pair(folder: DataFolder, split: Split, url: str) -> Arrays:
-    """The image file and the label file of one split."""
-    advice = _advice(folder, f"put the four IDX files of {url}, gzipped or not, into {folder.home}")
-    stem = "train" if split == "train" else "t10k"
-    paths = []
-    for part, rank in (("images", 3), ("labels", 1)):
-        spellings = [f"{stem}-{part}{dot}idx{rank}-ubyte" for dot in "-."]
-        paths.append(folder.require(*(s + end for s in spellings for end in ("", ".gz")), advice=advice))
-    images, labels = read_idx(paths[0], rank=3), read_idx(paths[1], rank=1)
-    if len(images) != len(labels):
-        raise ValueError(f"{paths[1]}: expected {len(images)} labels, as {paths[0]} has images, got {len(labels)}")
-    return images[:, None], labels
+    return read_idx_pair(folder, split, "https://github.com/zalandoresearch/fashion-mnist")
 
 
 @dataset(
@@ -341,26 +256,15 @@ def _cifar10(folder: DataFolder, split: Split) -> Arrays:
     batches = ["test_batch.bin"] if split == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
     pickled = next((place for place in folder.places if (place / "cifar-10-batches-py").is_dir()), None)
     if pickled and folder.find(batches[0]) is None and find_spec("torchvision"):
-        return _cifar10_of_torchvision(pickled, split)
-    advice = _advice(
+        return cifar10_of_torchvision(pickled, split)
+    advice = advice_on(
         folder,
         "unpack cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html in"
-        f" {folder.root or 'DIR'}; or{_torchvision(folder, 'CIFAR10')}. The python version"
+        f" {folder.root or 'DIR'}; or{torchvision_advice(folder, 'CIFAR10')}. The python version"
         " (cifar-10-batches-py) is pickled, and a pickle can run any code: only torchvision reads it, which"
         " compares checksums first",
     )
     return read_cifar([folder.require(batch, advice=advice) for batch in batches])
-
-
-def _cifar10_of_torchvision(root: Path, split: Split) -> Arrays:
-    from torchvision.datasets import CIFAR10
-
-    try:
-        data = CIFAR10(str(root), train=split == "train", download=False)
-    except RuntimeError as error:  # raised on a wrong checksum, before anything is unpickled
-        got = f"others: {error}"
-        raise ValueError(f"{root / 'cifar-10-batches-py'}: expected the standard files, got {got}") from error
-    return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)
 
 
 _SVHN = "http://ufldl.stanford.edu/housenumbers"
@@ -387,17 +291,5 @@ _SVHN = "http://ufldl.stanford.edu/housenumbers"
 )
 def _svhn(folder: DataFolder, split: Split) -> Arrays:
     file = f"{split}_32x32.mat"
-    advice = _advice(folder, f"put {file} of {_SVHN} into {folder.home}; or{_torchvision(folder, 'SVHN')}")
+    advice = advice_on(folder, f"put {file} of {_SVHN} into {folder.home}; or{torchvision_advice(folder, 'SVHN')}")
     return read_svhn(folder.require(file, advice=advice))
-
-
-def _advice(folder: DataFolder, by_hand: str) -> str:
-    return f"optrelax data {folder.name} --to {folder.root or 'DIR'}; or {by_hand}"
-
-
-def _torchvision(folder: DataFolder, name: str) -> str:
-    """How to download a data set with torchvision into a folder that is looked at here."""
-    first = "" if find_spec("torchvision") else " first pip install 'optrelax[vision]', then"
-    where = "DIR" if folder.root is None else repr(str(folder.root))
-    chosen = "" if name == "CIFAR10" else "split=..., "
-    return f"{first} run torchvision.datasets.{name}({where}, {chosen}download=True)"

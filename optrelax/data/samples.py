@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from optrelax.data.datasets import Dataset, evenly_spaced
+from optrelax.data.splits import Dataset, evenly_spaced
 
 __all__ = ["Samples", "gather"]
 

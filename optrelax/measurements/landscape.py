@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
-from optrelax.measurements.questions import ask
-from optrelax.measurements.stages import MeasurementProgress, ReportProgress
+from optrelax.measurements.questions import ask, require_positive
+from optrelax.measurements.stages import ReportProgress, reporter
 from optrelax.measurements.weight_lines import filter_normalised, moving
 from optrelax.relaxations import Relaxation
-from optrelax.training.losses import certified_cross_entropy
+from optrelax.training.loss_terms import certified_cross_entropy
 
 if TYPE_CHECKING:
     import polars as pl
@@ -135,8 +134,7 @@ def measure_landscape(
     """
     if dimensions not in (1, 2):
         raise ValueError(f"{_OWNER}: dimensions must be 1 or 2, got {dimensions}")
-    if not 0 < radius < math.inf:
-        raise ValueError(f"{_OWNER}: radius must be positive and finite, got {radius}")
+    require_positive(_OWNER, radius=radius)
     if points < 3 or points % 2 == 0:
         raise ValueError(f"{_OWNER}: points must be odd and at least 3, got {points}")
     if examples < 1:
@@ -154,8 +152,7 @@ def measure_landscape(
             for name, relaxation in question.relaxations.items():
                 lower = relaxation.lower_bounds(question.network, question.region, question.rows)
                 rows.append((name, a, b, float(certified_cross_entropy(lower))))
-            if progress is not None:
-                progress(MeasurementProgress("landscape", done + 1, len(places)))
+            reporter(progress)("landscape", done + 1, len(places))
     import polars as pl
 
     frame = pl.DataFrame(rows, schema=["relaxation", "a", "b", "loss"], orient="row")

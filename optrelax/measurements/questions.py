@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification.certifiers import device_of
+from optrelax.certification.preparation import device_of
 from optrelax.data.samples import Samples, gather
+from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, ball_of
 from optrelax.relaxations import named_relaxations
-from optrelax.specifications import label_rows
 
-__all__ = ["MarginProblem", "ask"]
+__all__ = ["MarginProblem", "ask", "require_positive"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,3 +90,10 @@ def ask(
         region=ball_of(norm)(x, float(eps), clip),
         rows=rows.reshape(*rows.shape[:2], *network.output_shape),
     )
+
+
+def require_positive(owner: str, **numbers: float | None) -> None:
+    """ValueError for a number that is not positive and finite; None is one's default."""
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be positive and finite, got {value}")

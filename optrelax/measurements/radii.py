@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from optrelax.certification.attacks import Attack
-from optrelax.certification.certifiers import Certifier, device_of
+from optrelax.certification.certifiers import Certifier
+from optrelax.certification.preparation import device_of
+from optrelax.margin_rows import label_rows
 from optrelax.regions import ball_of
-from optrelax.specifications import label_rows
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp

@@ -12,7 +12,7 @@ import torch
 
 from optrelax.analysis import Net
 from optrelax.measurements.questions import MarginProblem, ask
-from optrelax.measurements.stages import MeasurementProgress, ReportProgress
+from optrelax.measurements.stages import ReportProgress, reporter
 from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, length_of, moving
 from optrelax.relaxations import Relaxation
 
@@ -123,8 +123,7 @@ def measure_sensitivity(
         for done, (name, size) in enumerate(stages):
             probe = _Probe(question, weights, question.relaxations[name])
             rows += [{"relaxation": name, **row} for row in probe.rows(size, draws, ascent, seed)]
-            if progress is not None:
-                progress(MeasurementProgress(name, done + 1, len(stages)))
+            reporter(progress)(name, done + 1, len(stages))
     import polars as pl
 
     settings = question.settings() | {

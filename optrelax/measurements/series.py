@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from optrelax.analysis import Net
-from optrelax.certification.certifying import certify
-from optrelax.certification.journals import tensor_digest, weights_digest
+from optrelax.certification.journals import tensor_digest
 from optrelax.data.samples import gather
-from optrelax.measurements.continuity import DEFAULT, measure_continuity
-from optrelax.measurements.questions import ask
+from optrelax.measurements.continuity import DEFAULT
+from optrelax.measurements.questions import ask, require_positive
 from optrelax.measurements.records import Records
-from optrelax.measurements.sensitivity import measure_sensitivity
 from optrelax.measurements.series_files import PathLike, series_networks
-from optrelax.measurements.stages import MeasurementProgress, ReportProgress
-from optrelax.measurements.tightness import measure_tightness
-from optrelax.networks.graph import Network
+from optrelax.measurements.series_runs import SeriesDirection, SeriesRun, require_direction
+from optrelax.measurements.stages import ReportProgress
 from optrelax.relaxations import Relaxation
-from optrelax.training.runs import record
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["Series", "SeriesDirection", "measure_series"]
+__all__ = ["Series", "measure_series"]
 
-SeriesDirection = Literal["random", "gradient", "next"]
 _OWNER = "measure_series"
-
-# What is taken from which measurement; every one of them has a column of the table.
-_JUMPS: tuple[str, ...] = (
-    "length",
-    "bound jumps",
-    "loss jumps",
-    "bound / unit",
-    "loss / unit",
-    "mean bound",
-    "mean loss",
-)
-_JUMPS += ("largest bound", "largest loss", "travel", "complete")
-_STEPS = ("loss", "predicted", "agreement", "bound change", "gradient change")
-_CERTIFIED = ("accuracy", "certified")
-_TIGHTNESS = ("area", "gap", "propagation %")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,159 +128,28 @@ def measure_series(
         >>> found.table["epoch"].to_list()
         [0, 1]
     """
-    _require(direction, step=step, lines=lines, examples=examples, subset=subset, resolution=resolution, points=points)
+    require_direction(_OWNER, direction)
+    # What would else be refused after the first hours of work, or under another name.
+    require_positive(_OWNER, step=step, lines=lines, examples=examples, subset=subset)
+    require_positive(_OWNER, resolution=resolution, points=points)
     everything = gather(data)
     everything.require_range(clip, _OWNER)
     networks = series_networks(checkpoints, tuple(everything.x.shape[1:]))
     count = len(everything) if subset is None else subset
-    first = next(iter(networks.values()))
-    each = examples if direction == "next" else lines * examples
-    named = ask(_OWNER, first, data, relaxations, eps, clip, max(count, each), norm).relaxations
+    most = max(count, examples if direction == "next" else lines * examples)
+    named = ask(_OWNER, next(iter(networks.values())), data, relaxations, eps, clip, most, norm).relaxations
     lining = {"length": length, "lines": lines, "examples": examples, "least": least, "cells": cells, "budget": budget}
-    scanning = {"resolution": resolution, "points": points}
-    shared = {"clip": clip, "norm": norm, "seed": seed}
-    work = _SeriesRun(
+    work = SeriesRun(
         networks=networks,
         data=(everything.x, everything.labels),
         eps=float(eps),
         relaxations=named,
         direction=direction,
-        lining={**lining, **shared},
-        stepping={"steps": [step], "draws": 1, "ascent": ascent, "examples": count, "degrees": False, **shared},
-        certifying={"clip": clip, "norm": norm, "subset": count},
-        scanning={**scanning, "at": float(eps), "subset": count, **shared} if tightness else None,
+        shared={"clip": clip, "norm": norm, "seed": seed},
+        lining=lining,
+        stepping={"step": step, "ascent": ascent, "examples": count},
+        scanning={"resolution": resolution, "points": points},
+        tightness=tightness,
     )
-    settings: dict[str, Any] = {
-        "eps": float(eps),
-        "clip": None if clip is None else list(clip),
-        "norm": norm,
-        "direction": direction,
-        **lining,
-    }
-    settings["examples a line"] = settings.pop("examples")
-    settings |= {"step": step, "ascent": ascent, "examples": count, **scanning, "seed": seed}
-    digest = tensor_digest(everything.x, everything.labels)
-    table = work.run(Records(journal, {**settings, "data": digest}), progress)
-    settings |= {"tightness": tightness, "relaxations": list(named), "epochs": list(networks)}
-    return Series(table, {**settings, "threads": torch.get_num_threads()})
-
-
-def _require(direction: str, **numbers: float | None) -> None:
-    """What would else be refused after the first hours of work, or under another name."""
-    if direction not in get_args(SeriesDirection):
-        raise ValueError(f"{_OWNER}: direction must be 'random', 'gradient' or 'next', got {direction!r}")
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{_OWNER}: {name} must be positive and finite, got {value}")
-
-
-# --- the work -----------------------------------------------------------------------------------------------------
-
-_Columns = dict[str, dict[str, Any]]  # by relaxation
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """One piece of work at one checkpoint; its key says all that the journal's fingerprint does not."""
-
-    epoch: int
-    stage: str
-    key: Mapping[str, Any]
-    work: Callable[[], _Columns]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _SeriesRun:
-    """One series: every network by every relaxation."""
-
-    networks: Mapping[int, Network]
-    data: tuple[Tensor, Tensor]
-    eps: float
-    relaxations: Mapping[str, Any]
-    direction: SeriesDirection
-    lining: Mapping[str, Any]
-    stepping: Mapping[str, Any]
-    certifying: Mapping[str, Any]
-    scanning: Mapping[str, Any] | None
-
-    def run(self, records: Records, progress: ReportProgress | None) -> pl.DataFrame:
-        """Do what the records lack, and collect the table."""
-        tasks = [task for epoch in self.networks for task in self._tasks(epoch)]
-        rows: dict[tuple[int, str], dict[str, Any]] = {(e, n): {} for e in self.networks for n in self.relaxations}
-        for done, task in enumerate(tasks, 1):
-            found = records.get(task.key)
-            if found is None:
-                found = task.work()
-                records.put(task.key, found)
-            for name, columns in found.items():
-                rows[task.epoch, name] |= columns
-            if progress is not None:
-                progress(MeasurementProgress(task.stage, done, len(tasks)))
-        return _table(rows)
-
-    def _tasks(self, epoch: int) -> Iterator[_Task]:
-        net = self.networks[epoch]
-        following = dict(itertools.pairwise(self.networks)).get(epoch)
-        after = None if following is None else self.networks[following]
-        there = {"network": weights_digest(net)}
-        sound = {name: relaxation for name, relaxation in self.relaxations.items() if relaxation.sound}
-
-        def task(kind: str, which: Mapping[str, Any], work: Callable[..., _Columns], **more: str) -> _Task:
-            key = {"measured": kind, **there, "relaxations": record(which), **more}
-            stage = f"epoch {epoch}: {kind}" + (f", {next(iter(which))}" if len(which) == 1 else "")
-            return _Task(epoch, stage, key, work)
-
-        if self.scanning is not None and sound:
-            yield task("tightness", sound, partial(self._tightness, net, sound))
-        for name, relaxation in self.relaxations.items():
-            one = {name: relaxation}
-            yield task("steps", one, partial(self._steps, net, one))
-            if name in sound:
-                yield task("certified", one, partial(self._certified, net, one))
-            if self.direction != "next":
-                yield task("jumps", one, partial(self._jumps, net, one, self.direction))
-            elif after is not None:
-                yield task("jumps", one, partial(self._jumps, net, one, after), next=weights_digest(after))
-
-    def _jumps(self, net: Network, one: Mapping[str, Any], way: Any) -> _Columns:
-        (row,) = measure_continuity(net, self.data, self.eps, one, direction=way, **self.lining).table.to_dicts()
-        return {row["relaxation"]: {name: row[name] for name in _JUMPS}}
-
-    def _steps(self, net: Network, one: Mapping[str, Any]) -> _Columns:
-        rows = measure_sensitivity(net, self.data, self.eps, one, **self.stepping).table.to_dicts()
-        kinds = {row["kind"]: row for row in rows}
-        down, up = kinds["gradient step"], kinds["adversarial"]
-        columns = {"loss": down["loss"], "predicted": down["predicted"], "agreement": down["agreement"]}
-        columns |= {name: up[name] for name in ("bound change", "gradient change")}
-        return {down["relaxation"]: {name: _finite(value) for name, value in columns.items()}}
-
-    def _certified(self, net: Network, one: Mapping[str, Any]) -> _Columns:
-        report = certify(net, self.data, self.eps, relaxation=one, attack=None, **self.certifying)
-        return {name: {"accuracy": report.accuracy, "certified": report.certified} for name in one}
-
-    def _tightness(self, net: Network, sound: Mapping[str, Any]) -> _Columns:
-        assert self.scanning is not None
-        rows = measure_tightness(net, self.data, sound, **self.scanning).table.to_dicts()
-        return {
-            row["relaxation"]: {name: _finite(row[name]) for name in _TIGHTNESS}
-            for row in rows
-            if row["relaxation"] in sound
-        }
-
-
-def _finite(value: float | None) -> float | None:
-    """A number; None where it is none, as a change relative to 0."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _table(rows: Mapping[tuple[int, str], Mapping[str, Any]]) -> pl.DataFrame:
-    import polars as pl
-
-    kinds = {"bound jumps": pl.Int64, "loss jumps": pl.Int64, "complete": pl.Boolean}
-    schema: dict[str, Any] = {"epoch": pl.Int64, "relaxation": pl.String}
-    schema |= {name: kinds.get(name, pl.Float64) for name in (*_JUMPS, *_STEPS, *_CERTIFIED, *_TIGHTNESS)}
-    whole = [
-        {"epoch": epoch, "relaxation": name, **{key: columns.get(key) for key in list(schema)[2:]}}
-        for (epoch, name), columns in rows.items()
-    ]
-    return pl.DataFrame(whole, schema=schema)
+    table = work.run(Records(journal, work.settings() | {"data": tensor_digest(*work.data)}), progress)
+    return Series(table, work.settings() | work.scope() | {"threads": torch.get_num_threads()})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from optrelax.analysis import Net
 from optrelax.networks.graph import Network
-from optrelax.training.losses import certified_cross_entropy
+from optrelax.training.loss_terms import certified_cross_entropy
 
 __all__ = [
     "Direction",

@@ -117,11 +117,11 @@ class Probe:
         values = graph.values(x)
         self.output = values[graph.output]
         sizes = [v.abs().reshape(len(x), -1) for v in values.values() if v.numel()]
-        none = x.new_zeros(len(x))
-        self.ordinary = torch.stack([v.isfinite().all(1) for v in sizes]).all(0) if sizes else none == 0
+        greatest = torch.stack([v.amax(1) for v in sizes]).amax(0) if sizes else x.new_zeros(len(x))
+        self.ordinary = greatest.isfinite()
         """Which examples overflow nowhere: where one does, the order of its sums decides what comes out."""
-        finite = [torch.where(v.isfinite(), v, 0.0).amax(1) for v in sizes]
-        greatest = torch.stack(finite).amax(0) if finite else none
+        if not bool(self.ordinary.all()):
+            greatest = torch.stack([torch.where(v.isfinite(), v, 0.0).amax(1) for v in sizes]).amax(0)
         scale = torch.where(self.ordinary, greatest, 0.0).amax().expand_as(greatest)
         scale = torch.where(self.ordinary, scale, torch.maximum(scale, greatest))
         # Sums of many terms in another order, a layer: some hundred units in the last place of the greatest value.

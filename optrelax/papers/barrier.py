@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.certification.journals import weights_digest
-from optrelax.data.datasets import evenly_spaced, load_dataset
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import evenly_spaced
+from optrelax.margin_rows import margins
 from optrelax.networks.capturing import capture
 from optrelax.networks.checkpoint_files import read_npz
 from optrelax.output.json_lines import JsonLines
 from optrelax.papers.layerwise_verdicts import Cascade, Stage
 from optrelax.regions import InputBox, LinfBall
-from optrelax.specifications import margins
 
 if TYPE_CHECKING:
     import polars as pl

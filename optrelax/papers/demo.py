@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifying import certify
 from optrelax.certification.comparison import Comparison, compare
-from optrelax.data.datasets import Dataset, load_dataset
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import Dataset
 from optrelax.networks.graph import Network
 from optrelax.output.plots import certified_against_eps, write_figure
 from optrelax.output.tables import require_writable, write_frame, write_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optrelax.papers.plans import Line, TablePlan
 from optrelax.papers.published import ANCHOR
-from optrelax.papers.rows import Outcome, Row
+from optrelax.papers.row_files import Outcome, Row
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from optrelax.data.datasets import Dataset
+from optrelax.data.splits import Dataset
 from optrelax.networks.graph import Network
 
 __all__ = ["Certified", "Degrees", "Jumps", "Measurement", "Tight", "WeightSteps"]
@@ -189,10 +189,10 @@ class Degrees:
 
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """The greatest degrees over the margins of the first test image; None where they are not known."""
+        from optrelax.margin_rows import margins
         from optrelax.measurements.degrees import step_degrees
         from optrelax.networks.models import fc
         from optrelax.regions import LinfBall
-        from optrelax.specifications import margins
 
         x = test.images[:1].double()
         net = fc(x[0].numel(), *self.hidden, test.classes, seed=self.seed).double().eval()

@@ -15,8 +15,9 @@ from optrelax.output.files import write_whole
 from optrelax.output.plots import write_figure
 from optrelax.output.tables import json_text, write_frame
 from optrelax.papers.frames import TableOutcomes
+from optrelax.papers.measured_sections import Section
 from optrelax.papers.published import SETTING, SOURCE
-from optrelax.papers.sections import Section, sections
+from optrelax.papers.sections import sections
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,15 +7,13 @@ network it is about. Rows that are there are not done again; a row of other sett
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -23,58 +21,15 @@ from typing import Any
 
 import torch
 
-from optrelax.data.datasets import Dataset, load_dataset
-from optrelax.output.tables import write_json
-from optrelax.papers.questions import Measurement
-from optrelax.training.runs import _differences, record, versions
-from optrelax.training.sweeps import SweepRun, train_run
+from optrelax.data.datasets import load_dataset
+from optrelax.data.splits import Dataset
+from optrelax.papers.row_files import Outcome, Row
+from optrelax.training.sweeps import train_run
 
-__all__ = ["Outcome", "Row", "RowProgress", "do_rows"]
+__all__ = ["RowProgress", "do_rows"]
 
-_FORMAT = "optrelax report row 1"
 # What data, settings and arithmetic can raise while a row works: its own failure, which must not end the others.
 _FAULTS = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Train a network, or ask a question of a trained one (`run` None: of none).
-
-    data: the name of the data set whose test images the question is about.
-    """
-
-    data: str
-    run: SweepRun | None
-    question: Measurement | None = None
-
-    @property
-    def name(self) -> str:
-        """Of its file: the run's name, and the question's."""
-        parts = [None if self.run is None else self.run.name, None if self.question is None else self.question.name]
-        return ".".join(part for part in parts if part is not None)
-
-    @property
-    def training(self) -> Row | None:
-        """The row that must be there first."""
-        return None if self.run is None or self.question is None else Row(self.data, self.run)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the answer, JSON-ready."""
-        run = None if self.run is None else {"recipe": asdict(self.run.row), "seed": self.run.seed}
-        settings = {"data": self.data, "run": run, "question": record(self.question)}
-        found: dict[str, Any] = json.loads(json.dumps(settings))
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a row: its answer, or why there is none."""
-
-    answer: Mapping[str, Any] | None
-    error: str | None = None
-    seconds: float = 0.0
-    """Of the clock, in one process of one thread."""
-    versions: Mapping[str, str] | None = None
 
 
 _LOST = Outcome(None, "its process was lost, or that of a row beside it; the same command goes on")
@@ -118,7 +73,7 @@ def do_rows(
         outcomes[name] = outcome
         tell(name)
 
-    found = {row.name: _stored(row, folder) for row in wanted}
+    found = {row.name: row.stored(folder) for row in wanted}
     left = [row for row in wanted if found[row.name] is None]
     for data in sorted({row.data for row in left}):
         _require_data(data, data_dir)
@@ -129,7 +84,7 @@ def do_rows(
             for row in stage:
                 before = None if row.training is None else outcomes[row.training.name]
                 # Asked again, now that networks may have been trained anew.
-                stored = _stored(row, folder)
+                stored = row.stored(folder)
                 if stored is not None:
                     keep(row.name, stored)
                 elif before is not None and before.error is not None:
@@ -239,19 +194,11 @@ def _do(row: Row, folder: Path, data_dir: Path | None) -> Outcome:
     seconds = time.perf_counter() - begin
     # A run that was interrupted has earlier epochs behind it.
     seconds = max(seconds, answer["seconds"]) if row.question is None else seconds
-    content = {
-        "format": _FORMAT,
-        "settings": row.settings(),
-        "network": _digest(row, folder),
-        "seconds": seconds,
-        "versions": versions(),
-        "answer": answer,
-    }
     try:
-        write_json(content, _file(row, folder))
+        row.store(folder, answer, seconds)
     except OSError as error:
         return Outcome(None, f"{type(error).__name__}: {error}")
-    stored = _stored(row, folder)
+    stored = row.stored(folder)
     assert stored is not None
     return stored
 
@@ -265,45 +212,8 @@ def _ask(row: Row, folder: Path, data_dir: Path | None) -> dict[str, Any]:
     from optrelax.networks.checkpoints import load
 
     assert row.question is not None
-    network = None if row.run is None else load(_net(row, folder))
+    network = None if row.run is None else load(row.network(folder))
     return row.question.ask(network, _test(row.data, data_dir))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
-
-
-def _file(row: Row, folder: Path) -> Path:
-    return folder / "rows" / f"{row.name}.json"
-
-
-def _net(row: Row, folder: Path) -> Path:
-    assert row.run is not None
-    return folder / "runs" / row.run.name / "net.safetensors"
-
-
-def _digest(row: Row, folder: Path) -> str | None:
-    """Of the network's file; None without one."""
-    if row.run is None or not _net(row, folder).exists():
-        return None
-    return hashlib.sha256(_net(row, folder).read_bytes()).hexdigest()[:16]
-
-
-def _stored(row: Row, folder: Path) -> Outcome | None:
-    """The outcome in the folder; None where there is none, or one about another network than is there now.
-
-    Raises ValueError for a row of other settings, or a file that is none.
-    """
-    file = _file(row, folder)
-    if not file.exists():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        was, network, answer, seconds = (found[key] for key in ("settings", "network", "answer", "seconds"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected a row of a report, got a file that fails: {error}; remove it") from error
-    if changed := _differences(was, row.settings()):
-        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise ValueError(f"{file}: was made with other settings: {shown}; choose another --out, or remove it")
-    if network != _digest(row, folder) or (row.run is not None and network is None):
-        return None
-    return Outcome(answer, None, float(seconds), found.get("versions"))

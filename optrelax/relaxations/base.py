@@ -62,6 +62,11 @@ class Relaxation:
     """Whether every bound holds; an estimate is refused wherever a certificate is made."""
     solves: ClassVar[bool] = False
     """Whether bounds are values of programs that `solve` finds, with gap and status."""
+    cached: ClassVar[bool] = True
+    """Whether a pass goes fastest in pieces that a CPU's caches hold: one that carries many rows or terms an example.
+
+    Else what is done once a pass, such as absolute values of weights, weighs more.
+    """
     tightens: ClassVar[bool] = False
     """Whether pre-activation bounds are its own besides those of its parts."""
 

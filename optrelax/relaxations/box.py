@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class Box(Relaxation):
 
     omega: float = 0.0
     F: float | None = None
+
+    cached: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrelax.training.callbacks import Callback, Logged
-    from optrelax.training.trainer import EpochMetrics, Training, TrainingError, TrainingProgress, TrainingResult, train
+    from optrelax.training.trainer import EpochMetrics, Training, TrainingProgress, TrainingResult, train
+    from optrelax.training.training_runs import TrainingError
 
-_TRAINER, _CALLBACKS = "optrelax.training.trainer", "optrelax.training.callbacks"
+_HOMES = {"Callback": "callbacks", "Logged": "callbacks", "TrainingError": "training_runs"}
+"""Modules of what is not in `trainer`."""
 
 __all__ = [
     "Callback",
@@ -27,5 +29,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'optrelax.training' has no attribute {name!r}")
-    home = _CALLBACKS if name in ("Callback", "Logged") else _TRAINER
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(f"optrelax.training.{_HOMES.get(name, 'trainer')}"), name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, name_of
-from optrelax.training.losses import LossTerms
+from optrelax.training.loss_terms import LossTerms
 
 __all__ = ["gradient_fault", "loss_fault", "relaxations_of"]
 

@@ -17,7 +17,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import Region
-from optrelax.training.losses import LossTerms, clean_images
+from optrelax.training.loss_terms import LossTerms, clean_images
 from optrelax.training.wrapped_losses import WrappedLoss
 
 __all__ = ["IntervalRegularised", "initialise"]

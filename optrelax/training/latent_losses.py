@@ -14,7 +14,8 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import require_box
 from optrelax.relaxations import DeepZ
-from optrelax.training.losses import AdversarialLoss, Batch, Robust, WeightedLoss, certified_cross_entropy
+from optrelax.training.loss_terms import Batch, Robust, WeightedLoss, certified_cross_entropy
+from optrelax.training.losses import AdversarialLoss
 
 __all__ = ["LatentLoss"]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optrelax.joined_specifications import Spec
 from optrelax.layers.evaluation import Evaluation, evaluate
 from optrelax.layers.exported import network_solver
 from optrelax.layers.layerwise import Layerwise
@@ -22,8 +23,7 @@ from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.rounding import Rounding
-from optrelax.specifications import Spec
-from optrelax.training.losses import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
+from optrelax.training.loss_terms import Batch, LossTerms, Robust, Solved, WeightedLoss, certified_cross_entropy
 
 __all__ = ["DualMemory", "LPLoss"]
 

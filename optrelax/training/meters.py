@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optrelax.training.losses import LossTerms, Solved
+from optrelax.training.loss_terms import LossTerms, Solved
 
 __all__ = ["EpochMetrics", "Meter", "TrainingProgress"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from optrelax.data.datasets import Dataset, normalization
+from optrelax.data.datasets import normalization
+from optrelax.data.splits import Dataset
 from optrelax.errors import suggest
 from optrelax.networks import models
 from optrelax.regions import norms

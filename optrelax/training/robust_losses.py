@@ -21,16 +21,8 @@ from optrelax.networks.maxima import Greatest
 from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import Relaxation, resolve
-from optrelax.training.losses import (
-    AdversarialLoss,
-    Batch,
-    Robust,
-    WeightedLoss,
-    certified_cross_entropy,
-    margins_at,
-    redrawn,
-    require_share,
-)
+from optrelax.training.loss_terms import Batch, Robust, WeightedLoss, certified_cross_entropy, require_share
+from optrelax.training.losses import AdversarialLoss, margins_at, redrawn
 
 __all__ = ["ExpressiveLoss", "FusedLoss", "LandscapeLoss", "SmallBoxLoss"]
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,51 +26,16 @@ from optrelax.networks import checkpoints
 from optrelax.networks.graph import Network
 from optrelax.output.files import read_tensors, write_tensors, write_whole
 from optrelax.output.locks import Lock
-from optrelax.relaxations import Relaxation, name_of, resolve
+from optrelax.training.recording import Json, differences, versions
 
-__all__ = ["RunFolder", "State", "record", "start_from", "versions"]
+__all__ = ["RunFolder", "State", "start_from"]
 
 _log = logging.getLogger(__name__)
 
-Json = Any
 _FORMAT = 1
 _KEY = "optrelax-state"
 _SUMS = "meter.sums"
 _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
-
-
-def record(value: object) -> Json:
-    """A JSON-ready account of a configuration: dataclasses by field with their type, relaxations by name."""
-    if isinstance(value, Relaxation):
-        name = name_of(value)
-        try:
-            return name if resolve(name) == value else repr(value)
-        except ValueError:  # options that a name cannot carry
-            return repr(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: record(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): record(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [record(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return repr(value)
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    import numpy as np
-
-    from optrelax import __version__
-
-    return {
-        "optrelax": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
 
 
 def start_from(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Json]:
@@ -176,11 +139,11 @@ class RunFolder:
             if not resume:
                 raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")
             stored = _parsed(self._config, self._config.read_text(encoding="utf-8"))
-            if changed := sorted(_differences(stored.get("configuration"), json.loads(json.dumps(config)))):
+            if changed := sorted(differences(stored.get("configuration"), json.loads(json.dumps(config)))):
                 raise ValueError(
                     f"{self.path}: cannot resume with another configuration; it differs in {', '.join(changed)}"
                 )
-            if moved := sorted(_differences({name: stored.get(name) for name in surroundings}, surroundings)):
+            if moved := sorted(differences({name: stored.get(name) for name in surroundings}, surroundings)):
                 _log.warning("%s: resumed elsewhere, the last bits may differ: %s", self.path, ", ".join(moved))
             self._sweep()
             return
@@ -306,14 +269,3 @@ def _parsed(file: Path, text: str) -> dict[str, Json]:
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected JSON as a run writes it, got {text[:40]!r}")
     return found
-
-
-def _differences(old: Json, new: Json, name: str = "") -> list[str]:
-    """Dotted names of the settings that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for key in sorted(old.keys() | new.keys())
-            for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if old == new else [f"{name} ({old} there, {new} here)"]

@@ -13,7 +13,7 @@ from optrelax.errors import suggest
 from optrelax.networks.graph import Statistics
 from optrelax.regions import Region, ball_of
 from optrelax.training.augmentation import AUGMENTATIONS
-from optrelax.training.losses import Loss
+from optrelax.training.loss_terms import Loss
 from optrelax.training.optimisation import OPTIMIZERS
 from optrelax.training.schedules import ConstantSchedule, Schedule, Stages
 

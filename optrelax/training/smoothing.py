@@ -18,7 +18,7 @@ from torch.func import functional_call
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.training.losses import LossTerms
+from optrelax.training.loss_terms import LossTerms
 from optrelax.training.wrapped_losses import WrappedLoss
 
 __all__ = ["GradientSmoothing", "ParameterExploration"]

@@ -14,7 +14,8 @@ from cases import inputs
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.certification.comparison import ComparisonProgress, compare
+from optrelax.certification.comparison import compare
+from optrelax.certification.contests import ComparisonProgress
 from optrelax.cli import main
 from optrelax.layers import DualAscent, Layerwise, Triangle
 from optrelax.layers.milp import Milp

@@ -377,7 +377,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, checkpoint, tmp_path, monkey
 
 def test_an_unwritable_folder_is_found_before_the_work(run, checkpoint, tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr("optrelax.cli.certifying.read_inputs", lambda *a, **k: called.append(a))
+    monkeypatch.setattr("optrelax.cli.option_sets.read_inputs", lambda *a, **k: called.append(a))
     (tmp_path / "file").write_text("")
     code, _, err = run(*certify(checkpoint, "--out", str(tmp_path / "file" / "below")))
     assert code == 2

@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from optrelax.data import datasets
-from optrelax.data.datasets import Dataset, DatasetError, evenly_spaced, load_dataset
+from optrelax.data.datasets import DatasetError, load_dataset
+from optrelax.data.splits import Dataset, evenly_spaced
 
 pytestmark = pytest.mark.smoke
 

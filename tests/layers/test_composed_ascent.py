@@ -18,7 +18,7 @@ from optrelax.layers.ascent import composed_ascent, dual_ascent
 from optrelax.layers.ascent.schedule import rates
 from optrelax.layers.composition import AffineBlocks, KeptNeurons
 from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
-from optrelax.specifications import margins
+from optrelax.margin_rows import margins
 
 pytestmark = pytest.mark.compiler
 

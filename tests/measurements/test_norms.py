@@ -5,9 +5,9 @@ import torch
 
 import optrelax as ox
 from optrelax.errors import UnsupportedRegionError
+from optrelax.margin_rows import label_rows
 from optrelax.regions import ball_of
-from optrelax.specifications import label_rows
-from optrelax.training.losses import certified_cross_entropy
+from optrelax.training.loss_terms import certified_cross_entropy
 
 NAMES = ["box", "crown", "triangle"]
 

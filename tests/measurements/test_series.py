@@ -127,7 +127,7 @@ class Stop(Exception):
 
 
 def test_an_interrupted_series_goes_on(run, series, tmp_path, monkeypatch):
-    from optrelax.measurements import series as module
+    from optrelax.measurements import series_runs as module
 
     journal = tmp_path / "journal.jsonl"
 

@@ -18,7 +18,8 @@ from optrelax.papers.plans import MODIFIED, TABLES, Line, TablePlan, plan
 from optrelax.papers.published import ANCHOR
 from optrelax.papers.questions import Certified, Degrees, Jumps, Tight, WeightSteps
 from optrelax.papers.reports import html_page, write_report
-from optrelax.papers.rows import Row, do_rows
+from optrelax.papers.row_files import Row
+from optrelax.papers.rows import do_rows
 from optrelax.relaxations import resolve
 from optrelax.training.recipes import recipe
 from optrelax.training.sweeps import SweepRun

@@ -22,11 +22,11 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.cli import main as main_command
-from optrelax.data.datasets import Dataset
+from optrelax.data.splits import Dataset
 from optrelax.layers import DualAscent, Triangle
 from optrelax.output import files
 from optrelax.training import EpochMetrics, Training, TrainingProgress, callbacks, meters, train
-from optrelax.training import trainer as training_module
+from optrelax.training import training_runs as training_module
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss
 from optrelax.training.lp_losses import LPLoss
 from optrelax.training.runs import RunFolder

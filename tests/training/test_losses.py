@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import optrelax as ox
-from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss, certified_cross_entropy, l1_norm
+from optrelax.training.loss_terms import certified_cross_entropy, l1_norm
+from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 
 CLASSES = 4
 

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 
 import optrelax as ox
 from optrelax.training.interval_training import IntervalRegularised, initialise
-from optrelax.training.losses import (
-    AdversarialLoss,
-    Batch,
-    CertifiedLoss,
-    LossTerms,
-    NaturalLoss,
-    certified_cross_entropy,
-)
+from optrelax.training.loss_terms import Batch, LossTerms, certified_cross_entropy
+from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.robust_losses import ExpressiveLoss, FusedLoss, LandscapeLoss, SmallBoxLoss, bounds_at_slopes
 from optrelax.training.smoothing import GradientSmoothing, ParameterExploration
 

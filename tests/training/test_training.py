@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optrelax as ox
 from optrelax.training import Training, TrainingError, TrainingProgress, processes, runs, train
-from optrelax.training.losses import AdversarialLoss, CertifiedLoss, LossTerms, NaturalLoss
+from optrelax.training.loss_terms import LossTerms
+from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.schedules import ConstantSchedule, LinearRamp, StepDecay
 from optrelax.training.smoothing import GradientSmoothing
 

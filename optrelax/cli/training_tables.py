@@ -1,0 +1,97 @@
+"""What `optrelax train` shows: the recipes there are, and what came out of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optrelax.cli.application import print_json, stdout
+
+if TYPE_CHECKING:
+    from optrelax.training.recipes import Recipe
+    from optrelax.training.trainer import TrainingResult
+
+__all__ = ["show_recipes", "show_result"]
+
+
+def show_recipes(json: bool, part: str, budget: str) -> None:
+    """The recipes whose name contains `part` within a budget, and what they cost."""
+    import polars as pl
+
+    from optrelax.output.tables import rich_table
+    from optrelax.training.recipe_budgets import core_seconds
+    from optrelax.training.recipes import names, recipe
+
+    found = [recipe(name, budget) for name in names() if part in name]
+    rows = [asdict(row) | {"core seconds": core_seconds(row)} for row in found]
+    if not rows:
+        raise ValueError(f"train: no recipe's name contains {part!r}; `optrelax train --list` shows all")
+    if json:
+        print_json(rows)
+        return
+    shown = (
+        "name",
+        "method",
+        "relaxation",
+        "eps",
+        "epochs",
+        "warmup",
+        "mixing",
+        "kappa",
+        "l1",
+        "batch",
+        "subset",
+        "core seconds",
+        "source",
+    )
+    frame = pl.DataFrame([{key: row[key] for key in shown} for row in rows])
+    stdout().print(rich_table(frame, decimals={"core seconds": 0}))
+
+
+def show_result(row: Recipe, folder: Path, result: TrainingResult, share: float, json: bool) -> None:
+    """What came out.  share: of the most frequent class among the training images."""
+    import polars as pl
+
+    from optrelax.output.tables import rich_table
+
+    last = result.history[-1]
+    seconds = sum(metrics.seconds for metrics in result.history)
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "recipe": asdict(row),
+        "seconds": seconds,
+        "last epoch": asdict(last),
+    }
+    if json:
+        print_json(facts)
+        return
+    figures: dict[str, Any] = {
+        "epoch": last.epoch,
+        "loss": last.loss,
+        "accuracy %": 100 * last.natural_accuracy,
+        "robust %": None if last.robust_accuracy is None else 100 * last.robust_accuracy,
+        "eps": last.eps,
+        "seconds": seconds,
+    }
+    if last.unfinished is not None:
+        figures |= {"LPs unfinished %": 100 * last.unfinished, "median gap": last.median_gap}
+    console = stdout()
+    decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0, "LPs unfinished %": 2, "median gap": 6}
+    console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
+    console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
+    name = row.relaxation or "crown"
+    norm = "" if row.norm == "linf" else f" --norm {row.norm}"
+    eps = row.eps if row.certified_eps is None else row.certified_eps
+    # A file of one's own is what was trained on: what is certified there says little.
+    data = "TEST.npz" if row.data.endswith(".npz") else row.data
+    advice = f"optrelax certify {folder} --data {data} --eps {eps:g}{norm} --relaxation {name}"
+    if last.natural_accuracy < share + 0.02:
+        console.print(
+            f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "
+            "yet. More --epochs, another --lr or a smaller --eps may help.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    advice += "" if row.clipped else " --no-clip"
+    console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""What a configuration is, JSON-ready: to keep beside results, and to compare with another."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from optrelax.relaxations import Relaxation, name_of, resolve
+
+__all__ = ["Json", "differences", "record", "versions"]
+
+Json = Any
+
+
+def record(value: object) -> Json:
+    """A JSON-ready account of a configuration: dataclasses by field with their type, relaxations by name."""
+    if isinstance(value, Relaxation):
+        name = name_of(value)
+        try:
+            return name if resolve(name) == value else repr(value)
+        except ValueError:  # options that a name cannot carry
+            return repr(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: record(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): record(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [record(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    import numpy as np
+
+    from optrelax import __version__
+
+    return {
+        "optrelax": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def differences(old: Json, new: Json, name: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for key in sorted(old.keys() | new.keys())
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name} ({old} there, {new} here)"]
