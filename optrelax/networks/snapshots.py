@@ -306,7 +306,10 @@ def _freeze(value: Any, depth: int) -> Any:
     if hasattr(type(value), "cache_info"):  # what it remembers shows nowhere
         raise _Unknown
     if hasattr(type(value), "tobytes") and hasattr(type(value), "nbytes"):  # an array
-        return type(value), value.tobytes()
+        try:
+            return type(value), value.tobytes()
+        except AttributeError as error:  # numpy.ma.masked, which makes its filling value and cannot be written
+            raise _Unknown from error
     ours = type(value).__module__.startswith("optrelax.")
     if type(value).__weakrefoffset__ and (ours or isinstance(value, torch._C._FunctionBase)):
         return _Same(value)

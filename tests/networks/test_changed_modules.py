@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,3 +183,23 @@ def test_hooks_of_all_modules_are_refused():
     finally:
         hook.remove()
     torch.testing.assert_close(bounded(held, x), net(x))
+
+
+HOLE: object = None
+
+
+def test_a_masked_number_that_forward_reads_is_no_reason_to_fail(monkeypatch):
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if HOLE is not None else x
+
+    monkeypatch.setitem(globals(), "HOLE", np.ma.masked)
+    net, x = Reading().eval(), torch.rand(1, 2)
+    region = ox.LinfBall(x, eps=0.0)
+    assert torch.allclose(ox.bounds(net, region, "box").lower, net(x), atol=1e-6)
+    monkeypatch.setitem(globals(), "HOLE", None)
+    assert torch.allclose(ox.bounds(net, region, "box").lower, x, atol=1e-6)
