@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -109,12 +110,32 @@ def _run_barrier(weights: Path, data_dir: Path | None, **how: Any) -> list[Stage
 
 # --- the tables of arXiv 2102.06700 -------------------------------------------------------------------------------
 
-Budget = Annotated[
-    Literal["smoke", "cpu", "full"],
-    option("--budget", group="Run", metavar="SIZE", help="smoke (seconds), cpu (an hour in all) or full."),
-]
-Out = Annotated[Path, option("--out", group="Output", metavar="DIR", help="Reports in DIR/TABLE; resumes there.")]
-Workers = Annotated[int, option("--workers", group="Run", min=1, help="Rows at a time, a process each.")]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """How large a report is made, and where."""
+
+    budget: Annotated[
+        Literal["smoke", "cpu", "full"],
+        option("--budget", group="Run", metavar="SIZE", help="smoke (seconds), cpu (an hour in all) or full."),
+    ] = "smoke"
+    data_dir: DataDir = None
+    out: Annotated[
+        Path, option("--out", group="Output", metavar="DIR", help="Reports in DIR/TABLE; resumes there.")
+    ] = Path("runs/paper")
+    workers: Annotated[int, option("--workers", group="Run", min=1, help="Rows at a time, a process each.")] = 2
+    seed: Seed = 0
+    json: Json = False
+
+    def command(self, name: str) -> str:
+        """The command that makes the report again; folders of this machine mean nothing to its reader."""
+        data = "" if self.data_dir is None or self.budget == "smoke" else " --data-dir DATA"
+        seed = "" if self.seed == 0 else f" --seed {self.seed}"
+        return (
+            f"optrelax paper {name} --budget {self.budget}{data} --out {self.out.name} --workers {self.workers}{seed}"
+        )
+
+
 _TABLES = {
     "table1": "Tightness, continuity, sensitivity and certified training of five relaxations.",
     "table2": "Certified accuracy of training by six methods, for data sets and networks.",
@@ -128,17 +149,10 @@ _TABLES = {
 def _register(name: str, about: str) -> None:
     """One command a table."""
 
-    def table(
-        budget: Budget = "smoke",
-        data_dir: DataDir = None,
-        out: Out = Path("runs/paper"),
-        workers: Workers = 2,
-        seed: Seed = 0,
-        json: Json = False,
-    ) -> None:
+    def table(*, options: ReportOptions) -> None:
         from optrelax.papers.plans import TABLES
 
-        _make(name, list(TABLES) if name == "all" else [name], budget, data_dir, out, workers, seed, json)
+        _make(name, list(TABLES) if name == "all" else [name], options)
 
     table.__doc__ = about
     example = f"optrelax paper {name} --budget cpu --data-dir DATA --out runs/paper"
@@ -149,34 +163,28 @@ for _name, _about in _TABLES.items():
     _register(_name, _about)
 
 
-def _make(
-    name: str,
-    tables: list[str],
-    budget: str,
-    data_dir: Path | None,
-    out: Path,
-    workers: int,
-    seed: int,
-    json: bool,
-) -> None:
+def _make(name: str, tables: list[str], options: ReportOptions) -> None:
     """Make the reports; exit code 1 where a row failed. The same command again goes on where it stopped."""
     from optrelax.output.tables import require_writable
     from optrelax.papers.making import make_reports
     from optrelax.papers.plans import plan
 
     for table in tables:
-        plan(table, budget, seed)
-    require_writable(out)
-    # Folders of this machine mean nothing to a reader.
-    data = "" if data_dir is None or budget == "smoke" else " --data-dir DATA"
-    first = "" if seed == 0 else f" --seed {seed}"
-    shown = f"optrelax paper {name} --budget {budget}{data} --out {out.name} --workers {workers}{first}"
+        plan(table, options.budget, options.seed)
+    require_writable(options.out)
     with report_bar(name) as watch:
         reports = make_reports(
-            tables, budget, out, data_dir=data_dir, workers=workers, seed=seed, command=shown, watch=watch
+            tables,
+            options.budget,
+            options.out,
+            data_dir=options.data_dir,
+            workers=options.workers,
+            seed=options.seed,
+            command=options.command(name),
+            watch=watch,
         )
     failed = {row: error for report in reports for row, error in report.failed.items()}
-    if json:
+    if options.json:
         print_json([report.summary() for report in reports])
     else:
         for report in reports:

@@ -29,7 +29,7 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
     An interval then keeps its mean width from layer to layer: |w| has mean sqrt(2 / pi) times its deviation, and a
     ReLU halves a width on average.  Biases stay.  In place.  Source: Shi et al. 2021, section 3.1.
     """
-    network = net if isinstance(net, Network) else capture(net, input_shape)
+    network = capture(net, input_shape)
     found: dict[int, Tensor] = {}
     for node in network:
         # A batch norm's weight scales what the products have made.
@@ -82,7 +82,7 @@ class IntervalRegularised(WrappedLoss):
         **options: Any,
     ) -> LossTerms:
         """The terms of the loss inside, the regularisers in `total` and `penalty`."""
-        network = net if isinstance(net, Network) else capture(net, region.shape[1:])
+        network = capture(net, region.shape[1:])
         if network.graph.in_training:
             network, _ = network.on_batch(clean_images(region, x))
         terms: LossTerms = self.loss(network, region, labels, x, generator=generator, **options)

@@ -187,7 +187,7 @@ class WeightedLoss:
         index: Tensor | None = None,
         spec: Spec | None = None,
     ) -> LossTerms:
-        network = net if isinstance(net, Network) else capture(net, region.shape[1:])
+        network = capture(net, region.shape[1:])
         x = clean_images(region, x)
         asked = None if spec is None else self._asked(spec, network, region)
         targets = asked is not None and labels.is_floating_point()

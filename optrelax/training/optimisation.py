@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OPTIMIZERS", "WeightAverage", "optimizer"]
+from optrelax.errors import suggest
+from optrelax.training.augmentation import AUGMENTATIONS
+
+__all__ = ["OPTIMIZERS", "Optimisation", "WeightAverage", "optimizer"]
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda parameters, **options: torch.optim.Adam(parameters, **options),
@@ -17,6 +22,43 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=0.9, **options),
 }
 """By name; momentum of "sgd" is 0.9. Weight decay is part of the gradient, but apart from it in "adamw"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimisation:
+    """What is done with images before a step and with its gradient, of a recipe and of `Training`.
+
+    optimizer: "adam", "adamw" or "sgd" (momentum 0.9).  weight_decay: its own option, not part of the loss reported.
+    clip_norm: a gradient whose l2 norm over all parameters is greater is scaled down to it; None: none is.
+    average: decay of a running average of the weights, in (0, 1), which takes the place of the weights in all that is
+    stored and, at the end, in the network; 0: the weights as they are.
+    augment: "crop" (by up to four pixels), "flip" or "crop-flip": random changes of every image at every step.
+    """
+
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    average: float = 0.0
+    augment: str | None = None
+
+    def require_known(self) -> None:
+        """ValueError for a name that is none, or a number out of range."""
+        owner = type(self).__name__
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"{owner}: optimizer: {suggest(self.optimizer, OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.augment is not None and self.augment not in AUGMENTATIONS:
+            raise ValueError(f"{owner}: augment: {suggest(self.augment, AUGMENTATIONS)}, got {self.augment!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"{owner}: weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"{owner}: clip_norm must be > 0 and finite, got {self.clip_norm}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"{owner}: average must lie in [0, 1), got {self.average}")
+
+    @property
+    def optimisation(self) -> dict[str, Any]:
+        """These options by name."""
+        return {f.name: getattr(self, f.name) for f in fields(Optimisation)}
 
 
 def optimizer(name: str, parameters: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -95,6 +95,7 @@ def _stage(file: str | Path, stage: Any) -> tuple[str, float]:
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as such a file: every field that is set.  `read_recipe` of it is the same recipe."""
-    values = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    last = recipe.optimisation
+    values = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in last} | last
     # A JSON string, number, list or bool is one of TOML too.
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)

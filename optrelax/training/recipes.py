@@ -18,6 +18,7 @@ from optrelax.networks import models
 from optrelax.regions import norms
 from optrelax.relaxations import resolve
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
+from optrelax.training.optimisation import Optimisation
 from optrelax.training.recipe_budgets import BUDGETS, cut
 from optrelax.training.schedules import LinearRamp, Schedule, SmoothRamp, Stages, StepDecay
 from optrelax.training.trainer import Training
@@ -31,7 +32,7 @@ _BOUNDED = ("certified", "fused")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Optimisation):
     """One training run: data set, network, method and numbers.
 
     method: one of METHODS; "certified" and "fused" come with `relaxation`.  eps: radius of the region in pixels of
@@ -47,7 +48,7 @@ class Recipe:
     smoothing: "rgs" or "pgpe" with `sigma` and `samples`.  initial: "interval" for the weights of Shi et al. 2021,
     regularise: weight of their regularisers.
     subset: evenly spaced training images, None for all.
-    optimizer, weight_decay, clip_norm, average, augment: as of `Training`.
+    optimizer, weight_decay, clip_norm, average, augment: see `Optimisation`.
     natural_start: kappa before the ramp; 0 where the robust loss alone is trained from the first step on.
     certified_eps: the radius to certify at, where it is not that of training.
     source: whose settings these are.
@@ -85,11 +86,6 @@ class Recipe:
     initial: str = "default"
     regularise: float = 0.0
     subset: int | None = None
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    average: float = 0.0
-    augment: str | None = None
     natural_start: float = 1.0
     certified_eps: float | None = None
     source: str = "ours"
@@ -243,7 +239,7 @@ class Recipe:
         lr = StepDecay(self.lr, self.lr_factor, self.milestones)
         same: dict[str, Any] = {"epochs": self.epochs, "lr": lr, "batch": self.batch, "seed": seed, "pieces": pieces}
         same["clip"] = (0.0, 1.0) if self.clipped else None
-        same |= {name: getattr(self, name) for name in ("optimizer", "weight_decay", "clip_norm", "average", "augment")}
+        same |= self.optimisation
         if self.method == "natural":
             return Training(loss=self.loss(), **same)
         ramp = _RAMPS[self.ramp]

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from optrelax.errors import suggest
 from optrelax.networks.graph import Statistics
 from optrelax.regions import Region, ball_of
-from optrelax.training.augmentation import AUGMENTATIONS
 from optrelax.training.loss_terms import Loss
-from optrelax.training.optimisation import OPTIMIZERS
+from optrelax.training.optimisation import Optimisation
 from optrelax.training.schedules import ConstantSchedule, Schedule, Stages
 
 __all__ = ["Training"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Optimisation):
     """How to train: the loss, how its settings change by epoch, the optimiser and the images.
 
     loss: one loss, or `Stages` of losses by epoch (Box, then CROWN-IBP, then the triangle LP).
@@ -30,11 +27,7 @@ class Training:
     kappa, beta, sigma: the loss's fields of these names (or those of the loss inside it) where they change; None
     leaves the loss as it is.
     lr: learning rate.  batch: images a step; the last step of an epoch takes what is left.
-    optimizer: "adam", "adamw" or "sgd" (momentum 0.9).  weight_decay: its own option, not part of the loss reported.
-    clip_norm: a gradient whose l2 norm over all parameters is greater is scaled down to it; None: none is.
-    average: decay of a running average of the weights, in (0, 1), which takes the place of the weights in all that is
-    stored and, at the end, in the network; 0: the weights as they are.
-    augment: "crop" (by up to four pixels), "flip" or "crop-flip": random changes of every image at every step.
+    optimizer, weight_decay, clip_norm, average, augment: see `Optimisation`.
     pieces: every batch is worked on in so many pieces, one at a time, whose gradients add up to the batch's: less
     memory; several processes share the pieces.
     statistics: of batch norms in training mode, see `optrelax.on_batch`: those of each whole "batch", whatever its
@@ -49,11 +42,6 @@ class Training:
     beta: Schedule | None = None
     sigma: Schedule | None = None
     lr: Schedule = field(default_factory=lambda: ConstantSchedule(5e-4))
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    average: float = 0.0
-    augment: str | None = None
     batch: int = 100
     pieces: int = 1
     clip: tuple[float, float] | None = (0.0, 1.0)
@@ -70,16 +58,7 @@ class Training:
             raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")
         if self.statistics not in ("batch", "population"):
             raise ValueError(f"Training: statistics must be 'batch' or 'population', got {self.statistics!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"Training: optimizer: {suggest(self.optimizer, OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.augment is not None and self.augment not in AUGMENTATIONS:
-            raise ValueError(f"Training: augment: {suggest(self.augment, AUGMENTATIONS)}, got {self.augment!r}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"Training: weight_decay must be >= 0 and finite, got {self.weight_decay}")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"Training: clip_norm must be > 0 and finite, got {self.clip_norm}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"Training: average must lie in [0, 1), got {self.average}")
+        self.require_known()
         if self.seed < 0:
             raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
         for name in self._moving():

@@ -71,7 +71,7 @@ class _Smoothed(WrappedLoss):
         **options: Any,
     ) -> LossTerms:
         """The terms for one batch: means over the samples; logits and margins are those of the first sample."""
-        network = net if isinstance(net, Network) else capture(net, region.shape[1:])
+        network = capture(net, region.shape[1:])
         weights: Weights = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         arguments = (region, labels, x)
         options = {"generator": generator, **options}

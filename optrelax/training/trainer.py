@@ -72,7 +72,7 @@ def train(
         callbacks = [*callbacks, TensorBoard(RunFolder(Path(folder)).events)]
     samples = gather(data)
     images, labels = samples.x, samples.labels
-    network = net if isinstance(net, Network) else capture(net, images.shape[1:])
+    network = capture(net, images.shape[1:])
     if not network.graph.in_training:
         network.require_eval()
     kept = None if folder is None else RunFolder(Path(folder))
