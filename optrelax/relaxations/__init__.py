@@ -8,9 +8,9 @@ from optrelax.relaxations.base import (
     with_rounding,
 )
 from optrelax.relaxations.box import Box
+from optrelax.relaxations.crown import Crown, CrownIBP, FastLin
 from optrelax.relaxations.intersection import Intersect
 from optrelax.relaxations.registry import name_of, named_relaxations, names, register_relaxation, resolve
-from optrelax.relaxations.substitution import Crown, CrownIBP, FastLin
 from optrelax.relaxations.zonotopes import Cauchy, DeepZ, HBox
 
 __all__ = [

@@ -16,7 +16,8 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import Region
 from optrelax.relaxations.base import LineRelaxation, Preactivation, identity_rows
-from optrelax.relaxations.substitution import MemoryBudget, Substitution
+from optrelax.relaxations.row_plans import MemoryBudget
+from optrelax.relaxations.substitution import Substitution
 
 __all__ = ["Bands", "PulledHybrid"]
 
@@ -70,6 +71,7 @@ class PulledHybrid(Substitution):
         bounds: Preactivation = {}
         maps: dict[str, Lines] = {}
         betas: dict[str, Tensor] = {}
+        rows = self._rows(network, region, maps, None, budget)
         for node in network:
             if not isinstance(node.op, Activation):
                 if any(name in betas for name in node.inputs):
@@ -88,10 +90,10 @@ class PulledHybrid(Substitution):
                 plan = frames.plan(network, source) if region.shape[0] else None
                 if plan is None:
                     eye = identity_rows(shape, region.like)
-                    low, high = self._ranges(network, source, eye, region, maps, budget.rows)
+                    low, high = rows.ranges(source, eye)
                     low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
                 else:
-                    low, high = self._windows(network, source, plan, region, maps, None, budget.rows)
+                    low, high = rows.windows(source, plan)
                 before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
             band = self.lines_of.lines(node.op, before.lower, before.upper)
             lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
@@ -103,7 +105,7 @@ class PulledHybrid(Substitution):
 
     def _lower_bounds(self, network: Network, region: Region, rows: Tensor, budget: MemoryBudget) -> Tensor:
         _, maps, betas = self._hybrid(network, region, budget)
-        shared = self._substitute(network, network.output, rows, region, maps, None, budget.rows)
+        shared = self._rows(network, region, maps, None, budget).lower(network.output, rows)
         front = backsubstitution.pull(
             network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
         )
