@@ -19,7 +19,7 @@ from optrelax.data.datasets import load_dataset
 from optrelax.data.splits import evenly_spaced
 from optrelax.enclosures import Bounds
 from optrelax.layers import Layerwise, Solution, Triangle
-from optrelax.layers.triangle import solve_rows
+from optrelax.layers.lots import solve_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox

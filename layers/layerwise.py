@@ -12,17 +12,13 @@ from torch import Tensor
 
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
+from optrelax.layers.layer_memory import LayerBudget
+from optrelax.layers.lots import solve_problems, solve_rows
+from optrelax.layers.network_layer import NetworkLayer, network_layer
 from optrelax.layers.network_lp import shared
 from optrelax.layers.solutions import Solution
-from optrelax.layers.triangle import (
-    LayerBudget,
-    NetworkLayer,
-    Warm,
-    beside_pools,
-    network_layer,
-    solve_problems,
-    solve_rows,
-)
+from optrelax.layers.starts import Warm
+from optrelax.layers.triangle import beside_pools
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region

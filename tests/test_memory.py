@@ -189,7 +189,7 @@ def test_no_limit_has_a_name_in_a_string():
 @pytest.mark.parametrize("graph", [0, 1, 40_000])
 @pytest.mark.parametrize("count", [1, 900, 10**6])
 def test_lots_are_as_large_as_numbers_and_graphs_of_all_allow(count, graph):
-    from optrelax.layers.triangle import LotSizes
+    from optrelax.layers.layer_memory import LotSizes
 
     lots = LotSizes(count=count, each=100_000, kept=0, fixed=0, solver=0, graph=graph)
 

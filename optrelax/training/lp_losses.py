@@ -15,10 +15,10 @@ from optrelax.layers.evaluation import Evaluation, evaluate
 from optrelax.layers.exported import network_solver
 from optrelax.layers.layerwise import Layerwise
 from optrelax.layers.network_gradients import FixedSlopes
+from optrelax.layers.network_layer import NetworkLayer
 from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.solutions import Status
-from optrelax.layers.triangle import NetworkLayer
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Relaxation, resolve

@@ -264,7 +264,7 @@ def test_bounds_that_are_no_numbers_say_nothing(solver, rounding):
         broken = {n: ox.Bounds.known(b.lower.clone(), b.upper.clone()) for n, b in found.items()}
         last = broken[network.activations[-1].name]
         last.lower[0, 1], last.upper[0, 1] = NAN, NAN
-        from optrelax.layers.triangle import solve_rows
+        from optrelax.layers.lots import solve_rows
 
         spoilt = solve_rows(layer, network, q.region, q.rows[None], broken)
     assert (spoilt.lower[0] == -torch.inf).all()
