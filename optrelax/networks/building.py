@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
 from optrelax.networks.activations import Activation
-from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value
 from optrelax.networks.exporting import Exported
 from optrelax.networks.graph import Node
 from optrelax.networks.leaves import Leaf, arguments_of
 from optrelax.networks.ops import Shape, Source
 from optrelax.networks.places import line_of, module_of, op_name
-from optrelax.networks.registry import rule_of
+from optrelax.networks.registry import rule_of, takes_hidden
 
 aten = torch.ops.aten
 # Read a value's shape, type and device alone.
@@ -33,12 +33,16 @@ _SHAPES_ONLY = {
 }
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
+_NO_RULE = "has no rule"
 _RANDOM = "draws random numbers, so that it is no fixed function; draw them outside of forward"
 _OPEN = (
     "a size depends on the values of a tensor; a mask must be a buffer or a constant, or numbers such as "
     "mask.nonzero()[:, 0], made once"
 )
 _DROPOUT = "is random in training mode, its default; pass training=self.training and call .eval()"
+# An op that may draw numbers draws none where one of these says so.
+_SWITCHED_OFF = {"train": False, "training": False, "dropout": 0.0, "dropout_p": 0.0}
+_EMPTY = "holds what its memory happened to hold; start with zeros"
 _FAILURES = (ValueError, NotImplementedError, RuntimeError, TypeError, IndexError, KeyError, AttributeError)
 
 
@@ -170,6 +174,9 @@ class Building:
         elif _is_random(node):
             self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
             self._values[node] = self._broken(value)
+        elif "empty" in name:
+            self._problem(node, _EMPTY)
+            self._values[node] = self._broken(value)
         elif node.target in _SIZES or (isinstance(value, _SYMBOLS) and not self._reads_value(node)):
             self._values[node] = BATCH
         elif not self._reads_value(node):
@@ -255,7 +262,7 @@ class Building:
         broken = [Value("", s or ()) for s in shapes]
         self._values[node] = broken[0] if single else tuple(broken)
         if rule is None:
-            self._problem(node, "has no rule")
+            self._problem(node, _NO_RULE)
             return
         if None in shapes:
             bad = outputs[shapes.index(None)]
@@ -265,7 +272,10 @@ class Building:
             self._problem(node, f"changes the type from {self.dtype} to {outputs[0].dtype}; bounds are of one type")
             return
         try:
-            found = rule(self._make_call(node, leaf, tuple(s or () for s in shapes)))
+            call = self._make_call(node, leaf, tuple(s or () for s in shapes))
+            if any(v.shown is not None for v in call.values) and not takes_hidden(rule):
+                raise Refused(HIDDEN)
+            found = rule(call)
             result = tuple(self._accept(node, r, s) for r, s in zip(_several(found, len(outputs)), shapes, strict=True))
         except _FAILURES as error:
             self._problem(node, str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -282,13 +292,9 @@ class Building:
             call = Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add, keep=self._keep)
             self._read = call.values
             return call
-        schema = node.target._schema  # type: ignore[union-attr]
-        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-        names = tuple(a.name for a in schema.arguments)
-        args = tuple(
-            self._argument(given[a.name]) if a.name in given else a.default_value if a.has_default_value() else None
-            for a in schema.arguments
-        )
+        given = _arguments(node)
+        names = tuple(a.name for a in node.target._schema.arguments)  # type: ignore[union-attr]
+        args = tuple(self._argument(given.get(name)) for name in names)
         call = Call(op_name(node.target), args, {}, shapes, names, add=add, keep=self._keep)
         self._read = call.values
         return call
@@ -326,12 +332,22 @@ class Building:
         return Value(name, shape)
 
     def _finish(self) -> None:
+        self.problems = _plainest(self.problems)
         last = {n.name: n for n in self.exported.graph.nodes}
         found_value = self._values.get(last.get(self.exported.output or ""))  # type: ignore[arg-type]
-        if isinstance(found_value, Value):
+        if isinstance(found_value, Value) and found_value.shown is not None:
+            self.problems.append(Problem("output", "output", HIDDEN))
+        elif isinstance(found_value, Value):
             self.output = found_value.name
         else:
             self.problems.append(Problem("output", "output", "does not depend on the input"))
+
+
+def _plainest(problems: list[Problem]) -> list[Problem]:
+    """Without what follows from others: a module of torch's that has no rule, or moves the batch, says so once."""
+    lacking = {p.where for p in problems if p.reason == _NO_RULE}
+    mixing = {p.where: p for p in reversed(problems) if p.reason.startswith("mixes the batch")}
+    return [p for p in problems if (p.reason == _NO_RULE if p.where in lacking else p is mixing.get(p.where, p))]
 
 
 def _with_ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -349,11 +365,15 @@ def _is_random(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded not in tags:
         return False
-    if "scaled_dot_product_attention" in str(node.target):
-        return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0)
-    if "rrelu" in str(node.target):  # its slopes are drawn in training alone, which is not its default
-        return len(node.args) > 3 and node.args[3] is not False
-    return not ("dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False)
+    given = _arguments(node)
+    return not any(name in given and given[name] == value for name, value in _SWITCHED_OFF.items())
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call by the names of its schema, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return defaults | dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
 
 
 def _several(found: Any, outputs: int) -> tuple[Any, ...]:

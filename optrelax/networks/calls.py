@@ -18,6 +18,7 @@ from optrelax.networks.products import Multiply
 Op = Affine | Activation | Greatest | Multiply
 
 PRODUCT = "the product of two values of the network is not affine"
+HIDDEN = "reads entries that minus infinity hides; only a softmax may"
 
 
 class Refused(ValueError):
@@ -32,6 +33,8 @@ class Value:
     """The node's name in the network."""
     shape: Shape
     """Without the batch."""
+    shown: Source | None = None
+    """False for the entries that minus infinity hides from a softmax, which are 0 in the node; None: all are shown."""
 
 
 class Constant(Protocol):

@@ -22,12 +22,13 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from optrelax.errors import Problem
+from optrelax.networks.attention import keep_batch_in_front
 from optrelax.networks.batches import two_sizes, unify
-from optrelax.networks.functional_graphs import flatten, mutations, renamed
+from optrelax.networks.functional_graphs import flatten, mutations, renamed, transforms
 from optrelax.networks.gradients import stopped_at_weights
 from optrelax.networks.leaves import Leaf, RegisteredCalls, current, keep_leaves, kept_functions
 from optrelax.networks.ops import Source
-from optrelax.networks.places import MIXES, ExportRefused, problem_of, sentence
+from optrelax.networks.places import MIXES, TRANSFORMED, ExportRefused, problem_of, sentence
 from optrelax.networks.replicas import Replica, replicate
 
 BATCH_SIZE = 3  # of the example input; no number that the graph may depend on
@@ -128,6 +129,7 @@ def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
         reason = f"cannot be copied for its capture: {sentence(error)}"
         raise ExportRefused(Problem("(root)", type(net).__name__, reason)) from error
     keep_leaves(replica)
+    keep_batch_in_front(replica)
     try:
         try:
             return _program(net, replica, example, batch, gradients=True)
@@ -161,7 +163,7 @@ def _program(net: nn.Module, replica: Replica, example: Tensor, batch: Any, grad
 
 def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
     graph = flatten(program.graph_module)
-    problems = mutations(graph, program)
+    problems = mutations(graph, program) + transforms(graph)
     if not problems and not renamed(graph):
         # Something changed in place is read through another view: torch's own functionalisation knows every view.
         program = program.run_decompositions({})
@@ -177,8 +179,10 @@ def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
             given = node
         elif spec.kind.name in ("PARAMETER", "BUFFER"):
             sources[node] = _attribute(spec.target.removeprefix("net."), replica, net)
+        elif isinstance(constant := program.constants[spec.target], FakeTensor):
+            raise ExportRefused(Problem("(root)", type(net).__name__, TRANSFORMED))
         else:
-            sources[node] = _constant(program.constants[spec.target], net)
+            sources[node] = _constant(constant, net)
     assert given is not None
     returned = program.call_spec.out_spec
     if returned.type is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from optrelax.errors import Problem
-from optrelax.networks.places import AUTOCAST, ExportRefused, line_of, op_name
+from optrelax.networks.places import AUTOCAST, TRANSFORMED, ExportRefused, line_of, op_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class _Block:
 
 
 _BLOCKS = {"wrap_with_set_grad_enabled": _Block(0, 1, False), "wrap_with_autocast": _Block(2, 4, True)}
+_TRANSFORMS = ("_batch_dim", "_make_dual", "_for_grad")
 _OWN_CONDITIONS = "a block that runs under conditions of its own"
 
 
@@ -101,6 +102,12 @@ def mutations(graph: fx.Graph, program: Any) -> list[Problem]:
             )
             problems.append(Problem(name, op_name(node.target), reason, line_of(node)))
     return list({p.where: p for p in problems}.values())
+
+
+def transforms(graph: fx.Graph) -> list[Problem]:
+    """The first call under torch.vmap or torch.func, which export does not look into."""
+    nodes = [node for node in graph.nodes if any(name in str(node.target) for name in _TRANSFORMS)]
+    return [Problem(op_name(n.target), "torch.func", TRANSFORMED, line_of(n)) for n in nodes[:1]]
 
 
 def renamed(graph: fx.Graph) -> bool:

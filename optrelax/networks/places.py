@@ -15,6 +15,7 @@ from optrelax.networks.ops import Shape
 _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(__file__)
 AUTOCAST = "autocast inside forward rounds to half precision; take it out, or put it around the call of the network"
+TRANSFORMED = "torch.vmap and torch.func inside forward cannot be followed; write the operation on whole batches"
 MIXES = "mixes the batch: forward works, or does the same, for some sizes of the batch only"
 _OUTSIDE = (
     "takes a value out of autograd's sight, as .data, .numpy() and torch.autograd.grad do; "
@@ -43,6 +44,8 @@ def problem_of(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
         reason = _DATA_DEPENDENT
     elif "fake tensor in the exported program" in text:
         reason = _OUTSIDE
+    elif "functorch" in text or "BatchedTensor" in text:
+        reason = TRANSFORMED
     elif "Inference tensors cannot be saved" in text:
         reason = "inference_mode inside forward; use torch.no_grad() there, or take it out"
     elif "__obj_flatten__" in text or "ScriptObject" in text:

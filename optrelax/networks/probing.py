@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from optrelax.networks.replicas import replicate
 
 _SIZES = (1, 4)  # two sizes of the batch
 _TRAINING_SIZES = (4, 7)
-_MORE_SIZES = (2, 3, 7, 32, 100, 1000)  # where nothing else shows that the size decides nothing
+_MORE_SIZES = (*range(2, 41), 100, 1000)  # where nothing else shows that the size decides nothing
+_LARGEST = 10_000
 _ALONE = 8  # examples that are also given one by one
 _MOST = 2**22  # numbers of one probe
 _SEED = 20_240_607
@@ -43,7 +45,7 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool
 
 
 def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every_size: bool) -> str | None:
-    for name, x in _probes(example, every_size):
+    for name, x in _probes(example, _named_sizes(replica) if every_size else []):
         drawn = random.getstate()
         try:
             wanted = replica(x.clone())
@@ -51,6 +53,8 @@ def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every
             return f"the module fails on {name} with {len(x)} example(s): {str(error).splitlines()[:1]}"
         if random.getstate() != drawn:  # a clamp may hide what was drawn
             return "draws random numbers, so that it is no fixed function; draw them outside of forward"
+        if isinstance(wanted, Tensor) and wanted.shape[:1] != x.shape[:1]:
+            return f"mixes the batch: {len(x)} examples give an output of shape {tuple(wanted.shape)}"
         probe = Probe(graph, x)
         if reason := probe.compare(wanted):
             if again := probe.compare(wanted, replica(x.clone()), "the next time"):
@@ -98,11 +102,31 @@ def kind_of(net: nn.Module) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "device": tensor.device}
 
 
-def _probes(example: Tensor, every_size: bool) -> Iterator[tuple[str, Tensor]]:
+def _named_sizes(net: nn.Module) -> list[int]:
+    """Sizes of a batch that forward may ask for: small ones, and what code and attributes name, or one more."""
+    found: set[int] = set()
+    for module in net.modules():
+        if not type(module).__module__.startswith("torch."):
+            found.update(n for n in vars(module).values() if type(n) is int)
+            for function in (*vars(type(module)).values(), *vars(module).values()):
+                found |= _numbers(getattr(function, "__code__", None))
+    named = {n + more for n in found for more in (0, 1) if 0 < n < _LARGEST}
+    return sorted(named.union(_MORE_SIZES) - set(_SIZES))
+
+
+def _numbers(code: types.CodeType | None) -> set[int]:
+    """Whole numbers in code, its inner functions too."""
+    if code is None:
+        return set()
+    inner = (_numbers(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return {n for n in code.co_consts if type(n) is int}.union(*inner)
+
+
+def _probes(example: Tensor, more: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(_SEED)
     shape = example.shape[1:]
     most = _MOST // max(1, example[0].numel())
-    for size in (*_SIZES, *(n for n in _MORE_SIZES if every_size and n <= most)):
+    for size in (*_SIZES, *(n for n in more if n <= most)):
         x = torch.randn(size, *shape, generator=generator, dtype=torch.float64).to(example)
         yield "random inputs", x
     corners = [torch.zeros(shape), torch.ones(shape), -torch.ones(shape), torch.full(shape, 100.0)]

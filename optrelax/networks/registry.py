@@ -31,14 +31,15 @@ Target = type[nn.Module] | Callable[..., Any] | str
 _RULES: dict[Any, Rule] = {}
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Any, Rule] = {}
+_TAKE_HIDDEN: set[Rule] = set()
 _registered: list[Target] = []
 
 
-def rule(*targets: Any) -> Callable[[_Rule], _Rule]:
+def rule(*targets: Any, hidden: bool = False) -> Callable[[_Rule], _Rule]:
     """Decorator: the rule of ATen ops, such as `torch.ops.aten.relu` (every overload) or `torch.ops.aten.add.Tensor`.
 
     An overload's own rule is preferred to that of all overloads.  In-place ops have none: a graph is made functional
-    before rules see it, so `relu_` is `relu`.
+    before rules see it, so `relu_` is `relu`.  hidden: it takes values with entries that minus infinity hides.
     """
 
     def decorate(function: _Rule) -> _Rule:
@@ -48,6 +49,8 @@ def rule(*targets: Any) -> Callable[[_Rule], _Rule]:
             if target in _RULES:
                 raise ValueError(f"rule: {target} has a rule already")
             _RULES[target] = function
+        if hidden:
+            _TAKE_HIDDEN.add(function)
         return function
 
     return decorate
@@ -139,6 +142,11 @@ def rule_of(target: Any) -> Rule | None:
     load_rules()
     found = _RULES.get(target)
     return found if found is not None else _RULES.get(getattr(target, "overloadpacket", None))
+
+
+def takes_hidden(function: Rule) -> bool:
+    """Whether a rule knows what minus infinity hides: `Value.shown`."""
+    return function in _TAKE_HIDDEN
 
 
 def module_rule(module: nn.Module) -> Rule | None:

@@ -91,11 +91,13 @@ class Snapshot:
         self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
         self._global_hooks = global_hooks()
+        self._asks_training = False
         for module in net.modules():
             self._module(module)
         self.kinds = kinds_of(net)
         """Types and devices of the tensors, and the name of one of each."""
         self._ties = _ties(net)
+        self._trained = _trained(net) if self._asks_training else None
         self._root = vars(net)
 
     def holds(self, net: nn.Module) -> bool:
@@ -122,6 +124,8 @@ class Snapshot:
             if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
                 return False
         if self._ties and _ties(net) != self._ties:
+            return False
+        if self._trained is not None and self._trained != _trained(net):
             return False
         try:
             return (
@@ -214,6 +218,7 @@ class Snapshot:
             self._look_into(content)
         names = _names(function.__code__)
         own = not function.__code__.co_filename.startswith(_LIBRARIES)
+        self._asks_training |= "requires_grad" in names
         self.known &= not (own and names & _BLIND - function.__globals__.keys())
         for name in names:
             found = function.__globals__.get(name, sys.modules.get(name, _MISSING) if own else _MISSING)
@@ -269,6 +274,11 @@ def _ties(net: nn.Module) -> tuple[tuple[str, ...], ...]:
             if tensor is not None:
                 groups.setdefault(id(tensor), []).append(f"{path}.{name}")
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _trained(net: nn.Module) -> list[bool]:
+    """Which of the tensors take a gradient, for the functions that ask it."""
+    return [tensor.requires_grad for tensor in (*net.parameters(), *net.buffers())]
 
 
 def _freeze(value: Any, depth: int) -> Any:

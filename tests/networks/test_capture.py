@@ -378,6 +378,12 @@ REFUSED = {
     "rounding": (lambda m, x: torch.div(x, 2, rounding_mode="floor"), {}, "rounding_mode has no rule"),
     "a constant output": (lambda m, x: m.w * 2, {"w": parameter(4)}, "output: does not depend on the input"),
     "two outputs": (lambda m, x: (x, x), {}, "the network must return one tensor, got tuple"),
+    "another function of one size of the batch": (
+        lambda m, x: x if len(x) != 333 else -x,
+        {},
+        "another function than the module on random inputs",
+    ),
+    "no more than so many": (lambda m, x: (x * 2)[:64], {}, "mixes the batch: 65 examples give an output of shape"),
     "sorting": (lambda m, x: x.sort(-1)[0], {}, "sort: has no rule"),
 }
 
@@ -543,7 +549,8 @@ OUTSIDE = {
     ".data": (lambda m, x: x.data * 2, "use .detach()"),
     "numpy": (lambda m, x: x + torch.from_numpy(x.detach().numpy()), "control flow must not depend on values"),
     "inference_mode": (lambda m, x: inferred(m, x), "use torch.no_grad() there"),
-    "vmap": (lambda m, x: torch.vmap(lambda row: row * 2)(x), "_add_batch_dim: has no rule"),
+    "vmap": (lambda m, x: torch.vmap(lambda row: row * 2)(x), "torch.vmap and torch.func inside forward"),
+    "grad": (lambda m, x: torch.func.grad(lambda z: z.square().sum())(x), "torch.vmap and torch.func inside forward"),
 }
 
 

@@ -172,6 +172,23 @@ def test_objects_that_refuse_unknown_names_are_read(monkeypatch):
     torch.testing.assert_close(bounded(ox.capture(net, (4,)), x), net(x))
 
 
+def test_weights_that_take_no_gradient_any_more_are_followed():
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * (2.0 if self.layer.weight.requires_grad else 3.0)
+
+    net, x = Asks(), torch.rand(2, 4)
+    held = ox.capture(net, (4,))
+    torch.testing.assert_close(bounded(held, x), net(x))
+    net.requires_grad_(False)
+    torch.testing.assert_close(bounded(net, x), net(x))
+    torch.testing.assert_close(bounded(held, x), net(x))
+
+
 def test_hooks_of_all_modules_are_refused():
     net, x = nn.Sequential(nn.Linear(4, 3)), torch.rand(2, 4)
     held = ox.capture(net)

@@ -4,6 +4,7 @@ from optrelax.networks.rules import (
     arithmetic,
     convolutions,
     layers,
+    masks,
     maxima,
     moves,
     nonlinear,
@@ -12,12 +13,14 @@ from optrelax.networks.rules import (
     products,
     shapes,
     smooth,
+    writing,
 )
 
 __all__ = [
     "arithmetic",
     "convolutions",
     "layers",
+    "masks",
     "maxima",
     "moves",
     "nonlinear",
@@ -26,4 +29,5 @@ __all__ = [
     "products",
     "shapes",
     "smooth",
+    "writing",
 ]

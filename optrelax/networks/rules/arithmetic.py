@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from optrelax.networks import activations
-from optrelax.networks.calls import BATCH, Call, Op, Refused, Value
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value
 from optrelax.networks.ops import Add, Divide, Scale, Source, wide
 from optrelax.networks.registry import rule
+from optrelax.networks.rules.masks import shifted
 from optrelax.networks.rules.moves import widened
 from optrelax.networks.rules.products import times
 
 aten = torch.ops.aten
 
 
-@rule(aten.add.Tensor, aten.add.Scalar)
+@rule(aten.add.Tensor, aten.add.Scalar, hidden=True)
 def add(call: Call) -> Op | Value:
     return _sum(call, 1.0)
 
@@ -50,6 +50,8 @@ def _sum(call: Call, sign: float) -> Op | Value:
     first, second = call.args[:2]
     shape = call.output
     if isinstance(first, Value) and isinstance(second, Value):
+        if first.shown is not None or second.shown is not None:
+            raise Refused(HIDDEN)
         first, second = widened(call, first, shape), widened(call, second, shape)
         if abs(factor) == 1:
             return call.add(Add(shape, (1.0, float(factor))), first, second)
@@ -58,9 +60,9 @@ def _sum(call: Call, sign: float) -> Op | Value:
         return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, scaled)
     value = widened(call, call.values[0], shape)
     if isinstance(first, Value):
-        return call.add(Scale(shape, None, _times(call.elementwise(1), factor)), value)
+        return shifted(call, value, None, _times(call.elementwise(1), factor))
     read = None if factor == 1 else _times(_one, factor)
-    return call.add(Scale(shape, read, call.elementwise(0)), value)
+    return shifted(call, value, read, call.elementwise(0))
 
 
 def _one() -> torch.Tensor:
@@ -105,46 +107,6 @@ def divide_and_round(call: Call) -> Value:
 @rule(aten.neg)
 def negate(call: Call) -> Op:
     return Scale(call.output, _times(_one, -1.0), None)
-
-
-@rule(aten.where.self)
-def where(call: Call) -> Value:
-    """Chosen by a constant condition: each side times 1 or 0."""
-    condition = call.elementwise(0)
-    values: list[Value] = []
-    shift: Source | None = None
-    for position, sign in ((1, 1.0), (2, -1.0)):
-
-        def chosen(sign: float = sign) -> torch.Tensor:
-            return condition().double() if sign > 0 else 1 - condition().double()
-
-        if isinstance(call.args[position], Value):
-            value = widened(call, call.args[position], call.output)
-            values.append(call.add(Scale(call.output, chosen, None), value))
-        else:
-            constant = call.elementwise(position)
-            _finite(constant)
-            shift = partial(_product, chosen, constant)
-    if shift is None:
-        return call.add(Add(call.output, (1.0, 1.0)), *values)
-    return call.add(Scale(call.output, None, shift), values[0])
-
-
-def _product(first: Source, second: Source) -> torch.Tensor:
-    return wide(first()) * wide(second())
-
-
-@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(call: Call) -> Value:
-    value = widened(call, call.only(0), call.output)
-    mask, fill = call.elementwise(1), call.elementwise(2)
-    _finite(fill)
-    return call.add(Scale(call.output, lambda: 1 - mask().double(), lambda: mask().double() * wide(fill())), value)
-
-
-def _finite(constant: Source) -> None:
-    if not bool(constant().isfinite().all()):
-        raise Refused("an infinite constant has no bounds")
 
 
 @rule(aten.lerp.Scalar)

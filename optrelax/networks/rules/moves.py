@@ -20,7 +20,7 @@ from optrelax.networks.registry import rule
 from optrelax.networks.views import Concatenate, Expand, Gather, Pad, Permute
 
 aten = torch.ops.aten
-_MIXES = "mixes the batch: an example reads entries of another, or of none that is named"
+MIXES = "mixes the batch: an example reads entries of another, or of none that is named"
 
 
 def numbers(shape: Shape) -> Tensor:
@@ -103,7 +103,7 @@ def _moved(function: Callable[..., Any], shape: Shape, arguments: dict[str, Any]
     for moved in found if isinstance(found, (list, tuple)) else [found]:
         first = moved[0] if moved.dim() and len(moved) == 2 else None
         if first is None or not torch.equal(moved[1], torch.where(first > 0, first + one.numel(), 0.0)):
-            raise Refused(_MIXES)
+            raise Refused(MIXES)
         indices.append(first.long() - 1)
     return indices
 

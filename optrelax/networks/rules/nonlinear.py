@@ -122,7 +122,7 @@ def _number(value: float) -> Source:
     return lambda: number
 
 
-@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+@rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, hidden=True)
 def dropout(call: Call) -> Value:
     if call["train"]:
         raise Refused("is random in training mode, its default; pass training=self.training and call .eval()")

@@ -13,6 +13,7 @@ from optrelax.networks.calls import Call, Refused, Value
 from optrelax.networks.linear_maps import Sum
 from optrelax.networks.ops import Add, Reshape, Scale, Shape, Source
 from optrelax.networks.registry import rule
+from optrelax.networks.rules.masks import shifted, shows
 from optrelax.networks.rules.moves import move, numbers
 from optrelax.networks.rules.products import multiplied, times
 from optrelax.networks.views import Concatenate, Expand, Pad, Permute
@@ -20,7 +21,7 @@ from optrelax.networks.views import Concatenate, Expand, Pad, Permute
 aten = torch.ops.aten
 
 
-@rule(aten.softmax.int, aten._softmax, aten._safe_softmax)
+@rule(aten.softmax.int, aten._softmax, aten._safe_softmax, hidden=True)
 def softmax(call: Call) -> Value:
     """1 / (1 + sum over the others of exp(x_j - x_i)), which multiplies nothing."""
     value = call.only(0)
@@ -57,26 +58,34 @@ def _log_sum(call: Call, value: Value, dim: int) -> Value:
     return call.add(Reshape((1, *shape), shape), left)
 
 
-def _shares(call: Call, value: Value, dim: int, shown: Source | None = None) -> Value:
-    """shown: 1 for the entries that share, 0 for those whose share is none, broadcastable to the value; None: all."""
-    found = call.add(activations.reciprocal(), _total(call, value, dim, shown))
-    return found if shown is None else call.add(Scale(value.shape, shown, None), found)
+def _shares(call: Call, value: Value, dim: int) -> Value:
+    """The shares of a softmax along a dimension; of entries that are hidden 0, and they count in no other's."""
+    shown = value.shown
+    if shown is not None and not bool(shown().any(dim).all()):
+        raise Refused("a mask that leaves a query without any score has no rule: its shares are no numbers")
+    found = call.add(activations.reciprocal(), _total(call, value, dim))
+    return found if shown is None else call.add(Scale(value.shape, lambda: shown().double(), None), found)
 
 
-def _total(call: Call, value: Value, dim: int, shown: Source | None) -> Value:
+def _total(call: Call, value: Value, dim: int) -> Value:
     """1 + sum over the others of exp(x_j - x_i): an entry less itself is 0, which its bounds would not know."""
     shape, n = value.shape, value.shape[dim]
     if n == 1:
         return call.add(Scale(shape, _number(0.0), _number(1.0)), value)
-    exponentials = call.add(activations.exp(), _differences(call, value, dim))
+    wide = (n - 1, *shape)
+    shown = None if value.shown is None else partial(_of_others, value.shown, shape, dim)
+    left = _differences(call, value, dim)
+    if shown is not None:  # the exponential of a hidden one might overflow, and 0 times infinity is no number
+        left = call.add(Scale(wide, shown, None), left)
+    exponentials = call.add(activations.exp(), left)
     if shown is not None:
-        exponentials = call.add(Scale((n - 1, *shape), partial(_of_others, shown, shape, dim), None), exponentials)
-    return call.add(Scale(shape, None, _number(1.0)), call.add(Sum((n - 1, *shape), [0]), exponentials))
+        exponentials = call.add(Scale(wide, shown, None), exponentials)
+    return call.add(Scale(shape, None, _number(1.0)), call.add(Sum(wide, [0]), exponentials))
 
 
 def _of_others(read: Source, shape: Shape, dim: int) -> torch.Tensor:
     """Of every entry the numbers of the others along a dimension, in the order of `_differences`."""
-    every = read().expand(shape)
+    every = read().double().expand(shape)
     return torch.stack([every.roll(-step, dim) for step in range(1, shape[dim])])
 
 
@@ -112,45 +121,28 @@ def attention(call: Call) -> Value:
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     scaled = call.add(Scale(query.shape, _number(factor), None), query)
     scores = multiplied(call, scaled, turned)
-    shown, added = _mask(call, scores.shape)
-    if added is not None:
-        scores = call.add(Scale(scores.shape, None, added), scores)
-    return multiplied(call, _shares(call, scores, len(scores.shape) - 1, shown), value)
+    return multiplied(call, _shares(call, _masked(call, scores), len(scores.shape) - 1), value)
 
 
-def _mask(call: Call, shape: Shape) -> tuple[Source | None, Source | None]:
-    """Which scores an attention looks at, 1 or 0, and what it adds to them; None: at all, and nothing."""
-    shown: Source | None = None
-    added: Source | None = None
+def _masked(call: Call, scores: Value) -> Value:
+    """The scores that an attention looks at, and what its mask adds to them."""
+    shape = scores.shape
     if call["is_causal"]:
-        shown = partial(_past, shape[-2], shape[-1])
-    elif call["attn_mask"] is not None:
-        mask = call.constant(3)
-        assert mask is not None
-        if torch.broadcast_shapes(mask().shape, shape) != torch.Size(shape):
-            raise Refused(f"a mask of shape {tuple(mask().shape)} does not broadcast to scores of shape {shape}")
-        boolean = mask().dtype == torch.bool
-        added = None if boolean else partial(_finite, mask)
-        if boolean or not bool(mask().isfinite().all()):
-            shown = partial(_shown, mask)
-    if shown is not None and not bool(shown().expand(shape).any(-1).all()):
-        raise Refused("a mask that leaves a query without any score has no rule: its shares are no numbers")
-    return shown, added
+        return shows(partial(_past, shape[-2], shape[-1]), scores)
+    mask = call.constant(3)
+    if mask is None:
+        return scores
+    read = mask()
+    if torch.broadcast_shapes(read.shape, shape) != torch.Size(shape):
+        raise Refused(f"a mask of shape {tuple(read.shape)} does not broadcast to scores of shape {shape}")
+    if read.dtype != torch.bool:
+        return shifted(call, scores, None, mask)
+    call.keep(mask, read.detach().clone())
+    return shows(mask, scores)
 
 
 def _past(queries: int, keys: int) -> torch.Tensor:
-    return torch.ones(queries, keys, dtype=torch.float64).tril()
-
-
-def _shown(mask: Source) -> torch.Tensor:
-    read = mask()
-    return (read if read.dtype == torch.bool else read != -torch.inf).double()
-
-
-def _finite(mask: Source) -> torch.Tensor:
-    """What hides a score by minus infinity adds nothing."""
-    read = mask()
-    return read.masked_fill(read == -torch.inf, 0.0)
+    return torch.ones(queries, keys, dtype=torch.bool).tril()
 
 
 def _last_dims(call: Call, value: Value) -> list[int]:

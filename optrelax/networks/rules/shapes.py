@@ -28,7 +28,7 @@ def reshape(call: Call) -> Op | Value:
 
 
 # Of another type they are refused like any op: every value of a network has the type of its input.
-@rule(aten.clone, aten.contiguous, aten.positive, aten.alias, aten.to, aten._to_copy, aten.lift_fresh_copy)
+@rule(aten.clone, aten.contiguous, aten.positive, aten.alias, aten.to, aten._to_copy, aten.lift_fresh_copy, hidden=True)
 def same(call: Call) -> Value:
     return call.value()
 
