@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import optrelax as ox
 from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.networks.activations import Smooth
+from optrelax.networks.activations.touching import sought, tolerance
 
 each_function = pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f"{f.name}{f.parameters}")
 
@@ -129,6 +130,31 @@ def test_the_band_is_the_narrowest(f):
     ratio = (high - low)[bent] / least[bent]
     assert float(ratio.median()) < 1.001
     assert float(ratio.max()) < 1.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@each_function
+def test_tabulated_points_of_tangency_are_those_that_a_search_finds(f, dtype):
+    """On either side of every cut, for points from next to it to beyond the table, the next cut being an end."""
+    if f.period is not None or not f.cuts or 0 in f.curvature:
+        return
+    sizes = torch.logspace(-1.5, 5, 20, dtype=dtype)
+    within = tolerance(dtype)
+    for which, cut in enumerate(f.cuts):
+        for side, way in ((0, 1.0), (1, -1.0)):
+            places = torch.tensor([c for c in f.cuts if way * (c - cut) > 0], dtype=dtype)
+            reach = (places - cut).abs().amin() if len(places) else torch.tensor(torch.inf, dtype=dtype)
+            d, far = (t.flatten() for t in torch.meshgrid(sizes, sizes.clamp_max(reach), indexing="ij"))
+            anchor, c, end = cut - way * d, torch.full_like(d, cut), cut + way * far
+            found = f.tangencies(anchor, c, torch.full_like(d, which, dtype=torch.int64), end)
+            start = torch.full_like(d, float(f.curvature[which + side]))
+            searched = sought(f, anchor, c, end, start, within)
+            known = ~found.isnan()
+            steep = f.derivative(searched).abs() > 1e-3  # elsewhere a search in float32 meets rounding
+            numbers = f(anchor).isfinite() & f(end).isfinite() & known & (steep | (dtype == torch.float64))
+            near = 30 * within * searched.abs().clamp_min(1) * torch.where(d < 0.1, 100.0, 1.0)
+            assert ((found - searched).abs() <= near)[numbers].all()
+            assert f.name not in ("tanh", "sigmoid") or known[d < 9e3].all()
 
 
 def worst(f: Smooth, l: Tensor, u: Tensor, slope: Tensor, intercept: Tensor, sign: float) -> list[str]:

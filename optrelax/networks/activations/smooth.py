@@ -18,6 +18,7 @@ from torch import Tensor
 
 from optrelax.networks.activations.bracketing import root
 from optrelax.networks.activations.contract import Activation, Hull, Line
+from optrelax.networks.activations.touching import TangencyTable, tolerance
 from optrelax.networks.storage import Settings, Shape, Tensors, stored
 from optrelax.rounding import down, underflow, unit_roundoff, up
 
@@ -116,6 +117,11 @@ class Smooth(Activation):
         low, high = self.domain
         ends = [max(low, min([*self.cuts, high, 0.0]) - 4), *self.cuts, min(high, max([*self.cuts, low, 0.0]) + 4)]
         return list(itertools.pairwise(ends))
+
+    @cached_property
+    def tangencies(self) -> TangencyTable:
+        """Where tangents through its points touch it again."""
+        return TangencyTable(self)
 
     @property
     def unit(self) -> float:
@@ -237,9 +243,9 @@ class Smooth(Activation):
                 points.append(b)
                 if isinstance(curvature, Tensor):
                     bent = sign * curvature < 0
-                    points.append(self._stationary(slope, a, torch.where(bent, b, a), sign, _tolerance(l.dtype)))
+                    points.append(self._stationary(slope, a, torch.where(bent, b, a), sign, tolerance(l.dtype)))
                 elif sign * curvature < 0:
-                    points.append(self._stationary(slope, a, b, sign, _tolerance(l.dtype)))
+                    points.append(self._stationary(slope, a, b, sign, tolerance(l.dtype)))
             for x in points:
                 value = sign * (self(x) - slope * x)
                 better = value > best
@@ -359,8 +365,3 @@ def _far(dtype: torch.dtype) -> float:
     half the square of that: 9 / 8 units, of the 16 that are allowed.
     """
     return float(unit_roundoff(dtype) ** -0.5 / 2)
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Distance from a root at which a supporting line is off by rounding alone: what it misses is its square."""
-    return float(unit_roundoff(dtype) ** 0.5 / 8)

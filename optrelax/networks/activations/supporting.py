@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from optrelax.networks.activations.bracketing import root
 from optrelax.networks.activations.contract import Hull, Line
+from optrelax.networks.activations.touching import sought, tolerance
 from optrelax.rounding import unit_roundoff
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Supports:
         """What kind of interval each is."""
         l, u, f = self.l, self.u, self.f
         self.single: Tensor | None = None  # the one cut inside
+        self.which: Tensor | None = None  # its number
         self.several: Tensor | None = None  # where more are
         if f.period is not None:
             c, period = f.inflections[0], f.period
@@ -71,7 +72,8 @@ class Supports:
             last = torch.searchsorted(cuts, u.contiguous())
             last = torch.maximum(last, first)
             self.left, self.right = curvature[first], curvature[last]
-            self.single = cuts[first.clamp_max(len(cuts) - 1)]
+            self.which = first.clamp_max(len(cuts) - 1)
+            self.single = cuts[self.which]
             if len(cuts) > 1:
                 self.several = last > first + 1
         if self.single is not None:
@@ -114,7 +116,7 @@ class Supports:
         anchor = torch.where(from_l, l, u)
         a, b = torch.where(from_l, c, l), torch.where(from_l, u, c)
         start = torch.where(from_l, sign, -sign)
-        t = self._touch(anchor, torch.where(mixed, a, l), torch.where(mixed, b, l), start)
+        t = self._touch(c, anchor, torch.where(mixed, a, l), torch.where(mixed, b, l), start, mixed)
         p = torch.where(mixed & ~from_l, t, l)
         q = torch.where(from_l, t, u)
         m = self.m.detach()
@@ -128,15 +130,16 @@ class Supports:
         )
         return found if self.several is None else self._exchanged(found, sign)
 
-    def _touch(self, anchor: Tensor, a: Tensor, b: Tensor, start: Tensor) -> Tensor:
+    def _touch(self, c: Tensor, anchor: Tensor, a: Tensor, b: Tensor, start: Tensor, mixed: Tensor) -> Tensor:
         """Where in [a, b] the tangent goes through the graph at the anchor; the end that comes nearest elsewhere."""
-        f = self.f
-
-        def missed(t: Tensor, at: Tensor, value: Tensor) -> Tensor:
-            return f.derivative(t) * (t - at) - (f(t) - value)
-
-        tolerance = float(unit_roundoff(a.dtype) ** 0.5 / 8)
-        return root(missed, a, b, (anchor, f(anchor)), start, tolerance, f.unit)
+        f, within = self.f, tolerance(a.dtype)
+        if self.which is None:
+            return sought(f, anchor, a, b, start, within)
+        t = torch.where(mixed, f.tangencies(anchor, c, self.which, torch.where(anchor <= c, b, a)), a)
+        index = t.isnan().nonzero(as_tuple=True)
+        if not len(index[0]):
+            return t
+        return t.index_put(index, sought(f, anchor[index], a[index], b[index], start[index], within))
 
     def _exchanged(self, found: Touching, sign: float) -> Touching:
         """Intervals with several cuts: two points of the envelope around the middle."""
