@@ -15,7 +15,8 @@ from benchmarks.lp_cases import Case
 from benchmarks.reports import Options
 from optrelax.enclosures import Bounds
 from optrelax.layers import Cvxpy, Highs, LinearProgram, Status
-from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.layers.affine_maps import AffineMaps
+from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.networks.graph import Network
 from optrelax.output.files import read_tensors, write_tensors
 from optrelax.regions import InputBox

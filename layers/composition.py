@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optrelax.layers.hulls import HullLines
 from optrelax.layers.prices import affine_line
-from optrelax.layers.problems import HullLines, Problems, Weights
+from optrelax.layers.problems import Problems, Weights
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine, flatten_from
 from optrelax.networks.walks import carried_back, carried_on, through_affine

@@ -16,18 +16,9 @@ from optrelax.enclosures import Bounds
 from optrelax.layers.batched import Batched
 from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.prices import beyond_bounds, in_float64, proves_contradiction
-from optrelax.layers.problems import (
-    Backward,
-    DualPoint,
-    Feasible,
-    PrimalPoint,
-    Problems,
-    Weights,
-    backward_sweep,
-    dual_value,
-    primal_sweep,
-)
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights
 from optrelax.layers.solutions import Status
+from optrelax.layers.sweeps import Backward, Feasible, backward_sweep, dual_value, primal_sweep
 from optrelax.rounding import Rounding, down, unit_roundoff
 
 _FORGIVEN = 16

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
+from optrelax.layers.affine_maps import AffineMaps
 from optrelax.layers.evaluation import Evaluation, best_dual, evaluate, solved
-from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.layers.network_solver import NetworkSolver, Points
 from optrelax.layers.prices import in_float64, priced
-from optrelax.layers.problems import DualPoint, Problems, Weights, nearest_point
+from optrelax.layers.problems import DualPoint, Problems, Weights
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import LPData, ProgramSolver
 from optrelax.layers.programs.pdhg import PDHG
 from optrelax.layers.solutions import Status
+from optrelax.layers.sweeps import nearest_point
 from optrelax.rounding import Rounding
 
 Solver = NetworkSolver | ProgramSolver

@@ -14,10 +14,11 @@ from optrelax.enclosures import Bounds
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import Evaluation, solved
 from optrelax.layers.exported import network_solver, solved_under_given_bounds
+from optrelax.layers.hulls import HullLines, hulls_at
 from optrelax.layers.layer_memory import LayerBudget
 from optrelax.layers.network_gradients import attach
 from optrelax.layers.network_layer import NetworkLayer
-from optrelax.layers.problems import DualPoint, HullLines, Problems, hulls_at
+from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.solutions import Solution, Status
 from optrelax.layers.starts import Warm, dual_starts
 from optrelax.networks.graph import Network

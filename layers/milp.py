@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.layers.affine_maps import AffineMaps
+from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, require_polyhedron

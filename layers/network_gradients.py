@@ -11,14 +11,9 @@ from torch import Tensor
 
 from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.first_order import first_order
-from optrelax.layers.problems import (
-    DualPoint,
-    HullLines,
-    Problems,
-    Weights,
-    backward_sweep,
-    primal_sweep,
-)
+from optrelax.layers.hulls import HullLines
+from optrelax.layers.problems import DualPoint, Problems, Weights
+from optrelax.layers.sweeps import backward_sweep, primal_sweep
 from optrelax.networks.graph import Node
 from optrelax.networks.ops import flatten_from
 from optrelax.networks.walks import carried_on

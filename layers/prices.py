@@ -15,18 +15,9 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
-from optrelax.layers.problems import (
-    DualPoint,
-    Face,
-    Feasible,
-    HullLines,
-    Problems,
-    Weights,
-    dual_value,
-    floor_and_ceiling,
-    hulls_at,
-    mix,
-)
+from optrelax.layers.hulls import Face, HullLines, floor_and_ceiling, hulls_at, mix
+from optrelax.layers.problems import DualPoint, Problems, Weights
+from optrelax.layers.sweeps import Feasible, dual_value
 from optrelax.networks.activations import Activation, Line
 from optrelax.networks.graph import Node
 from optrelax.networks.ops import Affine, flatten_from

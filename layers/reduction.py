@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 
 from optrelax.layers.composition import Composition, NeuronSlots
+from optrelax.layers.hulls import HullLines, floor_and_ceiling
 from optrelax.layers.prices import priced
-from optrelax.layers.problems import (
-    DualPoint,
-    HullLines,
-    PrimalPoint,
-    Problems,
-    Weights,
-    floor_and_ceiling,
-    primal_sweep,
-)
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights
+from optrelax.layers.sweeps import primal_sweep
 from optrelax.networks.ops import flatten_from
 
 

@@ -24,18 +24,10 @@ from optrelax.domains.passes.neurons import Neurons, rows_of_examples
 from optrelax.domains.passes.programs import Program
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.schedule import FIRST, SECOND, tiny
-from optrelax.layers.problems import (
-    DualPoint,
-    HullLines,
-    Problems,
-    Weights,
-    backward_sweep,
-    crown_start,
-    dual_value,
-    hull_lines,
-    hulls_at,
-    product_hull,
-)
+from optrelax.layers.hulls import HullLines, hull_lines, hulls_at, product_hull
+from optrelax.layers.problems import DualPoint, Problems, Weights
+from optrelax.layers.starts import crown_start
+from optrelax.layers.sweeps import backward_sweep, dual_value
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.regions import Region

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from optrelax.domains.lines import crown_lines
 from optrelax.enclosures import Bounds
-from optrelax.layers.problems import DualPoint, HullLines, Weights, chord_start, crown_start
+from optrelax.layers.hulls import Face, HullLines
+from optrelax.layers.problems import DualPoint, Weights
 from optrelax.layers.solutions import Solution
+from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
+from optrelax.networks.products import Multiply
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +61,41 @@ def dual_starts(
 
 def _kinds(dual: DualPoint) -> tuple[tuple[int, Weights], tuple[int, Weights]]:
     return (0, dual.alpha), (1, dual.beta)
+
+
+def crown_start(network: Network, preactivation: Mapping[str, Bounds], hulls: Mapping[str, HullLines]) -> DualPoint:
+    """The weights that make the dual value CROWN's bound: the line of smaller area, the even plane, per example."""
+    alpha: Weights = {}
+    beta: Weights = {}
+    for node in network.relaxed:
+        if node.name not in hulls:
+            continue
+        h = hulls[node.name]
+        if isinstance(node.op, Multiply):
+            alpha[node.name] = beta[node.name] = torch.full_like(h.below0[0], 0.5)
+            continue
+        assert isinstance(node.op, Activation)
+        b = preactivation[node.name]
+        chosen = crown_lines(node.op, b.lower, b.upper)
+        alpha[node.name] = _weight_of(chosen.lower_slope, chosen.lower_intercept, h.below0, h.below1)
+        if h.above1 is not None:
+            beta[node.name] = _weight_of(chosen.upper_slope, chosen.upper_intercept, h.above0, h.above1)
+    return DualPoint(alpha, beta)
+
+
+def chord_start(network: Network, hulls: Mapping[str, HullLines], start: DualPoint) -> DualPoint:
+    """The weights whose lower slope is the chord's (Fast-Lin); upper weights, and products, as in `start`."""
+    alpha: Weights = {}
+    for name, h in hulls.items():
+        if isinstance(network[name].op, Multiply):
+            alpha[name] = start.alpha[name]
+            continue
+        spread = h.below1[0] - h.below0[0]
+        wide = spread != 0
+        weight = (h.above0[0] - h.below0[0]) / torch.where(wide, spread, 1.0)
+        alpha[name] = torch.where(wide, weight, 0.0).clamp(0, 1)
+    return DualPoint(alpha, start.beta)
+
+
+def _weight_of(slope: Tensor, intercept: Tensor, first: Face, second: Face) -> Tensor:
+    return ((slope == second[0]) & (intercept == second[1])).to(slope)

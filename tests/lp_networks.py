@@ -14,7 +14,8 @@ from scipy.sparse import vstack
 from torch import Tensor, nn
 
 import optrelax as ox
-from optrelax.layers.network_lp import AffineMaps, NetworkLP, export
+from optrelax.layers.affine_maps import AffineMaps
+from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.relaxations import identity_rows
 
 Given = Mapping[str, ox.Bounds]

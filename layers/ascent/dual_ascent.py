@@ -22,15 +22,8 @@ from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, finished, rate
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import best_dual
 from optrelax.layers.network_solver import NetworkSolver, Points
-from optrelax.layers.problems import (
-    Backward,
-    DualPoint,
-    PrimalPoint,
-    Problems,
-    backward_sweep,
-    forward_sweep,
-    primal_sweep,
-)
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.layers.sweeps import Backward, backward_sweep, forward_sweep, primal_sweep
 from optrelax.memory import Limit
 from optrelax.memory_counts import ascent
 

@@ -22,17 +22,11 @@ from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.evaluation import solved
+from optrelax.layers.hulls import HullLines, hull_lines
 from optrelax.layers.interior_point import InteriorPoint
-from optrelax.layers.problems import (
-    DualPoint,
-    HullLines,
-    PrimalPoint,
-    Problems,
-    backward_sweep,
-    chord_start,
-    crown_start,
-    hull_lines,
-)
+from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
+from optrelax.layers.starts import chord_start, crown_start
+from optrelax.layers.sweeps import backward_sweep
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Affine

@@ -17,7 +17,9 @@ from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, eval
 from optrelax.layers.ascent import composed_ascent, dual_ascent
 from optrelax.layers.ascent.schedule import rates
 from optrelax.layers.composition import AffineBlocks, KeptNeurons
-from optrelax.layers.problems import DualPoint, Problems, chord_start, crown_start, hull_lines
+from optrelax.layers.hulls import hull_lines
+from optrelax.layers.problems import DualPoint, Problems
+from optrelax.layers.starts import chord_start, crown_start
 from optrelax.margin_rows import margins
 
 pytestmark = pytest.mark.compiler

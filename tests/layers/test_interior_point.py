@@ -10,8 +10,11 @@ from lp_networks import QUESTIONS, answer, assert_close, before, question, train
 import optrelax as ox
 from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle, interior_point
 from optrelax.layers.evaluation import evaluate, solved
-from optrelax.layers.problems import Problems, backward_sweep, crown_start, hull_lines, nearest_point, primal_sweep
+from optrelax.layers.hulls import hull_lines
+from optrelax.layers.problems import Problems
 from optrelax.layers.reduction import reduce_problems, without_flat
+from optrelax.layers.starts import crown_start
+from optrelax.layers.sweeps import backward_sweep, nearest_point, primal_sweep
 
 
 def problems(name: str) -> tuple[Problems, list]:
