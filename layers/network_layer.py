@@ -40,7 +40,7 @@ from optrelax.relaxations import (
     resolve,
     with_rounding,
 )
-from optrelax.relaxations.zonotopes import ZonotopeFamily
+from optrelax.relaxations.zonotope_family import ZonotopeFamily
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _MANY = 2048

@@ -23,6 +23,7 @@ import optrelax as ox
 from optrelax.domains import backsubstitution, zonotope
 from optrelax.domains.lines import Lines
 from optrelax.domains.zonotope import Walk
+from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.relaxations import Relaxation, resolve
 
 SMALL = ["fc", "deep fc", "functional residual", "strided conv", "residual conv", "batch norm", "average pool"]
@@ -48,8 +49,8 @@ def on_given_bounds(name: str, network: ox.Network, region: ox.InputBox, rows: T
         return relaxation.lines(activation, bounds.lower, bounds.upper)
 
     walk = Walk(lines, relaxation.errors)
-    kept = zonotope.propagate(network, region, walk, zonotope.frontier(network)).kept
-    center, radius = zonotope.project(network, kept, rows[None], False)
+    kept = zonotope.propagate(network, region, walk, frontier(network)).kept
+    center, radius = project(network, kept, rows[None], False)
     return center - radius
 
 

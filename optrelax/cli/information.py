@@ -39,7 +39,7 @@ def facts() -> dict[str, Any]:
     import torch
 
     import optrelax
-    from optrelax.domains import interval
+    from optrelax.domains import interval_chains
     from optrelax.kernels import (
         ball_products,
         band_step,
@@ -49,21 +49,21 @@ def facts() -> dict[str, Any]:
         sign_products,
         triton_steps,
     )
-    from optrelax.layers.ascent import composed_ascent, dense_ascent
+    from optrelax.layers.ascent import composed_ascent, vector_passes
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []
     kernels += ["oneDNN"] if torch.backends.mkldnn.is_available() else []
     kernels += [f"cuDNN {torch.backends.cudnn.version()}"] if torch.backends.cudnn.is_available() else []
     passes = {
-        "intervals": interval,
+        "intervals": interval_chains,
         "products of balls": ball_products,
         "lines": relu_lines,
         "relaxation step": relax_step,
         "parallel lines": band_step,
         "products with signs": sign_products,
         "convolutions": convolutions,
-        "dual ascent": dense_ascent,
+        "dual ascent": vector_passes,
         "dual ascent on crossing neurons": composed_ascent,
     }
     for what, build in ((what, module.kernels()) for what, module in passes.items()):

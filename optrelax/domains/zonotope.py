@@ -15,13 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import choose_entries, dot, pull
-from optrelax.domains.balls import absolute_terms, affine_error
+from optrelax.domains.backsubstitution import choose_entries
+from optrelax.domains.balls import affine_error
 from optrelax.domains.interval import narrow_sources
 from optrelax.domains.interval import propagate as propagate_intervals
 from optrelax.domains.lines import Lines
+from optrelax.domains.noise_terms import Block, Zonotope
 from optrelax.domains.rules import find_rule, require_rules, rule
-from optrelax.enclosures import Bounds, ordered
+from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
@@ -29,75 +30,10 @@ from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, flatten_from
 from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox
-from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, unit_roundoff, up
+from optrelax.rounding import SLACK, Rounding, underflow, unit_roundoff, up
 
 Errors = Literal["generators", "interval", "projection"]
 LineRule = Callable[[Activation, Tensor, Tensor], Lines]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Noise terms of one origin: generators [batch or 1, e, *shape] times scale [batch, e], each in [-1, 1]."""
-
-    generators: Tensor
-    scale: Tensor
-
-    @property
-    def radius(self) -> Tensor:
-        """Sum of the absolute generators, [batch, *shape]."""
-        g = self.generators.abs()
-        flat = flatten_from(g, 2)
-        total = self.scale @ flat[0] if flat.shape[0] == 1 else (self.scale[:, None] @ flat)[:, 0]
-        return total.reshape(total.shape[0], *g.shape[2:])
-
-
-@dataclass(frozen=True, slots=True)
-class Zonotope:
-    """center + sum of generators times noise + an interval of half width beta; [batch, *shape].
-
-    `projected` replaces the generators by k Cauchy projections [batch, k, *shape], whose median absolute value
-    estimates the radius: an estimate, not a bound.
-    """
-
-    center: Tensor
-    blocks: dict[str, Block] = field(default_factory=dict)
-    beta: Tensor | None = None
-    projected: Tensor | None = None
-    outward: bool = False
-
-    @property
-    def reach(self) -> Tensor:
-        """Sum of the noise terms' scales and one, [batch, 1...]: what an underflowing generator is multiplied by."""
-        total = torch.ones_like(self.center[(slice(None), *[slice(1)] * (self.center.dim() - 1))])
-        for block in self.blocks.values():
-            total = total + block.scale.sum(1).reshape(-1, *total.shape[1:])
-        return total
-
-    @property
-    def radius(self) -> Tensor:
-        """Half width of the interval hull, [batch, *shape]."""
-        total = torch.zeros_like(self.center) if self.beta is None else self.beta
-        terms = 1
-        for block in self.blocks.values():
-            total = total + block.radius
-            terms += block.generators.shape[1] + 1
-        if self.projected is not None:
-            total = total + _median(self.projected.abs())
-        if not self.outward:
-            return total
-        return total * (1 + SLACK * gamma(terms, total.dtype)) + underflow(terms, total.dtype)
-
-    @property
-    def bounds(self) -> Bounds:
-        """The interval hull."""
-        radius = self.radius
-        l, u = self.center - radius, self.center + radius
-        return ordered(down(l), up(u)) if self.outward else ordered(l, u)
-
-
-def _median(x: Tensor) -> Tensor:
-    """Median over dimension 1, the mean of the middle two for even counts."""
-    return (x.median(1).values - (-x).median(1).values) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,71 +252,3 @@ def _max_pool(op: Greatest, node: Node, walk: Walk, z: Zonotope) -> Zonotope:
     blocks = {name: Block(pick_rows(b.generators), b.scale) for name, b in z.blocks.items()}
     beta = None if z.beta is None else pick(z.beta)
     return _with_errors(replace(z, center=center, blocks=blocks, beta=beta), z, None, mu, node, walk)
-
-
-def frontier(network: Network) -> frozenset[str]:
-    """The nodes at which the affine end of the network begins: activations, poolings or the input."""
-    found: set[str] = set()
-    stack = [network.output]
-    while stack:
-        name = stack.pop()
-        if name == network.input or not isinstance(network[name].op, Affine):
-            found.add(name)
-        else:
-            stack.extend(network[name].inputs)
-    return frozenset(found)
-
-
-def project(network: Network, zonotopes: dict[str, Zonotope], rows: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
-    """Centre and half width of rows of the output, folded into the last affine ops (elision).
-
-    rows [batch or 1, k, *output_shape] -> [batch, k] each.
-    """
-    some = next(iter(zonotopes.values()))
-    batch = some.center.shape[0]
-    magnitude = None
-    if outward:
-        # Magnitudes of the nodes behind the frontier, by intervals from the frontier's own.
-        magnitude = {name: (z.center.abs() + z.radius) * SLACK for name, z in zonotopes.items()}
-        for node in network:
-            if node.name not in magnitude and isinstance(node.op, Affine) and all(i in magnitude for i in node.inputs):
-                size, lost = absolute_terms(node.op, [magnitude[i] for i in node.inputs])
-                magnitude[node.name] = SLACK * (size + lost)
-    walk = pull(network, network.output, rows, batch, {}, magnitude, stop=frozenset(zonotopes))
-    if network.input in walk.pending:
-        walk.stops[network.input] = walk.pending.pop(network.input)
-    center, radius = walk.constant, torch.zeros_like(walk.constant)
-    noise: dict[str, tuple[Tensor, Tensor]] = {}
-    projected = None
-    size = torch.zeros_like(center)
-    for name, a in walk.stops.items():
-        z = zonotopes[name]
-        center = center + dot(a, z.center)
-        flat = flatten_from(a, 2)
-        for origin, block in z.blocks.items():
-            g = flatten_from(block.generators, 2)
-            part = flat @ g.mT  # [batch, k, e]
-            noise[origin] = (noise[origin][0] + part if origin in noise else part, block.scale)
-        if z.beta is not None:
-            radius = radius + dot(a.abs(), z.beta)
-        if z.projected is not None:
-            part = torch.einsum("bkn,ben->bek", flat.expand(batch, -1, -1), flatten_from(z.projected, 2))
-            projected = part if projected is None else projected + part
-        if outward:
-            size = size + dot(a.abs(), z.center.abs() + z.radius)
-    for part, scale in noise.values():
-        radius = radius + dot(part.abs(), scale)
-    if projected is not None:
-        radius = radius + _median(projected.abs())
-    if outward:
-        terms = (
-            sum(math.prod(a.shape[2:]) for a in walk.stops.values()) + sum(s.shape[1] for _, s in noise.values()) + 16
-        )
-        reach = 1 + sum((scale.sum(1, keepdim=True) for _, scale in noise.values()), torch.zeros_like(size[:, :1]))
-        error = 4 * gamma(terms, size.dtype) * (size + walk.constant.abs()) + underflow(4 * terms, size.dtype) * reach
-        if walk.allowance is not None:
-            error = error + walk.allowance
-        if walk.terms is not None:
-            error = error + gamma(4 * len(network.nodes) + 8, size.dtype) * walk.terms
-        radius = radius + SLACK * error
-    return center, radius

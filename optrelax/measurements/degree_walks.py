@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optrelax.domains.zonotope import frontier
+from optrelax.domains.zonotope_rows import frontier
 from optrelax.measurements.degree_lines import LineDegrees, NeuronBounds, Sides
 from optrelax.measurements.rationals import Ratio
 from optrelax.measurements.tracked import Tracked, Values

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.domains import backsubstitution, interval, zonotope
+from optrelax.domains import backsubstitution, interval
+from optrelax.domains.noise_terms import Zonotope
+from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
 from optrelax.networks.activations import Activation, Hull
@@ -105,7 +107,7 @@ class Box(Relaxation):
         return interval.propagate(network, region, loosen=self._loosening, rounding=self.rounding, targets=targets)
 
     def bytes_needed(self, network: Network, region: Region, k: int) -> int:
-        folded = sum(math.prod(network.shape_of(name)) for name in zonotope.frontier(network))
+        folded = sum(math.prod(network.shape_of(name)) for name in frontier(network))
         each = (9 if torch.is_grad_enabled() else 5) * memory.value_entries(network) + 4 * k * folded
         return region.dtype.itemsize * region.shape[0] * each
 
@@ -124,7 +126,7 @@ class Box(Relaxation):
         if self.outward and isinstance(region, InputBox):
             center, radius = self._project(network, region, rows)
             return from_below(center - radius)
-        front = zonotope.frontier(network) - {network.input}
+        front = frontier(network) - {network.input}
         balls = self.intervals(network, region, None if self.outward else front).balls
         magnitude = backsubstitution.magnitudes(network, balls) if self.outward else None
         walk = backsubstitution.pull(network, network.output, rows, region.shape[0], {}, magnitude, stop=front)
@@ -146,7 +148,7 @@ class Box(Relaxation):
     def _project(self, network: Network, region: InputBox, rows: Tensor) -> tuple[Tensor, Tensor]:
         balls = self.intervals(network, region).balls
         kept = {
-            name: zonotope.Zonotope(balls[name].center, beta=balls[name].radius, outward=self.outward)
-            for name in zonotope.frontier(network)
+            name: Zonotope(balls[name].center, beta=balls[name].radius, outward=self.outward)
+            for name in frontier(network)
         }
-        return zonotope.project(network, kept, rows, self.outward)
+        return project(network, kept, rows, self.outward)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from optrelax.domains import backsubstitution, frames, interval, zonotope
+from optrelax.domains import backsubstitution, frames, interval
 from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
+from optrelax.domains.zonotope_rows import frontier
 from optrelax.enclosures import from_below, ordered
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
@@ -107,7 +108,7 @@ class PulledHybrid(Substitution):
         _, maps, betas = self._hybrid(network, region, budget)
         shared = self._rows(network, region, maps, None, budget).lower(network.output, rows)
         front = backsubstitution.pull(
-            network, network.output, rows, region.shape[0], {}, stop=zonotope.frontier(network) - {network.input}
+            network, network.output, rows, region.shape[0], {}, stop=frontier(network) - {network.input}
         )
         for name, a in front.stops.items():
             shared = shared - backsubstitution.dot(a.abs(), betas[name])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.domains import zonotope
-from optrelax.domains.zonotope import Zonotope
+from optrelax.domains.noise_terms import Zonotope
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine
 from optrelax.regions import require_box

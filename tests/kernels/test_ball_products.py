@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import optrelax as ox
-from optrelax.domains import interval
+from optrelax.domains import interval_chains
 from optrelax.enclosures import from_above, from_below
 from optrelax.kernels import ball_products, native
 
@@ -37,7 +37,7 @@ def balls(*shape: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("used", [(0, 1), (1,)])
 def test_compiled_relu_of_a_ball_is_the_rule(dtype, used):
-    assert interval.kernels().library is not None, interval.kernels().reason
+    assert interval_chains.kernels().library is not None, interval_chains.kernels().reason
     center, radius = balls(300, 4, 20, dtype=dtype)
     center[3, 3, 0] = torch.nan
     center[3, 3, 1:3] = torch.tensor([torch.inf, -torch.inf], dtype=dtype)
@@ -45,7 +45,7 @@ def test_compiled_relu_of_a_ball_is_the_rule(dtype, used):
     g = torch.Generator().manual_seed(1)
     grads = [torch.randn(center.shape, generator=g, dtype=dtype) for _ in used]
     found = []
-    for function in (interval._Rectify.apply, through_relu):
+    for function in (interval_chains.Rectify.apply, through_relu):
         leaves = [t.clone().requires_grad_() for t in (center, radius)]
         outputs = function(*leaves)
         chosen = [outputs[i] for i in used]
@@ -104,7 +104,7 @@ def test_compiled_chain_of_linear_maps_is_the_rules(dtype, bias, frozen):
     weights, biases = [w for w, *_ in given], [b for _, *rest in given for b in rest]
     grads = [g[:, :3] for g in balls(50, 60, dtype=dtype)]
     found = []
-    for function in (interval._LinearChain.apply, interval._eager_chain):
+    for function in (interval_chains.LinearChain.apply, interval_chains.eager_chain):
         leaves = [t.clone() for t in (center, radius, *weights, *biases)]
         wanted = [leaf.requires_grad_() for i, leaf in enumerate(leaves) if i not in frozen]
         outputs = function(3, *leaves, *([] if bias else [None] * 3))

@@ -21,16 +21,16 @@ from optrelax.domains.lines import Lines as AllLines
 from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.kernels import band_step, native, relax_step, relu_lines
 from optrelax.layers import DualAscent, Status, Triangle
-from optrelax.layers.ascent import composed_ascent, dense_ascent
-from optrelax.layers.ascent.dense_ascent import EagerPasses, Layer, LayerLines, NativePasses, kernels
+from optrelax.layers.ascent import composed_ascent, dense_ascent, vector_passes
 from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
+from optrelax.layers.ascent.vector_passes import EagerPasses, Layer, LayerLines, NativePasses, kernels
 from optrelax.layers.programs import interior
 from optrelax.networks import activations
 
 pytestmark = pytest.mark.compiler
 
 COMPILER = shutil.which("cc")
-SOURCE = Path(dense_ascent.__file__).with_name("ascent.c")
+SOURCE = Path(vector_passes.__file__).with_name("ascent.c")
 
 
 def arguments(dtype: torch.dtype, count: int, width: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -157,7 +157,7 @@ def test_solves_agree_with_and_without_kernels(name, dtype, monkeypatch):
     layer = Triangle(solver=DualAscent(max_iterations=40, tol=1e-7))
     monkeypatch.setattr(composed_ascent, "plan", lambda *given: None)
     compiled = layer.solve(q.network, q.region, q.rows)
-    monkeypatch.setattr(dense_ascent, "kernels", lambda: native.Build(None, "tested without"))
+    monkeypatch.setattr(vector_passes, "kernels", lambda: native.Build(None, "tested without"))
     eager = layer.solve(q.network, q.region, q.rows)
     torch.testing.assert_close(compiled.lower, eager.lower, rtol=0, atol=1e-5)
     monkeypatch.setattr(dense_ascent, "chain", lambda problems: None)
