@@ -14,7 +14,7 @@ from optrelax.domains.frames import Plan
 from optrelax.domains.passes.folding import channels_last
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.steps import ConvolutionStep, PassStep, RelaxStep, seen_at
-from optrelax.domains.passes.workspace import Layout, PassTensors, RowShape, most_bytes
+from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.window_step import scatter
 
@@ -80,12 +80,15 @@ class Program:
         """
         gradient = torch.is_grad_enabled()
         each = self.numbers(gradient) * size
-        arena, most = n * each, most_bytes()
         shared = given * size * self.shared
         kept = 2 * size * n + shared
-        if gradient and arena <= most:
-            return kept + arena, shared
-        return kept, shared + min(arena, max(each, most))
+        if gradient and self.keeps(n, size):
+            return kept + n * each, shared
+        return kept, shared + min(n * each, max(each, most_bytes()))
+
+    def keeps(self, n: int, size: int) -> bool:
+        """Whether the coefficients of n rows are kept for a gradient: all at once or, where there is room, in parts."""
+        return n * self.numbers(gradient=True) * size <= KEPT
 
     def units(self, shape: Sequence[int]) -> int:
         """Entries of a target that rows of its own tell apart: channels of a map, or all."""

@@ -81,12 +81,11 @@ class _Pass(torch.autograd.Function):
         ctx.found, ctx.neurons, ctx.room, ctx.mixed = found, neurons, room, mixed
         like, n = given[0], neurons.count
         constant = like.new_zeros(n)
-        # All rows at once are kept for the gradient.
-        keep = any(ctx.needs_input_grad) and room == math.inf and found.at_once(like, room, gradient=True) >= n
-        space = _workspace(found, n, found.by_name(given, mixed), like, room, gradient=keep)
+        keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size())
+        space = _workspace(found, n, found.by_name(given, mixed), like, room, gradient=keep, keep=keep)
         ctx.kept = keep
         # As a saved tensor, so that who drops those and computes them again drops this.
-        ctx.save_for_backward(*given, *([space.arena] if keep else []))
+        ctx.save_for_backward(*given, *([space.arenas] if keep else []))
         for work in space.parts(neurons, constant):
             _forward(found, work)
         return constant
@@ -136,11 +135,13 @@ def _workspace(
     like: Tensor,
     room: float,
     gradient: bool,
+    keep: bool = False,
     arena: Tensor | None = None,
 ) -> Workspace:
-    """Room for as many of n rows as may be alive at once."""
+    """Room for as many of n rows as may be alive at once, or for all of them, so many at a time."""
     layout, count = found.layout(gradient), min(n, found.at_once(like, room, gradient))
-    arena = like.new_empty(count * layout.numbers) if arena is None else arena
+    if arena is None:
+        arena = like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers)
     return Workspace(found.rows, layout, tensors, count, arena, gradient)
 
 

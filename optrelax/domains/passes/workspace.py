@@ -14,8 +14,10 @@ from optrelax.domains.frames import Frame
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.kernels import window_step
 
-WORKSPACE = 2**22
-"""Bytes of coefficients that are alive at once, a thread: about its second cache. One row is the least."""
+WORKSPACE = 2**23
+"""Bytes of coefficients that are alive at once, a thread; calls of less cost more than what caches save."""
+KEPT = 2**26
+"""Bytes of coefficients up to which a gradient keeps those of all rows: making them again is the slower way."""
 
 
 def most_bytes() -> int:
@@ -86,14 +88,14 @@ def maps_each(mixed: bool) -> int:
 
 
 class Workspace:
-    """Room for the coefficients of `count` rows at a time."""
+    """Room for the coefficients of `count` rows at a time: the same for all, or, kept, each with its own."""
 
     def __init__(
         self, rows: Sequence[RowShape], layout: Layout, tensors: PassTensors, count: int, arena: Tensor, gradient: bool
     ) -> None:
         self.rows, self.layout, self.tensors, self.count = rows, layout, tensors, count
         # `data`: what is written here is nobody's to watch.
-        self.arena = arena.data
+        self.arenas = arena.data.view(-1, count * layout.numbers)
         self.turned: dict[str, Tensor] = {}
         self.back: dict[str, Tensor] = {}
         for name, w in tensors.weights.items():
@@ -106,9 +108,9 @@ class Workspace:
     def parts(self, neurons: Neurons | EveryNeuron, column: Tensor) -> Iterator[RowsAtWork]:
         """As many rows at a time as there is room for; column [n]: what their bounds are added to, or its gradient."""
         n = neurons.count
-        for start in range(0, n, self.count):
+        for i, start in enumerate(range(0, n, self.count)):
             part = slice(start, min(n, start + self.count))
-            yield RowsAtWork(self, part, *neurons.part(part), column[part])
+            yield RowsAtWork(self, self.arenas[i % len(self.arenas)], part, *neurons.part(part), column[part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class RowsAtWork:
     """Some rows in the workspace."""
 
     space: Workspace
+    arena: Tensor
+    """Where their coefficients lie."""
     part: slice
     place: Tensor
     """Example and place in the grid, [n, 3]."""
@@ -143,7 +147,7 @@ class RowsAtWork:
 
     def _view(self, slot: int, offsets: Sequence[int]) -> Tensor:
         rows, first = self.space.rows[slot], offsets[slot] * self.space.count
-        return self.space.arena[first : first + self.count * rows.numbers].view(self.count, *rows.shape)
+        return self.arena[first : first + self.count * rows.numbers].view(self.count, *rows.shape)
 
     def shared(self, slot: int) -> Tensor | None:
         """Which of the shared rows each is, where a slot holds such."""
@@ -163,7 +167,7 @@ class RowsAtWork:
 
     def call(self, name: str, *given: Any) -> None:
         """A kernel on all of these rows."""
-        window_step.kernels().call(name, self.space.arena.dtype, self.count, *given)
+        window_step.kernels().call(name, self.arena.dtype, self.count, *given)
 
 
 class TracedRows:
