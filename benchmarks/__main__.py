@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add("--networks", nargs="+", default=(), choices=("FC", "CONV"), help="of closed_forms, nothing else; default all")
     add("--auto-lirpa", metavar="PATH", help="checkout of auto_LiRPA (0.7.1 is on no registry); default as installed")
+    add("--trained", metavar="RUN", help="of a CNN7 of width 16 on CIFAR-10, for deep, which is left out without one")
     add("--data-dir", help="folder of the data sets; default OPTRELAX_DATA")
     add("--cache", default=str(ROOT / "benchmarks" / "cache"), help="folder of trained weights; default %(default)s")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results; default %(default)s")
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data=given.data,
         cache=given.cache,
         auto_lirpa=given.auto_lirpa,
+        trained=given.trained,
         relaxations=tuple(given.relaxations),
         networks=tuple(given.networks),
         out=str(given.out),

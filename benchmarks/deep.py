@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import optrelax as ox
 from benchmarks import peers
-from benchmarks.measuring import Samples, interleaved
+from benchmarks.measuring import interleaved, peak_bytes
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
-from optrelax.domains import frames
+from optrelax.data.datasets import normalization
+from optrelax.domains import frames, interval
+from optrelax.training.runs import start_from
 
 TITLE = "Deep convolutional and residual networks: CROWN"
 CIFAR = (3, 32, 32)
@@ -24,7 +27,10 @@ _EQUAL = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A network at CIFAR's shape with random weights; step: forward and backward, else forward alone."""
+    """A network at CIFAR's shape; step: forward and backward, else forward alone.
+
+    Its weights are random, or those of a stored run, whose images are the test set's first.
+    """
 
     network: str
     build: Callable[[int], nn.Module]
@@ -33,6 +39,12 @@ class _Case:
     step: bool = False
     at_least: float = 2.0
     """Bar: how often faster than auto_LiRPA."""
+    trained: bool = False
+
+    @property
+    def relaxation(self) -> str:
+        """auto_LiRPA bounds neurons of certified networks as this does: those alone that intervals leave crossing."""
+        return "box+crown" if self.trained else "crown"
 
 
 def _stack(*convs: tuple[int, int, int], features: int) -> Callable[[int], nn.Module]:
@@ -70,20 +82,28 @@ _CASES = (
 )
 
 
+_TRAINED = _Case("cnn7, width 16, trained", _cnn7, 2, 2 / 255, step=True, at_least=4.0, trained=True)
+_WAYS = ("windows", "whole rows", "auto_LiRPA")
+_PEER = "auto_LiRPA / windows"
+
+
 def run(options: Options) -> Report:
     """Every network by windows, by whole rows where that is no matter of minutes, and by auto_LiRPA where given."""
-    cases = _CASES[1:2] if options.quick else _CASES
+    cases = _CASES[1:2] if options.quick else _cases(options)
     machine = environment(options)
     theirs = peers.auto_lirpa_version()
-    rows = [_row(case, options) for case in cases]
+    rows = [_row(i, case, options) for i, case in enumerate(cases)]
     table = Table(
         title="CROWN, seconds",
         keys=("network", "batch", "what"),
         rows=rows,
         greater=("whole rows / windows",),
         notes=(
-            "Random weights of the default initialisation, 9 margins an image. Medians of rounds side by side; whole "
-            f"rows for forward passes alone. Bounds differ by at most {_EQUAL} of 1 + |bound|, or the run fails.",
+            "Random weights of the default initialisation, or a stored run's with its batch norms in the convolutions, "
+            "on the first test images; 9 margins an image. Medians of rounds side by side; whole rows for forward "
+            f"passes alone. Bounds differ by at most {_EQUAL} of 1 + |bound|, or the run fails; the trained network's, "
+            "by box+crown, may exceed auto_LiRPA's. Rows: share of hidden neurons that are bounded by rows. Peak "
+            "memory of a second call in a process of its own.",
             f"auto_LiRPA {theirs if options.auto_lirpa else 'was not given'}; its convolutions as patches.",
         ),
     )
@@ -95,66 +115,134 @@ def run(options: Options) -> Report:
     return Report("deep", TITLE, options, [table], bars, machine)
 
 
-_PEER = "auto_LiRPA / windows"
+def _cases(options: Options) -> tuple[_Case, ...]:
+    return _CASES if options.trained is None else (*_CASES, _TRAINED)
 
 
-def _row(case: _Case, options: Options) -> Row:
-    net = case.build(options.seed).eval()
-    generator = torch.Generator().manual_seed(options.seed)
-    x = torch.rand(case.batch, *CIFAR, generator=generator)
-    labels = torch.arange(case.batch) % 10
-    tasks = {"windows": _ours(net, x, labels, case, True)}
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What all ways are given."""
+
+    case: _Case
+    net: nn.Module
+    lower: Tensor
+    upper: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, case: _Case, seed: int, trained: str | None, data_dir: str | None) -> _Given:
+        if case.trained:
+            assert trained is not None
+            net, normalize = _folded(trained)
+            x, labels = ox.load_dataset("cifar10", data_dir)[: case.batch]
+            return cls(case, net, normalize(x - case.eps), normalize(x + case.eps), labels)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(case.batch, *CIFAR, generator=generator)
+        return cls(case, case.build(seed).eval(), x - case.eps, x + case.eps, torch.arange(case.batch) % 10)
+
+    @property
+    def region(self) -> ox.InputBox:
+        return ox.InputBox(self.lower, self.upper)
+
+    def bounded(self) -> float:
+        """Share of hidden neurons that rows bound, in percent."""
+        network = ox.capture(self.net, CIFAR)
+        known = interval.exact_nodes(network, self.region)
+        with torch.no_grad():
+            before = ox.preactivation_bounds(network, self.region, "box")
+        wanted = total = 0
+        for node in network.activations:
+            b = before[node.path]
+            total += b.lower.numel()
+            if node.inputs[0] not in known:
+                crossing = node.op.crossing(b.lower, b.upper)  # type: ignore[union-attr]
+                wanted += int(crossing.sum()) if self.case.trained else b.lower.numel()
+        return 100 * wanted / total
+
+
+def _folded(run: str) -> tuple[nn.Module, nn.Module]:
+    """A stored CNN7 of width 16 as convolutions alone, which auto_LiRPA takes; and how its images are normalised."""
+    net = ox.models.cnn7(width=16, features=128, normalize=normalization("cifar10"))
+    start_from(net, run)
+    normalize, *layers = net.eval()
+    found: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            found[-1] = fuse_conv_bn_eval(found[-1], layer)
+        elif isinstance(layer, nn.BatchNorm1d):
+            found[-1] = fuse_linear_bn_eval(found[-1], layer)
+        else:
+            found.append(layer)
+    return nn.Sequential(*found).eval(), normalize
+
+
+def _row(index: int, case: _Case, options: Options) -> Row:
+    of = _Given.of(case, options.seed, options.trained, options.data_dir)
+    ways = {"windows": _ours(of, True)}
     if not case.step:
-        tasks["whole rows"] = _ours(net, x, labels, case, False)
+        ways["whole rows"] = _ours(of, False)
     if options.auto_lirpa is not None:
-        tasks["auto_LiRPA"] = _theirs(net, x, labels, case)
-    bounds = [task() for task in tasks.values()]
-    for other in bounds[1:]:
-        difference = float(((other - bounds[0]).abs() / (1 + bounds[0].abs())).max())
-        if not difference <= _EQUAL:
-            raise RuntimeError(f"{case.network}: bounds differ by {difference}")
-    samples = interleaved(tasks, runs=options.runs)
+        ways["auto_LiRPA"] = _theirs(of)
+    bounds = {name: way() for name, way in ways.items()}
+    for name, other in bounds.items():
+        difference = (other - bounds["windows"]) / (1 + other.abs())
+        worst = float((difference if case.trained else difference.abs()).max())
+        if not worst <= _EQUAL:
+            raise RuntimeError(f"{case.network}: bounds of windows and of {name} differ by {worst}")
+    samples = interleaved(ways, runs=options.runs)
     row: Row = {"network": case.network, "batch": case.batch, "what": "step" if case.step else "forward"}
-    row |= {f"{name} [s]": _median(samples, name) for name in ("windows", "whole rows", "auto_LiRPA")}
-    for name in ("whole rows", "auto_LiRPA"):
-        row[f"{name} / windows"] = samples.ratio(name, "windows") if name in samples.seconds else None
+    row["rows %"] = of.bounded()
+    row |= {f"{name} [s]": samples.median(name) if name in ways else None for name in _WAYS}
+    for name in _WAYS[1:]:
+        row[f"{name} / windows"] = samples.ratio(name, "windows") if name in ways else None
+    for name in _WAYS[::2]:
+        given = {"index": index, "way": name, "seed": options.seed}
+        stored = {"trained": options.trained, "data_dir": options.data_dir} if case.trained else {}
+        peak = peak_bytes(build, threads=options.threads, **given, **stored) if name in ways else None
+        row[f"{name} [MiB]"] = None if peak is None else peak / 2**20
     return row
 
 
-def _median(samples: Samples, name: str) -> float | None:
-    return samples.median(name) if name in samples.seconds else None
+def build(
+    *, index: int, way: str, seed: int, device: str, trained: str | None = None, data_dir: str | None = None
+) -> Callable[[], Tensor]:
+    """One call for `peak_bytes`, the first made beforehand: it imports and compiles."""
+    of = _Given.of((*_CASES, _TRAINED)[index], seed, trained, data_dir)
+    found = _ours(of, True) if way == "windows" else _theirs(of)
+    found()
+    return found
 
 
-def _ours(net: nn.Module, x: Tensor, labels: Tensor, case: _Case, windows: bool) -> Callable[[], Tensor]:
-    network = ox.capture(net, CIFAR)
+def _ours(of: _Given, windows: bool) -> Callable[[], Tensor]:
+    network = ox.capture(of.net, CIFAR)
 
     def run() -> Tensor:
         off = unittest.mock.patch.object
         with (
             nullcontext() if windows else off(frames, "plan", lambda *_: None),
             nullcontext() if windows else off(frames, "plan_rows", lambda *_: None),
-            torch.set_grad_enabled(case.step),
+            torch.set_grad_enabled(of.case.step),
         ):
-            return _stepped(
-                net, ox.lower_bounds(network, ox.LinfBall(x, case.eps), ox.margins(labels, 10), "crown"), case
-            )
+            rows = ox.margins(of.labels, 10)
+            return _stepped(of.net, ox.lower_bounds(network, of.region, rows, of.case.relaxation), of.case)
 
     return run
 
 
-def _theirs(net: nn.Module, x: Tensor, labels: Tensor, case: _Case) -> Callable[[], Tensor]:
+def _theirs(of: _Given) -> Callable[[], Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
-        module = BoundedModule(net, torch.zeros_like(x[:1]), bound_opts={"conv_mode": "patches"})
-    rows = ox.margins(labels, 10).to(x)
+        module = BoundedModule(of.net, torch.zeros_like(of.lower[:1]), bound_opts={"conv_mode": "patches"})
+    rows = ox.margins(of.labels, 10).to(of.lower)
+    perturbation = PerturbationLpNorm(norm=float("inf"), x_L=of.lower, x_U=of.upper)
 
     def run() -> Tensor:
-        with torch.set_grad_enabled(case.step):
-            given = BoundedTensor(x, PerturbationLpNorm(norm=float("inf"), eps=case.eps))
+        with torch.set_grad_enabled(of.case.step):
+            given = BoundedTensor((of.lower + of.upper) / 2, perturbation)
             bound, _ = module.compute_bounds(x=(given,), C=rows, method="CROWN", bound_upper=False)
-            return _stepped(module, bound, case)
+            return _stepped(module, bound, of.case)
 
     return run
 

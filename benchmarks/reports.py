@@ -40,6 +40,8 @@ class Options:
     """Folder of trained weights and optimal values, made again where they are missing."""
     auto_lirpa: str | None = None
     """A checkout of auto_LiRPA to compare with; `deep` wants one."""
+    trained: str | None = None
+    """A run of a CNN7 of width 16 on CIFAR-10, for `deep`."""
     out: str | None = None
     """Folder of the results, for suites that store what they have before they end."""
     minutes: float | None = None

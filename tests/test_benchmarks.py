@@ -179,6 +179,9 @@ def test_deep_networks_are_measured_by_windows_and_by_whole_rows(tmp_path):
     (row,) = record["tables"][0]["rows"]
     assert row["whole rows / windows"] == pytest.approx(row["whole rows [s]"] / row["windows [s]"])
     assert row["auto_LiRPA [s]"] is None
+    # Two maps and a layer of 100; of the first map intervals are exact.
+    assert row["rows %"] == pytest.approx(100 * (1024 + 100) / (2048 + 1024 + 100))
+    assert row["windows [MiB]"] > 0
     assert record["bars"] == []
 
 
