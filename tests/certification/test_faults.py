@@ -50,8 +50,8 @@ def certify(path: Path, pause: float = 0.0) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in report.examples.to_dicts()]
 
 
-def forked(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Exit code of a child that does some work; it is killed after so many seconds where given."""
+def forked(work: Callable[[], None], kill_when: Callable[[], bool] = lambda: False) -> int:
+    """Exit code of a child that does some work; it is killed when told so."""
     child = os.fork()
     if not child:
         try:
@@ -62,10 +62,14 @@ def forked(work: Callable[[], None], kill_after: float | None = None) -> int:
         finally:
             traceback.print_exc()
             os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if kill_when():
+            os.kill(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.0005)
 
 
 def finish(folder: Path) -> None:
@@ -91,16 +95,25 @@ def kill_at_random(count: int, seed: int) -> int:
     rng, folder, kills = random.Random(seed), Path(tempfile.mkdtemp()), 0
     whole = folder / "whole"
     whole.mkdir()
-    begin = time.monotonic()
     assert forked(lambda: finish(whole)) == 0
-    longest = time.monotonic() - begin
+    longest = (whole / "journal.jsonl").stat().st_size
     expected = json.loads((whole / "result.json").read_text())
     for number in range(count):
         place = folder / str(number)
         place.mkdir()
         done = 0
         for _ in range(3):
-            kills += forked(lambda place=place: finish(place), rng.uniform(0, longest)) == -signal.SIGKILL
+            journal, pause = place / "journal.jsonl", rng.uniform(0, 0.004)
+            now = journal.stat().st_size if journal.exists() else 0
+            size = rng.uniform(now, longest)  # of the journal, however fast the machine is
+
+            def met(journal: Path = journal, size: float = size, pause: float = pause) -> bool:
+                if not journal.exists() or journal.stat().st_size < size:
+                    return False
+                time.sleep(pause)
+                return True
+
+            kills += forked(lambda place=place: finish(place), met) == -signal.SIGKILL
             before, done = done, sound(place, expected)
             assert done >= before  # what was done once is never lost
         assert forked(lambda place=place: finish(place)) == 0
