@@ -33,7 +33,7 @@ from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Number, Region, ball_of
-from optrelax.relaxations import with_rounding
+from optrelax.relaxations import Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding
 from optrelax.specifications import Specification
 from optrelax.training.recording import record
@@ -54,7 +54,7 @@ _Question = tuple[Region, Tensor, Tensor]  # region of one example, its rows, ea
 class Certifier(SampleQuestions):
     """One configuration over one data set; batches are positions in the samples."""
 
-    relaxations: Mapping[str, Any]
+    relaxations: Mapping[str, Relaxation]
     """By the name that the user gave."""
     attack: Attack | None = None
     exact: Milp | None = None

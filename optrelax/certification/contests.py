@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch import Tensor
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier
 from optrelax.disjunctions import group_bounds
+from optrelax.networks.graph import Network
 from optrelax.regions import Region
+from optrelax.relaxations import Relaxation
 from optrelax.specifications import Specification
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
+    from optrelax.layers.triangle import NetworkLayer
 
 __all__ = ["MILP", "ComparisonProgress", "Contest", "ContestResult", "ExactMargins"]
 
@@ -147,7 +150,7 @@ class Contest:
 
 
 def _bound(
-    relaxation: Any, network: Any, region: Region, spec: Specification
+    relaxation: Relaxation, network: Network, region: Region, spec: Specification
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Lower bounds [batch, groups]; with an LP layer, and plain rows, their certified gaps and which are closed."""
     plain = spec.single and not bool(spec.offsets.any()) and spec.slack is None
@@ -155,7 +158,7 @@ def _bound(
         return group_bounds(relaxation, network, region, spec), None, None
     from optrelax.layers.solutions import Status
 
-    solution = relaxation.solve(network, region, spec.rows)
+    solution = cast("NetworkLayer", relaxation).solve(network, region, spec.rows)
     return spec.worst(solution.lower), solution.gap, solution.status == Status.OPTIMAL
 
 

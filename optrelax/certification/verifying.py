@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +188,7 @@ class _Verification:
     rounding: Rounding
     cases: list[_Open]
 
-    def decide(self, relaxations: Mapping[str, Any], attack: Attack | None) -> PropertyVerdict:
+    def decide(self, relaxations: Mapping[str, Relaxation], attack: Attack | None) -> PropertyVerdict:
         """Bounds and attack in turn."""
         if not self.cases:
             return self._verdict(PropertyStatus.HOLDS, "", "no input lies in the property's box")
@@ -217,7 +216,7 @@ class _Verification:
     def _late(self) -> bool:
         return self.timeout is not None and time.perf_counter() - self.begin > self.timeout
 
-    def _bound(self, case: _Open, relaxation: Any) -> None:
+    def _bound(self, case: _Open, relaxation: Relaxation) -> None:
         """Strike the clauses that a relaxation excludes."""
         spec = case.spec
         lower = row_bounds(relaxation, self.network, case.region, spec)[0].detach()

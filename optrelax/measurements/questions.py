@@ -17,7 +17,7 @@ from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, ball_of
-from optrelax.relaxations import named_relaxations
+from optrelax.relaxations import Relaxation, named_relaxations
 
 __all__ = ["MarginProblem", "ask", "require_positive"]
 
@@ -27,7 +27,7 @@ class MarginProblem:
     """The margins of some examples over their regions, in float64."""
 
     network: Network
-    relaxations: Mapping[str, Any]
+    relaxations: Mapping[str, Relaxation]
     samples: Samples
     eps: float
     clip: tuple[float, float] | None

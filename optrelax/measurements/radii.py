@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from optrelax.certification.certifiers import Certifier
 from optrelax.certification.preparation import device_of
 from optrelax.margin_rows import label_rows
 from optrelax.regions import ball_of
+from optrelax.relaxations import Relaxation
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
@@ -165,7 +166,7 @@ class RadiusSearch:
     def _widest(self, low: Tensor, high: Tensor) -> float:
         return float(((high - low)[low >= 0]).max()) / self.resolution if bool((low >= 0).any()) else 1.0
 
-    def _refute(self, name: str, relaxation: Any, reach: Tensor) -> None:
+    def _refute(self, name: str, relaxation: Relaxation, reach: Tensor) -> None:
         """ValueError where a bound is above the margin of a point of the same region."""
         attacked = ((reach > 0) & (reach < self.limit)).nonzero()[:, 0]
         for i, p in self._pieces(attacked):
@@ -182,7 +183,7 @@ class RadiusSearch:
                     "point with a margin of at most 0 is known"
                 )
 
-    def _worst(self, relaxation: Any, positions: Tensor, radii: Tensor) -> Tensor:
+    def _worst(self, relaxation: Relaxation, positions: Tensor, radii: Tensor) -> Tensor:
         """Lower bound of the smallest margin: float64 [p]; NaN counts as nothing known."""
         x = self._x(positions)
         region = self.run.rounded(self.run.ball(x, radii.to(x.device)))

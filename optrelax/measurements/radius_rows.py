@@ -17,6 +17,7 @@ from optrelax.margin_rows import label_rows
 from optrelax.measurements.margin_ranges import found_ranges
 from optrelax.measurements.radii import RadiusSearch
 from optrelax.regions import Region
+from optrelax.relaxations import Relaxation
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
@@ -120,7 +121,7 @@ class BoundQuality:
         rows = label_rows(run.samples.labels[positions], run.network.output_shape, "measure_tightness").to(x)
         return rows.reshape(*rows.shape[:2], *run.network.output_shape), run.ball(x, self.at)
 
-    def _interval(self, relaxation: Any, ball: Region, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _interval(self, relaxation: Relaxation, ball: Region, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Both bounds of every margin: float64 [batch, k]."""
         run = self.search.run
         both = torch.cat([rows, -rows], 1).to(run.dtype)

@@ -158,7 +158,7 @@ class _Probe:
 
     question: MarginProblem
     weights: MovingWeights
-    relaxation: Any
+    relaxation: Relaxation
 
     def at(self, shift: Weights | None) -> tuple[float, Weights, float]:
         """Loss and gradient at the weights plus `shift`, and the mean of the smallest margins' bounds."""

@@ -19,6 +19,7 @@ from optrelax.measurements.sensitivity import measure_sensitivity
 from optrelax.measurements.stages import ReportProgress, reporter
 from optrelax.measurements.tightness import measure_tightness
 from optrelax.networks.graph import Network
+from optrelax.relaxations import Relaxation
 from optrelax.training.recording import record
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class SeriesRun:
     networks: Mapping[int, Network]
     data: tuple[Tensor, Tensor]
     eps: float
-    relaxations: Mapping[str, Any]
+    relaxations: Mapping[str, Relaxation]
     direction: SeriesDirection
     shared: Mapping[str, Any]
     """clip, norm and seed, of every measurement."""
@@ -100,7 +101,7 @@ class SeriesRun:
         there = {"network": weights_digest(net)}
         sound = {name: relaxation for name, relaxation in self.relaxations.items() if relaxation.sound}
 
-        def task(kind: str, which: Mapping[str, Any], work: Callable[..., _Columns], **more: str) -> SeriesTask:
+        def task(kind: str, which: Mapping[str, Relaxation], work: Callable[..., _Columns], **more: str) -> SeriesTask:
             key = {"measured": kind, **there, "relaxations": record(which), **more}
             stage = f"epoch {epoch}: {kind}" + (f", {next(iter(which))}" if len(which) == 1 else "")
             return SeriesTask(epoch, stage, key, work)
@@ -117,12 +118,12 @@ class SeriesRun:
             elif after is not None:
                 yield task("jumps", one, partial(self._jumps, net, one, after), next=weights_digest(after))
 
-    def _jumps(self, net: Network, one: Mapping[str, Any], way: Any) -> _Columns:
+    def _jumps(self, net: Network, one: Mapping[str, Relaxation], way: Any) -> _Columns:
         how = {**self.lining, **self.shared}
         (row,) = measure_continuity(net, self.data, self.eps, one, direction=way, **how).table.to_dicts()
         return {row["relaxation"]: {name: row[name] for name in _JUMPS}}
 
-    def _steps(self, net: Network, one: Mapping[str, Any]) -> _Columns:
+    def _steps(self, net: Network, one: Mapping[str, Relaxation]) -> _Columns:
         how: dict[str, Any] = {"steps": [self.stepping["step"]], "draws": 1, "degrees": False}
         how |= {name: self.stepping[name] for name in ("ascent", "examples")}
         rows = measure_sensitivity(net, self.data, self.eps, one, **how, **self.shared).table.to_dicts()
@@ -132,12 +133,12 @@ class SeriesRun:
         columns |= {name: up[name] for name in ("bound change", "gradient change")}
         return {down["relaxation"]: {name: _finite(value) for name, value in columns.items()}}
 
-    def _certified(self, net: Network, one: Mapping[str, Any]) -> _Columns:
+    def _certified(self, net: Network, one: Mapping[str, Relaxation]) -> _Columns:
         how = {"clip": self.shared["clip"], "norm": self.shared["norm"], "subset": self.stepping["examples"]}
         report = certify(net, self.data, self.eps, relaxation=one, attack=None, **how)
         return {name: {"accuracy": report.accuracy, "certified": report.certified} for name in one}
 
-    def _tightness(self, net: Network, sound: Mapping[str, Any]) -> _Columns:
+    def _tightness(self, net: Network, sound: Mapping[str, Relaxation]) -> _Columns:
         how = {**self.scanning, "at": self.eps, "subset": self.stepping["examples"], **self.shared}
         rows = measure_tightness(net, self.data, sound, **how).table.to_dicts()
         return {
