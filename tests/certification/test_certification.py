@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import optrelax as ox
 from optrelax.certification.attacks import PGD
+from optrelax.certification.certifiers import Certifier
+from optrelax.data.samples import gather
 from optrelax.layers.milp import Milp
 from optrelax.output import json_lines
 from optrelax.relaxations import resolve
@@ -222,6 +224,18 @@ def test_results_do_not_depend_on_batches_or_subsets():
         picked = whole[name].gather(some["index"]).to_list()
         assert some[name].to_list() == pytest.approx(picked, rel=1e-9)
     assert some["index"].to_list() == [0, 3, 7, 11, 15, 19, 23]
+
+
+def test_intervals_take_whole_batches_and_rows_are_cut():
+    samples = gather(examples(3))
+    names = ["box", "crown", "box+crown", ox.Box(max_bytes=7)]
+
+    def limits(max_bytes: int | None) -> list[tuple[float | None, ...]]:
+        run = Certifier.prepared(small(), samples, 0.1, None, names, "outward", torch.float64, max_bytes)
+        return [tuple(part.max_bytes for part in r.parts) or (r.max_bytes,) for r in run.relaxations.values()]
+
+    assert limits(None) == [(None,), (2**25,), (None, 2**25), (7,)]
+    assert limits(1000) == [(1000,), (1000,), (1000, 1000), (7,)]
 
 
 def test_outward_bounds_lie_below_the_nearest():
