@@ -85,12 +85,6 @@ class TablePlan:
         return rows if self.fixed is None else [self.fixed, *rows]
 
 
-# --- networks -----------------------------------------------------------------------------------------------------
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
-
-
 def _table1(scale: ExperimentScale, seed: int) -> TablePlan:
     """The five relaxations: their properties on one network, and what training with each gives."""
     how, natural = scale.anchor, scale.natural_anchor

@@ -1,4 +1,8 @@
-"""A row of a report and its file, which is there whole or not at all."""
+"""A row of a report: a network to train or a question to ask of one, each a file that is there whole or not at all.
+
+DIR/runs/NAME is a training run, DIR/rows/NAME.json an answer with the settings it was made with and a digest of the
+network it is about.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Rows of a report: a network to train or a question to ask of one, each a file that is there whole or not at all.
+"""The work of a report's rows: networks are trained, questions asked of them, several at once where workers are.
 
-DIR/runs/NAME is a training run, DIR/rows/NAME.json an answer with the settings it was made with and a digest of the
-network it is about. Rows that are there are not done again; a row of other settings is an error that names it.
+Rows that are there are not done again; a row of other settings is an error that names it.
 """
 
 from __future__ import annotations
@@ -121,9 +120,6 @@ def _cost(row: Row) -> float:
     return milliseconds(recipe) * recipe.epochs * (60_000 if recipe.subset is None else recipe.subset)
 
 
-# --- work ---------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes of one thread each, or this one, with as many while it works: they decide the last bits."""
@@ -214,6 +210,3 @@ def _ask(row: Row, folder: Path, data_dir: Path | None) -> dict[str, Any]:
     assert row.question is not None
     network = None if row.run is None else load(row.network(folder))
     return row.question.ask(network, _test(row.data, data_dir))
-
-
-# --- files --------------------------------------------------------------------------------------------------------

@@ -27,9 +27,6 @@ def sections(found: TableOutcomes) -> list[Section]:
     return _MAKERS[found.plan.table](found)
 
 
-# --- remarks ------------------------------------------------------------------------------------------------------
-
-
 def _trained_remarks(found: TableOutcomes) -> list[str]:
     images = sorted({row.question.images for line in found.plan.lines for row in line.certified})  # type: ignore[union-attr]
     least = min(images)
@@ -48,9 +45,6 @@ def _trained_remarks(found: TableOutcomes) -> list[str]:
     else:
         remarks.append("One seed: no figure here has a spread over seeds, and no difference should be read as one.")
     return remarks
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _table1(found: TableOutcomes) -> list[Section]:
