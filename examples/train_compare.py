@@ -66,8 +66,7 @@ def measured(args: argparse.Namespace, method: str, seed: int) -> Iterator[tuple
             how = {"relaxation": names, "exact": exact, "subset": subset, "resume": journal, "progress": progress}
             return ox.certify(net, test, row.eps, **how)
 
-    size = args.certify_subset or len(test)
-    report = bracket = certified(size, False, "verdicts")
+    report = bracket = certified(size := args.certify_subset or len(test), False, "verdicts")
     if args.milp_seconds > 0:
         exact = Milp(time_limit=args.milp_seconds)
         bracket = certified(min(args.milp_subset, size), exact, f"milp-{args.milp_seconds:g}s")
