@@ -37,6 +37,7 @@ _TENSORS = ("_parameters", "_buffers")
 _DEEPEST = 6
 _IN_PYTHON = 1 << 9  # the flag of types that a class statement made
 _MISSING = object()
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
 # Through these a function reads what no name of it shows.
 _BLIND = frozenset({"open", "globals", "eval", "exec", "__import__", "import_module", "read_text", "read_bytes"})
@@ -92,8 +93,11 @@ class Snapshot:
         self._seen: set[int] = set()
         self._global_hooks = global_hooks()
         self._asks_training = False
+        self._waiting: list[types.FunctionType] = []
         for module in net.modules():
             self._module(module)
+        while self._waiting:  # functions call functions, deeper than Python's stack may go
+            self._function(self._waiting.pop())
         self.kinds = kinds_of(net)
         """Types and devices of the tensors, and the name of one of each."""
         self._ties = _ties(net)
@@ -198,7 +202,7 @@ class Snapshot:
             self._look_into((value.func, value.args, value.keywords), depth)
         elif isinstance(value, types.FunctionType):
             self._seen.add(id(value))
-            self._function(value)
+            self._waiting.append(value)
         elif isinstance(value, type):
             self._classes(value)
         elif not isinstance(value, (_PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
@@ -217,7 +221,7 @@ class Snapshot:
                 self.known = False
             self._look_into(content)
         names = _names(function.__code__)
-        own = not function.__code__.co_filename.startswith(_LIBRARIES)
+        own = not _is_installed(function.__code__.co_filename)
         self._asks_training |= "requires_grad" in names
         self.known &= not (own and names & _BLIND - function.__globals__.keys())
         for name in names:
@@ -245,7 +249,12 @@ def _is_library(name: str | None) -> bool:
     """Whether a module comes with Python or was installed: it does not change under way."""
     if name is None or name.partition(".")[0] in (*sys.stdlib_module_names, "torch", "optrelax"):
         return name != "__main__"
-    return (getattr(sys.modules.get(name), "__file__", None) or "").startswith(_LIBRARIES)
+    return _is_installed(getattr(sys.modules.get(name), "__file__", None) or "")
+
+
+def _is_installed(path: str) -> bool:
+    """Whether a file is Python's own, or lies where packages are installed: for all, for a user, for an environment."""
+    return path.startswith(_LIBRARIES) or not _PACKAGES.isdisjoint(pathlib.PurePath(path).parts)
 
 
 def _contents(cell: Any) -> Any:

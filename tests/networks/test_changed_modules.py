@@ -172,6 +172,15 @@ def test_objects_that_refuse_unknown_names_are_read(monkeypatch):
     torch.testing.assert_close(bounded(ox.capture(net, (4,)), x), net(x))
 
 
+def test_functions_may_call_one_another_deeper_than_pythons_stack():
+    deep = types.ModuleType("deep_functions_of_a_test")
+    exec("\n".join(f"def f{i}():\n    return f{i + 1}" for i in range(1500)) + "\nf1500 = 2.0", vars(deep))
+    net, x = Scaled(lambda: deep.f1500 if deep.f0 else 0.0), torch.rand(2, 4)
+    torch.testing.assert_close(bounded(ox.capture(net, (4,)), x), net(x))
+    deep.f1500 = 3.0
+    torch.testing.assert_close(bounded(net, x), net(x))
+
+
 def test_weights_that_take_no_gradient_any_more_are_followed():
     class Asks(nn.Module):
         def __init__(self) -> None:
