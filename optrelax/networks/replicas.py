@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
     for module in modules:
         for tensor in _tensors(vars(module)):
             memo[id(tensor)] = tensor if share else _clone(tensor)
+        for value in vars(module).values():
+            if isinstance(value, types.ModuleType):
+                memo[id(value)] = value
         for given in module._parameters.values():  # put in by a functional call, a parameter is a plain tensor
             if share and given is not None and not isinstance(given, nn.Parameter):
                 memo[id(given)] = nn.Parameter(given.detach(), given.requires_grad)

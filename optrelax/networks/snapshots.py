@@ -17,7 +17,7 @@ import pathlib
 import sys
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -176,11 +176,14 @@ class Snapshot:
 
     def _note(self, where: Mapping[str, Any], name: str, value: Any) -> None:
         """Keep a value that must stay as it is, and what the functions in it read."""
+        self._note_frozen(where, name, value)
+        self._look_into(value)
+
+    def _note_frozen(self, where: Mapping[str, Any], name: str, value: Any) -> None:
         try:
             self._deep.append((where, name, _freeze(value, 0)))
         except _Unknown:
             self.known = False
-        self._look_into(value)
 
     def _look_into(self, value: Any, depth: int = 0) -> None:
         if depth > _DEEPEST or id(value) in self._seen:
@@ -205,6 +208,9 @@ class Snapshot:
             self._waiting.append(value)
         elif isinstance(value, type):
             self._classes(value)
+        elif isinstance(value, types.ModuleType) and not _is_library(value.__name__):
+            self._seen.add(id(value))
+            self._read_module(value, vars(value).keys())
         elif not isinstance(value, (_PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
             self._seen.add(id(value))
             self._classes(type(value))
@@ -213,14 +219,17 @@ class Snapshot:
     def _function(self, function: types.FunctionType) -> None:
         if function.__module__ is not None and function.__module__.startswith(("torch.", "optrelax.")):
             return
+        names = _names(function.__code__)
         for cell in function.__closure__ or ():
             content = _contents(cell)
             try:
                 self._cells.append((cell, _freeze(content, 0)))
             except _Unknown:
                 self.known = False
-            self._look_into(content)
-        names = _names(function.__code__)
+            if isinstance(content, types.ModuleType):
+                self._read_module(content, names)
+            else:
+                self._look_into(content)
         own = not _is_installed(function.__code__.co_filename)
         self._asks_training |= "requires_grad" in names
         self.known &= not (own and names & _BLIND - function.__globals__.keys())
@@ -231,16 +240,18 @@ class Snapshot:
             elif found is not _MISSING:
                 self._note(function.__globals__, name, found)
 
-    def _read_module(self, module: types.ModuleType, names: set[str]) -> None:
-        """What a function that reads these names may read of a module."""
-        if module.__name__.startswith("torch") or id(module) in self._seen:
+    def _read_module(self, module: types.ModuleType, names: Set[str], outer: tuple[types.ModuleType, ...] = ()) -> None:
+        """What a function that reads these names may read of a module, and of the modules of the user's in it."""
+        if module.__name__.startswith("torch") or module in outer:
             return
         library = _is_library(module.__name__)
         for name in names & vars(module).keys():
             value = vars(module)[name]
             if isinstance(value, types.ModuleType):
-                continue
-            if not library or name == "environ" or isinstance(value, _SIMPLE):
+                if not _is_library(value.__name__):
+                    self._note_frozen(vars(module), name, value)
+                    self._read_module(value, names, (*outer, module))
+            elif not library or name == "environ" or isinstance(value, _SIMPLE):
                 self._note(vars(module), name, value)
 
 

@@ -52,6 +52,10 @@ found = ox.Bounds(torch.zeros(1), torch.ones(1))  # an object of ours that no we
 settings = types.ModuleType("settings_of_a_test")
 exec("factor = 2.0\nclass Inner:\n    factor = 2.0\nheld = Inner()\ndef read():\n    return factor", vars(settings))
 sys.modules[settings.__name__] = settings
+package = types.ModuleType("package_of_a_test")
+package.inner = types.ModuleType("package_of_a_test.inner")
+package.inner.factor, package.inner.outer = 2.0, package
+sys.modules |= {m.__name__: m for m in (package, package.inner)}
 scale, many, weight = torch.tensor(2.0), torch.full((300,), 2.0), torch.full((300,), 2.0, requires_grad=True)
 holder, queue, slotted = Holder(), collections.deque([2.0]), Slotted(2.0)
 
@@ -123,6 +127,11 @@ READS = {
     "object in a module": (lambda: settings.held.factor, lambda: setattr(settings.held, "factor", 4.0)),
     "function in a module": (lambda: settings.read(), lambda: setattr(settings, "factor", 3.0)),
     "by its name": (lambda: getattr(settings, "factor"), lambda: setattr(settings, "factor", 5.0)),  # noqa: B009
+    "module in a package": (lambda: package.inner.factor, lambda: setattr(package.inner, "factor", 3.0)),
+    "another module in a package": (
+        lambda: package.inner.factor,
+        lambda: setattr(package, "inner", types.SimpleNamespace(factor=5.0)),
+    ),
     "environment": (lambda: float(os.environ["FACTOR"]), lambda: os.environ.__setitem__("FACTOR", "3")),
     "globals": (lambda: len(globals()["READS"]), lambda: READS.__setitem__("one more", READS["globals"])),
     "queue": (lambda: queue[0], lambda: queue.__setitem__(0, 3.0)),
@@ -196,6 +205,22 @@ def test_weights_that_take_no_gradient_any_more_are_followed():
     net.requires_grad_(False)
     torch.testing.assert_close(bounded(net, x), net(x))
     torch.testing.assert_close(bounded(held, x), net(x))
+
+
+def test_modules_of_python_among_attributes_are_followed():
+    class Set(Scaled):
+        def __init__(self) -> None:
+            super().__init__(lambda: 1.0)
+            self.settings = package.inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.settings.factor
+
+    package.inner = sys.modules["package_of_a_test.inner"]
+    net, x = Set(), torch.rand(2, 4)
+    for factor in (7.0, 8.0):
+        package.inner.factor = factor
+        torch.testing.assert_close(bounded(ox.capture(net, (4,)), x), net(x))
 
 
 def test_hooks_of_all_modules_are_refused():
