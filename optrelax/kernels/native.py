@@ -226,7 +226,7 @@ def build(source: Path, *declarations: str) -> Build:
     if compiler is None or sys.platform == "win32":
         return _without("no C compiler found (set CC)")
     try:
-        text = source.read_bytes()
+        text = _text(source)
         facts = (*_FLAGS, compiler, platform.machine(), _processor(), torch.__version__)
         key = hashlib.sha256(text + "\0".join(facts).encode()).hexdigest()[:20]
         path = _folder() / f"{source.stem}-{key}.so"
@@ -237,6 +237,17 @@ def build(source: Path, *declarations: str) -> Build:
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         return _without(f"{source.name} could not be compiled: {str(detail).strip().splitlines()[-1]}")
+
+
+def _text(source: Path) -> bytes:
+    """A source with what it includes from beside it."""
+    known, open_ = {}, [source]
+    while open_:
+        path = open_.pop()
+        if path not in known:
+            known[path] = path.read_bytes()
+            open_ += [path.with_name(name.decode()) for name in re.findall(rb'#include "(.+)"', known[path])]
+    return b"".join(known[path] for path in sorted(known))
 
 
 def _without(reason: str) -> Build:

@@ -470,3 +470,13 @@ def test_without_a_compiler_the_reason_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(broken))
     assert built_anew() == native.Build(None, "ascent.c could not be compiled: cannot do that")
     assert not list(tmp_path.glob("*.so"))
+
+
+def test_a_kernel_is_made_anew_where_a_file_that_it_includes_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTRELAX_CACHE", str(tmp_path))
+    source, part = tmp_path / "whole.c", tmp_path / "part.c"
+    source.write_text('#include <stdint.h>\n#include "part.c"\nconst int64_t constant_HELD = PART;\n')
+    for value in (3, 4):
+        part.write_text(f"#define PART {value}\n")
+        native.build.cache_clear()
+        assert native.build(source).constant("HELD") == value

@@ -1,0 +1,128 @@
+/* Products and factors of W problems side by side, one a lane: every entry is a vector. */
+/* B and R lie in panels of 4 columns: first the q rows of B, then the r rows of R. */
+#define PANEL(p, j) ((p)->B + (j) * ((p)->q_ + (p)->r))
+
+/* Row i of B: f times entries of K, `step` apart. */
+INLINE void F(fill)(Problem *p, i64 i, V f, const V *from, i64 step, i64 count) {
+    i64 j = 0;
+    for (; j + 4 <= count; j += 4)
+        for (int o = 0; o < 4; o++) PANEL(p, j)[i * 4 + o] = f * from[(j + o) * step];
+    for (int o = 0; j + o < count; o++) PANEL(p, j)[i * 4 + o] = f * from[(j + o) * step];
+}
+
+/* K x. */
+static void F(times)(const Problem *p, const V *x, V *out) {
+    i64 i = 0, n = p->n;
+    for (; i + 8 <= p->rows; i += 8) {
+        V t[8] = {{0}};
+        const V *row = p->K + i * n;
+        for (i64 j = 0; j < n; j++)
+            for (int o = 0; o < 8; o++) t[o] += row[o * n + j] * x[j];
+        for (int o = 0; o < 8; o++) out[i + o] = t[o];
+    }
+    for (; i < p->rows; i++) {
+        V t = {0};
+        for (i64 j = 0; j < n; j++) t += p->K[i * n + j] * x[j];
+        out[i] = t;
+    }
+}
+
+/* K^T y. */
+static void F(transposed)(const Problem *p, const V *y, V *out) {
+    i64 i = 0, n = p->n;
+    for (i64 j = 0; j < n; j++) out[j] = (V){0};
+    for (; i + 8 <= p->rows; i += 8) {
+        const V *row = p->K + i * n;
+        for (i64 j = 0; j < n; j++) {
+            V t = out[j];
+            for (int o = 0; o < 8; o++) t += y[i + o] * row[o * n + j];
+            out[j] = t;
+        }
+    }
+    for (; i < p->rows; i++)
+        for (i64 j = 0; j < n; j++) out[j] += y[i] * p->K[i * n + j];
+}
+
+/* P x. */
+static void F(quadratic)(const Problem *p, const V *x, V *out) {
+    if (!p->P) return;
+    for (i64 i = 0; i < p->n; i++) {
+        V t = {0};
+        for (i64 j = 0; j < p->n; j++) t += p->P[i * p->n + j] * x[j];
+        out[i] = t;
+    }
+}
+
+/* One tile, height x breadth values of B^T B + P - R^T R, and what it makes of R; which lanes break down. */
+INLINE M F(tile)(Problem *p, const V *diag, i64 j, i64 k, const int height, const int breadth) {
+    const V *left = PANEL(p, j), *right = PANEL(p, k), *P = p->by_rows ? 0 : p->P;
+    V *R = PANEL(p, k) + (p->q_ + j) * 4, sum[4][4];
+    M broken = {0};
+    for (int t = 0; t < height; t++)
+        for (int o = 0; o < breadth; o++) {
+            sum[t][o] = P ? P[(j + t) * p->r + k + o] : (V){0};
+            if (j == k && t == o) sum[t][o] += diag[j + t];
+        }
+    for (i64 i = 0; i < p->q_; i++, left += 4, right += 4)
+        for (int t = 0; t < height; t++)
+            for (int o = 0; o < breadth; o++) sum[t][o] += left[t] * right[o];
+    for (i64 i = 0; i < j; i++, left += 4, right += 4)
+        for (int t = 0; t < height; t++)
+            for (int o = 0; o < breadth; o++) sum[t][o] -= left[t] * right[o];
+    const V *corner = PANEL(p, j) + (p->q_ + j) * 4;
+    for (int t = 0; t < height; t++) {
+        for (int e = 0; e < t; e++)
+            for (int o = 0; o < breadth; o++) sum[t][o] -= (j == k ? sum[e][t] : corner[e * 4 + t]) * sum[e][o];
+        if (j == k) {
+            M good = (sum[t][t] > 1e-300) & (sum[t][t] < 1e300);
+            broken |= NOT(good);
+            p->inverse[j + t] = 1 / root(select(good, sum[t][t], (V){0} + 1));
+        }
+        for (int o = 0; o < breadth; o++) sum[t][o] *= p->inverse[j + t];
+    }
+    for (int t = 0; t < height; t++)
+        for (int o = 0; o < breadth; o++) R[t * 4 + o] = sum[t][o];
+    return broken;
+}
+
+/* R^T R = P + diag + B^T B, upper R; which lanes break down. */
+static M F(factor)(Problem *p, const V *diag) {
+    i64 r = p->r, whole = r / 4 * 4;
+    M broken = {0};
+    for (i64 j = 0; j < whole; j += 4) {
+        for (i64 k = j; k < whole; k += 4) broken |= F(tile)(p, diag, j, k, 4, 4);
+        if (r - whole == 1) F(tile)(p, diag, j, whole, 4, 1);
+        if (r - whole == 2) F(tile)(p, diag, j, whole, 4, 2);
+        if (r - whole == 3) F(tile)(p, diag, j, whole, 4, 3);
+    }
+    if (r - whole == 1) broken |= F(tile)(p, diag, whole, whole, 1, 1);
+    if (r - whole == 2) broken |= F(tile)(p, diag, whole, whole, 2, 2);
+    if (r - whole == 3) broken |= F(tile)(p, diag, whole, whole, 3, 3);
+    return broken;
+}
+
+static void F(solve)(const Problem *p, V *g) {
+    i64 r = p->r;
+    for (i64 k = 0; k < r; k += 4) {
+        const V *R = PANEL(p, k) + p->q_ * 4;
+        V t[4] = {{0}};
+        for (i64 i = 0; i < k; i++)
+            for (int o = 0; o < 4; o++) t[o] += R[i * 4 + o] * g[i];
+        for (i64 o = 0; o < 4 && k + o < r; o++) {
+            V z = g[k + o] - t[o];
+            for (i64 e = 0; e < o; e++) z -= R[(k + e) * 4 + o] * g[k + e];
+            g[k + o] = z * p->inverse[k + o];
+        }
+    }
+    for (i64 k = (r - 1) / 4 * 4; k >= 0; k -= 4) {
+        const V *R = PANEL(p, k) + p->q_ * 4;
+        V t[4] = {{0}};
+        for (i64 o = least(3, r - 1 - k); o >= 0; o--) {
+            V z = g[k + o];
+            for (i64 e = o + 1; e < 4 && k + e < r; e++) z -= R[(k + o) * 4 + e] * g[k + e];
+            g[k + o] = t[o] = z * p->inverse[k + o];
+        }
+        for (i64 i = 0; i < k; i++)
+            g[i] -= (R[i * 4] * t[0] + R[i * 4 + 1] * t[1]) + (R[i * 4 + 2] * t[2] + R[i * 4 + 3] * t[3]);
+    }
+}
