@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
 from optrelax.layers.interior_point import InteriorPoint
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
-from optrelax.layers.programs.safe_bounds import certify_duals
-from optrelax.layers.solutions import Status
 
 # Products of one iteration: below, a problem and its factor stay in a core's cache, where interior points are about ten
 # times as fast as the simplex method. benchmarks/programs.py measures it.
@@ -46,33 +42,12 @@ class Auto(ProgramSolver):
         """Solve B >= 1 problems."""
         if _products(data) > _PRODUCTS:
             return replace(self.exact.solve(data, start), solver="Highs")
-        data = data.dense()
-        answer = replace(self.interior, tol=self.tol).for_programs().solve(data, start)
-        open_ = ((answer.status == Status.NUMERICAL) | (answer.status == Status.ITERATION_LIMIT)).nonzero().squeeze(-1)
-        if len(open_):
-            open_ = open_[~_proved(data.select(open_), answer, open_, self.tol)]
-        if not len(open_):
-            return replace(answer, solver="InteriorPoint")
-        rest = self.exact.solve(data.select(open_), None)
+        found = replace(self.interior, tol=self.tol).for_programs().solve(data.dense(), start)
+        return replace(found, solver="InteriorPoint")
 
-        def put(into: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-            return into.index_copy(0, open_, part.to(into))
-
-        return Answer(
-            put(answer.primal, rest.primal),
-            put(answer.inequality, rest.inequality),
-            put(answer.equality, rest.equality),
-            put(answer.status, rest.status),
-            put(answer.iterations, rest.iterations),
-            solver=f"InteriorPoint, Highs for {len(open_)} of {len(answer.status)}",
-        )
-
-
-def _proved(data: LPData, answer: Answer, index: torch.Tensor, tol: float) -> torch.Tensor:
-    """Where an answer is an optimum, whatever its solver says; Highs's may be none, at costs of 1e7 or so."""
-    primal, inequality, equality = answer.primal[index], answer.inequality[index], answer.equality[index]
-    found = certify_duals(data, primal, inequality, equality, "outward", tol)
-    return found.lower.isfinite() & (found.gap <= tol * found.lower.abs().clamp(min=1))
+    def fallback(self, data: LPData) -> ProgramSolver | None:
+        """`exact`, where it has not been asked yet."""
+        return None if _products(data) > _PRODUCTS else self.exact
 
 
 def _products(data: LPData) -> float:

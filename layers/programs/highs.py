@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optrelax.layers.programs.claims import believed
 from optrelax.layers.programs.highs_model import Array, Model, Run
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, stack_rows
-from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.programs.sparse_matrices import Entries, is_sparse
 from optrelax.layers.solutions import Status
 
@@ -105,8 +105,12 @@ class Highs(ProgramSolver):
             torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
             for name in ("primal", "duals", "status", "iterations")
         )
-        status = _checked(host, primal, duals, status)
-        answer = (primal, duals[:, :m].clamp(min=0), duals[:, m:], status, iterations)
+        y, v = duals[:, :m].clamp(min=0), duals[:, m:]
+        claimed = (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+        if bool((status > Status.TIME_LIMIT).any()):
+            status = believed(self, host, primal, y, v, status)
+            primal, y, v = (torch.where(claimed.unsqueeze(-1), 0.0, part) for part in (primal, y, v))
+        answer = (primal, y, v, status, iterations)
         x, y, v, codes, counts = (part.to(data.c.device) for part in answer)
         return Answer(x, y, v, codes, counts)
 
@@ -188,26 +192,6 @@ def _collect(results: Sequence[Run], columns: int, rows: int) -> SparseAnswer:
 def _concatenate(parts: Sequence[SparseAnswer]) -> SparseAnswer:
     names = SparseAnswer.__dataclass_fields__
     return SparseAnswer(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
-def _checked(data: LPData, primal: Tensor, duals: Tensor, status: Tensor) -> Tensor:
-    """Statuses with unproved claims of infeasibility and unboundedness turned into NUMERICAL; rays removed."""
-    m = data.b.shape[1]
-    for claim in (Status.INFEASIBLE, Status.UNBOUNDED):
-        index = (status == claim).nonzero().squeeze(-1)
-        if len(index) == 0:
-            continue
-        some = data.select(index)
-        if claim == Status.INFEASIBLE:
-            ray = duals[index]
-            proved = proves_infeasible(some, ray[:, :m], ray[:, m:])
-            duals[index] = 0
-        else:
-            proved = proves_unbounded(some, primal[index])
-            primal[index] = 0
-        status = status.clone()
-        status[index[~proved]] = Status.NUMERICAL
-    return status
 
 
 def _check_sparse(c: Array, matrix: csc_matrix, *sides: Array) -> list[Array]:

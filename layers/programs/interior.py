@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import native
+from optrelax.layers.programs.claims import believed
 from optrelax.layers.programs.interior_steps import solve_together
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, binding, without_open_rows
-from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
 
 _BELOW = 1e-3  # below tol: the last steps cost little, and gradients want a point nearer than the gap shows
@@ -59,20 +59,19 @@ class InteriorPrograms(ProgramSolver):
             primal, duals, status, iterations = (torch.cat(part) for part in zip(*parts, strict=True))
             held = torch.where(sides == torch.inf, 0.0, duals[:, : exact.size[2]])
             duals = torch.cat([held, duals[:, exact.size[2] :]], -1)
-        return _answer(exact, primal, duals, status, iterations)
+        return self._answer(exact, primal, duals, status, iterations)
 
-
-def _answer(exact: LPData, primal: Tensor, duals: Tensor, status: Tensor, iterations: Tensor) -> Answer:
-    """Rays are proved before they are believed, and are no points."""
-    m = exact.size[2]
-    y, v = duals[:, :m].clamp(min=0), duals[:, m : m + exact.size[3]]
-    status = status.to(torch.int8)
-    if not bool((status > Status.TIME_LIMIT).any()):
+    def _answer(self, exact: LPData, primal: Tensor, duals: Tensor, status: Tensor, iterations: Tensor) -> Answer:
+        """Rays are proved before they are believed, and are no points."""
+        m = exact.size[2]
+        y, v = duals[:, :m].clamp(min=0), duals[:, m : m + exact.size[3]]
+        status = status.to(torch.int8)
+        if not bool((status > Status.TIME_LIMIT).any()):
+            return Answer(primal, y, v, status, iterations)
+        status = believed(self, exact, primal, y, v, status)
+        live = (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
+        primal, y, v = (torch.where(live.unsqueeze(-1), part, 0.0) for part in (primal, y, v))
         return Answer(primal, y, v, status, iterations)
-    status = _believed(exact, primal, y, v, status)
-    live = (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
-    primal, y, v = (torch.where(live.unsqueeze(-1), part, 0.0) for part in (primal, y, v))
-    return Answer(primal, y, v, status, iterations)
 
 
 def _compiled(
@@ -104,19 +103,3 @@ def _bytes_a_problem(data: LPData) -> int:
     """Memory of one problem in flight in PyTorch: scaled matrices and their products, the factor and its copies."""
     _, n, m, p = data.size
     return 8 * (3 * (m + p) * n + 4 * n * n + 40 * (n + m + p))
-
-
-def _believed(data: LPData, primal: Tensor, y: Tensor, v: Tensor, status: Tensor) -> Tensor:
-    """Statuses, claims that no exact ray bears out turned into NUMERICAL."""
-    for claim in (Status.INFEASIBLE, Status.UNBOUNDED):
-        index = (status == claim).nonzero().squeeze(-1)
-        if not len(index):
-            continue
-        some = data.select(index)
-        if claim == Status.INFEASIBLE:
-            proved = proves_infeasible(some, y[index], v[index])
-        else:
-            proved = proves_unbounded(some, primal[index])
-        status = status.clone()
-        status[index[~proved]] = Status.NUMERICAL
-    return status

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optrelax.layers.programs.equilibration import equilibration
 from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
-from optrelax.layers.programs.pdhg_steps import equilibration
 from optrelax.layers.solutions import Status
 
 _RHO, _DELTA = 1e-11, 1e-10

@@ -4,45 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import KKT, PrimalGradient, Regularity
-from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
-from optrelax.layers.programs.lp_gradients import EnvelopeGradient, LagrangianPoint, ValueGradient, attach_value
-from optrelax.layers.programs.quadratic_bounds import certify_quadratic
-from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
+from optrelax.layers.programs.certificates import carry, certify, has_no_value, in_dtype, judge
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, solver_of_programs
+from optrelax.layers.programs.lp_gradients import (
+    EnvelopeGradient,
+    LagrangianPoint,
+    NoRule,
+    ValueGradient,
+    attach_value,
+    wants_gradient,
+)
+from optrelax.layers.programs.presolve import contradictions
+from optrelax.layers.programs.safe_bounds import Certificate
 from optrelax.layers.solutions import LPSolution, Status, require_optimal
-from optrelax.rounding import Rounding, check_rounding, down
+from optrelax.rounding import Rounding, check_rounding
 from optrelax.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from optrelax.layers.programs.modelled import ModelledProgram
-
-
-@runtime_checkable
-class OffersPrograms(Protocol):
-    """A solver of several kinds of problems, general programs among them."""
-
-    def for_programs(self) -> ProgramSolver:
-        """The solver of general programs."""
-
-
-def _programs(owner: str, solver: object, quadratic: bool) -> ProgramSolver:
-    """The solver of general programs that was given, or that a solver of several kinds has; TypeError for others."""
-    offers = isinstance(solver, OffersPrograms) and not isinstance(solver, type)
-    made = solver.for_programs() if offers else solver  # type: ignore[attr-defined]
-    if not isinstance(made, ProgramSolver):
-        raise TypeError(f"{owner}: solver must be a solver object such as Highs() or PDHG(), got {solver!r}")
-    if quadratic and not made.quadratic:
-        raise TypeError(
-            f"{owner}: {type(made).__name__} solves linear programs only; InteriorPoint() takes quadratic ones"
-        )
-    return made
 
 
 class LinearProgram(nn.Module):
@@ -110,7 +97,7 @@ class LinearProgram(nn.Module):
         super().__init__()
         check_rounding(self._owner, rounding)
         self.solver = self._default() if solver == "auto" else solver
-        self._solver = _programs(self._owner, self.solver, self._quadratic)
+        self._solver = solver_of_programs(self._owner, self.solver, self._quadratic)
         if feasibility is not None and not feasibility > 0:
             raise ValueError(f"{self._owner}: feasibility must be > 0, got {feasibility}")
         self.rounding = rounding
@@ -155,7 +142,7 @@ class LinearProgram(nn.Module):
     ) -> LPSolution:
         """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
         sparse = self._sparse and self._solver.sparse and self.primal_gradient is None
-        return self._solve(lp_data.gather(c, A, b, E, d, lower, upper, owner=self._owner, sparse=sparse), start)
+        return self._solve(arguments.gather(c, A, b, E, d, lower, upper, owner=self._owner, sparse=sparse), start)
 
     def _default(self) -> object:
         from optrelax.layers.programs.auto import Auto
@@ -165,47 +152,51 @@ class LinearProgram(nn.Module):
     def _solve(self, given: dict[str, Tensor], start: LPSolution | None) -> LPSolution:
         if torch.is_autocast_enabled(given["c"].device.type):
             raise RuntimeError(f"{self._owner}: autocast is not supported; leave the autocast region for this call")
-        batch = lp_data.batch_shape(given, self._owner)
-        graph = lp_data.flatten(given, batch)
+        batch = arguments.batch_shape(given, self._owner)
+        graph = arguments.flatten(given, batch)
         data = graph.detach()
-        crossed = data.lower > data.upper
-        answer = self._answer(graph if self._solver.differentiates else data, crossed, start)
-        certificate = _certify(data, answer, self.rounding, self.feasibility)
-        status = _judge(answer.status, certificate, self._solver.tol)
+        answer = self._answer(self._solver, graph if self._solver.differentiates else data, start)
+        certificate, status = self._judged(data, answer)
+        answer, certificate, status = self._retried(data, answer, certificate, status)
         solution = self._solution(list(given.values()), graph, answer, certificate, status, batch)
         if self.throw:
             require_optimal(self._owner, solution.status)
         return solution
 
-    def _answer(self, data: LPData, crossed: Tensor, start: LPSolution | None) -> Answer:
-        size = data.size[0]
-        if size == 0:
-            return _empty_answer(data)
-        warm = None if start is None else _warm(start, data)
-        # Contradictory bounds and rows of zeros are settled here; the solver gets what it can work with.
-        false_b, false_d = _false_rows(data)
-        if not bool(crossed.any()) and false_b is None and false_d is None:
-            return self._within(self._solver.solve(data, warm), data)
-        false_b = torch.zeros_like(data.b, dtype=torch.bool) if false_b is None else false_b
-        false_d = torch.zeros_like(data.d, dtype=torch.bool) if false_d is None else false_d
-        middle = torch.where(crossed, data.lower / 2 + data.upper / 2, 0.0).detach()
-        boxed = replace(
-            data,
-            lower=torch.where(crossed, middle, data.lower),
-            upper=torch.where(crossed, middle, data.upper),
-            b=torch.where(false_b, 0.0, data.b),
-            d=torch.where(false_d, 0.0, data.d),
-        )
-        contradicts = (crossed.any(-1) | false_b.any(-1)) | false_d.any(-1)
-        answer = self._within(self._solver.solve(boxed, warm), boxed)
-        infeasible = torch.full_like(answer.status, Status.INFEASIBLE)
-        return replace(answer, status=torch.where(contradicts, infeasible, answer.status))
+    def _judged(self, data: LPData, answer: Answer) -> tuple[Certificate, Tensor]:
+        certificate = certify(data, answer, self.rounding, self.feasibility)
+        return certificate, judge(answer.status, certificate, self._solver.tol)
+
+    def _retried(
+        self, data: LPData, answer: Answer, certificate: Certificate, status: Tensor
+    ) -> tuple[Answer, Certificate, Tensor]:
+        """The same with what was left unsettled solved by the solver's fallback."""
+        open_ = (status == Status.NUMERICAL) | (status == Status.ITERATION_LIMIT)
+        fallback = self._solver.fallback(data) if bool(open_.any()) else None
+        if fallback is None:
+            return answer, certificate, status
+        some, index = data.select(open_), open_.nonzero().squeeze(-1)
+        rest = self._answer(fallback, some, None)
+        proof, verdict = self._judged(some, rest)
+        name = f"{answer.solver}, {type(fallback).__name__} for {len(index)} of {len(status)}"
+        answer = replace(answer.put(index, rest), solver=name)
+        return answer, certificate.put(index, proof), status.index_put((index,), verdict)
+
+    def _answer(self, solver: ProgramSolver, data: LPData, start: LPSolution | None) -> Answer:
+        if data.size[0] == 0:
+            return Answer.empty(data)
+        warm = None if start is None else Answer.of(start, data)
+        settled = contradictions(data)
+        if settled is None:
+            return self._within(solver.solve(data, warm), data)
+        contradicts, boxed = settled
+        answer = self._within(solver.solve(boxed, warm), boxed)
+        return replace(answer, status=torch.where(contradicts, int(Status.INFEASIBLE), answer.status))
 
     def _within(self, answer: Answer, data: LPData) -> Answer:
-        """The answer without NaN, its point inside the variables' bounds."""
-        x, y, v = (part.nan_to_num(0.0, 0.0, 0.0) for part in (answer.primal, answer.inequality, answer.equality))
-        x = x if self._solver.differentiates else x.clamp(data.lower, data.upper)
-        return replace(answer, primal=x, inequality=y, equality=v)
+        """The answer with its point, without NaN, inside the variables' bounds."""
+        x = answer.primal.nan_to_num(0.0, 0.0, 0.0)
+        return replace(answer, primal=x if self._solver.differentiates else x.clamp(data.lower, data.upper))
 
     def _solution(
         self,
@@ -216,14 +207,41 @@ class LinearProgram(nn.Module):
         status: Tensor,
         batch: torch.Size,
     ) -> LPSolution:
-        dtype = graph.c.dtype
-        lower = _to_dtype(certificate.lower, dtype, self.rounding)
-        lower = torch.where(_no_value(status), -torch.inf, lower)
+        dtype, valueless = graph.c.dtype, has_no_value(status)
+        lower = torch.where(valueless, -torch.inf, in_dtype(certificate.lower, dtype, self.rounding))
+        primal, regularity = self._point(graph, answer, certificate, status, batch)
+        return LPSolution(
+            lower=self._value(lower, given, graph, answer, certificate, batch),
+            primal=self._explained(_shaped(primal.to(dtype), batch), given),
+            inequality=_shaped(certificate.inequality.to(dtype), batch),
+            equality=_shaped(certificate.equality.to(dtype), batch),
+            gap=_shaped(torch.where(valueless, torch.inf, certificate.gap.to(dtype)), batch),
+            status=_shaped(status, batch),
+            iterations=_shaped(answer.iterations, batch),
+            solver=answer.solver or type(self.solver).__name__,
+            regularity=regularity,
+        )
+
+    def _value(
+        self,
+        lower: Tensor,
+        given: Sequence[Tensor],
+        graph: LPData,
+        answer: Answer,
+        certificate: Certificate,
+        batch: torch.Size,
+    ) -> Tensor:
+        """The bounds with their gradient."""
         live = lower.isfinite() & (answer.status != Status.NUMERICAL)
+        value = _shaped(lower, batch)
+        if answer.objective is not None:
+            return carry(value, _shaped(torch.where(live, answer.objective, 0.0), batch))
+        if not wants_gradient(given):
+            return value
         every = bool(live.all())
 
         def sane(part: Tensor) -> Tensor:
-            return _shaped((part if every else torch.where(live.unsqueeze(-1), part, 0.0)).to(dtype), batch)
+            return _shaped((part if every else torch.where(live.unsqueeze(-1), part, 0.0)).to(lower.dtype), batch)
 
         saddle = LagrangianPoint(
             primal=sane(answer.primal),
@@ -234,123 +252,28 @@ class LinearProgram(nn.Module):
             upper=_shaped(graph.upper.detach(), batch),
             live=_shaped(live, batch),
         )
-        value = _shaped(lower, batch)
-        if answer.objective is None:
-            value = attach_value(value, self.value_gradient, saddle, given)
-        else:
-            value = _carry(value, _shaped(torch.where(live, answer.objective, 0.0), batch))
-        primal = answer.primal if answer.objective is not None else answer.primal.detach()
-        if self.primal_gradient is not None:
-            duals = torch.cat([certificate.inequality, certificate.equality], -1)
-            primal = self.primal_gradient.primal(graph, primal.detach(), duals, status)
+        return attach_value(value, self.value_gradient, saddle, given)
+
+    def _point(
+        self, graph: LPData, answer: Answer, certificate: Certificate, status: Tensor, batch: torch.Size
+    ) -> tuple[Tensor, Regularity | None]:
+        """(the points with the derivative that was asked for, where its system is regular)."""
+        if self.primal_gradient is None:
+            return (answer.primal.detach() if answer.objective is None else answer.primal), None
+        duals = torch.cat([certificate.inequality, certificate.equality], -1)
+        primal = self.primal_gradient.primal(graph, answer.primal.detach(), duals, status)
         regularity = None
         if isinstance(self.primal_gradient, KKT) and torch.is_grad_enabled():
             regularity = Regularity(graph.detach(), answer.primal.detach(), duals, batch)
-        gap = torch.where(_no_value(status), torch.inf, certificate.gap.to(dtype))
-        return LPSolution(
-            lower=value,
-            primal=self._explained(_shaped(primal.to(dtype), batch), given),
-            inequality=_shaped(certificate.inequality.to(dtype), batch),
-            equality=_shaped(certificate.equality.to(dtype), batch),
-            gap=_shaped(gap, batch),
-            status=_shaped(status, batch),
-            iterations=_shaped(answer.iterations, batch),
-            solver=answer.solver or type(self.solver).__name__,
-            regularity=regularity,
-        )
+        return primal, regularity
 
     def _explained(self, primal: Tensor, given: Sequence[Tensor]) -> Tensor:
         """A point without a gradient rule: its backward pass says which option gives one."""
         if self.primal_gradient is not None or self._solver.differentiates or not torch.is_grad_enabled():
             return primal
         wanted = [tensor for tensor in given if tensor.requires_grad]
-        return _NoRule.apply(primal, self._owner, *wanted) if wanted else primal
-
-
-class _NoRule(torch.autograd.Function):
-    """Identity in a point; differentiating it is an error that names the cure."""
-
-    @staticmethod
-    def forward(ctx: Any, primal: Tensor, owner: str, *data: Tensor) -> Tensor:
-        ctx.owner = owner
-        return primal.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        cure = "KKT()" if ctx.owner == "QuadraticProgram" else "Regularised(strength)"
-        raise RuntimeError(
-            f"{ctx.owner}: primal has no gradient rule; give primal_gradient={cure}, or use primal.detach()"
-        )
-
-
-def _false_rows(data: LPData) -> tuple[Tensor | None, Tensor | None]:
-    """Rows of zeros that cannot hold, of A and of E; None where there are none."""
-    found: list[Tensor | None] = []
-    for matrix, wrong in ((data.A, data.b < 0), (data.E, data.d != 0)):
-        rows = lp_data.zero_rows(matrix) if wrong.numel() and matrix.shape[-2] else None
-        false = None if rows is None or not bool(rows.any()) else rows & wrong
-        found.append(false if false is not None and bool(false.any()) else None)
-    return found[0], found[1]
-
-
-def _certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
-    if data.P is not None:
-        return certify_quadratic(data, answer.primal, answer.inequality, answer.equality, rounding, feasibility)
-    # A solver that differentiates itself may leave the variables' bounds by its tolerance.
-    primal = answer.primal
-    primal = primal if answer.objective is None else primal.detach().clamp(data.lower, data.upper)
-    return certify_duals(data, primal, answer.inequality, answer.equality, rounding, feasibility)
-
-
-def _judge(claimed: Tensor, certificate: Certificate, tol: float) -> Tensor:
-    """Final statuses: OPTIMAL exactly where the certificate says so, [B]."""
-    proved = certificate.lower.isfinite() & (certificate.gap <= tol * certificate.lower.abs().clamp(min=1))
-    # A claim of optimality that the certificate does not bear out is a numerical failure.
-    unproved = torch.where(claimed == Status.OPTIMAL, torch.full_like(claimed, Status.NUMERICAL), claimed)
-    return torch.where(proved & (claimed != Status.INFEASIBLE), torch.full_like(claimed, Status.OPTIMAL), unproved)
-
-
-def _no_value(status: Tensor) -> Tensor:
-    return (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
-
-
-def _to_dtype(value: Tensor, dtype: torch.dtype, rounding: Rounding) -> Tensor:
-    """float64 to `dtype`; rounded down under "outward"."""
-    near = value.to(dtype)
-    if rounding == "outward" and dtype != torch.float64:
-        near = torch.where(near.double() > value, down(near), near)
-    # A finite float64 may round up to inf in float32.
-    return torch.where(near == torch.inf, torch.full_like(near, torch.finfo(dtype).max), near)
-
-
-def _carry(value: Tensor, objective: Tensor) -> Tensor:
-    """`value` with the gradient of `objective`."""
-    zero = objective - objective.detach()
-    return torch.where(value.isfinite(), value + zero, value)
+        return NoRule.apply(primal, self._owner, *wanted) if wanted else primal
 
 
 def _shaped(tensor: Tensor, batch: torch.Size) -> Tensor:
-    return tensor.reshape(batch + tensor.shape[1:])
-
-
-def _empty_answer(data: LPData) -> Answer:
-    empty = torch.zeros(0, dtype=torch.int8, device=data.c.device)
-    primal = data.c.detach().clone()
-    return Answer(primal, data.b.detach().clone(), data.d.detach().clone(), empty, empty.long())
-
-
-def _warm(start: LPSolution, data: LPData) -> Answer:
-    """A former solution as a starting point; ValueError where its shapes are another problem's."""
-    size, n, m, p = data.size
-
-    def flat(name: str, width: int) -> Tensor:
-        tensor: Tensor = getattr(start, name).detach()
-        if tensor.numel() != size * width or tensor.shape[-1] != width:
-            raise ValueError(
-                f"LinearProgram: start.{name} has shape {tuple(tensor.shape)}, "
-                f"the batch has {size} problem(s) with {width}"
-            )
-        return tensor.reshape(size, width).to(data.c)
-
-    points = flat("primal", n), flat("inequality", m), flat("equality", p)
-    return Answer(*points, start.status.reshape(size), start.iterations.reshape(size))
+    return tensor if len(batch) == 1 else tensor.reshape(batch + tensor.shape[1:])

@@ -6,18 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from optrelax.layers.batched import Batched
 from optrelax.layers.programs.sparse_matrices import Entries, is_sparse
 
-NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
-_DIMS = {"c": 1, "A": 2, "b": 1, "E": 2, "d": 1, "lower": 1, "upper": 1, "P": 2}
-
-_NO_LIMIT = 1e20  # a side that other solvers, too, take for infinite
+if TYPE_CHECKING:
+    from optrelax.layers.solutions import LPSolution
 
 
 # The innermost steps of iterations call these two: their shapes are not checked in the tests.
@@ -119,7 +118,7 @@ class LPData:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class Answer(Batched):
     """What a solver claims for B problems; nothing in it is trusted."""
 
     primal: Float[Tensor, "B n"]
@@ -132,6 +131,30 @@ class Answer:
     """c.x with the solver's own derivative attached, from solvers that differentiate themselves."""
     solver: str = ""
     """Who solved, where a solver chooses another."""
+
+    @staticmethod
+    def empty(data: LPData) -> Answer:
+        """The answer to no problems."""
+        none = torch.zeros(0, dtype=torch.int8, device=data.c.device)
+        primal, inequality, equality = (part.detach().clone() for part in (data.c, data.b, data.d))
+        return Answer(primal, inequality, equality, none, none.long())
+
+    @staticmethod
+    def of(start: LPSolution, data: LPData) -> Answer:
+        """A former solution as a starting point; ValueError where its shapes are another problem's."""
+        size, n, m, p = data.size
+
+        def flat(name: str, width: int) -> Tensor:
+            tensor: Tensor = getattr(start, name).detach()
+            if tensor.numel() != size * width or tensor.shape[-1] != width:
+                raise ValueError(
+                    f"LinearProgram: start.{name} has shape {tuple(tensor.shape)}, "
+                    f"the batch has {size} problem(s) with {width}"
+                )
+            return tensor.reshape(size, width).to(data.c)
+
+        points = flat("primal", n), flat("inequality", m), flat("equality", p)
+        return Answer(*points, start.status.reshape(size), start.iterations.reshape(size))
 
 
 class ProgramSolver(ABC):
@@ -158,9 +181,34 @@ class ProgramSolver(ABC):
         """Whether `solve` wants data inside the autograd graph and returns `Answer.objective`: else the layer does."""
         return False
 
+    def fallback(self, data: LPData) -> ProgramSolver | None:
+        """Who solves what the certificates leave unsettled; None: nobody."""
+        return None
+
     @abstractmethod
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems."""
+
+
+@runtime_checkable
+class OffersPrograms(Protocol):
+    """A solver of several kinds of problems, general programs among them."""
+
+    def for_programs(self) -> ProgramSolver:
+        """The solver of general programs."""
+
+
+def solver_of_programs(owner: str, solver: object, quadratic: bool) -> ProgramSolver:
+    """The solver of general programs that was given, or that a solver of several kinds has; TypeError for others."""
+    offers = isinstance(solver, OffersPrograms) and not isinstance(solver, type)
+    made = solver.for_programs() if offers else solver  # type: ignore[attr-defined]
+    if not isinstance(made, ProgramSolver):
+        raise TypeError(f"{owner}: solver must be a solver object such as Highs() or PDHG(), got {solver!r}")
+    if quadratic and not made.quadratic:
+        raise TypeError(
+            f"{owner}: {type(made).__name__} solves linear programs only; InteriorPoint() takes quadratic ones"
+        )
+    return made
 
 
 def zero_rows(matrix: Float[Tensor, "... m n"]) -> Bool[Tensor, "... m"]:
@@ -183,10 +231,10 @@ def binding(data: LPData) -> Tensor:
         a = at.a
         terms = torch.where(a > 0, a * at.of_columns(high), torch.where(a < 0, a * at.of_columns(low), 0.0))
         reach = at.sums(terms.abs())
-        return torch.where((data.b > 2 * reach + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
+        return torch.where(data.b > 2 * reach + 1, torch.inf, data.b)
     low, high = data.lower.double().unsqueeze(-2), data.upper.double().unsqueeze(-2)
     terms = torch.where(A > 0, A * high, torch.where(A < 0, A * low, 0.0))
-    return torch.where((data.b > 2 * terms.abs().sum(-1) + 1) | (data.b >= _NO_LIMIT), torch.inf, data.b)
+    return torch.where(data.b > 2 * terms.abs().sum(-1) + 1, torch.inf, data.b)
 
 
 def without_open_rows(data: LPData) -> LPData:
@@ -199,146 +247,3 @@ def without_open_rows(data: LPData) -> LPData:
     else:
         A = torch.where(open_.unsqueeze(-1), 0.0, data.A.expand(len(open_), -1, -1))
     return replace(data, A=A, b=torch.where(open_, 1.0, data.b))
-
-
-def gather(
-    c: Tensor,
-    A: Tensor | None,
-    b: Tensor | None,
-    E: Tensor | None,
-    d: Tensor | None,
-    lower: Tensor | None,
-    upper: Tensor | None,
-    P: Tensor | None = None,
-    owner: str = "LinearProgram",
-    sparse: bool = False,
-) -> dict[str, Tensor]:
-    """The tensors, missing ones filled in (no rows, infinite bounds), checked one by one and together.
-
-    Sparse matrices are written out, unless `sparse` says that they need not.
-
-    TypeError: not a tensor, or not float32 or float64.  ValueError: shapes that do not fit, mixed dtypes or devices,
-    NaN, infinite entries outside the bounds and b, only one of A and b (or E and d).  RuntimeError: inside torch.func.
-    """
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{owner}: vmap and the other transforms of torch.func are not supported; leading dimensions are a batch, "
-            "and backward() or torch.autograd.grad differentiates"
-        )
-    sparse = sparse and all(M is None or M.dim() == 2 for M in (A, E))
-    A, E = (_laid_out(name, matrix, owner, sparse) for name, matrix in (("A", A), ("E", E)))
-    given = dict(zip(NAMES, (c, A, b, E, d, lower, upper), strict=True))
-    if P is not None:
-        given["P"] = _laid_out("P", P, owner, False)
-    for matrix, vector in (("A", "b"), ("E", "d")):
-        if (given[matrix] is None) != (given[vector] is None):
-            raise ValueError(f"{owner}: give both {matrix} and {vector} or neither")
-    _check_kinds(given, owner)
-    n = c.shape[-1]
-    defaults = {
-        **{name: c.new_zeros(0, n) for name in ("A", "E")},
-        **{name: c.new_zeros(0) for name in ("b", "d")},
-        "lower": c.new_full((n,), -torch.inf),
-        "upper": c.new_full((n,), torch.inf),
-    }
-    data = {name: defaults[name] if value is None else value for name, value in given.items()}
-    _check_shapes(data, owner)
-    _check_values({name: value for name, value in data.items() if given[name] is not None}, owner)
-    return data
-
-
-def _laid_out(name: str, matrix: Tensor | None, owner: str, sparse: bool) -> Tensor | None:
-    """A sparse matrix as it is, or written out; its gradient is sparse again."""
-    if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
-        return matrix
-    if matrix.layout not in (torch.sparse_coo, torch.sparse_csr):
-        raise TypeError(f"{owner}: {name} must be dense, COO or CSR, got {matrix.layout}")
-    return matrix if sparse else matrix.to_dense()
-
-
-def _check_kinds(given: dict[str, Tensor | None], owner: str) -> None:
-    c = given["c"]
-    for name, value in given.items():
-        if value is None and name != "c":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{owner}: {name} must be a tensor, got {type(value).__name__}")
-        if value.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{owner}: {name} must be float32 or float64, got {value.dtype}")
-        assert c is not None
-        if value.dtype != c.dtype:
-            raise ValueError(f"{owner}: {name} is {value.dtype}, c is {c.dtype}; give one dtype")
-        if value.device != c.device:
-            raise ValueError(f"{owner}: {name} is on {value.device}, c on {c.device}; give one device")
-        if value.dim() < _DIMS[name]:
-            raise ValueError(
-                f"{owner}: {name} needs at least {_DIMS[name]} dimension(s), got shape {tuple(value.shape)}"
-            )
-
-
-def _check_shapes(data: dict[str, Tensor], owner: str) -> None:
-    n, m, p = data["c"].shape[-1], data["A"].shape[-2], data["E"].shape[-2]
-    if n == 0:
-        raise ValueError(f"{owner}: c has no variables (its last dimension is 0)")
-    wanted = {"c": (n,), "A": (m, n), "b": (m,), "E": (p, n), "d": (p,), "lower": (n,), "upper": (n,), "P": (n, n)}
-    for name, value in data.items():
-        tail, shape = wanted[name], tuple(value.shape)
-        if shape[-len(tail) :] != tail:
-            listed = ", ".join(str(size) for size in tail)
-            raise ValueError(
-                f"{owner}: {name} has shape {shape}, wanted [*batch, {listed}] to fit c with {n} variable(s), "
-                f"A with {m} and E with {p} row(s)"
-            )
-
-
-def _check_values(data: dict[str, Tensor], owner: str) -> None:
-    for name, value in data.items():
-        entries = value.detach()
-        entries = Entries.of(entries).a if is_sparse(entries) else entries
-        if all_finite(entries):
-            continue
-        if bool(entries.isnan().any()):
-            where = entries.isnan().nonzero()[0].tolist()
-            raise ValueError(f"{owner}: {name} holds NaN (first at {where})")
-        if name in ("lower", "upper"):
-            wrong = entries == (torch.inf if name == "lower" else -torch.inf)
-            allowed = "-inf" if name == "lower" else "inf"
-            wanted = f"must be finite or {allowed}"
-        elif name == "b":
-            wrong, wanted = entries == -torch.inf, "must be finite, or inf for no limit"
-        else:
-            wrong, wanted = entries.isinf(), "must be finite"
-        if bool(wrong.any()):
-            first = wrong.nonzero()[0].tolist()
-            raise ValueError(f"{owner}: {name} {wanted}, got {entries[wrong][0].item()} at {first}")
-
-
-def batch_shape(data: dict[str, Tensor], owner: str = "LinearProgram") -> torch.Size:
-    """The common leading shape; ValueError where the leading shapes do not broadcast."""
-    leading = {name: value.shape[: value.dim() - _DIMS[name]] for name, value in data.items()}
-    shapes = {shape for shape in leading.values() if shape}
-    if len(shapes) < 2:
-        return shapes.pop() if shapes else torch.Size()
-    try:
-        return torch.broadcast_shapes(*leading.values())
-    except RuntimeError as error:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in leading.items() if shape)
-        raise ValueError(f"{owner}: leading shapes do not broadcast: {listed}") from error
-
-
-def flatten(data: dict[str, Tensor], batch: torch.Size) -> LPData:
-    """Broadcast to the batch and flatten it, keeping matrices that the whole batch shares as one [m, n]."""
-
-    def flat(name: str) -> Tensor:
-        value, dims = data[name], _DIMS[name]
-        if is_sparse(value):
-            return Entries.of(value.detach()).coo()
-        tail = value.shape[value.dim() - dims :]
-        if dims == 2 and value.dim() > 2 and value.shape[:-2].numel() == 1:
-            value = value.reshape(tail)
-        if (dims == 2 and value.dim() == 2) or (len(batch) == 1 and value.shape == batch + tail):
-            return value
-        return value.expand(batch + tail).reshape(batch.numel(), *tail)
-
-    parts: list[Any] = [*(flat(name) for name in NAMES), flat("P") if "P" in data else None]
-    return LPData(*parts)

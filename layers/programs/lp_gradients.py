@@ -97,11 +97,16 @@ def attach_value(
     A tensor shared by problems gets the sum of their gradients. Matrices are summed as one product, so the gradient of
     a shared A takes the memory of A.
     """
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data)):
+    if not wants_gradient(data):
         return value
     x, r = rule.point(saddle), saddle.reduced
     result: Tensor = _ProgramValue.apply(value, x, saddle.inequality, saddle.equality, r, saddle.live, *data)
     return result
+
+
+def wants_gradient(data: Sequence[Tensor]) -> bool:
+    """Whether anything of what is made of these tensors will be differentiated."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data)
 
 
 class _ProgramValue(torch.autograd.Function):
@@ -143,9 +148,27 @@ class _ProgramValue(torch.autograd.Function):
         return (None, None, None, None, None, None, *grads)
 
 
+class NoRule(torch.autograd.Function):
+    """Identity in a point; differentiating it is an error that names the cure."""
+
+    @staticmethod
+    def forward(ctx: Any, primal: Tensor, owner: str, *data: Tensor) -> Tensor:
+        ctx.owner = owner
+        return primal.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        cure = "KKT()" if ctx.owner == "QuadraticProgram" else "Regularised(strength)"
+        raise RuntimeError(
+            f"{ctx.owner}: primal has no gradient rule; give primal_gradient={cure}, or use primal.detach()"
+        )
+
+
 def outer_sum(left: Float[Tensor, "*batch m"], right: Float[Tensor, "*batch n"], shape: torch.Size) -> Tensor:
     """sum of left right^T over the batch dimensions that `shape` [..., m, n] lacks or has at size 1."""
     batch = left.shape[:-1]
+    if shape[:-2] == batch:
+        return left.unsqueeze(-1) * right.unsqueeze(-2)
     kept = torch.Size([1] * (len(batch) + 2 - len(shape)) + list(shape[:-2]))
     summed = [i for i, (size, keep) in enumerate(zip(batch, kept, strict=True)) if keep == 1 and size != 1]
     order = [i for i in range(len(batch)) if i not in summed] + summed

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import PrimalGradient
 from optrelax.layers.programs.gomory import root_cuts
 from optrelax.layers.programs.highs_model import new_highs
@@ -129,7 +129,7 @@ class MixedIntegerProgram(LinearProgram):
             raise ValueError(f"{self._owner}: integer has {len(self.integer)} entries, c has {n} variable(s)")
         relaxed = LinearProgram(self._solver, rounding=self.rounding)._solve(given, start)
         batch = relaxed.status.shape
-        data = lp_data.flatten(given, lp_data.batch_shape(given)).detach().double()
+        data = arguments.flatten(given, arguments.batch_shape(given)).detach().double()
         found = self._branch(data.map(Tensor.cpu))
         point, claimed, status = (part.to(data.c.device) for part in found)
         whole = torch.where(self.integer, point.reshape(*batch, n).round().to(given["c"]), 0.0)

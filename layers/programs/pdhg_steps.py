@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from optrelax.layers.programs.equilibration import equilibration, scaled_matrix
 from optrelax.layers.programs.implied_bounds import implied_box
 from optrelax.layers.programs.lp_data import Answer, LPData, binding, stack_rows, times, transposed_times
-from optrelax.layers.programs.sparse_matrices import Entries, compressed, equilibrated, is_sparse
 
 _SUFFICIENT, _NECESSARY, _ARTIFICIAL = 0.2, 0.8, 0.36  # decay of the fixed-point error that triggers a restart
 # How far a restart moves the logarithm of the primal weight to where both sides travel alike. All the way diverges on
 # some problems: once x sits at its vertex, a larger weight makes it move even less.
 _SMOOTHING = 0.5
-_RUIZ_ROUNDS = 10
 _POWER_ROUNDS = 40
 
 Record = TypeVar("Record", "Scaled", "Iterate", "Best")
@@ -56,7 +55,7 @@ class Scaled:
         size, m = data.size[0], data.size[2]
         K = stack_rows(data.A, data.E)
         rows, columns = equilibration(K)
-        K, turned = _scaled(K, rows, columns)
+        K, turned = scaled_matrix(K, rows, columns)
         rows, columns = rows.expand(size, -1), columns.expand(size, -1)
         q = torch.cat([binding(data), data.d], -1)
         low, high = (end.to(data.c) for end in implied_box(data.double()))
@@ -120,30 +119,6 @@ def _sizes(q: Tensor) -> Tensor:
     size = torch.where(q.isfinite(), q.abs(), 0.0)
     usual = 1e4 * size.median(-1, keepdim=True).values.clamp(min=1)
     return torch.where(size <= usual, size, 0.0).norm(dim=-1, keepdim=True)
-
-
-def equilibration(K: Tensor) -> tuple[Tensor, Tensor]:
-    """(row scales, column scales) of |K|, [..., rows] and [..., n]; rows and columns of zeros keep scale 1."""
-    if is_sparse(K):
-        return equilibrated(Entries.of(K), _RUIZ_ROUNDS)
-    size = K.abs()
-    rows, columns = size.new_ones(size.shape[:-1]), size.new_ones(size.shape[:-2] + size.shape[-1:])
-    for round_ in range(_RUIZ_ROUNDS + 1):
-        present = size * rows.unsqueeze(-1) * columns.unsqueeze(-2)
-        last = round_ == _RUIZ_ROUNDS
-        row = present.sum(-1) if last else present.amax(-1)
-        column = present.sum(-2) if last else present.amax(-2)
-        rows = rows / torch.where(row > 0, row, 1.0).sqrt()
-        columns = columns / torch.where(column > 0, column, 1.0).sqrt()
-    return rows, columns
-
-
-def _scaled(K: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(K with rows and columns scaled, the transpose of a sparse one)."""
-    if not is_sparse(K):
-        return K * rows.unsqueeze(-1) * columns.unsqueeze(-2), None
-    at = Entries.of(K)
-    return compressed(replace(at, a=at.a * rows[at.i] * columns[at.j]))
 
 
 def _norm(scaled: Scaled) -> Tensor:

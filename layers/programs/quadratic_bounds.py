@@ -22,8 +22,14 @@ from optrelax.exactness import require_exact_products
 from optrelax.layers.programs.implied_bounds import implied_box
 from optrelax.layers.programs.lp_data import LPData, all_finite, times, transposed_times
 from optrelax.layers.programs.rays import ExactRows, balance
-from optrelax.layers.programs.safe_bounds import Certificate, box_bound, violations
-from optrelax.rounding import SLACK, Rounding, gamma, underflow, up
+from optrelax.layers.programs.safe_bounds import (
+    Certificate,
+    blurred_by_far_ends,
+    box_bound,
+    keeps_constraints,
+    violations,
+)
+from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
 
 _F64 = torch.float64
 
@@ -54,7 +60,6 @@ def certify_quadratic(
     # Between finite ends no curvature is needed.
     closed = all_finite(box[0]) and all_finite(box[1])
     curvature = torch.zeros_like(z[:, 0]) if closed else least_eigenvalue(data.P).expand(len(z))
-    y, v = (y, v) if closed else _balanced(data, costs, y, v, box, curvature)
     reduced = costs + data.push(y, v)
     size = costs.abs() + data.c.abs() + transposed_times(data.A.abs(), y) + transposed_times(data.E.abs(), v.abs())
     terms = data.size[2] + data.size[3] + 4
@@ -63,7 +68,15 @@ def certify_quadratic(
     loose = torch.cat([held, -error_half], -1) if rounding == "outward" else held
     reduced_box, ends, extra = _open_ends(reduced, error, box, z, curvature, rounding)
     lower = box_bound(reduced_box, error, ends, torch.cat([loose, extra], -1), rounding)
+    lost = lower == -torch.inf
+    if bool(lost.any()):
+        lower, y, v, reduced = _balanced(data, box, (z, y, v), (lower, reduced), rounding, lost)
     value = _value(data, z, Pz, y, v, feasibility)
+    blurred = blurred_by_far_ends(data, box, value - lower, lower, feasibility)
+    if blurred is not None:
+        given = data.lower, data.upper
+        lower, y, v, reduced = _balanced(data, given, (z, y, v), (lower, reduced), rounding, blurred)
+        value = _value(data, z, Pz, y, v, feasibility)
     gap = (value - lower).nan_to_num(torch.inf, torch.inf, torch.inf)
     return Certificate(lower, gap, y, v, reduced)
 
@@ -86,19 +99,49 @@ def _tangent(P: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _balanced(
-    data: LPData, costs: Tensor, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor], curvature: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Multipliers moved until reduced costs vanish at infinite bounds, where no curvature makes up for them."""
-    open_ = box[0].isinf() | box[1].isinf()
-    if data.size[2] + data.size[3] == 0 or not bool((open_.any(-1) & (curvature == 0)).any()):
-        return y, v
-    y, v = y.clone(), v.clone()
-    m = data.size[2]
-    for i in (open_.any(-1) & (curvature == 0)).nonzero().squeeze(-1).tolist():
-        found = balance(ExactRows.of(data, i, box), costs[i], torch.cat([y[i], v[i]]))
-        if found is not None:
-            y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:]
-    return y, v
+    data: LPData,
+    box: tuple[Tensor, Tensor],
+    point: tuple[Tensor, Tensor, Tensor],
+    bound: tuple[Tensor, Tensor],
+    rounding: Rounding,
+    which: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(bounds, y, v, reduced costs); of some problems z, y and v are moved for better bounds.
+
+    P's rows are rows of the program with the side 0, whose multipliers are z: so the tangent moves with the rest.
+    """
+    (z, y, v), (lower, reduced) = point, bound
+    if not ExactRows.fit(data):
+        return lower, y, v, reduced
+    lower, y, v, reduced = (part.clone() for part in (lower, y, v, reduced))
+    m, p = data.size[2:]
+    assert data.P is not None
+    for i in which.nonzero().squeeze(-1).tolist():
+        P = (data.P if data.P.dim() == 2 else data.P[i]).cpu()
+        rows = ExactRows.of(data, i, box).beside(P)
+        found = balance(rows, data.c[i], torch.cat([y[i], v[i], z[i]]))
+        if found is None:
+            continue
+        moved, slack = found.multipliers[m + p :], found.slack[m + p :]
+        proved, near = found.bound - _half(P, moved, slack), found.near - _half(P, moved, 0 * slack)
+        better = float(down(torch.tensor(proved if rounding == "outward" else max(proved, near), dtype=_F64)))
+        if not better > lower[i]:
+            continue
+        lower[i] = better
+        y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m : m + p]
+        reduced[i] = data.c[i] + (rows.M.mT @ found.multipliers).to(reduced)
+    return lower, y, v, reduced
+
+
+def _half(P: Tensor, z: Tensor, slack: Tensor) -> float:
+    """An upper bound of x.P x / 2 for all x within `slack` of z."""
+    Pz, error = _tangent(P, z[None])
+    size = (Pz.abs() + error)[0]
+    rest = z.abs() * error[0] / 2 + slack * size + slack * (P.abs() @ slack) / 2
+    magnitude = (z.abs() * size).sum() + rest.sum()
+    count = 2 * len(z) + 8
+    allowance = 2 * SLACK * (gamma(count, _F64) * magnitude + underflow(count, _F64))
+    return float(up((z * Pz[0]).sum() / 2 + rest.sum() + allowance))
 
 
 def _open_ends(
@@ -127,8 +170,6 @@ def _open_ends(
 def _value(data: LPData, x: Tensor, Px: Tensor, y: Tensor, v: Tensor, feasibility: float) -> Tensor:
     """f(x) with violations charged at their multipliers; inf where x is not feasible, [B]."""
     excess, miss = violations(data, x)
-    feasible = (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
-    feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
     charges = torch.where(y == 0, 0.0, y * excess).sum(-1) + (v.abs() * miss).sum(-1)
     value = (data.c * x).sum(-1) + (x * Px).sum(-1) / 2 + charges
-    return torch.where(feasible & value.isfinite(), value, torch.inf)
+    return torch.where(keeps_constraints(data, x, feasibility) & value.isfinite(), value, torch.inf)

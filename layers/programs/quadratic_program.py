@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import KKT, PrimalGradient
 from optrelax.layers.programs.linear_program import LinearProgram
 from optrelax.layers.programs.lp_gradients import ValueGradient
@@ -97,7 +97,7 @@ class QuadraticProgram(LinearProgram):
         start: LPSolution | None = None,
     ) -> LPSolution:
         """Solve the batch; `start` is for solvers that warm-start."""
-        given = lp_data.gather(c, A, b, E, d, lower, upper, P, self._owner)
+        given = arguments.gather(c, A, b, E, d, lower, upper, P, self._owner)
         _check_convex(given["P"].detach())
         return self._solve(given, start)
 

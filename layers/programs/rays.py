@@ -5,7 +5,7 @@ A computed s leaves a residual r = c_J + M_J^T s on the columns J that have to v
 the least correction delta, M_J^T delta = -r, is shown to exist and bounded without being computed exactly (Rump 1999,
 "INTLAB"; the approximate inverse R of a Gram matrix G proves G regular where |I - R G| < 1). Exact multipliers
 s + delta then exist, and the Lagrange bound is evaluated for all of them at once. Nothing is forgiven. Where columns of
-J depend on each other, only an exact residual of 0, in rationals, will do.
+J depend on each other, exact multipliers are sought in rationals, in small problems (`rationals`).
 
 The same proof shows rays: of infeasibility (Farkas: costs 0 and a positive bound) and of unboundedness (a direction d
 with E d = 0, A d <= 0, c.d < 0).
@@ -13,14 +13,14 @@ with E d = 0, A d <= 0, c.d < 0).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optrelax.layers.programs.lp_data import LPData
+from optrelax.layers.programs.rationals import exact_correction, exactly_zero, products
 from optrelax.layers.programs.sparse_matrices import is_sparse
 from optrelax.rounding import SLACK, down, gamma, underflow, up
 
@@ -57,15 +57,20 @@ class ExactRows:
         M, sides = torch.where(open_[:, None], 0.0, M), torch.where(open_, 0.0, sides)
         return cls(M, sides, data.b.shape[1], box[0][i].cpu(), box[1][i].cpu())
 
+    def beside(self, more: Float[Tensor, "more n"]) -> ExactRows:
+        """These rows with more rows below, of side 0 and multipliers of either sign."""
+        return replace(self, M=torch.cat([self.M, more]), sides=torch.cat([self.sides, more.new_zeros(len(more))]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Balanced:
-    """Multipliers, the proved bound of exact ones beside them, and the bound with rounding's residuals taken for 0.
+    """Multipliers, the proved bound of exact ones within `slack`, and the bound with rounding's residuals taken for 0.
 
-    Each is -inf where it was not shown.
+    Each bound is -inf where it was not shown.
     """
 
     multipliers: Float[Tensor, " rows"]
+    slack: Float[Tensor, " rows"]
     bound: float
     near: float
 
@@ -86,8 +91,9 @@ def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) 
         for _ in range(3):
             s = _moved(M, c[vanishing] + M @ s, s, rows.m)
         if not bool(exactly_zero(M, s, c[vanishing]).all()):
-            residual, error = _products(M, s, c[vanishing])
+            residual, error = products(M, s, c[vanishing])
             found = _correction(M, residual.abs() + error, _scales(s, rows.m))
+            found = exact_correction(M, s, c[vanishing], rows.m) if found is None else found
             proved, near = found is not None, bool((residual.abs() <= error).all())
             slack = slack if found is None else found
             proved = proved and not bool((slack > s)[: rows.m].any())
@@ -95,7 +101,7 @@ def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) 
                 return None
             slack = slack if proved else torch.zeros_like(s)
     made = _bounded(rows, c, s, slack, vanishing)
-    return Balanced(s, made.bound if proved else -torch.inf, made.near if near else -torch.inf)
+    return replace(made, bound=made.bound if proved else -torch.inf, near=made.near if near else -torch.inf)
 
 
 def proves_infeasible(data: LPData, y: Float[Tensor, "B m"], v: Float[Tensor, "B p"]) -> Bool[Tensor, " B"]:
@@ -147,32 +153,9 @@ def proves_unbounded(data: LPData, ray: Float[Tensor, "B n"]) -> Bool[Tensor, " 
     return likely
 
 
-def exactly_zero(
-    M: Float[Tensor, "q k"], s: Float[Tensor, " k"], c: Float[Tensor, " q"] | None = None
-) -> Bool[Tensor, " q"]:
-    """Which entries of c + M s vanish in rationals."""
-    value, error = _products(M, s, c)
-    zero = value.abs() <= error
-    held = s.nonzero().squeeze(-1)
-    exact = [Fraction(x) for x in s[held].tolist()]
-    for i in zero.nonzero().squeeze(-1).tolist():
-        start = Fraction(0) if c is None else Fraction(float(c[i]))
-        pairs = zip(M[i, held].tolist(), exact, strict=True)
-        zero[i] = sum((Fraction(a) * x for a, x in pairs if a), start) == 0
-    return zero
-
-
-def _products(M: Tensor, s: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(c + M s, a bound on its rounding error)."""
-    start = torch.zeros_like(M[:, 0]) if c is None else c
-    terms = M.shape[1] + 2
-    size = start.abs() + M.abs() @ s.abs()
-    return start + M @ s, 2 * SLACK * (gamma(terms, _F64) * size + underflow(terms, _F64))
-
-
 def _vanishing(rows: ExactRows, c: Tensor, s: Tensor) -> Tensor | None:
     """The columns whose reduced costs have to vanish; None where one is too large for that."""
-    value, error = _products(rows.M.mT, s, c)
+    value, error = products(rows.M.mT, s, c)
     size = c.abs() + rows.M.mT.abs() @ s.abs()
     needs_up, needs_down = rows.high == torch.inf, rows.low == -torch.inf
     unfit = needs_up & (value - error < 0) | needs_down & (value + error > 0)
@@ -245,7 +228,7 @@ def _bounded(rows: ExactRows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Te
     """The bound of every multiplier within `slack` of s whose reduced costs vanish where they must."""
     from optrelax.layers.programs.safe_bounds import box_bound
 
-    value, error = _products(rows.M.mT, s, c)
+    value, error = products(rows.M.mT, s, c)
     error = up(error + SLACK * (rows.M.mT.abs() @ slack))
     low, high = rows.low.clone(), rows.high.clone()
     value, error = value.clone(), error.clone()
@@ -255,7 +238,7 @@ def _bounded(rows: ExactRows, c: Tensor, s: Tensor, slack: Tensor, vanishing: Te
         float(box_bound(value[None], error[None], (low[None], high[None]), held[None], mode, lenient=False))
         for mode in ("outward", "nearest")
     ]
-    return Balanced(s, bounds[0], bounds[1])
+    return Balanced(s, slack, bounds[0], bounds[1])
 
 
 def _falls(rows: ExactRows, c: Tensor, ray: Tensor) -> bool:
@@ -263,7 +246,7 @@ def _falls(rows: ExactRows, c: Tensor, ray: Tensor) -> bool:
     c, ray = c.cpu(), ray.cpu()
     ray = torch.where(rows.low.isfinite(), ray.clamp(min=0), ray)
     ray = torch.where(rows.high.isfinite(), ray.clamp(max=0), ray)
-    value, error = _products(rows.M, ray)
+    value, error = products(rows.M, ray)
     size = rows.M.abs() @ ray.abs()
     equal = torch.arange(len(value), device=value.device) >= rows.m
     vanishing = equal | (value + error > 0) | (value.abs() <= 1e-9 * size) & (size > 0)
@@ -284,6 +267,6 @@ def _falls(rows: ExactRows, c: Tensor, ray: Tensor) -> bool:
     spread = SLACK * (rows.M.abs() @ slack) + error
     if bool((~vanishing & (up(value + spread) > 0)).any()):
         return False
-    descent, rounding = _products(c[None], ray)
+    descent, rounding = products(c[None], ray)
     worst = down(descent + rounding + SLACK * (c.abs() @ slack))
     return bool(up(up(worst)) < 0)

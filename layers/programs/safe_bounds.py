@@ -33,10 +33,12 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from optrelax.exactness import require_exact_products
+from optrelax.layers.batched import Batched
+from optrelax.layers.programs.evaluation import evaluated
 from optrelax.layers.programs.implied_bounds import implied_box, product
 from optrelax.layers.programs.lp_data import LPData, all_finite, times, transposed_times
 from optrelax.layers.programs.rays import ExactRows, balance
@@ -44,7 +46,7 @@ from optrelax.rounding import SLACK, Rounding, down, gamma, underflow, up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Certificate:
+class Certificate(Batched):
     """A safe lower bound, the multipliers that prove it, and the gap to a feasible point; all float64."""
 
     lower: Float[Tensor, " B"]
@@ -68,18 +70,23 @@ def certify_duals(
     A point is feasible if A x - b <= feasibility * max(1, |b|) row by row, and |E x - d| alike. What it violates within
     that tolerance is charged at its multiplier, so the gap does not fall below 0 for being slightly infeasible.
     """
-    data = data.double()
-    box = implied_box(data)
+    data, closed = data.double(), all_finite(data.lower) and all_finite(data.upper)
+    if closed and rounding == "nearest":
+        found = evaluated(data, primal.double(), inequality.double(), equality.double(), feasibility)
+        if found is not None:
+            lower, value, y, v, reduced = found
+            return Certificate(lower, (value - lower).nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
+    box = (data.lower, data.upper) if closed else implied_box(data)
     y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (inequality, equality))
     y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
-    lower, reduced = dual_bound(data, y, v, box, rounding)
+    given, (lower, reduced) = (y, v), dual_bound(data, y, v, box, rounding)
     # Shrinking by a hair costs a hair; by more only where nothing else gives a bound.
     for least in (0.99, None, 0.0):
         lost = lower == -torch.inf
         if not bool(lost.any()):
             break
         if least is None:
-            y, v, lower = _balanced(data, y, v, box, lower, rounding)
+            y, v, lower = _balanced(data, (y, v), box, (y, v, lower), rounding, lost)
             reduced = data.c + data.push(y, v)
             continue
         scale = _repair(data, y, v, box)
@@ -87,7 +94,13 @@ def certify_duals(
         y, v = y * scale, v * scale
         shrunk, reduced = dual_bound(data, y, v, box, rounding)
         lower = torch.where(lost, shrunk, lower)
-    gap = _primal_value(data, primal.double(), y, v, feasibility) - lower
+    value = _primal_value(data, primal.double(), y, v, feasibility)
+    blurred = blurred_by_far_ends(data, box, value - lower, lower, feasibility)
+    if blurred is not None:
+        y, v, lower = _balanced(data, given, (data.lower, data.upper), (y, v, lower), rounding, blurred)
+        reduced = data.c + data.push(y, v)
+        value = _primal_value(data, primal.double(), y, v, feasibility)
+    gap = value - lower
     return Certificate(lower, gap.nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
 
 
@@ -132,7 +145,7 @@ def box_bound(
     terms = down(terms) if outward else terms
     if lenient and error is not None:
         unclear = (box[0].isinf() | box[1].isinf()) & (reduced.abs() <= error)
-        terms = torch.where(unclear, _finite_part(reduced, *box), terms)
+        terms = torch.where(unclear, 0.0, terms)
     total = terms.sum(-1) + constants.sum(-1)
     if outward:
         count = reduced.shape[-1] + constants.shape[-1] + 2
@@ -147,13 +160,6 @@ def _ends(reduced: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """Reduced costs at their least and greatest; what has no error stays, lest 0 at an infinite bound cease to be 0."""
     exact = error == 0
     return torch.where(exact, reduced, down(reduced - error)), torch.where(exact, reduced, up(reduced + error))
-
-
-def _finite_part(r: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The product at the finite bound if there is one, else 0."""
-    at_lower = torch.where(lower.isinf(), 0.0, product(r, lower))
-    at_upper = torch.where(upper.isinf(), 0.0, product(r, upper))
-    return torch.where(lower.isinf(), at_upper, at_lower)
 
 
 def _reduced_error(data: LPData, y: Tensor, v: Tensor) -> Tensor:
@@ -179,37 +185,60 @@ def _repair(data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor]) -> T
     return ratio.amin(-1).clamp(0, 1) * (1 - 2.0**-30)
 
 
+def blurred_by_far_ends(
+    data: LPData, box: tuple[Tensor, Tensor], gap: Tensor, lower: Tensor, tol: float
+) -> Bool[Tensor, " B"] | None:
+    """Problems whose gap may be what rounding makes of implied ends far away; None where there are none."""
+    if box[0] is data.lower and box[1] is data.upper:
+        return None
+    wide = (gap > tol * lower.abs().clamp(min=1)) & gap.isfinite()
+    if bool(wide.any()):
+        wide &= (data.lower.isinf() | data.upper.isinf()).any(-1)
+    return wide if bool(wide.any()) else None
+
+
 def _balanced(
-    data: LPData, y: Tensor, v: Tensor, box: tuple[Tensor, Tensor], lower: Tensor, rounding: Rounding
+    data: LPData,
+    given: tuple[Tensor, Tensor],
+    box: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor, Tensor],
+    rounding: Rounding,
+    which: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Multipliers without a bound moved until reduced costs vanish where they must; (y, v, bounds)."""
-    y, v, lower = y.clone(), v.clone(), lower.clone()
+    """`held`, (y, v, bounds), or better: `given` multipliers moved until reduced costs vanish where they must."""
+    y, v, lower = (part.clone() for part in held)
     m = data.size[2]
     if not ExactRows.fit(data):
         return y, v, lower
-    for i in (lower == -torch.inf).nonzero().squeeze(-1).tolist():
-        found = balance(ExactRows.of(data, i, box), data.c[i], torch.cat([y[i], v[i]]))
-        if found is None:
+    for i in which.nonzero().squeeze(-1).tolist():
+        found = balance(ExactRows.of(data, i, box), data.c[i], torch.cat([given[0][i], given[1][i]]))
+        bound = -torch.inf if found is None else found.bound if rounding == "outward" else max(found.bound, found.near)
+        if found is None or not bound > lower[i]:
             continue
-        y[i], v[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:]
-        lower[i] = found.bound if rounding == "outward" else max(found.bound, found.near)
+        y[i], v[i], lower[i] = found.multipliers[:m].clamp(min=0), found.multipliers[m:], bound
     return y, v, lower
 
 
 def _primal_value(data: LPData, x: Tensor, y: Tensor, v: Tensor, feasibility: float) -> Tensor:
     """c.x with violations charged at their multipliers; inf where x is not feasible, [B]."""
-    excess, miss = violations(data, x)
-    feasible = ((x >= data.lower) & (x <= data.upper)).all(-1)
-    value = (data.c * x).sum(-1)
-    if excess.shape[-1]:
-        feasible &= (excess <= feasibility * data.b.abs().clamp(min=1)).all(-1)
-        value = value + product(y, excess).sum(-1)
-    if miss.shape[-1]:
-        feasible &= (miss <= feasibility * data.d.abs().clamp(min=1)).all(-1)
-        value = value + (v.abs() * miss).sum(-1)
+    broken = violations(data, x)
+    value = (data.c * x).sum(-1) + product(y, broken[0]).sum(-1) + (v.abs() * broken[1]).sum(-1)
+    feasible = ((x >= data.lower) & (x <= data.upper)).all(-1) & _tolerable(data, broken, feasibility)
     return torch.where(feasible & value.isfinite(), value, torch.inf)
+
+
+def keeps_constraints(data: LPData, x: Float[Tensor, "B n"], feasibility: float) -> Bool[Tensor, " B"]:
+    """Whether a point violates no row by more than `feasibility` of max(1, its side)."""
+    return _tolerable(data, violations(data, x), feasibility)
+
+
+def _tolerable(data: LPData, broken: tuple[Tensor, Tensor], feasibility: float) -> Tensor:
+    pairs = zip(broken, (data.b, data.d), strict=True)
+    kept = [(part <= feasibility * side.abs().clamp(min=1)).all(-1) for part, side in pairs if part.shape[-1]]
+    return functools.reduce(torch.logical_and, kept) if kept else torch.ones_like(data.c[:, 0], dtype=torch.bool)
 
 
 def violations(data: LPData, x: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B p"]]:
     """(max(A x - b, 0), |E x - d|)."""
-    return (times(data.A, x) - data.b).clamp(min=0), (times(data.E, x) - data.d).abs()
+    above = (times(data.A, x) - data.b).clamp(min=0) if data.b.shape[-1] else data.b
+    return above, (times(data.E, x) - data.d).abs() if data.d.shape[-1] else data.d

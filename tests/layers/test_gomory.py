@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from optrelax.layers import LinearProgram, MixedIntegerProgram, Regularised
+from optrelax.layers.programs.arguments import batch_shape, flatten, gather
 from optrelax.layers.programs.gomory import root_cuts
-from optrelax.layers.programs.lp_data import LPData, batch_shape, flatten, gather
+from optrelax.layers.programs.lp_data import LPData
 
 f64 = torch.float64
 UPPER = 2

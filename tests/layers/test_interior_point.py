@@ -8,7 +8,7 @@ from cases import BY_NAME, inputs, specification
 from lp_networks import QUESTIONS, answer, assert_close, before, question, trained
 
 import optrelax as ox
-from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle, interior_point
+from optrelax.layers import DualAscent, Highs, InteriorPoint, Status, Triangle, newton
 from optrelax.layers.evaluation import evaluate, solved
 from optrelax.layers.hulls import hull_lines
 from optrelax.layers.problems import Problems
@@ -169,7 +169,7 @@ def test_a_factorisation_that_breaks_down_spoils_its_own_problem_only(monkeypatc
     name = "trained fc, eps 0.08"
     made, starts = problems(name)
     good = solved(InteriorPoint(), made, starts)
-    real = interior_point._factor
+    real = newton.factor
 
     def breaking(systems):
         factors, pivots, info = real(systems)
@@ -177,7 +177,7 @@ def test_a_factorisation_that_breaks_down_spoils_its_own_problem_only(monkeypatc
         factors[0] = torch.nan
         return factors, pivots, info
 
-    monkeypatch.setattr(interior_point, "_factor", breaking)
+    monkeypatch.setattr(newton, "factor", breaking)
     found = solved(InteriorPoint(), made, starts)
     assert (found.status != good.status).sum() <= 2
     assert_close(found.lower, good.lower, 1e-2)
@@ -192,7 +192,7 @@ def test_factors_are_right_with_several_threads(n, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        factors, pivots, info = interior_point._factor(systems)
+        factors, pivots, info = newton.factor(systems)
         found = torch.linalg.lu_solve(factors, pivots, right)
     finally:
         torch.set_num_threads(before)

@@ -24,11 +24,12 @@ from optrelax.layers import (
     Regularised,
     Status,
 )
+from optrelax.layers.programs.arguments import batch_shape, flatten, gather
 from optrelax.layers.programs.implied_bounds import implied_box
-from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, batch_shape, flatten, gather
+from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.lp_gradients import outer_sum
 from optrelax.layers.programs.rays import proves_infeasible
-from optrelax.layers.programs.safe_bounds import certify_duals
+from optrelax.layers.programs.safe_bounds import certify_duals, dual_bound
 from optrelax.layers.solutions import UnsolvedError
 
 NAMES = ("c", "A", "b", "E", "d", "lower", "upper")
@@ -214,7 +215,8 @@ def test_outward_covers_the_rounding_of_reduced_costs() -> None:
     wide = torch.full((20,), 1e6, dtype=torch.float64)
     problems = flat(Data(-(y @ A), A, torch.zeros(60, dtype=torch.float64), lower=-wide, upper=wide))
     none = torch.zeros(10, 0, dtype=torch.float64)
-    near, out = (certify_duals(problems, y[:, :20], y, none, mode, 1e-6).lower for mode in ("nearest", "outward"))
+    out = certify_duals(problems, y[:, :20], y, none, "outward", 1e-6).lower
+    near, _ = dual_bound(problems, y, none, (problems.lower, problems.upper), "nearest")
     columns = [rational(column) for column in A.mT]
     for i in range(10):
         r = [

@@ -13,7 +13,7 @@ from lp_cases import FAMILIES, MIXED, Data, assignment, boxed, covering, exact_v
 from scipy import sparse
 
 from optrelax.layers import PDHG, Cvxpy, Highs, InteriorPoint, LinearProgram, Status
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments
 from optrelax.layers.programs.auto import Auto
 from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.pdhg_steps import Scaled
@@ -249,7 +249,7 @@ def test_infeasible_problems_of_free_variables_are_shown_by_exact_rays() -> None
     assert bool(((found.status == Status.INFEASIBLE) | (found.status == Status.NUMERICAL)).all())
     # Rows in general position: six of them always have an exact combination.
     ray = torch.cat([y[:, :-1], torch.ones(4, 1, dtype=torch.float64)], -1)
-    flat = lp_data.flatten(lp_data.gather(c, A, b, None, None, None, None), torch.Size([4]))
+    flat = arguments.flatten(arguments.gather(c, A, b, None, None, None, None), torch.Size([4]))
     assert bool(proves_infeasible(flat, ray, ray[:, :0]).all())
     assert not bool(proves_infeasible(flat.map(lambda t: -t), ray, ray[:, :0]).any())
 
@@ -519,8 +519,8 @@ def test_equilibration_bounds_the_norm() -> None:
     data = boxed(3, 7, 9, 2)
     assert data.A is not None
     A = data.A * torch.logspace(-4, 4, 7, dtype=torch.float64).unsqueeze(-1)
-    gathered = lp_data.gather(*data._replace(A=A))
-    scaled = Scaled.of(lp_data.flatten(gathered, lp_data.batch_shape(gathered)))
+    gathered = arguments.gather(*data._replace(A=A))
+    scaled = Scaled.of(arguments.flatten(gathered, arguments.batch_shape(gathered)))
     norms = torch.linalg.matrix_norm(scaled.K, 2)
     assert bool((norms <= 1 + 1e-9).all())
     assert bool((norms >= 0.2).all())
@@ -608,8 +608,8 @@ def test_unknown_options_are_type_errors() -> None:
 def test_projection_satisfies_its_variational_inequality(family: str, strength: float) -> None:
     """x projects t on P exactly if (t - x).z <= (t - x).x for every z of P: an LP, solved by SciPy's HiGHS."""
     data = FAMILIES[family]()
-    gathered = lp_data.gather(*data)
-    flat = lp_data.flatten(gathered, lp_data.batch_shape(gathered))
+    gathered = arguments.gather(*data)
+    flat = arguments.flatten(gathered, arguments.batch_shape(gathered))
     target = -flat.c / strength
     found = project(flat, target)
     assert bool(found.solved.all())
@@ -620,8 +620,8 @@ def test_projection_satisfies_its_variational_inequality(family: str, strength: 
 
 
 def test_projection_reports_infeasible_problems() -> None:
-    gathered = lp_data.gather(*MIXED)
-    flat = lp_data.flatten(gathered, lp_data.batch_shape(gathered))
+    gathered = arguments.gather(*MIXED)
+    flat = arguments.flatten(gathered, arguments.batch_shape(gathered))
     found = project(flat, -flat.c)
     assert found.solved.tolist() == [True, False, True, True]
     assert bool(found.x.isfinite().all())

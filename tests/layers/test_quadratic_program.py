@@ -14,7 +14,7 @@ from lp_cases import FAMILIES, MIXED, Data, boxed, free
 from torch import Tensor
 
 from optrelax.layers import Highs, InteriorPoint, QuadraticProgram, Status
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments
 from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 
@@ -223,7 +223,7 @@ def test_bad_matrices_and_solvers_are_errors() -> None:
     with pytest.raises(ValueError, match="P must be positive semidefinite, its least eigenvalue is -1"):
         QuadraticProgram()(torch.diag(torch.tensor([1.0, -1.0], dtype=f64)), c)
     with pytest.raises(ValueError, match=r"P has shape \(3, 3\), wanted \[\*batch, 2, 2\]"):
-        lp_data.gather(c, None, None, None, None, None, None, torch.eye(3, dtype=f64), "QuadraticProgram")
+        arguments.gather(c, None, None, None, None, None, None, torch.eye(3, dtype=f64), "QuadraticProgram")
     with pytest.raises(TypeError, match=r"Highs solves linear programs only; InteriorPoint\(\) takes quadratic ones"):
         QuadraticProgram(Highs())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optrelax.layers import Highs, LinearProgram, Status
-from optrelax.layers.programs import lp_data
+from optrelax.layers.programs import arguments, lp_data
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.programs.safe_bounds import box_bound, certify_duals
 
@@ -16,8 +16,8 @@ def rows(*entries: list[float]) -> torch.Tensor:
 
 
 def problem(**given: torch.Tensor) -> lp_data.LPData:
-    data = lp_data.gather(*(given.get(name) for name in ("c", "A", "b", "E", "d", "lower", "upper")))  # type: ignore[arg-type]
-    return lp_data.flatten(data, torch.Size([1]))
+    data = arguments.gather(*(given.get(name) for name in ("c", "A", "b", "E", "d", "lower", "upper")))  # type: ignore[arg-type]
+    return arguments.flatten(data, torch.Size([1]))
 
 
 INF = torch.inf
