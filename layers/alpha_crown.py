@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.layers.network_lp import shared
-from optrelax.layers.slope_search import SWEPT, SlopeSearch, windowed
+from optrelax.layers.slope_search import SlopeSearch, swept_numbers, windowed
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -23,10 +23,15 @@ _WINDOWED = 7
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaCrown(Relaxation):
-    """CROWN whose lower slopes are variables, one set a row of the specification and one a hidden neuron's bound.
+    """CROWN whose lines are variables, one set a row of the specification and one a hidden neuron's bound.
+
+    Of a piecewise-linear activation the line below (of two kinks also above) lies between two of its hull; of a smooth
+    one both lines touch its envelope at a point that is sought, the chords included. Over several inflections, of a
+    periodic function and at corners, smooth lines lie between CROWN's and one that holds the extreme value.
 
     Gradient ascent (Adam) on the sum of the lower bounds through the bounds of every layer; the best slopes of each
-    example are kept. The start is CROWN's, so an example's sum is never below it; no bound exceeds the layerwise LP.
+    example are kept. The start is CROWN's, so an example's sum is never below it; of piecewise-linear
+    networks no bound exceeds the layerwise LP.
     Where pools and products are composed of other ops, CROWN with its own rules bounds every row beside.
 
     Args:
@@ -116,7 +121,6 @@ class AlphaCrown(Relaxation):
 
         start: bounds that say which neurons cross; None: all do.
         """
-        entries = memory.hidden_entries(network) + math.prod(network.input_shape)
         rows = {network.output: k}
         for node in network.activations:
             if node.inputs[0] in network.exact_intervals:
@@ -130,8 +134,10 @@ class AlphaCrown(Relaxation):
         total = 0
         for target, count in rows.items():
             found = None if torch.is_grad_enabled() else windowed(network, region, target)
-            weights = entries if found is None else sum(seen.numbers for seen in found.weighed.values())
-            total += count * (SWEPT if found is None else _WINDOWED) * weights
+            if found is None:
+                total += count * swept_numbers(network)
+            else:
+                total += count * _WINDOWED * sum(seen.numbers for seen in found.weighed.values())
         return total * region.dtype.itemsize
 
     def _neuron_rows(self, network: Network) -> int:

@@ -24,7 +24,7 @@ from optrelax.domains.passes.neurons import Neurons, rows_of_examples
 from optrelax.domains.passes.programs import Program
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.ascent.schedule import FIRST, SECOND, tiny
-from optrelax.layers.hulls import HullLines, hull_lines, hulls_at, product_hull
+from optrelax.layers.hulls import HullLines, hull_lines, hulls_at, mix, product_hull
 from optrelax.layers.problems import DualPoint, Problems, Weights
 from optrelax.layers.starts import crown_start
 from optrelax.layers.sweeps import backward_sweep, dual_value
@@ -36,6 +36,7 @@ from optrelax.relaxations import Preactivation
 if TYPE_CHECKING:
     from optrelax.layers.alpha_crown import AlphaCrown
 
+_SIDES = {"below": -1.0, "above": 1.0}
 _OUTPUT = "output of the network"
 
 
@@ -44,7 +45,8 @@ class Parameter:
     """One kind of number that rows choose at an activation, in [low, high]: [rows, ...]."""
 
     kind: str
-    """"alpha": weight between the two lower lines or planes; "beta": between the upper ones, where there are two."""
+    """"alpha": weight between the two lower lines or planes; "beta": between the upper ones, where there are two;
+    "below", "above": where the line of a curved function touches it (`Activation.supporting`)."""
     node: str
     value: Tensor
     low: float = 0.0
@@ -124,14 +126,22 @@ class BoundedRows:
 
 SWEPT = 12
 """Numbers a neuron and input that a row of a sweep takes: lines, coefficients and what a gradient keeps of them."""
+SLID = 60
+"""Likewise, of a curved function: its lines at a point of tangency of the row's own, on both sides."""
 _LOT = 2**26
 """Bytes of the rows that are swept at once where nothing is kept of them."""
 
 
+def swept_numbers(network: Network) -> int:
+    """Numbers that one row of a sweep takes."""
+    entries = memory.hidden_entries(network) + math.prod(network.input_shape)
+    curved = sum(math.prod(node.shape) for node in network.activations if node.op.slides)
+    return SWEPT * entries + SLID * curved
+
+
 def lot(network: Network, region: Region) -> int:
     """Rows that are swept at once where nothing is kept of them."""
-    entries = memory.hidden_entries(network) + math.prod(network.input_shape)
-    return max(1, _LOT // (SWEPT * entries * region.dtype.itemsize))
+    return max(1, _LOT // (swept_numbers(network) * region.dtype.itemsize))
 
 
 def windowed(network: Network, region: Region, target: str) -> Program | None:
@@ -195,6 +205,11 @@ class SlopeSearch:
                     target.parameters.append(Parameter(kind, name, program.seen_by(name, t, target.neurons)))
                 elif program is None and name in wanted:
                     target.parameters.append(Parameter(kind, name, t[target.example]))
+        for node in self.network.activations:
+            op, name = node.op, node.name
+            for kind, sign in _SIDES.items() if op.slides and name in wanted else ():
+                share = op.closest_share(self.given[name].lower, self.given[name].upper, sign)
+                target.parameters.append(Parameter(kind, name, share[target.example]))
         return target
 
     # --- bounding ---
@@ -266,8 +281,10 @@ class SlopeSearch:
         def some(rows: Tensor) -> Tensor:
             own = example[rows]
             lines = {name: h.select(own) for name, h in picked.items()}
+            part = target.part(rows)
+            dual = self._shaped(part.whole(), lines)
+            lines = {name: self._slid(name, h, dual, part) for name, h in lines.items()}
             problems = Problems(self.network, target.node, flat[rows], region.select(own), lines)
-            dual = self._shaped(target.part(rows).whole(), lines)
             if not outward:
                 return backward_sweep(problems, dual).value
             known = {n: Bounds.known(b.lower[own], b.upper[own]) for n, b in before.items()}
@@ -275,6 +292,22 @@ class SlopeSearch:
 
         size = len(example) if torch.is_grad_enabled() else lot(self.network, region)
         return torch.cat([some(rows) for rows in torch.arange(len(example), device=example.device).split(max(1, size))])
+
+    def _slid(self, name: str, h: HullLines, dual: DualPoint, part: BoundedRows) -> HullLines:
+        """Of a curved function the lines that touch it where each row says; its mixed lines where none do."""
+        if name not in part.values("below"):
+            return h
+        op, (l, u) = self.network[name].op, h.before
+        assert isinstance(op, Activation)
+        found = []
+        for kind, mixed in (
+            ("below", mix(h.below0, h.below1, dual.alpha[name])),
+            ("above", mix(h.above0, h.above1, dual.beta.get(name))),
+        ):
+            (slope, intercept), there = op.supporting(l, u, part.values(kind)[name], _SIDES[kind])
+            found.append((torch.where(there, slope, mixed[0]), torch.where(there, intercept, mixed[1])))
+        below, above = found
+        return replace(h, below0=below, below1=below, above0=above, above1=None)
 
     def _shaped(self, dual: DualPoint, hulls: Mapping[str, HullLines]) -> DualPoint:
         """Weights in the shapes of their activations; where rows see nothing any will do."""

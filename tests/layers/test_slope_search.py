@@ -171,3 +171,53 @@ def test_composed_pools_and_products_are_no_looser_than_crowns_own_rules(iterati
     assert bool((found >= crown - 1e-9).all())
     found.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+class Tilted(nn.Module):
+    """f(x) - slope * x, of one number."""
+
+    def __init__(self, f, slope):
+        super().__init__()
+        self.f, self.slope = f, slope
+
+    def forward(self, x):
+        return self.f(x) - self.slope * x
+
+
+@pytest.mark.parametrize("f", [torch.tanh, torch.sigmoid, nn.functional.softplus, torch.atan])
+@pytest.mark.parametrize("slope", [0.15, 0.6])
+def test_points_of_tangency_are_found(f, slope):
+    """One neuron and a slope beside it: the exact extremes, which its envelope gives and no fixed line."""
+    net = ox.capture(Tilted(f, slope), (1,))
+    center = torch.tensor([[-0.7], [0.3], [1.4]], dtype=torch.float64)
+    region = ox.LinfBall(center, 2.0)
+    with torch.no_grad():
+        values = net(
+            torch.lerp(region.lower, region.upper, torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None, None])
+        )
+        exact = torch.stack([values.amin(0), -values.amax(0)])
+        crown = ox.bounds(net, region, "crown")
+        found = ox.bounds(net, region, AlphaCrown(iterations=80, decay=0.93, patience=80))
+    found, crown = (torch.stack([b.lower, -b.upper]) for b in (found, crown))
+    assert (found <= exact + 1e-6).all()
+    assert (found >= crown - 1e-9).all()
+    assert float((exact - crown).amax()) > 0.01
+    assert (exact - found < 5e-3).all()
+
+
+def test_chosen_points_of_tangency_hold_under_either_rounding_and_in_float32():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.GELU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    x = torch.rand(3, 3)
+    region = ox.LinfBall(x, torch.tensor([0.0, 0.1, 0.8]))
+    points = torch.lerp(region.lower, region.upper, torch.rand(400, *region.shape))
+    with torch.no_grad():
+        values = net(points)
+        widths = {}
+        for rounding, slack in (("nearest", 1e-5), ("outward", 0.0)):
+            found = ox.bounds(net, region, AlphaCrown(iterations=10, rounding=rounding))
+            widths[rounding] = found.width
+            assert ((found.lower - slack <= values) & (values <= found.upper + slack)).all()
+        crown = ox.bounds(net, region, "crown").width
+        assert (widths["nearest"][2] < 0.97 * crown[2]).all()
+        torch.testing.assert_close(widths["outward"], widths["nearest"], rtol=2e-2, atol=1e-4)

@@ -157,6 +157,28 @@ def test_tabulated_points_of_tangency_are_those_that_a_search_finds(f, dtype):
             assert f.name not in ("tanh", "sigmoid") or known[d < 9e3].all()
 
 
+@each_function
+def test_lines_slide_along_the_envelope(f):
+    """At every share a line that holds; at the closest one that of CROWN; no line lies above one of them everywhere."""
+    if not f.slides:
+        return
+    l, u = intervals(f, 60)
+    x = grid(f, l, u, 101)
+    y, m = f(x), (l + u) / 2
+    for sign, closest in zip((-1.0, 1.0), f.closest(l, u), strict=True):
+        shares = [torch.full_like(l, share) for share in (0.0, 0.3, 1.0)]
+        best = f.closest_share(l, u, sign)
+        for share in (*shares, best):
+            (slope, intercept), there = f.supporting(l, u, share, sign)
+            size = y.abs() + (slope * x).abs() + intercept.abs() + f.error(x) / torch.finfo(x.dtype).eps
+            above = sign * (slope * x + intercept - y)
+            assert (above >= -16 * torch.finfo(x.dtype).eps * size)[:, there].all()
+            lowest = (above - 1e-7 * size).amin(0)  # it touches: nothing could be gained by moving it
+            assert (lowest <= (1e-3 * (u - l) ** 2 * (1 + slope.abs())))[there].all()
+        height = slope * m + intercept
+        torch.testing.assert_close(height[there], (closest[0] * m + closest[1])[there], rtol=1e-7, atol=1e-9)
+
+
 def worst(f: Smooth, l: Tensor, u: Tensor, slope: Tensor, intercept: Tensor, sign: float) -> list[str]:
     """Points at which a line is beaten in 200-bit arithmetic, with no tolerance."""
     line = ClaimedLine(sign, slope, intercept, f.extreme(slope.to(l), l, u, sign)[0])

@@ -129,6 +129,19 @@ class Activation(Storable, ABC):
         sign: 1 for the greatest value, -1 for the least.
         """
 
+    @property
+    def slides(self) -> bool:
+        """Whether `supporting` has tangents between the lines of the hull."""
+        return False
+
+    def supporting(self, l: Tensor, u: Tensor, share: Tensor, sign: float) -> tuple[Line, Tensor]:
+        """A line above (sign 1) or below (-1) over [l, u], chosen by a share in [0, 1]; and where there is one."""
+        raise NotImplementedError(f"{self.name}: has no lines but those of its hull")
+
+    def closest_share(self, l: Tensor, u: Tensor, sign: float) -> Tensor:
+        """The share of that of `closest`."""
+        raise NotImplementedError(f"{self.name}: has no lines but those of its hull")
+
     def magnitude(self, size: Tensor) -> Tensor:
         """A bound of |f(x)| where |x| <= size, to rounding."""
         low, high = self.image(-size, size)

@@ -288,6 +288,20 @@ class Smooth(Activation):
 
         return Supports(self, l, u).parallel_slope()
 
+    @property
+    def slides(self) -> bool:
+        return self.period is None and 0 not in self.curvature
+
+    def supporting(self, l: Tensor, u: Tensor, share: Tensor, sign: float) -> tuple[Line, Tensor]:
+        from optrelax.networks.activations.sliding import sliding_line
+
+        return sliding_line(self, l, u, share, sign)
+
+    def closest_share(self, l: Tensor, u: Tensor, sign: float) -> Tensor:
+        from optrelax.networks.activations.sliding import closest_share
+
+        return closest_share(self, l, u, sign)
+
     # --- outward -------------------------------------------------------------------------------------------------
 
     def beyond(self, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:

@@ -102,9 +102,11 @@ class Supports:
     def touching(self, sign: float) -> Touching:
         """Of the lines above sign * f."""
         with torch.no_grad():
-            return self._touching(sign)
+            found = self.over_one_cut(sign)
+            return found if self.several is None else self._exchanged(found, sign)
 
-    def _touching(self, sign: float) -> Touching:
+    def over_one_cut(self, sign: float) -> Touching:
+        """Likewise, of intervals with one cut at most; of others anything."""
         l, u = self.l.detach(), self.u.detach()
         left, right = sign * self.left, sign * self.right
         if self.single is None:
@@ -121,14 +123,13 @@ class Supports:
         q = torch.where(from_l, t, u)
         m = self.m.detach()
         tangent = torch.where(mixed, torch.where(from_l, m >= t, m <= t), left <= 0)
-        found = Touching(
+        return Touching(
             p,
             q,
             tangent,
             torch.where(mixed, ~from_l & (t > l), left <= 0),
             torch.where(mixed, from_l & (t < u), left <= 0),
         )
-        return found if self.several is None else self._exchanged(found, sign)
 
     def _touch(self, c: Tensor, anchor: Tensor, a: Tensor, b: Tensor, start: Tensor, mixed: Tensor) -> Tensor:
         """Where in [a, b] the tangent goes through the graph at the anchor; the end that comes nearest elsewhere."""
@@ -174,7 +175,7 @@ class Supports:
 
         The points are constants but where they are ends: at a touching point the slope does not depend on it.
         """
-        p, q = self._attached(p), self._attached(q)
+        p, q = self.attached(p), self.attached(q)
         run = q - p
         least = unit_roundoff(run.dtype) ** 0.5
         size = torch.maximum(p.detach().abs(), q.detach().abs())
@@ -184,7 +185,7 @@ class Supports:
         middle = torch.where(short, (p + q) / 2, self.m.detach())
         return torch.where(short, self.f.derivative(middle), slope)
 
-    def _attached(self, x: Tensor) -> Tensor:
+    def attached(self, x: Tensor) -> Tensor:
         """A point that moves with the end that it is."""
         return torch.where(x == self.l, self.l, torch.where(x == self.u, self.u, x))
 
@@ -198,7 +199,7 @@ class Supports:
 
     def _line(self, slope: Tensor, sign: float, touching: Touching, *more: Tensor) -> Line:
         """The line of a slope that a touching was made for."""
-        points = list(more) if self.single is None else [*map(self._attached, (touching.p, touching.q)), *more]
+        points = list(more) if self.single is None else [*map(self.attached, (touching.p, touching.q)), *more]
         if self.single is not None and 0 in self.f.curvature:  # at a corner
             c = torch.minimum(torch.maximum(self.single, self.l), self.u)
             points.append(c)
@@ -220,7 +221,7 @@ class Supports:
 
     def closest(self) -> tuple[Line, Line]:
         """See `Smooth.closest`."""
-        below, above = (self._known(self.closest_line(sign, self.touching(sign))) for sign in (-1.0, 1.0))
+        below, above = (self.known(self.closest_line(sign, self.touching(sign))) for sign in (-1.0, 1.0))
         return below, above
 
     def hull(self) -> Hull:
@@ -232,7 +233,7 @@ class Supports:
             swap = sign * (second[0] - first[0]).detach() > 0
             left = tuple(torch.where(swap, b, a) for a, b in zip(first, second, strict=True))
             right = tuple(torch.where(swap, a, b) for a, b in zip(first, second, strict=True))
-            sides.append((self._known((left[0], left[1])), self._known((right[0], right[1]))))
+            sides.append((self.known((left[0], left[1])), self.known((right[0], right[1]))))
         return Hull(sides[0], sides[1])
 
     def end_line(self, sign: float, touching: Touching) -> Line:
@@ -259,7 +260,7 @@ class Supports:
             at, best = torch.where(better, x, at), torch.where(better, value, best)
         return at, best
 
-    def _known(self, line: Line) -> Line:
+    def known(self, line: Line) -> Line:
         """Beyond the domain nothing is known."""
         beyond = self.f._beyond_domain(self.l, self.u)
         if beyond is None:
