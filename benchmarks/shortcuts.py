@@ -14,7 +14,7 @@ from benchmarks.closed_forms import case
 from benchmarks.measuring import Task, interleaved
 from benchmarks.reports import Bar, Options, Report, Row, Table, environment
 from optrelax import relaxations
-from optrelax.domains import backsubstitution, frames, interval, windows
+from optrelax.domains import entrances, frames, interval, row_rules
 from optrelax.kernels import convolutions, native
 
 TITLE = "Shortcuts: steps with and without each of them"
@@ -43,8 +43,8 @@ def _none(*given: object) -> None: ...
 
 _WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "compiled passes, all": _patched((native.Build, "supports", _never)),
-    "compiled products of balls": _patched((interval, "_compiles", _never)),
-    "products with signs by tables": _patched((backsubstitution, "pays", _never), (windows, "pays", _never)),
+    "compiled products of balls": _patched((interval, "compiles", _never)),
+    "products with signs by tables": _patched((row_rules, "pays", _never), (entrances, "pays", _never)),
     "windows instead of whole rows": _patched((frames, "plan", _none), (frames, "plan_rows", _none)),
     "rows through few channels": _patched((convolutions, "_FEW", 0)),
     "DeepZ by rows": _patched(),  # the other direction is an option of its own

@@ -11,6 +11,7 @@ from torch import Tensor
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains.lines import Lines, outward_lines
 from optrelax.domains.planes import Planes, outward_planes
+from optrelax.domains.row_walks import Enclosure, Rows, dot
 from optrelax.domains.rules import find_rule
 from optrelax.enclosures import Bounds
 from optrelax.layers.batched import Batched
@@ -184,7 +185,7 @@ def dual_value(
         return backward_sweep(problems, dual).value
     assert preactivation is not None
     network, region = problems.network, problems.region
-    lines: dict[str, backsubstitution.Enclosure] = {}
+    lines: dict[str, Enclosure] = {}
     for name, h in problems.hulls.items():
         node = network[name]
         below, above = mix(h.below0, h.below1, dual.alpha[name]), mix(h.above0, h.above1, dual.beta.get(name))
@@ -199,19 +200,17 @@ def dual_value(
     rows = problems.rows[:, None]
     if not dual.ends:
         return backsubstitution.substitute(network, problems.target, rows, region, lines, magnitude=magnitude)[:, 0]
-    walk = backsubstitution.Rows(network, lines, magnitude, rows.new_zeros(problems.count, 1))
+    walk = Rows(network, lines, magnitude, rows.new_zeros(problems.count, 1))
     walk.pending[problems.target] = rows
     for node in reversed(network.nodes):
         if node.name not in walk.pending:
             continue
-        step = find_rule(node.op, backsubstitution.Rows)
+        step = find_rule(node.op, Rows)
         assert step is not None
         step(node.op, node, walk.pending.pop(node.name), walk)
         if node.name in dual.ends:
             ends, b = dual.ends[node.name][:, None], preactivation[node.name]
             end = torch.where(ends[:, 0] > 0, b.upper, b.lower)
-            walk.add_constant(
-                -backsubstitution.dot(ends, end), backsubstitution.dot(ends.abs(), end.abs()), end[0].numel()
-            )
+            walk.add_constant(-dot(ends, end), dot(ends.abs(), end.abs()), end[0].numel())
             walk.add(node.inputs[0], ends)
     return backsubstitution.concretise(walk, region)[:, 0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import dot
+from optrelax.domains.row_walks import dot
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.rounding import SLACK, down, gamma, underflow

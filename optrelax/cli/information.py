@@ -49,7 +49,7 @@ def facts() -> dict[str, Any]:
         sign_products,
         triton_steps,
     )
-    from optrelax.layers.ascent import composed_ascent, vector_passes
+    from optrelax.layers.ascent import example_matrices, vector_passes
 
     kernels = [f"CPU {torch.backends.cpu.get_cpu_capability()}"]
     kernels += ["MKL"] if torch.backends.mkl.is_available() else []
@@ -64,7 +64,7 @@ def facts() -> dict[str, Any]:
         "products with signs": sign_products,
         "convolutions": convolutions,
         "dual ascent": vector_passes,
-        "dual ascent on crossing neurons": composed_ascent,
+        "dual ascent on crossing neurons": example_matrices,
     }
     for what, build in ((what, module.kernels()) for what, module in passes.items()):
         kernels.append(f"{what}: {_by(build)}")

@@ -9,105 +9,35 @@ those of the batch times the places, or 1 while all share them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.domains.balls import absolute_terms
-from optrelax.domains.frames import Frame, Seen
+from optrelax.domains.entrances import enter
+from optrelax.domains.frames import Frame
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import rule
+from optrelax.domains.window_values import adapt, dot, each, fold, see
 from optrelax.enclosures import Bounds
-from optrelax.kernels.band_step import band_step, range_over_box
+from optrelax.kernels.band_step import band_step
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.kernels.relax_step import least_over_box, relax_step
-from optrelax.kernels.sign_products import ends_through, pays
-from optrelax.kernels.window_step import gather, scatter, spread
+from optrelax.kernels.window_step import spread
 from optrelax.networks.activations import Activation
-from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Add, Affine, AveragePool2d, Conv2d, Scale, flatten_from
+from optrelax.networks.graph import Node
+from optrelax.networks.ops import Add, Affine, AveragePool2d, Conv2d, Scale
 from optrelax.networks.views import Concatenate
-from optrelax.regions import InputBox
 from optrelax.rounding import gamma, tiny, unit_roundoff
 
 if TYPE_CHECKING:
-    from optrelax.domains.backsubstitution import Rows
+    from optrelax.domains.row_walks import Rows
 
 
 class Windows:
     """The domain of the rules here."""
-
-
-def see(t: Tensor, frame: Frame, walk: Rows) -> Tensor:
-    """Windows of a map, one a place: [batch or none, c, high, wide] -> [examples, high, wide, c]; whole: not cut."""
-    maps = t.reshape(-1, *t.shape[-3:]).permute(0, 2, 3, 1)
-    if frame.whole:
-        return maps
-    assert walk.places is not None
-    return gather(maps, frame.corners(walk.places), frame.size).flatten(0, 1)
-
-
-def dot(a: Tensor, seen: Tensor, walk: Rows) -> Tensor:
-    """Rows times vectors of their examples, as the walk keeps constants: [batch or 1, all rows of an example]."""
-    rows, vector = flatten_from(a, 2), flatten_from(seen, 1)
-    if rows.shape[0] == 1:
-        found = vector @ rows[0].mT
-    elif vector.shape[0] in (1, rows.shape[0]):
-        found = (rows @ vector[..., None])[..., 0]
-    else:  # one of them is that of the places, the same in every example
-        places = min(rows.shape[0], vector.shape[0])
-        found = (rows.unflatten(0, (-1, places)) @ vector.unflatten(0, (-1, places))[..., None])[..., 0].flatten(0, 1)
-    return fold(found, walk)
-
-
-def fold(found: Tensor, walk: Rows) -> Tensor:
-    """[examples, k] -> [batch or 1, places * k]."""
-    count = walk.constant.shape[1]
-    if found.shape[1] == count:
-        return found
-    places = count // found.shape[1]
-    return (found.expand(places, -1) if found.shape[0] == 1 else found).reshape(-1, count)
-
-
-def adapt(a: Tensor, seen: Seen, wanted: Seen, walk: Rows) -> Tensor:
-    """Coefficients from one frame of a node in another of it."""
-    if isinstance(wanted, Frame) and not wanted.whole:
-        assert isinstance(seen, Frame)
-        if (seen.offset, seen.size) == (wanted.offset, wanted.size):
-            return a
-        (top, left), (bottom, right) = (
-            tuple(sign * (p - q) for p, q in zip(ours, theirs, strict=True))
-            for sign, ours, theirs in (
-                (1, seen.offset, wanted.offset),
-                (-1, _end(seen), _end(wanted)),
-            )
-        )
-        return F.pad(a, (0, 0, left, right, top, bottom))
-    if not isinstance(seen, Frame):
-        return a.permute(0, 1, 3, 4, 2) if isinstance(wanted, Frame) else a
-    if not seen.whole:
-        a = _spread_out(a, seen, walk)
-    return a if isinstance(wanted, Frame) else a.permute(0, 1, 4, 2, 3)
-
-
-def _end(frame: Frame) -> tuple[int, int]:
-    return frame.offset[0] + frame.size[0], frame.offset[1] + frame.size[1]
-
-
-def _spread_out(a: Tensor, frame: Frame, walk: Rows) -> Tensor:
-    """Windows as whole images: [examples, k, *size, c] -> [batch or 1, places * k, *image, c]."""
-    assert walk.places is not None
-    places, k = walk.places.shape[1], a.shape[1]
-    if a.shape[0] == 1:
-        a = a.expand(places * walk.places.shape[0], *a.shape[1:])
-    corners = frame.corners(walk.places)
-    corners = corners.repeat(a.shape[0] // (corners.shape[0] * places), 1, 1).reshape(-1, 1, 1, 2)
-    corners = corners.expand(-1, k, 1, 2).reshape(-1, 1, 2)
-    maps = scatter(a.reshape(-1, 1, *a.shape[2:]), corners, frame.image, a.shape[0] * k)
-    return maps.reshape(-1, places * k, *maps.shape[1:])
 
 
 def _send(walk: Rows, name: str, a: Tensor, seen: Frame) -> None:
@@ -147,7 +77,7 @@ def _cleaned(a: Tensor, frame: Frame, walk: Rows) -> Tensor:
 def _convolution(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> None:
     _settle(op, node, a, frame, walk)
     a = _cleaned(a, frame, walk)
-    if node.name == walk.entrance and walk.region is not None and _enter(op, node, a, frame, walk):
+    if node.name == walk.entrance and walk.region is not None and enter(op, node, a, frame, walk):
         return
     _pull(op.weight(a), op.kernel, op.geometry, node, a, frame, walk)
 
@@ -232,7 +162,7 @@ def _activation(op: Activation, node: Node, a: Tensor, frame: Frame, walk: Rows)
         if id(t) not in once:
             once[id(t)] = see(t, frame, walk)
     around = Lines(*(once[id(t)] for t in given))
-    a = _each(a, around.lower_slope.shape[0])
+    a = each(a, around.lower_slope.shape[0])
     if walk.upper is not None:
         assert lines.parallel, "one row gives both bounds between parallel lines only"
         pulled, low, high = band_step(a, around)
@@ -250,11 +180,6 @@ def _activation(op: Activation, node: Node, a: Tensor, frame: Frame, walk: Rows)
     else:
         walk.add_constant(fold(constant, walk))
     _send(walk, source, pulled, frame)
-
-
-def _each(a: Tensor, examples: int) -> Tensor:
-    """Rows of every example, where only the places have their own; shared by all they stay shared."""
-    return a if a.shape[0] in (1, examples) else a.repeat(examples // a.shape[0], *[1] * (a.dim() - 1))
 
 
 def _with_bias(lines: Lines, source: str, a: Tensor, walk: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -277,72 +202,8 @@ def _with_bias(lines: Lines, source: str, a: Tensor, walk: Rows) -> tuple[Tensor
 def _end_in(bounds: Bounds, a: Tensor, frame: Frame, walk: Rows) -> None:
     """The value is known only to lie in `bounds`: the rows end here."""
     l, u = see(bounds.lower, frame, walk), see(bounds.upper, frame, walk)
-    a = _each(a, l.shape[0])
+    a = each(a, l.shape[0])
     size = None
     if walk.magnitude is not None:
         size = dot(a.abs(), torch.maximum(l.abs(), u.abs()) + tiny(a.dtype), walk) * 2
     walk.add_constant(fold(least_over_box(a, l, u), walk), size, 2 * math.prod(bounds.lower.shape[1:]) + 4)
-
-
-def over_box(extreme: Callable[..., Any], a: Tensor, frame: Frame, region: InputBox, walk: Rows) -> Any:
-    """Extremes over the region of rows that have reached the input."""
-    l, u = see(region.lower, frame, walk), see(region.upper, frame, walk)
-    found = extreme(_each(a, l.shape[0]), l, u)
-    return tuple(fold(t, walk) for t in found) if isinstance(found, tuple) else fold(found, walk)
-
-
-# --- the last convolution as a matrix ---
-
-
-def entrance(network: Network) -> str | None:
-    """The convolution that every path from the input leads through, behind diagonal ops alone."""
-    name = network.input
-    while len(reading := network.readers.get(name, ())) == 1:
-        node = reading[0]
-        if isinstance(node.op, Conv2d):
-            return node.name
-        if not isinstance(node.op, Affine) or not node.op.diagonal or node.shape != network.input_shape:
-            break
-        name = node.name
-    return None
-
-
-def _enter(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> bool:
-    """Rows end in the box before the first convolution, unrolled to one matrix, where that is the faster way."""
-    g, region = op.geometry, walk.region
-    assert region is not None
-    before = frame.back(op.kernel, g)
-    m, n = math.prod(a.shape[2:]), op.input_shapes[0][0] * before.size[0] * before.size[1]
-    # A row of the kernel fills vectors of 16 numbers.
-    lanes = -(-op.kernel[1] * op.input_shapes[0][0] // 16) * 16
-    if frame.whole or g.groups > 1 or m * n > 2 * m * op.kernel[0] * lanes:
-        return False
-    center, radius = region.center, region.radius
-    for name in _before(node, walk):
-        diagonal = walk.network[name].op
-        assert isinstance(diagonal, Affine)
-        center, radius = diagonal.apply(center), diagonal.absolute(radius)
-    before = Frame(op.input_shapes[0][1:], before.size, before.stride, before.offset)  # type: ignore[arg-type]
-    c, r = (flatten_from(see(t, before, walk), 1) for t in (center, radius))
-    eye = torch.eye(m, dtype=a.dtype, device=a.device).reshape(m, *a.shape[2:])
-    weight = spread(eye, op.weight(a), g, (0, 0), before.size).flatten(1)
-    rows = flatten_from(_each(a, c.shape[0]), 2)
-    if pays(rows.shape[1], weight, c, r) and rows.shape[0] == c.shape[0]:
-        middle, width = ends_through(rows, weight, c, r)
-        low, high = middle - width, middle + width
-    elif walk.upper is not None:
-        low, high = range_over_box(rows @ weight, c - r, c + r)
-    else:
-        low = high = least_over_box(rows @ weight, c - r, c + r)
-    walk.add_constant(fold(low, walk), upper=fold(high, walk))
-    return True
-
-
-def _before(node: Node, walk: Rows) -> list[str]:
-    """The diagonal ops from the input on to a node."""
-    found: list[str] = []
-    name = node.inputs[0]
-    while name != walk.network.input:
-        found.insert(0, name)
-        name = walk.network[name].inputs[0]
-    return found

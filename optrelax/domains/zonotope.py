@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import choose_entries
 from optrelax.domains.balls import affine_error
 from optrelax.domains.interval import narrow_sources
 from optrelax.domains.interval import propagate as propagate_intervals
 from optrelax.domains.lines import Lines
 from optrelax.domains.noise_terms import Block, Zonotope
+from optrelax.domains.row_rules import choose_entries
 from optrelax.domains.rules import find_rule, require_rules, rule
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError

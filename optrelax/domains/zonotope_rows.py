@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import dot, pull
+from optrelax.domains.backsubstitution import pull
 from optrelax.domains.balls import absolute_terms
 from optrelax.domains.noise_terms import Zonotope, median
+from optrelax.domains.row_walks import dot
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import Affine, flatten_from
 from optrelax.rounding import SLACK, gamma, underflow

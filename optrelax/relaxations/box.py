@@ -13,6 +13,7 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains.noise_terms import Zonotope
+from optrelax.domains.row_rules import end_in
 from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
@@ -133,7 +134,7 @@ class Box(Relaxation):
         for name, a in walk.stops.items():
             ball = balls[name]
             ends = ball.bounds if self.outward else Bounds.known(ball.center - ball.radius, ball.center + ball.radius)
-            backsubstitution.end_in(ends, a, walk)
+            end_in(ends, a, walk)
         return backsubstitution.concretise(walk, region)
 
     def output_bounds(self, network: Network, region: Region) -> Bounds:

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from optrelax.domains import backsubstitution, frames, interval
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
+from optrelax.domains.row_walks import Enclosure, dot
 from optrelax.domains.zonotope_rows import frontier
 from optrelax.enclosures import from_below, ordered
 from optrelax.networks.activations import Activation
@@ -111,7 +111,7 @@ class PulledHybrid(Substitution):
             network, network.output, rows, region.shape[0], {}, stop=frontier(network) - {network.input}
         )
         for name, a in front.stops.items():
-            shared = shared - backsubstitution.dot(a.abs(), betas[name])
+            shared = shared - dot(a.abs(), betas[name])
         return from_below(shared)
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.domains import backsubstitution, frames
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.frames import Plan
 from optrelax.domains.lines import Lines
 from optrelax.domains.passes import running
 from optrelax.domains.passes.line_maps import LineMaps
 from optrelax.domains.passes.neurons import rows_of_examples
 from optrelax.domains.passes.programs import Program
+from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node

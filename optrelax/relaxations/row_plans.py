@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from optrelax import memory, memory_counts
-from optrelax.domains import backsubstitution, frames
+from optrelax.domains import frames
 from optrelax.domains.passes import planning
 from optrelax.domains.passes.programs import Program
+from optrelax.domains.row_rules import bytes_at_entrance
 from optrelax.kernels.relax_step import kernels as relax_step_kernels
 from optrelax.kernels.triton_steps import passes as step_passes
 from optrelax.networks.graph import Network
@@ -88,7 +89,7 @@ class RowPlans:
         """Bytes of a target's rows that are kept for a gradient, and that are alive at once, beside these if any."""
         network, batch, gradient = self.network, self.region.shape[0], torch.is_grad_enabled()
         size = self.region.dtype.itemsize
-        end = None if self.outward else backsubstitution.bytes_at_entrance(network, self.region, rows)
+        end = None if self.outward else bytes_at_entrance(network, self.region, rows)
         plan = None if target == network.output else frames.plan(network, target)
         found = self.program(target)
         if found is not None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains import lines as named
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.balls import Ball
 from optrelax.domains.lines import Lines
 from optrelax.domains.passes.line_maps import LineMaps
 from optrelax.domains.planes import Planes, outward_planes, product_planes, square_planes
+from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network

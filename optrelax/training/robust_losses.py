@@ -12,9 +12,9 @@ from torch import Tensor
 
 from optrelax.analysis import lower_bounds
 from optrelax.domains import backsubstitution, interval
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
 from optrelax.domains.planes import product_planes, square_planes
+from optrelax.domains.row_walks import Enclosure
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.maxima import Greatest

@@ -21,7 +21,7 @@ from optrelax.domains.lines import Lines as AllLines
 from optrelax.domains.lines import band_lines, crown_lines
 from optrelax.kernels import band_step, native, relax_step, relu_lines
 from optrelax.layers import DualAscent, Status, Triangle
-from optrelax.layers.ascent import composed_ascent, dense_ascent, vector_passes
+from optrelax.layers.ascent import composed_ascent, dense_ascent, example_matrices, vector_passes
 from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates
 from optrelax.layers.ascent.vector_passes import EagerPasses, Layer, LayerLines, NativePasses, kernels
 from optrelax.layers.programs import interior
@@ -124,7 +124,7 @@ def test_what_a_kernel_would_misread_is_refused_and_leaves_it_as_it_was():
 
 def test_a_struct_goes_by_names():
     with pytest.raises(RuntimeError, match=r"ascend: .*'R'.* missing or not asked for"):
-        composed_ascent.kernels().call("ascend", torch.float64, E=1)
+        example_matrices.kernels().call("ascend", torch.float64, E=1)
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s != Status.TIME_LIMIT], ids=str)

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 import optrelax as ox
 from optrelax.kernels import native
 from optrelax.layers import DualAscent, Highs, Layerwise, Status, Triangle, evaluation
-from optrelax.layers.ascent import composed_ascent, dual_ascent
+from optrelax.layers.ascent import composed_ascent, dual_ascent, example_matrices
 from optrelax.layers.ascent.schedule import rates
 from optrelax.layers.composition import AffineBlocks, KeptNeurons
 from optrelax.layers.hulls import hull_lines
@@ -30,7 +30,7 @@ EXACT = [name for name in RELU if "trained" not in name]
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    found = composed_ascent.kernels()
+    found = example_matrices.kernels()
     assert found.library is not None, found.reason
 
 

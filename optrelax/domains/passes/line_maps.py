@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.lines import Lines
 from optrelax.domains.passes.folding import lines_at_arrival
+from optrelax.domains.row_walks import Enclosure
 from optrelax.networks.activations import Line
 from optrelax.networks.graph import Network
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from optrelax.domains import backsubstitution
-from optrelax.domains.backsubstitution import Enclosure
 from optrelax.domains.passes.folding import channels_last, diagonals, folded_weight
 from optrelax.domains.passes.line_maps import LineMaps, MixedMaps
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.programs import Program
 from optrelax.domains.passes.workspace import PassTensors, RowsAtWork, TracedRows, Workspace, maps_each
+from optrelax.domains.row_walks import Enclosure
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, Region
 
