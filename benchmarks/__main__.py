@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add(
         "--threads", type=int, default=cores(), help="of torch, and LPs of other solvers at a time; default %(default)s"
     )
+    add(
+        "--processor-time", action="store_true", help="deep and alpha_crown on one thread of a machine that is not idle"
+    )
     add("--device", help="where the relaxations and layers run; default cpu, of gpu cuda where there is one")
     add("--minutes", type=float, default=8.0, help="of gpu, after which no part begins; default %(default)s")
     add("--data", default="mnist", choices=("mnist", "digits"), help="images of lp_layers; default %(default)s")
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown relaxation {unknown[0]!r}; there are {', '.join(relaxations.names())}")
     if given.threads < 1 or (given.runs is not None and given.runs < 1):
         parser.error("--threads and --runs must be at least 1")
+    if given.processor_time and given.threads > 1:
+        parser.error("--processor-time wants --threads 1")
     options = Options(
         threads=given.threads,
         quick=given.quick,
@@ -85,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache=given.cache,
         auto_lirpa=given.auto_lirpa,
         trained=given.trained,
+        processor_time=given.processor_time,
         relaxations=tuple(given.relaxations),
         networks=tuple(given.networks),
         out=str(given.out),

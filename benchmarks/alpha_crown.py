@@ -100,7 +100,7 @@ def _row(model: str, batch: int, options: Options) -> Row:
     iterations, mean = _reach(of, wanted)
     ours = AlphaCrown(iterations=_LADDER[-1] if iterations is None else iterations)
     tasks["ours"] = lambda: of.ours(ours)
-    timed = interleaved(tasks, runs=options.runs, device=of.x.device.type)
+    timed = interleaved(tasks, runs=options.runs, device=of.x.device.type, clock=options.clock)
     given = {"model": model, "batch": batch, "seed": options.seed}
 
     def peak(iterations: int | None) -> float | None:

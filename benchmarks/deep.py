@@ -189,7 +189,7 @@ def _row(index: int, case: _Case, options: Options) -> Row:
         worst = float((difference if case.trained else difference.abs()).max())
         if not worst <= _EQUAL:
             raise RuntimeError(f"{case.network}: bounds of windows and of {name} differ by {worst}")
-    samples = interleaved(ways, runs=options.runs)
+    samples = interleaved(ways, runs=options.runs, clock=options.clock)
     row: Row = {"network": case.network, "batch": case.batch, "what": "step" if case.step else "forward"}
     row["rows %"] = of.bounded()
     row |= {f"{name} [s]": samples.median(name) if name in ways else None for name in _WAYS}

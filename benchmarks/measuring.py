@@ -48,7 +48,14 @@ class Samples:
         return statistics.median(a / b for a, b in pairs)
 
 
-def interleaved(tasks: Mapping[str, Task], *, runs: int, device: str = "cpu", least: float = 0.2) -> Samples:
+def interleaved(
+    tasks: Mapping[str, Task],
+    *,
+    runs: int,
+    device: str = "cpu",
+    least: float = 0.2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Samples:
     """Time every task once a round, in turn: A B C A B C.
 
     Each is run beforehand, which is not counted. A task shorter than `least` seconds is repeated within a round until
@@ -56,29 +63,29 @@ def interleaved(tasks: Mapping[str, Task], *, runs: int, device: str = "cpu", le
     """
     if runs < 1:
         raise ValueError(f"interleaved: runs must be >= 1, got {runs}")
-    repeats = {name: _repeats(task, device, least) for name, task in tasks.items()}
+    repeats = {name: _repeats(task, device, least, clock) for name, task in tasks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(runs):
         for name, task in tasks.items():
             gc.collect()
-            seconds[name].append(_time(task, repeats[name], device))
+            seconds[name].append(_time(task, repeats[name], device, clock))
     return Samples({name: tuple(times) for name, times in seconds.items()})
 
 
-def _repeats(task: Task, device: str, least: float) -> int:
-    once = _time(task, 1, device)
+def _repeats(task: Task, device: str, least: float, clock: Callable[[], float]) -> int:
+    once = _time(task, 1, device, clock)
     if once < least:  # the first call may have compiled or loaded something
-        once = _time(task, 1, device)
+        once = _time(task, 1, device, clock)
     return max(1, math.ceil(least / max(once, 1e-6)))
 
 
-def _time(task: Task, repeats: int, device: str) -> float:
+def _time(task: Task, repeats: int, device: str, clock: Callable[[], float]) -> float:
     wait(device)
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(repeats):
         task()
     wait(device)
-    return (time.perf_counter() - begin) / repeats
+    return (clock() - begin) / repeats
 
 
 def wait(device: str) -> None:

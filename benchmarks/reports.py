@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +45,8 @@ class Options:
     """A run of a CNN7 of width 16 on CIFAR-10, for `deep`."""
     out: str | None = None
     """Folder of the results, for suites that store what they have before they end."""
+    processor_time: bool = False
+    """`deep` and `alpha_crown` count processor time, which other work on the machine does not lengthen."""
     minutes: float | None = None
     """No part of `gpu` begins after these."""
     networks: tuple[str, ...] = ()
@@ -55,6 +58,13 @@ class Options:
         for name in ("threads", "runs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Options: {name} must be >= 1, got {getattr(self, name)}")
+        if self.processor_time and (self.threads > 1 or self.device != "cpu"):
+            raise ValueError("Options: processor_time adds up threads; it wants one, on a CPU")
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Of times."""
+        return time.process_time if self.processor_time else time.perf_counter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +212,8 @@ def environment(options: Options) -> dict[str, Any]:
         "load average at start": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.release()}",
     }
+    if options.processor_time:
+        facts["times"] = "of the processor"
     if torch.device(options.device).type == "cuda":
         facts["device"] = torch.cuda.get_device_name(options.device)
     versions = {"python": platform.python_version(), "optrelax": __version__}

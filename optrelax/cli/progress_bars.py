@@ -123,22 +123,44 @@ def _bar(title: str, every: int | None = 100) -> Iterator[Draw]:
 
 
 class _ProgressLines:
-    """Progress as lines, for files and pipes."""
+    """Progress as lines, for files and pipes; the first as soon as it is known that more than seconds are left."""
 
     def __init__(self, title: str, console: Console, every: int | None) -> None:
         self.title, self.console, self.every = title, console, every
         self.begin, self.printed = time.monotonic(), 0
+        self.first, self.since, self.told = -1, self.begin, False
 
     def __call__(self, done: int, total: int, shown: Sequence[str], ended: bool = False) -> None:
         if self.every is not None:
             if done < self.printed:  # the next run of several
                 self.printed = 0
             ended = done > self.printed and (done // self.every > self.printed // self.every or done == total)
-        if ended:
-            self.printed = done
+        left = self._left(done, total)
+        if ended or (left > _LONG and not self.told):
+            self.printed, self.told = done, True
             seconds = time.monotonic() - self.begin
             line = [f"{self.title}: {done}/{total}", *shown, f"{seconds:.0f} s"]
+            line += [f"about {_duration(left)} left"] if left > _LONG else []
             self.console.print(", ".join(line), markup=False, highlight=False)
+
+    def _left(self, done: int, total: int) -> float:
+        """Seconds, at the rate since the first call; 0 where that is not known."""
+        now = time.monotonic()
+        if self.first < 0 or done < self.first:  # what a journal held took no time
+            self.first, self.since = done, now
+        spent = now - self.since
+        return spent * (total - done) / (done - self.first) if done > self.first and spent > _KNOWN else 0.0
+
+
+_KNOWN, _LONG = 0.5, 10.0  # seconds that tell a rate; seconds left that are worth a word
+
+
+def _duration(seconds: float) -> str:
+    """In a unit of which there are more than one."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def test_the_bar_fits_and_keeps_bar_count_and_time(monkeypatch, width):
 def test_a_pipe_sees_a_line_an_epoch(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: 0.0)
     with progress_bars.training_bar("mnist") as watch:
         for step in range(1, 601):
             watch(progress(step=step))
@@ -49,6 +50,7 @@ def test_a_pipe_sees_a_line_an_epoch(monkeypatch):
 def test_a_pipe_sees_a_line_a_hundred_examples(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: 0.0)
     with progress_bars._bar("certify") as draw:
         for done in range(1, 251):
             draw(done, 250, [f"{done} certified"])
@@ -57,3 +59,24 @@ def test_a_pipe_sees_a_line_a_hundred_examples(monkeypatch):
         "certify: 200/250",
         "certify: 250/250",
     ]
+
+
+def test_a_pipe_is_told_early_how_long_it_takes(monkeypatch):
+    out, now = io.StringIO(), iter([0.0, 0.0, 4.0, 4.0, *[8.0] * 2, *[12.0] * 2])
+    monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: next(now))
+    with progress_bars._bar("certify") as draw:
+        for done in (50, 60, 100, 250):  # 50 of them from a journal
+            draw(done, 250, [])
+    assert out.getvalue().splitlines() == [
+        "certify: 60/250, 4 s, about 76 s left",
+        "certify: 100/250, 8 s, about 24 s left",
+        "certify: 250/250, 12 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(11, "11 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (9000, "2 h")]
+)
+def test_durations_have_units_to_match(seconds, text):
+    assert progress_bars._duration(seconds) == text
