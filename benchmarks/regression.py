@@ -55,8 +55,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 
 
 def _comparable(value: Any) -> Any:
-    """Options without the number of rounds, which only makes figures steadier."""
-    return {k: v for k, v in value.items() if k != "runs"} if isinstance(value, Mapping) else value
+    """Options that were set, as older results lack newer ones; without the rounds, which only make figures steadier."""
+    return {k: v for k, v in value.items() if v and k != "runs"} if isinstance(value, Mapping) else value
 
 
 def _key(table: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -464,6 +464,11 @@ def test_a_planted_slowdown_is_found(result, check, change, message):
     assert message in output.splitlines()
 
 
+def test_results_from_before_an_option_compare(result, check):
+    old, changed = result
+    assert check(old, changed(lambda record, rows: record["options"].pop("processor_time")))[0] == 0
+
+
 def test_the_threshold_is_the_users(result, check):
     old, changed = result
     new = changed(lambda record, rows: rows[0].update({"ratio": 2.6}))
