@@ -22,7 +22,7 @@ from optrelax.specifications import Specification
 
 if TYPE_CHECKING:
     from optrelax.layers.milp import Milp
-    from optrelax.layers.triangle import NetworkLayer
+    from optrelax.layers.network_layer import NetworkLayer
 
 __all__ = ["MILP", "ComparisonProgress", "Contest", "ContestResult", "ExactMargins"]
 
