@@ -167,9 +167,9 @@ class NetworkCase:
                     nn.init.normal_(m.bias, std=0.3)
         return net.eval()
 
-    def network(self, seed: int = 0) -> ox.Network:
+    def network(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> ox.Network:
         """Captured once a process, for all tests: one that changes its network captures `module()`."""
-        network, made = _captured(self, seed)
+        network, made = _captured(self, seed, dtype)
         assert _state(network) == made, f"{self}: a test changed the network of all; capture module() there"
         for p in network.module.parameters():
             p.grad = None
@@ -177,8 +177,8 @@ class NetworkCase:
 
 
 @cache
-def _captured(case: NetworkCase, seed: int) -> tuple[ox.Network, list[object]]:
-    network = ox.capture(case.module(seed), case.input_shape)
+def _captured(case: NetworkCase, seed: int, dtype: torch.dtype) -> tuple[ox.Network, list[object]]:
+    network = ox.capture(case.module(seed).to(dtype), case.input_shape)
     return network, _state(network)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
@@ -73,16 +74,22 @@ OVERFLOWS: dict[str, Callable[[float], tuple[nn.Sequential, torch.Tensor]]] = {
 }
 
 
+@cache
+def overflowing(name: str, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, list[Fraction]]:
+    """A network, an input, and the exact outputs at points of the box between it and its double."""
+    net, x = OVERFLOWS[name](torch.finfo(dtype).max)
+    net, x = net.to(dtype), x.to(dtype)
+    return net, x, [exact(net, fractions(at[0]))[0] for at in (x, 2 * x, 1.5 * x)]
+
+
 @each_relaxation
 @each_rounding
 @each_dtype
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 def test_what_overflows_is_no_bound(name, rounding, dtype, overflow):
     """Never NaN, never on the wrong side, and no neuron is dead because its bounds are unknown."""
-    net, x = OVERFLOWS[overflow](torch.finfo(dtype).max)
-    net, x = net.to(dtype), x.to(dtype)
+    net, x, values = overflowing(overflow, dtype)
     region, rows = ox.InputBox(x, 2 * x), torch.tensor([[1.0], [-1.0]], dtype=dtype)
-    values = [exact(net, fractions(at[0]))[0] for at in (x, 2 * x, 1.5 * x)]
     with torch.no_grad():
         low = ox.lower_bounds(net, region, rows, MAKE[name](), rounding=rounding)
         before = ox.preactivation_bounds(net, region, MAKE[name](), rounding=rounding)
@@ -98,14 +105,19 @@ def test_what_overflows_is_no_bound(name, rounding, dtype, overflow):
         assert bool((b.lower < math.inf).all() & (b.upper > -math.inf).all())
 
 
-@each_relaxation
-def test_an_example_that_overflows_gives_no_gradient_and_leaves_the_others_theirs(name):
-    """Never NaN, not even 0 times what is infinite on the way through the weights."""
+@cache
+def overflowing_for_some() -> nn.Module:
     net, _ = rows_that_overflow(torch.finfo(torch.float32).max)
     with torch.no_grad():
         net[2].weight.mul_(1e-15)
         net[4].weight.mul_(1e15)
-    net = net.float()
+    return net.float()
+
+
+@each_relaxation
+def test_an_example_that_overflows_gives_no_gradient_and_leaves_the_others_theirs(name):
+    """Never NaN, not even 0 times what is infinite on the way through the weights."""
+    net = overflowing_for_some()
     x, rows = torch.tensor([[1e-25], [1e30]]), torch.eye(1)
     parameters = list(net.parameters())
 
@@ -201,19 +213,28 @@ def constants(dtype: torch.dtype, n: int) -> nn.Module:
     return net.to(dtype).eval()
 
 
+@cache
+def of_every_size(
+    build: Callable[[torch.dtype, int], nn.Module], dtype: torch.dtype
+) -> tuple[nn.Module, torch.Tensor, list[list[Fraction]]]:
+    """A network, inputs with one entry other than 0, and the exact outputs."""
+    n = 11
+    net, some = build(dtype, n), sizes(dtype, n)
+    x = torch.cat([torch.diag(some), -torch.diag(some[torch.arange(n) * 4 % n])])
+    return net, x, [exact(net, fractions(at)) for at in x]
+
+
 @each_dtype
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("build", [scales, matrices, constants])
 def test_allowances_hold_for_numbers_of_every_size(name, build, dtype):
     """Rational values, one input other than 0 an example, so that no great one hides what a small one loses."""
-    n = 11
-    net, some = build(dtype, n), sizes(dtype, n)
-    x = torch.cat([torch.diag(some), -torch.diag(some[torch.arange(n) * 4 % n])])
+    net, x, values = of_every_size(build, dtype)
     to_zero = ox.InputBox(x.clamp(max=0), x.clamp(min=0))
     with torch.no_grad():
         found = [ox.bounds(net, at, MAKE[name](), rounding="outward") for at in (ox.InputBox(x, x), to_zero)]
-    for i, at in enumerate(x):
+    for i, exactly in enumerate(values):
         for b in found:
-            for low, high, v in zip(b.lower[i].tolist(), b.upper[i].tolist(), exact(net, fractions(at)), strict=True):
+            for low, high, v in zip(b.lower[i].tolist(), b.upper[i].tolist(), exactly, strict=True):
                 assert low == -math.inf or Fraction(low) <= v
                 assert high == math.inf or v <= Fraction(high)

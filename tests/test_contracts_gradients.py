@@ -1,5 +1,7 @@
 """Gradients: finite differences, ties, no NaN, types and devices kept, and nothing kept where none is wanted."""
 
+from functools import cache
+
 import pytest
 import torch
 from cases import BY_NAME, PLAIN, RelaxationCase, every_region, inputs, specification
@@ -49,6 +51,7 @@ class TinyConv(nn.Module):
         return self.last(torch.flatten(torch.relu(self.pool(h) - 0.3), 1))
 
 
+@cache
 def build(kind: type[nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,7 +137,7 @@ def test_chunks_inside_functional_call_need_their_backward_there():
 
 @each_case
 def test_unbatched_weights_get_the_sum_of_the_examples_gradients(case):
-    net = BY_NAME["functional residual"].module()
+    net = BY_NAME["functional residual"].network()
     x, rows = inputs((4,), 3), specification(3)
     low = ox.lower_bounds(net, ox.LinfBall(x, 0.2), rows, case.make())
     together = torch.autograd.grad(low.sum(), list(net.parameters()))
@@ -154,7 +157,7 @@ def test_no_gradient_is_nan_whatever_the_region_or_the_layer(case, name):
     net = BY_NAME[name]
     if net.max_pool and not case.max_pool:
         return
-    module = net.module().float()
+    module = net.network(dtype=torch.float32)
     region = every_region(net.input_shape, batch=1)
     lower, upper = region.lower.float().requires_grad_(), region.upper.float().requires_grad_()
     low = ox.lower_bounds(module, ox.InputBox(lower, upper), specification(3), case.make())
@@ -163,13 +166,19 @@ def test_no_gradient_is_nan_whatever_the_region_or_the_layer(case, name):
     assert all(g is None or g.isfinite().all() for g in gradients)
 
 
-@each_case
-def test_pre_activations_of_subnormal_width_have_gradients(case):
-    """l = -1e-40, u = 2e-40 in float32: crossing, and the reciprocal of the width overflows."""
+@cache
+def thin() -> nn.Module:
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(2))
         net[2].bias.zero_()
+    return net
+
+
+@each_case
+def test_pre_activations_of_subnormal_width_have_gradients(case):
+    """l = -1e-40, u = 2e-40 in float32: crossing, and the reciprocal of the width overflows."""
+    net = thin()
     lower = torch.tensor([[-1e-40, -1e-45], [-1e-40, 0.0], [0.0, 0.0]], requires_grad=True)
     upper = torch.tensor([[2e-40, 1e-45], [1.0, 1e-45], [0.0, 0.0]], requires_grad=True)
     low = ox.lower_bounds(net, ox.InputBox(lower, upper), specification(2), case.make())
@@ -230,7 +239,7 @@ def test_the_width_of_a_pixel_that_does_not_move_has_a_gradient():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_type_is_that_of_the_region(case, dtype):
     """float32 weights serve a float64 region; rows are cast."""
-    net = BY_NAME["batch norm"].module().float()
+    net = BY_NAME["batch norm"].network(dtype=torch.float32)
     region = ox.LinfBall(inputs((4,), 2).to(dtype), 0.1)
     spec = ox.margins(torch.tensor([0, 2]), 3)
     low = ox.lower_bounds(net, region, spec, case.make())
@@ -264,8 +273,7 @@ def test_the_device_is_that_of_the_region(case):
 
 @each_case
 def test_under_no_grad_nothing_is_kept(case):
-    net = BY_NAME["fc"].module()
-    ox.capture(net, (5,))  # whose export runs the forward on tensors without numbers
+    net = BY_NAME["fc"].network().module  # captured: the export runs the forward on tensors without numbers
     before = {name: dict(vars(m)) for name, m in net.named_modules()}
     saved = []
     x = inputs((5,), 2).requires_grad_()
@@ -281,7 +289,7 @@ def test_under_no_grad_nothing_is_kept(case):
 
 @pytest.mark.parametrize("name", ["box", "hbox", "deepz", "crown"])
 def test_bounds_rounded_outward_have_the_gradient_of_those_to_nearest(name):
-    net = BY_NAME["fc"].module()
+    net = BY_NAME["fc"].network()
     region, rows = ox.LinfBall(inputs((5,), 2), 0.2), specification(3)
     found = [
         torch.autograd.grad(ox.lower_bounds(net, region, rows, name, rounding=r).sum(), list(net.parameters()))

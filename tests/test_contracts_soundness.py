@@ -150,13 +150,19 @@ def test_every_closed_form_is_at_most_the_triangle_on_its_own_bounds(case, exact
     assert (triangle <= optimum + 1e-6 * optimum.abs().clamp_min(1)).all()
 
 
+@cache
+def stable() -> torch.nn.Module:
+    net = BY_NAME["always active layer"].module()
+    torch.nn.init.constant_(net[2].bias, 50.0)
+    return net
+
+
 @each_sound
 def test_without_a_crossing_neuron_only_the_input_loses(case):
     """With every neuron stable and kept exact the network is affine, and the bound its exact minimum."""
     if case.name.startswith(("box", "hbox-diag-c", "deepz-diag-c")) or case.name.endswith("-c"):
         return
-    net = BY_NAME["always active layer"].module()
-    torch.nn.init.constant_(net[2].bias, 50.0)
+    net = stable()
     region = ox.LinfBall(inputs((4,), 2), 0.2)
     matrix, x = torch.eye(4, dtype=torch.float64), region.center
     with torch.no_grad():

@@ -22,13 +22,14 @@ class L1Ball(NormBall):
 
     Args:
         x: [batch, *input_shape]; the norm is over all of an example.
-        eps: a number or [batch].
+        eps: radius, a number or [batch], in the units of x: the sum over all entries.
         clip: (low, high), each a number or what broadcasts against an example, or None.
 
     Raises:
         ValueError: for eps < 0, NaN, or an x outside clip.
 
-    Gradient: in x and eps.
+    Sound: yes; in real arithmetic where bounds are rounded outward.  Exact: the least value of a linear function, to
+    rounding.  Gradient: in x and eps.
 
     Example:
         >>> row = torch.tensor([[[2.0, 1.0]]])

@@ -23,13 +23,14 @@ class L2Ball(NormBall):
 
     Args:
         x: [batch, *input_shape]; the norm is over all of an example.
-        eps: a number or [batch].
+        eps: radius, a number or [batch], in the units of x: the root of the sum of squares over all entries.
         clip: (low, high), each a number or what broadcasts against an example, or None.
 
     Raises:
         ValueError: for eps < 0, NaN, or an x outside clip.
 
-    Gradient: in x and eps.
+    Sound: yes; in real arithmetic where bounds are rounded outward.  Exact: the least value of a linear function, to
+    rounding.  Gradient: in x and eps.
 
     Example:
         >>> net, x = ox.models.fc(4, 8, 2, seed=0), torch.zeros(1, 4)
