@@ -175,7 +175,7 @@ def jump(relaxation: object, at: float) -> float:
     found = []
     with torch.no_grad():
         for side in (-1e-9, 1e-9):
-            network.module.shift.copy_(torch.tensor([at + side, 0.0]))
+            network.module.shift[0] = at + side
             found.append(ox.lower_bounds(network, region, rows, relaxation))  # type: ignore[arg-type]
     return float((found[0] - found[1]).abs().max())
 
