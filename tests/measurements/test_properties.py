@@ -1,4 +1,4 @@
-"""Random graphs and random convolution shapes: capture is exact, and every relaxation sound, on all of them."""
+"""Random graphs and random convolution shapes: capture is exact, and relaxations sound, on all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def assert_sound(net: nn.Module, shape: tuple[int, ...], seed: int) -> None:
-    """Every sound relaxation holds on random points and corners; outward rounding in float32 without tolerance."""
+    """Sound relaxations, a third of them a seed, hold on random points and corners; outward rounding in float32 without
+    tolerance.
+    """
     x = inputs(shape, 3, seed=seed % 1000) * 2 - 1
     region = ox.LinfBall(x, torch.tensor([0.0, 0.1, 0.7]).double())
     points = torch.cat([random_points(region, 25, seed), corners(region, 25, seed)])
@@ -33,7 +35,7 @@ def assert_sound(net: nn.Module, shape: tuple[int, ...], seed: int) -> None:
         rows = torch.cat([specification(network.outputs, seed=seed), -specification(network.outputs, seed=seed)])
         values = (outputs @ rows.mT).unflatten(0, points.shape[:2])
         slack = 1e-10 * max(1.0, float(values.abs().max()))
-        for case in SOUND:
+        for case in SOUND[seed % 3 :: 3]:
             low = ox.lower_bounds(network, region, rows, case.make())
             assert (low <= values.amin(0) + slack).all(), case.name
         assert_outward(net, network, region, rows)
