@@ -20,7 +20,8 @@ from torch.nn.grad import conv2d_weight
 
 from optrelax.domains import frames
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, Conv2d, Linear
+from optrelax.networks.images import Conv2d
+from optrelax.networks.ops import Affine, Linear
 from optrelax.relaxations import Box, Cauchy, Crown, DeepZ, FastLin, HBox, Relaxation
 
 Way = Literal["forward", "backward"]

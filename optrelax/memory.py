@@ -21,8 +21,9 @@ from torch import Tensor
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
+from optrelax.networks.images import Conv2d
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Conv2d, Reshape
+from optrelax.networks.ops import Reshape
 from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 

@@ -15,7 +15,8 @@ from optrelax.kernels.relax_step import least_over_box
 from optrelax.kernels.sign_products import ends_through, pays
 from optrelax.kernels.window_step import spread
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, Conv2d, flatten_from
+from optrelax.networks.images import Conv2d
+from optrelax.networks.ops import Affine, flatten_from
 
 if TYPE_CHECKING:
     from optrelax.domains.row_walks import Rows

@@ -22,7 +22,8 @@ from optrelax.kernels.window_step import extent
 from optrelax.memory import Pull
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Add, AveragePool2d, Conv2d, Reshape, Scale, Shape
+from optrelax.networks.images import AveragePool2d, Conv2d
+from optrelax.networks.ops import Add, Reshape, Scale, Shape
 from optrelax.networks.views import Concatenate
 
 

@@ -28,7 +28,8 @@ from optrelax.kernels.relax_step import least_over_box, relax_step
 from optrelax.kernels.window_step import spread
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Node
-from optrelax.networks.ops import Add, Affine, AveragePool2d, Conv2d, Scale
+from optrelax.networks.images import AveragePool2d, Conv2d
+from optrelax.networks.ops import Add, Affine, Scale
 from optrelax.networks.views import Concatenate
 from optrelax.rounding import gamma, tiny, unit_roundoff
 

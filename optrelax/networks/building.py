@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,70 +10,34 @@ from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
 from optrelax.networks.activations import Activation
-from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value, several
+from optrelax.networks.exported_nodes import (
+    SHAPES_ONLY,
+    SIZES,
+    arguments_by_name,
+    is_batch,
+    is_random,
+    size_at,
+    with_ancestors,
+)
 from optrelax.networks.exporting import Exported
 from optrelax.networks.graph import Node
 from optrelax.networks.leaves import Leaf, arguments_of
+from optrelax.networks.live_tensors import LiveConstant, LiveTensor
 from optrelax.networks.ops import Shape, Source
-from optrelax.networks.places import line_of, module_of, op_name
+from optrelax.networks.places import NO_RULE, line_of, module_of, op_name, plainest
 from optrelax.networks.registry import rule_of, takes_hidden
 
 aten = torch.ops.aten
-# Read a value's shape, type and device alone.
-_SHAPES_ONLY = {
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-}
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
-_NO_RULE = "has no rule"
 _RANDOM = "draws random numbers, so that it is no fixed function; draw them outside of forward"
 _OPEN = (
     "a size depends on the values of a tensor; a mask must be a buffer or a constant, or numbers such as "
     "mask.nonzero()[:, 0], made once"
 )
 _DROPOUT = "is random in training mode, its default; pass training=self.training and call .eval()"
-# An op that may draw numbers draws none where one of these says so.
-_SWITCHED_OFF = {"train": False, "training": False, "dropout": 0.0, "dropout_p": 0.0}
 _EMPTY = "holds what its memory happened to hold; start with zeros"
 _FAILURES = (ValueError, NotImplementedError, RuntimeError, TypeError, IndexError, KeyError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class LiveTensor:
-    """A parameter, buffer or constant of the module, read at each use."""
-
-    source: Source
-    shape: Shape
-    dtype: torch.dtype
-
-    def __call__(self) -> Tensor:
-        return self.source()
-
-
-class LiveConstant:
-    """A tensor computed from parameters, buffers and constants at each use; of one example where it has a batch."""
-
-    def __init__(self, read: Callable[[int], Any], shape: Shape, dtype: torch.dtype, batched: bool) -> None:
-        self._read, self.shape, self.dtype, self.batched = read, shape, dtype, batched
-
-    def __call__(self) -> Tensor:
-        found: Tensor = self._read(1)
-        return found[0] if self.batched else found
-
-    def depends_on_batch(self) -> bool:
-        """Whether another size of the batch gives an example another constant."""
-        with torch.no_grad():
-            wanted = self()
-            return not all(
-                torch.equal(row, wanted)
-                for size in (2, 5)
-                for row in (self._read(size) if self.batched else [self._read(size)])
-            )
 
 
 class Building:
@@ -114,7 +75,7 @@ class Building:
         return self
 
     def _needed(self) -> set[fx.Node]:
-        return _with_ancestors(n for n in self.exported.graph.nodes if n.name == self.exported.output or _is_random(n))
+        return with_ancestors(n for n in self.exported.graph.nodes if n.name == self.exported.output or is_random(n))
 
     def _problem(self, node: fx.Node, reason: str) -> None:
         path, kind = module_of(node)
@@ -171,13 +132,13 @@ class Building:
                 self._problem(node, "this output has no rule")
                 found = Value("", (self._shape(value) if isinstance(value, Tensor) else None) or ())
             self._values[node] = found
-        elif _is_random(node):
+        elif is_random(node):
             self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
             self._values[node] = self._broken(value)
         elif "empty" in name:
             self._problem(node, _EMPTY)
             self._values[node] = self._broken(value)
-        elif node.target in _SIZES or (isinstance(value, _SYMBOLS) and not self._reads_value(node)):
+        elif node.target in SIZES or (isinstance(value, _SYMBOLS) and not self._reads_value(node)):
             self._values[node] = BATCH
         elif not self._reads_value(node):
             self._constant(node, value)
@@ -188,19 +149,19 @@ class Building:
         return Value("", (self._shape(value) if isinstance(value, Tensor) else None) or ())
 
     def _reads_value(self, node: fx.Node) -> bool:
-        if node.target in _SHAPES_ONLY or node.target in _SIZES:
+        if node.target in SHAPES_ONLY or node.target in SIZES:
             return False
         return any(isinstance(self._values.get(n), (Value, tuple)) for n in node.all_input_nodes)
 
     def _shape(self, value: Tensor) -> Shape | None:
         """Shape without the batch; None where the batch is not in front, alone."""
-        if value.dim() == 0 or not _is_batch(value.shape[0], self.batch) or any(map(self._moves, value.shape[1:])):
+        if value.dim() == 0 or not is_batch(value.shape[0], self.batch) or any(map(self._moves, value.shape[1:])):
             return None
         return tuple(int(n) for n in value.shape[1:])
 
     def _moves(self, size: Any) -> bool:
         """Whether a size depends on the batch."""
-        return isinstance(size, torch.SymInt) or _is_batch(size, self.batch)
+        return isinstance(size, torch.SymInt) or is_batch(size, self.batch)
 
     def _constant(self, node: fx.Node, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -212,17 +173,13 @@ class Building:
             self._problem(node, f"mixes the batch: {self._sizes(value)}")
             self._values[node] = LiveTensor(lambda: torch.zeros(()), (), value.dtype)
             return
-        read = functools.partial(self._evaluated, node)
-        found = LiveConstant(read, shape, value.dtype, batched)
+        found = LiveConstant(lambda size: self._evaluate(node, size, {}), shape, value.dtype, batched)
         self._values[node] = found
         if self._reads_batch(node) and found.depends_on_batch():
             self._problem(node, "mixes the batch: a constant depends on the batch size")
 
     def _reads_batch(self, node: fx.Node) -> bool:
-        return any(self._values.get(n) is BATCH or n.target in _SHAPES_ONLY for n in _with_ancestors([node]))
-
-    def _evaluated(self, node: fx.Node, size: int) -> Any:
-        return self._evaluate(node, size, {})
+        return any(self._values.get(n) is BATCH or n.target in SHAPES_ONLY for n in with_ancestors([node]))
 
     def _evaluate(self, node: fx.Node, size: int, memo: dict[fx.Node, Any]) -> Any:
         """A node that does not depend on the input, for a batch of that size."""
@@ -246,7 +203,7 @@ class Building:
     def _sizes(self, value: Tensor) -> str:
         if any(isinstance(n, torch.SymInt) and not self._counts_batch(n) for n in value.shape):
             return _OPEN
-        sizes = tuple(_at(n, self.batch, 3) for n in value.shape)
+        sizes = tuple(size_at(n, self.batch, 3) for n in value.shape)
         return f"a batch of 3 gives {sizes}"
 
     # --- calls by rule --------------------------------------------------------------------------------------------
@@ -262,7 +219,7 @@ class Building:
         broken = [Value("", s or ()) for s in shapes]
         self._values[node] = broken[0] if single else tuple(broken)
         if rule is None:
-            self._problem(node, _NO_RULE)
+            self._problem(node, NO_RULE)
             return
         if None in shapes:
             bad = outputs[shapes.index(None)]
@@ -276,7 +233,7 @@ class Building:
             if any(v.shown is not None for v in call.values) and not takes_hidden(rule):
                 raise Refused(HIDDEN)
             found = rule(call)
-            result = tuple(self._accept(node, r, s) for r, s in zip(_several(found, len(outputs)), shapes, strict=True))
+            result = tuple(self._accept(node, r, s) for r, s in zip(several(found, len(outputs)), shapes, strict=True))
         except _FAILURES as error:
             self._problem(node, str(error).splitlines()[0] if str(error) else type(error).__name__)
             return
@@ -292,7 +249,7 @@ class Building:
             call = Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add, keep=self._keep)
             self._read = call.values
             return call
-        given = _arguments(node)
+        given = arguments_by_name(node)
         names = tuple(a.name for a in node.target._schema.arguments)  # type: ignore[union-attr]
         args = tuple(self._argument(given.get(name)) for name in names)
         call = Call(op_name(node.target), args, {}, shapes, names, add=add, keep=self._keep)
@@ -332,7 +289,7 @@ class Building:
         return Value(name, shape)
 
     def _finish(self) -> None:
-        self.problems = _plainest(self.problems)
+        self.problems = plainest(self.problems)
         last = {n.name: n for n in self.exported.graph.nodes}
         found_value = self._values.get(last.get(self.exported.output or ""))  # type: ignore[arg-type]
         if isinstance(found_value, Value) and found_value.shown is not None:
@@ -341,58 +298,3 @@ class Building:
             self.output = found_value.name
         else:
             self.problems.append(Problem("output", "output", "does not depend on the input"))
-
-
-def _plainest(problems: list[Problem]) -> list[Problem]:
-    """Without what follows from others: a module of torch's that has no rule, or moves the batch, says so once."""
-    lacking = {p.where for p in problems if p.reason == _NO_RULE}
-    mixing = {p.where: p for p in reversed(problems) if p.reason.startswith("mixes the batch")}
-    return [p for p in problems if (p.reason == _NO_RULE if p.where in lacking else p is mixing.get(p.where, p))]
-
-
-def _with_ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
-
-
-def _is_random(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded not in tags:
-        return False
-    given = _arguments(node)
-    return not any(name in given and given[name] == value for name, value in _SWITCHED_OFF.items())
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a call by the names of its schema, defaults filled in."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return defaults | dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
-
-
-def _several(found: Any, outputs: int) -> tuple[Any, ...]:
-    """What a rule returned, one an output."""
-    results = found if isinstance(found, tuple) else (found,)
-    if len(results) != outputs:
-        raise ValueError(f"its rule gives {len(results)} of {outputs} outputs")
-    return results
-
-
-def _at(size: Any, batch: Any, value: int) -> int:
-    """A size where the batch has that many examples."""
-    if isinstance(size, torch.SymInt):
-        return int(size.node.expr.subs({batch.node.expr: value}))
-    return value if _is_batch(size, batch) else int(size)
-
-
-def _is_batch(size: Any, batch: Any) -> bool:
-    """Whether a size is that of the batch: a symbol, or, in a graph made of two, a number that no other size is."""
-    if isinstance(size, torch.SymInt):
-        return isinstance(batch, torch.SymInt) and bool(size.node.expr == batch.node.expr)
-    return type(batch) is int and size == batch

@@ -209,3 +209,11 @@ def _collect(argument: Any, found: list[Value]) -> None:
             _collect(a, found)
     elif isinstance(argument, Value):
         found.append(argument)
+
+
+def several(found: Any, outputs: int) -> tuple[Any, ...]:
+    """What a rule returned, one an output."""
+    results = found if isinstance(found, tuple) else (found,)
+    if len(results) != outputs:
+        raise ValueError(f"its rule gives {len(results)} of {outputs} outputs")
+    return results

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Shape, Source, magnitude
+from optrelax.networks.ops import Affine, Shape, Source, lead_of, magnitude
 from optrelax.networks.storage import Settings, Tensors, stored
-from optrelax.networks.views import lead_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

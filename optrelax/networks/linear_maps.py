@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Scale, Shape, Source, magnitude, wide
+from optrelax.networks.ops import Affine, Scale, Shape, Source, lead_of, magnitude, wide
 from optrelax.networks.storage import Settings, Tensors, stored
-from optrelax.networks.views import lead_of, normal_dim
+from optrelax.networks.views import normal_dim
 
 
 @stored("sum")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.networks import activations
-from optrelax.networks.ops import Add, Affine, Reshape, Shape, Source, flatten_from
+from optrelax.networks.ops import Add, Affine, Reshape, Shape, Source, flatten_from, lead_of
 from optrelax.networks.storage import Settings, Storable, Tensors, stored
-from optrelax.networks.views import Concatenate, Gather, Pad, lead_of
+from optrelax.networks.views import Concatenate, Gather, Pad
 
 if TYPE_CHECKING:
     from optrelax.networks.activations import Activation

@@ -1,7 +1,7 @@
 """Networks from ONNX files, which are not trusted: everything is checked before it is used, and nothing is run.
 
 An initializer must hold as many bytes as its shape says, weights in other files are not looked for, shapes are
-followed without numbers, and every op is a rule of `onnx_ops` or `onnx_shapes`.
+followed without numbers, and every op is a rule of `onnx_ops`, `onnx_windows`, `onnx_shapes` or `onnx_resizing`.
 """
 
 from __future__ import annotations

@@ -123,3 +123,7 @@ def require_small(shape: Sequence[int]) -> None:
     """ValueError for a shape of more numbers than a network has room for."""
     if any(n < 0 for n in shape) or math.prod(shape) > MOST_ENTRIES:
         raise ValueError(f"shape {list(shape)} holds more than {MOST_ENTRIES} numbers")
+
+
+def text_of(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks import convolutions, linear_maps, maxima, ops, products, views
+from optrelax.networks import batch_norms, convolutions, images, linear_maps, maxima, ops, products, views
 from optrelax.networks.activations import PiecewiseLinear, Smooth
 from optrelax.networks.graph import Network, Node
+from optrelax.networks.onnx_graphs import OPSET, OnnxGraph
 from optrelax.output.files import write_whole
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 __all__ = ["OPSET", "write_onnx"]
 
-OPSET = 17
-_Writer = Callable[["_File", Node, Any, list[str]], str]
+_Writer = Callable[["OnnxGraph", Node, Any, list[str]], str]
 _WRITERS: dict[type, _Writer] = {}
 _W = TypeVar("_W", bound=_Writer)
 
@@ -40,7 +39,7 @@ def write_onnx(network: Network, path: str | os.PathLike[str]) -> None:
     from optrelax.networks.onnx_files import _package
 
     _package()
-    file = _File(network)
+    file = OnnxGraph(network)
     problems = []
     names = {network.input: "input"}
     for node in network:
@@ -65,70 +64,14 @@ def _writer(*kinds: type) -> Callable[[_W], _W]:
     return register
 
 
-class _File:
-    """Nodes and tensors so far."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        floats = [t.dtype for t in network.module.state_dict().values() if isinstance(t, Tensor)]
-        self.dtype = torch.float64 if torch.float64 in floats else torch.float32
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: list[onnx.TensorProto] = []
-
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Another node; the name of its value."""
-        from onnx import helper
-
-        name = f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def tensor(self, name: str, value: Tensor) -> str:
-        """Another constant, in the network's type; its name."""
-        return self._add(name, value.detach().to("cpu", self.dtype).contiguous().numpy())
-
-    def integers(self, name: str, numbers: Sequence[int]) -> str:
-        """Another list of integers; its name."""
-        return self._add(name, np.array(numbers, dtype=np.int64))
-
-    def _add(self, name: str, array: Any) -> str:
-        from onnx import numpy_helper
-
-        name = f"{name}_{len(self.tensors)}"
-        self.tensors.append(numpy_helper.from_array(array, name))
-        return name
-
-    def reshape(self, x: str, shape: Sequence[int]) -> str:
-        """With the batch first."""
-        if 0 in shape:
-            raise ValueError(f"shape {list(shape)} is empty")
-        return self.node("Reshape", [x, self.integers("shape", [-1, *shape])])
-
-    def model(self, output: str) -> onnx.ModelProto:
-        """The whole, checked."""
-        import onnx
-        from onnx import helper
-
-        kind = onnx.TensorProto.DOUBLE if self.dtype == torch.float64 else onnx.TensorProto.FLOAT
-        shapes = self.network.input_shape, self.network.output_shape
-        last = self.node("Identity", [output])
-        named = zip(("input", last), shapes, strict=True)
-        ends = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, shape in named]
-        graph = helper.make_graph(self.nodes, "optrelax", ends[:1], ends[1:], self.tensors)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="optrelax")
-        made.ir_version = 8  # that of opset 17
-        onnx.checker.check_model(made)
-        return made
-
-
-def _parameters(file: _File, node: Node, op: Any, *names: str) -> list[str]:
+def _parameters(file: OnnxGraph, node: Node, op: Any, *names: str) -> list[str]:
     """The op's tensors of these names, as far as it has them."""
     held = op.tensors()
     return [file.tensor(f"{node.path}.{name}", held[name]()) for name in names if name in held]
 
 
 @_writer(ops.Linear)
-def _linear(file: _File, node: Node, op: ops.Linear, xs: list[str]) -> str:
+def _linear(file: OnnxGraph, node: Node, op: ops.Linear, xs: list[str]) -> str:
     if len(op.shape) == 1:
         return file.node("Gemm", [*xs, *_parameters(file, node, op, "weight", "bias")], transB=1)
     held = op.tensors()
@@ -136,8 +79,8 @@ def _linear(file: _File, node: Node, op: ops.Linear, xs: list[str]) -> str:
     return file.node("Add", [y, *_parameters(file, node, op, "bias")]) if "bias" in held else y
 
 
-@_writer(ops.Conv2d, convolutions.Convolution)
-def _convolution(file: _File, node: Node, op: Any, xs: list[str]) -> str:
+@_writer(images.Conv2d, convolutions.Convolution)
+def _convolution(file: OnnxGraph, node: Node, op: Any, xs: list[str]) -> str:
     g = op.geometry
     return file.node(
         "Conv",
@@ -150,7 +93,7 @@ def _convolution(file: _File, node: Node, op: Any, xs: list[str]) -> str:
 
 
 @_writer(ops.Scale)
-def _scale(file: _File, node: Node, op: ops.Scale, xs: list[str]) -> str:
+def _scale(file: OnnxGraph, node: Node, op: ops.Scale, xs: list[str]) -> str:
     (y,) = xs
     for name, kind in (("scale", "Mul"), ("shift", "Add")):
         for tensor in _parameters(file, node, op, name):
@@ -159,12 +102,12 @@ def _scale(file: _File, node: Node, op: ops.Scale, xs: list[str]) -> str:
 
 
 @_writer(ops.Divide)
-def _divide(file: _File, node: Node, op: ops.Divide, xs: list[str]) -> str:
+def _divide(file: OnnxGraph, node: Node, op: ops.Divide, xs: list[str]) -> str:
     return file.node("Div", [*xs, *_parameters(file, node, op, "divisor")])
 
 
-@_writer(ops.BatchNorm)
-def _batch_norm(file: _File, node: Node, op: ops.BatchNorm, xs: list[str]) -> str:
+@_writer(batch_norms.BatchNorm)
+def _batch_norm(file: OnnxGraph, node: Node, op: batch_norms.BatchNorm, xs: list[str]) -> str:
     held = op.tensors()
     like = held["running_mean"]()
     scale = held["weight"]() if "weight" in held else torch.ones_like(like)
@@ -176,8 +119,8 @@ def _batch_norm(file: _File, node: Node, op: ops.BatchNorm, xs: list[str]) -> st
     return file.node("BatchNormalization", [*xs, *tensors], epsilon=op.eps)
 
 
-@_writer(ops.AveragePool2d)
-def _average_pool(file: _File, node: Node, op: ops.AveragePool2d, xs: list[str]) -> str:
+@_writer(images.AveragePool2d)
+def _average_pool(file: OnnxGraph, node: Node, op: images.AveragePool2d, xs: list[str]) -> str:
     kernel, g = op.kernel, op.geometry
     y = file.node(
         "AveragePool",
@@ -193,19 +136,19 @@ def _average_pool(file: _File, node: Node, op: ops.AveragePool2d, xs: list[str])
 
 
 @_writer(views.Expand)
-def _expand(file: _File, node: Node, op: views.Expand, xs: list[str]) -> str:
+def _expand(file: OnnxGraph, node: Node, op: views.Expand, xs: list[str]) -> str:
     shape = op.input_shapes[0]
     y = file.reshape(xs[0], [*[1] * (len(op.shape) - len(shape)), *shape])
     return file.node("Expand", [y, file.integers("shape", [1, *op.shape])])
 
 
 @_writer(products.Multiply)
-def _multiply(file: _File, node: Node, op: products.Multiply, xs: list[str]) -> str:
+def _multiply(file: OnnxGraph, node: Node, op: products.Multiply, xs: list[str]) -> str:
     return file.node("Mul", xs)
 
 
 @_writer(maxima.Greatest)
-def _greatest(file: _File, node: Node, op: maxima.Greatest, xs: list[str]) -> str:
+def _greatest(file: OnnxGraph, node: Node, op: maxima.Greatest, xs: list[str]) -> str:
     windows = op.windows(torch.device("cpu"))
     # An entry that is none becomes one of the window's own: twice the same changes no maximum.
     filled = torch.where(windows < 0, windows.amax(-1, keepdim=True), windows)
@@ -216,7 +159,7 @@ def _greatest(file: _File, node: Node, op: maxima.Greatest, xs: list[str]) -> st
 
 
 @_writer(maxima.MaxPool)
-def _max_pool(file: _File, node: Node, op: maxima.MaxPool, xs: list[str]) -> str:
+def _max_pool(file: OnnxGraph, node: Node, op: maxima.MaxPool, xs: list[str]) -> str:
     if op.ceil_mode:  # how many windows there are is not the same in every opset
         return _greatest(file, node, op, xs)
     return file.node(
@@ -230,12 +173,12 @@ def _max_pool(file: _File, node: Node, op: maxima.MaxPool, xs: list[str]) -> str
 
 
 @_writer(ops.Reshape)
-def _reshape(file: _File, node: Node, op: ops.Reshape, xs: list[str]) -> str:
+def _reshape(file: OnnxGraph, node: Node, op: ops.Reshape, xs: list[str]) -> str:
     return file.reshape(xs[0], op.shape)
 
 
 @_writer(ops.Add)
-def _add(file: _File, node: Node, op: ops.Add, xs: list[str]) -> str:
+def _add(file: OnnxGraph, node: Node, op: ops.Add, xs: list[str]) -> str:
     y = xs[0] if op.signs[0] == 1 else file.node("Neg", xs[:1])
     for sign, x in zip(op.signs[1:], xs[1:], strict=True):
         y = file.node("Add" if sign == 1 else "Sub", [y, x])
@@ -243,7 +186,7 @@ def _add(file: _File, node: Node, op: ops.Add, xs: list[str]) -> str:
 
 
 @_writer(linear_maps.Sum)
-def _sum(file: _File, node: Node, op: linear_maps.Sum, xs: list[str]) -> str:
+def _sum(file: OnnxGraph, node: Node, op: linear_maps.Sum, xs: list[str]) -> str:
     if not op.dims:
         raise ValueError("sums no dimension")
     axes = file.integers("axes", [d + 1 for d in op.dims])
@@ -252,12 +195,12 @@ def _sum(file: _File, node: Node, op: linear_maps.Sum, xs: list[str]) -> str:
 
 
 @_writer(views.Permute)
-def _permute(file: _File, node: Node, op: views.Permute, xs: list[str]) -> str:
+def _permute(file: OnnxGraph, node: Node, op: views.Permute, xs: list[str]) -> str:
     return file.node("Transpose", xs, perm=[0, *(d + 1 for d in op.dims)])
 
 
 @_writer(views.Pad)
-def _pad(file: _File, node: Node, op: views.Pad, xs: list[str]) -> str:
+def _pad(file: OnnxGraph, node: Node, op: views.Pad, xs: list[str]) -> str:
     (y,) = xs
     sizes = op.input_shapes[0]
     cut = [(d, -min(0, a), n + min(0, b)) for d, (n, (a, b)) in enumerate(zip(sizes, op.amounts, strict=True))]
@@ -272,12 +215,12 @@ def _pad(file: _File, node: Node, op: views.Pad, xs: list[str]) -> str:
 
 
 @_writer(views.Concatenate)
-def _concatenate(file: _File, node: Node, op: views.Concatenate, xs: list[str]) -> str:
+def _concatenate(file: OnnxGraph, node: Node, op: views.Concatenate, xs: list[str]) -> str:
     return file.node("Concat", xs, axis=op.dim + 1)
 
 
 @_writer(views.Gather)
-def _gather(file: _File, node: Node, op: views.Gather, xs: list[str]) -> str:
+def _gather(file: OnnxGraph, node: Node, op: views.Gather, xs: list[str]) -> str:
     index = op.index.tolist()
     if min(index, default=-1) < 0:
         raise ValueError("leaves entries empty")
@@ -292,7 +235,7 @@ _SMOOTH = {**{name: name.capitalize() for name in _PLAIN}, "hardswish": "HardSwi
 
 
 @_writer(Smooth)
-def _smooth(file: _File, node: Node, op: Smooth, xs: list[str]) -> str:
+def _smooth(file: OnnxGraph, node: Node, op: Smooth, xs: list[str]) -> str:
     def number(value: float) -> str:
         return file.tensor("number", torch.tensor(value, dtype=torch.float64))
 
@@ -315,7 +258,7 @@ def _smooth(file: _File, node: Node, op: Smooth, xs: list[str]) -> str:
 
 
 @_writer(PiecewiseLinear)
-def _piecewise_linear(file: _File, node: Node, op: PiecewiseLinear, xs: list[str]) -> str:
+def _piecewise_linear(file: OnnxGraph, node: Node, op: PiecewiseLinear, xs: list[str]) -> str:
     if op.kinks == (0.0,) and op.slopes == (0.0, 1.0) and op.intercepts == (0.0, 0.0):
         return file.node("Relu", xs)
     if op.kinks == (0.0,) and op.slopes[1] == 1.0 and op.intercepts == (0.0, 0.0):

@@ -16,6 +16,7 @@ _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(__file__)
 AUTOCAST = "autocast inside forward rounds to half precision; take it out, or put it around the call of the network"
 TRANSFORMED = "torch.vmap and torch.func inside forward cannot be followed; write the operation on whole batches"
+NO_RULE = "has no rule"
 MIXES = "mixes the batch: forward works, or does the same, for some sizes of the batch only"
 _OUTSIDE = (
     "takes a value out of autograd's sight, as .data, .numpy() and torch.autograd.grad do; "
@@ -118,3 +119,10 @@ def module_of(node: fx.Node) -> tuple[str, str]:
         return "", ""
     path, kind = stack[-1]
     return path.removeprefix("net").removeprefix("."), kind if isinstance(kind, str) else kind.__name__
+
+
+def plainest(problems: list[Problem]) -> list[Problem]:
+    """Without what follows from others: a module of torch's that has no rule, or moves the batch, says so once."""
+    lacking = {p.where for p in problems if p.reason == NO_RULE}
+    mixing = {p.where: p for p in reversed(problems) if p.reason.startswith("mixes the batch")}
+    return [p for p in problems if (p.reason == NO_RULE if p.where in lacking else p is mixing.get(p.where, p))]

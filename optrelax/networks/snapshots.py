@@ -9,10 +9,7 @@ numbers of.
 
 from __future__ import annotations
 
-import enum
 import functools
-import inspect
-import logging
 import pathlib
 import sys
 import types
@@ -23,38 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optrelax.networks.freezing import DEEPEST, MISSING, PLAIN, Unknown, contents, freeze
 from optrelax.networks.graph import kinds_of
 
-_PLAIN: tuple[type, ...] = (int, float, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
-_PLAIN += (enum.Enum, type, range)
-_PLAIN += (torch.memory_format, torch.layout, pathlib.PurePath, types.BuiltinFunctionType, logging.Logger, slice)
-_PLAIN += (type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType, torch._ops.OpOverload)
-_PLAIN += (torch._ops.OpOverloadPacket,)
 _STANDARD = frozenset(vars(nn.Module()))
 _SIMPLE = (int, float, str, list, tuple, dict, types.FunctionType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
-_DEEPEST = 6
-_IN_PYTHON = 1 << 9  # the flag of types that a class statement made
-_MISSING = object()
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _LIBRARIES = (f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", "<frozen")
 # Through these a function reads what no name of it shows.
 _BLIND = frozenset({"open", "globals", "eval", "exec", "__import__", "import_module", "read_text", "read_bytes"})
 _NOT_CALLED = frozenset({"__init__", "__repr__", "__new__"})
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
-
-
-class _Same:
-    """Equal to another of the same object, as long as that lives."""
-
-    def __init__(self, value: Any) -> None:
-        self.ref = weakref.ref(value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.ref() is other.ref() and self.ref() is not None
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def global_hooks() -> int:
@@ -68,10 +46,6 @@ def global_hooks() -> int:
 
 def _reference(value: Any) -> Callable[[], Any]:
     return weakref.ref(value) if value is not None else (lambda: None)
-
-
-class _Unknown(Exception):
-    """An object whose changes cannot be seen."""
 
 
 class Snapshot:
@@ -133,11 +107,11 @@ class Snapshot:
             return False
         try:
             return (
-                all(_freeze(where.get(name, _MISSING), 0) == was for where, name, was in self._deep)
-                and all(_freeze(_contents(cell), 0) == was for cell, was in self._cells)
+                all(freeze(where.get(name, MISSING), 0) == was for where, name, was in self._deep)
+                and all(freeze(contents(cell), 0) == was for cell, was in self._cells)
                 and all(torch.equal(read(), was) for read, was in self._fixed)
             )
-        except (_Unknown, RuntimeError, AttributeError):
+        except (Unknown, RuntimeError, AttributeError):
             return False
 
     def fix(self, constants: list[tuple[Callable[[], Tensor], Tensor]]) -> None:
@@ -159,7 +133,7 @@ class Snapshot:
                 if tensor is not None:
                     self._tensors.append((state[key], name, tensor.shape, tensor.dtype, tensor.device))
         for name, value in state.items():
-            if name not in _STANDARD and not isinstance(value, _PLAIN):
+            if name not in _STANDARD and not isinstance(value, PLAIN):
                 self._note(state, name, value)
         self._classes(type(module))
 
@@ -181,12 +155,12 @@ class Snapshot:
 
     def _note_frozen(self, where: Mapping[str, Any], name: str, value: Any) -> None:
         try:
-            self._deep.append((where, name, _freeze(value, 0)))
-        except _Unknown:
+            self._deep.append((where, name, freeze(value, 0)))
+        except Unknown:
             self.known = False
 
     def _look_into(self, value: Any, depth: int = 0) -> None:
-        if depth > _DEEPEST or id(value) in self._seen:
+        if depth > DEEPEST or id(value) in self._seen:
             return
         if isinstance(value, nn.Module):
             for module in value.modules():
@@ -211,7 +185,7 @@ class Snapshot:
         elif isinstance(value, types.ModuleType) and not _is_library(value.__name__):
             self._seen.add(id(value))
             self._read_module(value, vars(value).keys())
-        elif not isinstance(value, (_PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
+        elif not isinstance(value, (PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
             self._seen.add(id(value))
             self._classes(type(value))
             self._look_into(getattr(value, "__dict__", {}), depth + 1)
@@ -221,10 +195,10 @@ class Snapshot:
             return
         names = _names(function.__code__)
         for cell in function.__closure__ or ():
-            content = _contents(cell)
+            content = contents(cell)
             try:
-                self._cells.append((cell, _freeze(content, 0)))
-            except _Unknown:
+                self._cells.append((cell, freeze(content, 0)))
+            except Unknown:
                 self.known = False
             if isinstance(content, types.ModuleType):
                 self._read_module(content, names)
@@ -234,10 +208,10 @@ class Snapshot:
         self._asks_training |= "requires_grad" in names
         self.known &= not (own and names & _BLIND - function.__globals__.keys())
         for name in names:
-            found = function.__globals__.get(name, sys.modules.get(name, _MISSING) if own else _MISSING)
+            found = function.__globals__.get(name, sys.modules.get(name, MISSING) if own else MISSING)
             if isinstance(found, types.ModuleType):
                 self._read_module(found, names)
-            elif found is not _MISSING:
+            elif found is not MISSING:
                 self._note(function.__globals__, name, found)
 
     def _read_module(self, module: types.ModuleType, names: Set[str], outer: tuple[types.ModuleType, ...] = ()) -> None:
@@ -268,13 +242,6 @@ def _is_installed(path: str) -> bool:
     return path.startswith(_LIBRARIES) or not _PACKAGES.isdisjoint(pathlib.PurePath(path).parts)
 
 
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _MISSING
-
-
 def _names(code: types.CodeType) -> set[str]:
     """Names of globals and attributes that a function may read, its inner functions too."""
     found = set(code.co_names)
@@ -299,62 +266,3 @@ def _ties(net: nn.Module) -> tuple[tuple[str, ...], ...]:
 def _trained(net: nn.Module) -> list[bool]:
     """Which of the tensors take a gradient, for the functions that ask it."""
     return [tensor.requires_grad for tensor in (*net.parameters(), *net.buffers())]
-
-
-def _freeze(value: Any, depth: int) -> Any:
-    """Something that compares equal as long as the value is the same to whoever reads it."""
-    if value is _MISSING or isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
-        return _Same(value)
-    if isinstance(value, types.FunctionType):
-        return (
-            _Same(value),
-            _Same(value.__code__),
-            _freeze(value.__defaults__, depth),
-            _freeze(value.__kwdefaults__, depth),
-        )
-    if depth > _DEEPEST:
-        raise _Unknown
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_freeze(v, depth + 1) for v in value)
-    if isinstance(value, (set, frozenset)):
-        if not all(isinstance(v, _PLAIN) for v in value):
-            raise _Unknown
-        return type(value), frozenset(value)
-    if isinstance(value, (dict, types.MappingProxyType)):
-        return type(value), tuple((k, _freeze(v, depth + 1)) for k, v in value.items())
-    if isinstance(value, types.MethodType):
-        return _freeze(value.__func__, depth + 1), _freeze(value.__self__, depth + 1)
-    if isinstance(value, (staticmethod, classmethod)):
-        return type(value), _freeze(value.__func__, depth + 1)
-    if isinstance(value, property):
-        return type(value), _freeze(value.fget, depth + 1)
-    if isinstance(value, functools.partial):
-        return _freeze((value.func, value.args, value.keywords), depth + 1)
-    # The class is asked: an object's own __getattr__ may do anything.
-    if hasattr(type(value), "cache_info"):  # what it remembers shows nowhere
-        raise _Unknown
-    if hasattr(type(value), "tobytes") and hasattr(type(value), "nbytes"):  # an array
-        try:
-            return type(value), value.tobytes()
-        except AttributeError as error:  # numpy.ma.masked, which makes its filling value and cannot be written
-            raise _Unknown from error
-    ours = type(value).__module__.startswith("optrelax.")
-    if type(value).__weakrefoffset__ and (ours or isinstance(value, torch._C._FunctionBase)):
-        return _Same(value)
-    if type(value) is types.SimpleNamespace:
-        return type(value), _freeze(vars(value), depth + 1)
-    # A class written in C may hold what no attribute shows, and so may what is derived from it.
-    if any(cls is not object and not cls.__flags__ & _IN_PYTHON for cls in type(value).__mro__):
-        raise _Unknown
-    slots = [slot for cls in type(value).__mro__ for slot in vars(cls).values() if inspect.ismemberdescriptor(slot)]
-    inner = [_slot(slot, value) for slot in slots]
-    return type(value), _freeze([*inner, getattr(value, "__dict__", {})], depth + 1)
-
-
-def _slot(slot: Any, value: Any) -> Any:
-    try:
-        return slot.__get__(value)
-    except AttributeError:  # not filled yet
-        return _MISSING

@@ -14,13 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Shape, Source, flatten_from
+from optrelax.networks.ops import Affine, Shape, Source, flatten_from, lead_of
 from optrelax.networks.storage import Settings, Tensors, stored
-
-
-def lead_of(x: Tensor, shape: Shape) -> torch.Size:
-    """The leading dimensions of [*lead, *shape]."""
-    return x.shape[: x.dim() - len(shape)]
 
 
 def normal_dim(dim: int, rank: int) -> int:

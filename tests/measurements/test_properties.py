@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import optrelax as ox
 from optrelax.kernels import convolutions
 from optrelax.kernels.convolutions import ConvGeometry
+from optrelax.networks.images import Conv2d
 from optrelax.networks.maxima import MaxPool
-from optrelax.networks.ops import Conv2d
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optrelax.kernels.convolutions import ConvGeometry
+from optrelax.networks.batch_norms import BatchNorm
 from optrelax.networks.convolutions import Convolution, Geometry, TransposedConvolution
+from optrelax.networks.images import AveragePool2d, Conv2d
 from optrelax.networks.linear_maps import Product, Separable, Slope, Sum, axis_matrix
-from optrelax.networks.ops import Add, Affine, AveragePool2d, BatchNorm, Conv2d, Linear, Reshape, Scale
+from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
 from optrelax.networks.views import Concatenate, Expand, Gather, Pad, Permute
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.kernels.convolutions import ConvGeometry
-from optrelax.networks import convolutions, linear_maps, ops, views
+from optrelax.networks import convolutions, images, linear_maps, views
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.onnx_files import read_onnx
 from tests.onnx_models import reference
@@ -81,7 +81,7 @@ OPS = {
     "gather": views.Gather((2, 3), torch.tensor([[5, 0], [0, 3]])),
     "sum": linear_maps.Sum((2, 3, 4), (0, 2)),
     "mean": linear_maps.Sum((2, 3, 4), (1,), keepdim=True, divisor=3.0),
-    "divisor of its own": ops.AveragePool2d((2, 6, 6), (3, 3), ConvGeometry((2, 2), (1, 1)), divisor=5.0),
+    "divisor of its own": images.AveragePool2d((2, 6, 6), (3, 3), ConvGeometry((2, 2), (1, 1)), divisor=5.0),
 }
 
 

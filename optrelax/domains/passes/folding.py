@@ -10,7 +10,8 @@ from torch import Tensor
 from optrelax.domains.lines import Lines
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Add, Affine, Conv2d, Linear, Reshape, Scale
+from optrelax.networks.images import Conv2d
+from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
 
 
 def channelwise(op: Scale) -> bool:

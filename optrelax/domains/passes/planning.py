@@ -25,7 +25,8 @@ from optrelax.domains.passes.workspace import RowShape
 from optrelax.kernels import window_step
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Graph, Network, Node
-from optrelax.networks.ops import Add, Affine, Conv2d, Linear, Reshape, Scale
+from optrelax.networks.images import Conv2d
+from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
 from optrelax.regions import InputBox, Region
 
 DEPTH = 3

@@ -10,7 +10,8 @@ import torch
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.networks.calls import Call, Refused, Value
 from optrelax.networks.convolutions import Convolution, Geometry, TransposedConvolution
-from optrelax.networks.ops import Affine, Conv2d, Shape, Source
+from optrelax.networks.images import Conv2d
+from optrelax.networks.ops import Affine, Shape, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.views import Pad
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from optrelax.networks.batch_norms import BatchNorm, BatchNormInTraining
 from optrelax.networks.calls import Call, Op, Refused, Value
-from optrelax.networks.ops import BatchNorm, BatchNormInTraining, Linear
+from optrelax.networks.ops import Linear
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.normalising import normalised_groups
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.networks.calls import Call, Op
+from optrelax.networks.images import AveragePool2d
 from optrelax.networks.linear_maps import Separable, axis_matrix
 from optrelax.networks.maxima import Greatest, MaxPool
-from optrelax.networks.ops import AveragePool2d, Shape
+from optrelax.networks.ops import Shape
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.convolutions import numbers, spatial
 
