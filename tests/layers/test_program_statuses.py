@@ -33,13 +33,12 @@ WANTED = {math.inf: Status.INFEASIBLE, -math.inf: Status.UNBOUNDED}
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_statuses_are_right_and_bounds_below_the_optimum(shape: tuple[int, int, int], whole: bool) -> None:
-    for seed in (1, 2):
-        data = odd_programs(10, *shape, seed=seed, whole=whole)
-        exact = [exact_optimum(data.one(i)) for i in range(10)]
-        for name, solver in SOLVERS.items():
-            found = LinearProgram(solver, rounding="outward")(*data)
-            for i, value in enumerate(exact):
-                _check(found.status[i].item(), found.lower[i].item(), value, settled=name in ("auto", "highs"))
+    data = odd_programs(12, *shape, seed=1, whole=whole)
+    exact = [exact_optimum(data.one(i)) for i in range(12)]
+    for name, solver in SOLVERS.items():
+        found = LinearProgram(solver, rounding="outward")(*data)
+        for i, value in enumerate(exact):
+            _check(found.status[i].item(), found.lower[i].item(), value, settled=name in ("auto", "highs"))
 
 
 def _check(status: int, lower: float, exact: float | Fraction, settled: bool) -> None:
