@@ -27,7 +27,7 @@ from optrelax.rounding import SLACK, down, gamma, underflow, up
 _F64 = torch.float64
 _SMALL = 1e-5  # a residual above this part of its terms is no rounding: nothing exact lies nearby
 _MOST = 2**24  # entries of a sparse matrix written out
-_NOISE = 1e-9  # a multiplier below this part of the largest may be all that a solver's rounding has left
+_NOISE = (1e-9, 1e-6)  # a multiplier below these parts of the largest may be all that a solver's rounding has left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +79,19 @@ def balance(rows: ExactRows, c: Float[Tensor, " n"], s: Float[Tensor, " rows"]) 
     """Multipliers near s whose reduced costs fit the infinite bounds exactly; None where none are found."""
     c, s = c.cpu(), s.cpu().clone()
     s[: rows.m] = s[: rows.m].clamp(min=0)
+    best = _fitted(rows, c, s)
+    # Columns may meet no other multipliers than noise, and between dependent ones noise leaves nothing exact.
+    for noise in _NOISE if len(s) else ():
+        if best is not None and best.bound > -torch.inf:
+            break
+        found = _fitted(rows, c, torch.where(s.abs() > noise * s.abs().amax(), s, 0.0))
+        best = found if best is None or (found is not None and found.bound > best.bound) else best
+    return best
+
+
+def _fitted(rows: ExactRows, c: Tensor, s: Tensor) -> Balanced | None:
+    """The same from one start."""
     vanishing = _vanishing(rows, c, s)
-    if vanishing is None and len(s):  # a column may meet no other multipliers than noise
-        s = torch.where(s.abs() > _NOISE * s.abs().amax(), s, 0.0)
-        vanishing = _vanishing(rows, c, s)
     if vanishing is None:
         return None
     M = rows.M[:, vanishing].mT.contiguous()

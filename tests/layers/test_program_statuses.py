@@ -100,6 +100,26 @@ def test_singular_quadratic_programs_of_free_variables_have_bounds(rounding: str
     assert -4.5 - 1e-6 <= found.lower.item() <= -4.5
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_outward_bounds_of_free_variables_are_just_below_optima_known_exactly(rank: int) -> None:
+    """Integers that satisfy the optimality conditions exactly, with rows that stand there twice or depend on others."""
+    generator = torch.Generator().manual_seed(rank)
+
+    def whole(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator).double()
+
+    root, x, A, y = whole(-2, 3, 30, 4, rank), whole(-3, 4, 30, 4, 1), whole(-3, 4, 30, 4, 4), whole(0, 3, 30, 4, 1)
+    A[:, 1], A[::2, 2] = A[:, 0], A[::2, 0] + A[::2, 3]
+    P = root @ root.mT
+    c = -(P @ x + A.mT @ y).squeeze(-1)
+    exact = (c * x.squeeze(-1)).sum(-1) + (x * (P @ x)).sum((-1, -2)) / 2
+    found = QuadraticProgram(rounding="outward")(P, c, A, (A @ x).squeeze(-1))
+    assert bool((found.lower <= exact).all())
+    # Where a row holds with equality and costs nothing, interior points keep half of their digits.
+    assert int((exact - found.lower > 1e-5 * exact.abs().clamp(min=1)).sum()) <= 1
+    assert bool((found.status[exact - found.lower > 1e-5 * exact.abs().clamp(min=1)] != Status.OPTIMAL).all())
+
+
 @pytest.mark.parametrize("limit", [1e12, 1e20])
 def test_reduced_costs_that_are_rounding_are_not_taken_to_far_ends(limit: float) -> None:
     """A row that says next to nothing implies an end far away, at which 1e-16 is a lot."""
