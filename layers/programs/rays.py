@@ -101,7 +101,7 @@ def _fitted(rows: ExactRows, c: Tensor, s: Tensor) -> Balanced | None:
             s = _moved(M, c[vanishing] + M @ s, s, rows.m)
         if not bool(exactly_zero(M, s, c[vanishing]).all()):
             residual, error = products(M, s, c[vanishing])
-            found = _correction(M, residual.abs() + error, _scales(s, rows.m))
+            found = _correction(M, residual.abs() + error, _scales(s, rows.m), c[vanishing])
             found = exact_correction(M, s, c[vanishing], rows.m) if found is None else found
             proved, near = found is not None, bool((residual.abs() <= error).all())
             slack = slack if found is None else found
@@ -201,18 +201,21 @@ def _moved(M: Tensor, residual: Tensor, s: Tensor, m: int) -> Tensor:
     return moved if bool(moved.isfinite().all()) else s
 
 
-def _correction(M: Tensor, residual: Tensor, scales: Tensor) -> Tensor | None:
-    """|delta| <= result for some delta with M delta = r, for every |r| <= residual; None where not shown.
+def _correction(M: Tensor, residual: Tensor, scales: Tensor, c: Tensor) -> Tensor | None:
+    """|delta| <= result for some delta with M delta = r, for r = -(c + M s) of any s and |r| <= residual.
+
+    None where not shown.
 
     Rows that meet nothing that may move are left out: their residual is exactly 0.
     """
     met = ((M != 0) & (scales > 0)).any(1)
     if not bool(met.any()):
         return torch.zeros_like(scales)
-    M, residual = M[met], residual[met]
+    M, residual, c = M[met], residual[met], c[met]
     N, powers = _scaled(M, scales)
-    # Equal rows ask for the same thing twice.
-    N, which = N.unique(dim=0, return_inverse=True)
+    # Equal rows of equal costs ask for the same thing twice; of other costs, for what there is not.
+    N, which = torch.cat([N, (powers * c)[:, None]], 1).unique(dim=0, return_inverse=True)
+    N = N[:, :-1]
     wanted = torch.zeros_like(N[:, 0]).scatter_reduce(0, which, powers * residual, "amax")
     q, k = N.shape
     if q > k:
@@ -269,7 +272,7 @@ def _falls(rows: ExactRows, c: Tensor, ray: Tensor) -> bool:
     if len(M) and not bool(exactly_zero(M, ray).all()):
         scales = torch.zeros_like(ray)
         scales[order] = _scales(ray[order], count)
-        found = _correction(M, value[index].abs() + error[index], scales)
+        found = _correction(M, value[index].abs() + error[index], scales, torch.zeros_like(value[index]))
         if found is None or bool((found > ray.abs())[bounded].any()):
             return False
         slack = found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from optrelax.layers import Highs, LinearProgram, Status
 from optrelax.layers.programs import arguments, lp_data
+from optrelax.layers.programs.quadratic_bounds import certify_quadratic
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.programs.safe_bounds import box_bound, certify_duals
 
@@ -88,3 +91,26 @@ def test_crossed_implied_bounds_are_a_status(solver: object) -> None:
     lower, upper = rows([-2e4, 0.0, 0.0]), rows([INF, 0.0, INF])
     found = LinearProgram(solver)(c, A, rows([-32478.3, -52478.3]), lower=lower, upper=upper)
     assert found.status.tolist() == [Status.INFEASIBLE]
+
+
+@pytest.mark.parametrize("more", [1e-6, 1e-9, 1e-13])
+def test_equal_columns_of_other_costs_have_no_bound(more: float) -> None:
+    """x1 costs a little less than x0, and both are free: however little, the problem has no least value."""
+    data = problem(c=rows([-1.0, -1.0 - more]), A=rows([1.0, 1.0])[None], b=rows([1.0]))
+    point = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    found = certify_duals(data, *point, torch.zeros(1, 0, dtype=torch.float64), "outward", 1e-6)
+    assert found.lower.tolist() == [-INF]
+
+
+def test_a_singular_quadratic_program_that_falls_for_ever_has_no_bound() -> None:
+    """Along x1 = -x2 nothing bends; points far out make every residual small beside its terms."""
+    half = torch.tensor([[1.0, 2.0, 2.0, 0.0]], dtype=torch.float64)
+    given = {"c": rows([0.0, -1.0, 0.0, 0.0]), "A": rows([0.0, 0.0, 0.0, 1.0])[None], "b": rows([1.0])}
+    ends = {"lower": rows([-1e6, 0.0, -INF, 0.0]), "upper": rows([1e6, INF, INF, 1.0])}
+    data = replace(problem(**given, **ends), P=half.mT @ half)
+    far = rows([-1e6, 6.6e10, -6.65e10 + 5e8, 0.9])
+    for x in (far, rows([-1e6, 6.65027737767527924e10, -6.65022745570423279e10, 0.88])):
+        for y in (0.0, 24.5):
+            prices = torch.full((1, 1), y, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.float64)
+            for rounding in ("nearest", "outward"):
+                assert certify_quadratic(data, x, *prices, rounding, 1e-6).lower.tolist() == [-INF]
