@@ -45,9 +45,9 @@ class Optimisation:
         """ValueError for a name that is none, or a number out of range."""
         owner = type(self).__name__
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"{owner}: optimizer: {suggest(self.optimizer, OPTIMIZERS)}, got {self.optimizer!r}")
+            raise ValueError(f"{owner}: no optimizer {self.optimizer!r}; {suggest(self.optimizer, OPTIMIZERS)}")
         if self.augment is not None and self.augment not in AUGMENTATIONS:
-            raise ValueError(f"{owner}: augment: {suggest(self.augment, AUGMENTATIONS)}, got {self.augment!r}")
+            raise ValueError(f"{owner}: no augment {self.augment!r}; {suggest(self.augment, AUGMENTATIONS)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"{owner}: weight_decay must be >= 0 and finite, got {self.weight_decay}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:

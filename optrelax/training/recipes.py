@@ -93,7 +93,7 @@ class Recipe(Optimisation):
     def __post_init__(self) -> None:
         where = f"recipe {self.name!r}"
         if self.method not in METHODS:
-            raise ValueError(f"{where}: {suggest(self.method, METHODS)}, got {self.method!r}")
+            raise ValueError(f"{where}: no method {self.method!r}; {suggest(self.method, METHODS)}")
         if (self.method in _BOUNDED) != (self.relaxation is not None):
             raise ValueError(
                 f"{where}: a relaxation goes with method {' or '.join(map(repr, _BOUNDED))} and no other, got method "

@@ -155,8 +155,8 @@ def test_every_step_draws_anew_whatever_its_pieces():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "adamb"}, "optimizer: did you mean 'adam.?'"),
-        ({"augment": "flop"}, "augment: did you mean 'flip'"),
+        ({"optimizer": "adamb"}, "no optimizer 'adamb'; did you mean 'adam.?'"),
+        ({"augment": "flop"}, "no augment 'flop'; did you mean 'flip'"),
         ({"weight_decay": -1.0}, "weight_decay must be >= 0 and finite, got -1.0"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0 and finite, got 0.0"),
         ({"average": 1.0}, r"average must lie in \[0, 1\), got 1.0"),
