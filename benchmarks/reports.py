@@ -129,7 +129,7 @@ class Report:
         """JSON-ready."""
         options = asdict(self.options)
         # Where files lie says nothing about the figures.
-        for where in ("data_dir", "cache", "auto_lirpa", "out"):
+        for where in ("data_dir", "cache", "auto_lirpa", "trained", "out"):
             del options[where]
         return {
             "format": FORMAT,
