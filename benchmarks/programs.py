@@ -20,7 +20,7 @@ _LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (5
 _LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 8))
 _QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (100, 200, 16))
 _SPARSE = ((200, 100, 1000), (4000, 2000, 20_000), (10_000, 5000, 100_000))
-_MOST = {"cvxpylayers": 64 * 80 * 50, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
+_MOST = {"cvxpylayers": 64 * 200 * 100, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
 """Entries of all matrices up to which a peer is run: beyond, its step takes a minute."""
 
 
