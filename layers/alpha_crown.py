@@ -11,7 +11,9 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.layers.network_lp import shared
-from optrelax.layers.slope_search import SlopeSearch, swept_numbers, windowed
+from optrelax.layers.slope_climb import ascend
+from optrelax.layers.slope_rows import swept_numbers, windowed
+from optrelax.layers.slope_search import SlopeSearch
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -157,7 +159,7 @@ class AlphaCrown(Relaxation):
             own = batch * self._each(network, region, k, given)
         if room == math.inf or own <= most - room:
             search = SlopeSearch(network, region, given, rows)
-            search.ascend(self)
+            ascend(search, self)
             return search.evaluate(region, given, rows, self.outward)
         # The bounds that the pieces start from live beside them: a third for these.
         size = max(1, int((most - room) * batch // own))
@@ -173,7 +175,7 @@ class AlphaCrown(Relaxation):
         """Slopes found once; bounds whose graph is made in the backward pass."""
         with torch.no_grad():
             search = SlopeSearch(network, region, given, rows)
-            search.ascend(self)
+            ascend(search, self)
 
         def evaluate() -> tuple[Preactivation, Tensor | None]:
             return search.evaluate(region, given, rows, self.outward)

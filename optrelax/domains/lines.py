@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optrelax.kernels import relu_lines
 from optrelax.networks.activations import Activation, Hull, Line, PiecewiseLinear, least_width
-from optrelax.networks.activations.piecewise_linear import closer
+from optrelax.networks.activations.contract import closer
 
 NO_PIECES = (
     "has no constant slopes to choose among; take box, hbox, hzono, deepz, deepz-box, fast-lin, crown, crown-soft or "

@@ -8,7 +8,7 @@ import optrelax as ox
 from optrelax.domains.passes import planning, running, workspace
 from optrelax.domains.passes.line_maps import MixedMaps
 from optrelax.domains.passes.neurons import rows_of_examples
-from optrelax.layers import AlphaCrown, slope_search
+from optrelax.layers import AlphaCrown, slope_climb
 
 
 def residual(seed=0):
@@ -121,8 +121,8 @@ def test_examples_leave_by_themselves(monkeypatch):
     net, shape = dense()
     captured, region = ox.capture(net, shape), region_of(shape, batch=3)
     calls = []
-    step = slope_search._Climb._step
-    monkeypatch.setattr(slope_search._Climb, "_step", lambda self, n: calls.append(len(self.top)) or step(self, n))
+    step = slope_climb.Climb._step
+    monkeypatch.setattr(slope_climb.Climb, "_step", lambda self, n: calls.append(len(self.top)) or step(self, n))
     with torch.no_grad():
         crown = ox.lower_bounds(captured, region, ROWS, "crown")
         least = crown.amin(1).sort().values

@@ -7,16 +7,11 @@ from optrelax.networks.activations.elementary import (
     elu,
     erf,
     exp,
-    gelu,
-    gelu_tanh,
-    hardswish,
     log,
-    mish,
     power,
     reciprocal,
     rsqrt,
     sigmoid,
-    silu,
     sin,
     sinh,
     softplus,
@@ -25,8 +20,8 @@ from optrelax.networks.activations.elementary import (
     square,
     tanh,
 )
-from optrelax.networks.activations.piecewise_linear import (
-    PiecewiseLinear,
+from optrelax.networks.activations.gates import gelu, gelu_tanh, hardswish, mish, silu
+from optrelax.networks.activations.piecewise_functions import (
     absolute,
     ceiling,
     clamp,
@@ -34,6 +29,7 @@ from optrelax.networks.activations.piecewise_linear import (
     leaky_relu,
     relu,
 )
+from optrelax.networks.activations.piecewise_linear import PiecewiseLinear
 from optrelax.networks.activations.smooth import Smooth
 from optrelax.networks.activations.steps import Step, slopes_of
 

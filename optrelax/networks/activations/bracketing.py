@@ -53,15 +53,7 @@ def root(
                     index, state, args = index[keep], [t[keep] for t in state], tuple(t[keep] for t in args)
                     a, b, c, at_a, at_b, at_c = state
                     width, least = width[keep], least[keep]
-            x = torch.where(_wide(a, b, unit), _between(a, b, unit), a + 0.5 * width)
-            if i:
-                xi, phi = (a - b) / (c - b), (at_a - at_b) / (at_c - at_b)
-                smooth = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)
-                step = at_a / (at_b - at_a) * (at_c / (at_b - at_c))
-                step = step + (c - a) / width * (at_a / (at_c - at_a)) * (at_b / (at_c - at_b))
-                x = torch.where(smooth & step.isfinite(), a + step * width, x)
-            least = torch.minimum(least, width.abs() / 2)
-            x = torch.minimum(torch.maximum(x, torch.minimum(a, b) + least), torch.maximum(a, b) - least)
+            x = _next(state, unit, least, bool(i))
             at_x = function(x, *args)
             same = at_x.sign() == at_a.sign()
             c, at_c = torch.where(same, a, b), torch.where(same, at_a, at_b)
@@ -69,6 +61,21 @@ def root(
         else:
             best[index] = torch.where(state[3].abs() <= state[4].abs(), state[0], state[1])
         return best.reshape(shape)
+
+
+def _next(state: list[Tensor], unit: float, least: Tensor, inverse: bool) -> Tensor:
+    """Where the function is asked next: by inverse quadratic interpolation where that is safe, else halfway."""
+    a, b, c, at_a, at_b, at_c = state
+    width = b - a
+    x = torch.where(_wide(a, b, unit), _between(a, b, unit), a + 0.5 * width)
+    if inverse:
+        xi, phi = (a - b) / (c - b), (at_a - at_b) / (at_c - at_b)
+        smooth = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)
+        step = at_a / (at_b - at_a) * (at_c / (at_b - at_c))
+        step = step + (c - a) / width * (at_a / (at_c - at_a)) * (at_b / (at_c - at_b))
+        x = torch.where(smooth & step.isfinite(), a + step * width, x)
+    least = torch.minimum(least, width.abs() / 2)
+    return torch.minimum(torch.maximum(x, torch.minimum(a, b) + least), torch.maximum(a, b) - least)
 
 
 def _wide(a: Tensor, b: Tensor, unit: float) -> Tensor:

@@ -150,3 +150,18 @@ class Activation(Storable, ABC):
     @abstractmethod
     def require_consistent(self) -> None:
         """ValueError where the function, sampled in float64, is not what the activation says of it."""
+
+
+def closer(pair: tuple[Line, Line], l: Tensor, u: Tensor, sign: float) -> Line:
+    """Of two valid lines (below: sign 1) the one closer to the function at the middle of [l, u]: the smaller area.
+
+    A tie takes the right line below (slope 1 for a ReLU with |l| = |u|) and the left one above.
+    """
+    (s0, i0), (s1, i1) = pair
+    if s0 is s1:
+        return s0, i0
+    with torch.no_grad():
+        # Twice the values at the midpoint; l + u is exact where it decides a ReLU's tie.
+        second = sign * ((s1 - s0) * (l + u) + 2 * (i1 - i0))
+        choose = second >= 0 if sign > 0 else second > 0
+    return torch.where(choose, s1, s0), torch.where(choose, i1, i0)

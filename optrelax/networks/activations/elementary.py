@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.errors import suggest
-from optrelax.networks.activations.smooth import UNITS, Smooth
+from optrelax.networks.activations.extremes import UNITS
+from optrelax.networks.activations.smooth import Smooth
 from optrelax.rounding import unit_roundoff
 
 _FACTORIES: dict[str, Callable[..., Smooth]] = {}
@@ -22,7 +23,7 @@ _INF = math.inf
 _ROOT = math.sqrt(2 / math.pi)
 
 
-def _elementary(factory: Callable[..., Smooth]) -> Callable[..., Smooth]:
+def elementary(factory: Callable[..., Smooth]) -> Callable[..., Smooth]:
     """Decorator: an activation that files may name; each setting of it is made, and sampled, once."""
     made = cache(factory)
     _FACTORIES[factory.__name__] = made
@@ -44,27 +45,27 @@ def names() -> tuple[str, ...]:
     return tuple(_FACTORIES)
 
 
-@_elementary
+@elementary
 def sigmoid() -> Smooth:
     """1 / (1 + exp(-x))."""
-    return Smooth("sigmoid", torch.sigmoid, _bell, (0.0,), size=torch.sigmoid, steepness=_bell)
+    return Smooth("sigmoid", torch.sigmoid, bell, (0.0,), size=torch.sigmoid, steepness=bell)
 
 
-def _bell(x: Tensor) -> Tensor:
+def bell(x: Tensor) -> Tensor:
     return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
-@_elementary
+@elementary
 def tanh() -> Smooth:
     """tanh(x)."""
 
     def derivative(x: Tensor) -> Tensor:
-        return 4 * _bell(2 * x)
+        return 4 * bell(2 * x)
 
     return Smooth("tanh", torch.tanh, derivative, (0.0,), size=torch.tanh, steepness=derivative)
 
 
-@_elementary
+@elementary
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Smooth:
     """log(1 + exp(beta x)) / beta; torch cuts it off to x where beta x > threshold, which `error` allows for."""
     _require_positive("softplus", beta=beta)
@@ -84,7 +85,7 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Smooth:
     return Smooth("softplus", function, derivative, size=size, steepness=derivative, parameters=(beta, threshold))
 
 
-@_elementary
+@elementary
 def elu(alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Smooth:
     """scale * x where x > 0, scale * alpha * (exp(rate * x) - 1) elsewhere: ELU, SELU, CELU."""
     _require_positive("elu", alpha=alpha, scale=scale, rate=rate)
@@ -104,81 +105,7 @@ def elu(alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Smooth:
     return Smooth("elu", function, derivative, bends, size=size, steepness=derivative, parameters=(alpha, scale, rate))
 
 
-@_elementary
-def silu() -> Smooth:
-    """x * sigmoid(x): SiLU, Swish."""
-
-    def derivative(x: Tensor) -> Tensor:
-        return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
-
-    def steepness(x: Tensor) -> Tensor:
-        return torch.sigmoid(x) * (1 + x.abs())
-
-    bend = 2.3993572805154677
-    return Smooth("silu", F.silu, derivative, (-bend, bend), (-1.278464542761074,), size=F.silu, steepness=steepness)
-
-
-@_elementary
-def gelu() -> Smooth:
-    """x * Phi(x), Phi the normal distribution: GELU."""
-
-    def below(x: Tensor) -> Tensor:
-        return torch.special.erfc(x * -math.sqrt(0.5)) / 2
-
-    def density(x: Tensor) -> Tensor:
-        return torch.exp(-x * x / 2) * (_ROOT / 2)
-
-    def derivative(x: Tensor) -> Tensor:
-        return below(x) + x.clamp(-60, 60) * density(x)
-
-    def steepness(x: Tensor) -> Tensor:
-        return below(x) + x.abs() * density(x) + 2.0**-40 * (x.abs() < 40)
-
-    bend = math.sqrt(2)
-    return Smooth(
-        "gelu", F.gelu, derivative, (-bend, bend), (-0.7517915246935645,), size=torch.abs, steepness=steepness
-    )
-
-
-@_elementary
-def gelu_tanh() -> Smooth:
-    """x * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2: GELU's approximation."""
-
-    def function(x: Tensor) -> Tensor:
-        return F.gelu(x, approximate="tanh")
-
-    def derivative(x: Tensor) -> Tensor:
-        x = x.clamp(-50, 50)
-        inner = 2 * _ROOT * (x + 0.044715 * x**3)
-        return torch.sigmoid(inner) + x * _bell(inner) * (2 * _ROOT) * (1 + 3 * 0.044715 * x * x)
-
-    bend = 1.4185040087908283
-    return Smooth("gelu_tanh", function, derivative, (-bend, bend), (-0.7524614220710163,), size=torch.abs)
-
-
-@_elementary
-def mish() -> Smooth:
-    """x * tanh(softplus(x))."""
-
-    def derivative(x: Tensor) -> Tensor:
-        plus = torch.logaddexp(x, torch.zeros_like(x))
-        return torch.tanh(plus) + x * 4 * _bell(2 * plus) * torch.sigmoid(x)
-
-    bends = (-2.256376396360793, 1.4905711794854285)
-    return Smooth("mish", F.mish, derivative, bends, (-1.1924312145154952,), size=torch.abs)
-
-
-@_elementary
-def hardswish() -> Smooth:
-    """x * min(max(x + 3, 0), 6) / 6: a parabola between two straight ends."""
-
-    def derivative(x: Tensor) -> Tensor:
-        return torch.where(x < -3, 0.0, torch.where(x > 3, 1.0, x / 3 + 0.5))
-
-    return Smooth("hardswish", F.hardswish, derivative, (-3.0, 3.0), (-1.5,), size=torch.abs)
-
-
-@_elementary
+@elementary
 def softsign() -> Smooth:
     """x / (1 + |x|)."""
 
@@ -189,7 +116,7 @@ def softsign() -> Smooth:
     return Smooth("softsign", F.softsign, derivative, (0.0,), size=F.softsign, steepness=derivative)
 
 
-@_elementary
+@elementary
 def erf() -> Smooth:
     """The error function."""
 
@@ -199,19 +126,19 @@ def erf() -> Smooth:
     return Smooth("erf", torch.erf, derivative, (0.0,), size=torch.erf)
 
 
-@_elementary
+@elementary
 def exp() -> Smooth:
     """e^x."""
     return Smooth("exp", torch.exp, torch.exp, size=torch.exp, steepness=torch.exp)
 
 
-@_elementary
+@elementary
 def log() -> Smooth:
     """Natural logarithm, of x > 0."""
     return Smooth("log", torch.log, torch.reciprocal, domain=(0.0, _INF), size=torch.log, steepness=torch.reciprocal)
 
 
-@_elementary
+@elementary
 def sqrt() -> Smooth:
     """Square root, of x >= 0."""
 
@@ -221,7 +148,7 @@ def sqrt() -> Smooth:
     return Smooth("sqrt", torch.sqrt, derivative, domain=(0.0, _INF), size=torch.sqrt, steepness=derivative)
 
 
-@_elementary
+@elementary
 def rsqrt() -> Smooth:
     """1 / sqrt(x), of x > 0."""
 
@@ -234,7 +161,7 @@ def rsqrt() -> Smooth:
     return Smooth("rsqrt", function, derivative, domain=(0.0, _INF), size=function, steepness=derivative)
 
 
-@_elementary
+@elementary
 def power(exponent: float) -> Smooth:
     """x^exponent for a whole number other than 0 and 1; where it is negative, of intervals without 0."""
     n = int(exponent)
@@ -277,13 +204,13 @@ def square() -> Smooth:
     return power(2.0)
 
 
-@_elementary
+@elementary
 def sin() -> Smooth:
     """sin(x)."""
     return Smooth("sin", torch.sin, torch.cos, (0.0,), (math.pi / 2,), period=math.pi, size=torch.ones_like)
 
 
-@_elementary
+@elementary
 def cos() -> Smooth:
     """cos(x)."""
 
@@ -293,13 +220,13 @@ def cos() -> Smooth:
     return Smooth("cos", torch.cos, derivative, (math.pi / 2,), (0.0,), period=math.pi, size=torch.ones_like)
 
 
-@_elementary
+@elementary
 def sinh() -> Smooth:
     """sinh(x)."""
     return Smooth("sinh", torch.sinh, torch.cosh, (0.0,), size=torch.sinh, steepness=torch.cosh)
 
 
-@_elementary
+@elementary
 def atan() -> Smooth:
     """Arc tangent."""
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from optrelax.networks.activations import elementary
 from optrelax.networks.activations.contract import Activation
-from optrelax.networks.activations.piecewise_linear import PiecewiseLinear, absolute
+from optrelax.networks.activations.piecewise_functions import absolute
+from optrelax.networks.activations.piecewise_linear import PiecewiseLinear
 from optrelax.networks.activations.smooth import Function, Smooth
 
 Link = Activation | tuple[float, float]

@@ -16,16 +16,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from optrelax.networks.activations.bracketing import root
 from optrelax.networks.activations.contract import Activation, Hull, Line
-from optrelax.networks.activations.touching import TangencyTable, tolerance
+from optrelax.networks.activations.extremes import UNITS, extreme, known_reach, outward_extreme
+from optrelax.networks.activations.sliding import closest_share, sliding_line
+from optrelax.networks.activations.supporting import Supports
+from optrelax.networks.activations.touching import TangencyTable
 from optrelax.networks.storage import Settings, Shape, Tensors, stored
 from optrelax.rounding import down, underflow, unit_roundoff, up
 
 Function = Callable[[Tensor], Tensor]
 
-UNITS = 16
-"""Error allowed for a computed value, in units of its size: libraries of elementary functions stay under 4 ulp each."""
 _REPEATS = 5  # inflections of a periodic function that are looked at from either end of an interval
 
 
@@ -172,11 +172,11 @@ class Smooth(Activation):
         if self.monotone and self.unit:
             return at_l, at_u
         if self.period is not None:
-            far = torch.maximum(l.abs(), u.abs()) > _far(l.dtype)
-            at_l, at_u = (torch.where(far, y, x) for x, y in ((at_l, -self._amplitude()), (at_u, self._amplitude())))
+            far = torch.maximum(l.abs(), u.abs()) > known_reach(l.dtype)
+            at_l, at_u = (torch.where(far, y, x) for x, y in ((at_l, -self.amplitude()), (at_u, self.amplitude())))
         values = [at_l, at_u, *(self(x) for x in self._extrema(l, u))]
         low, high = torch.stack(values).amin(0), torch.stack(values).amax(0)
-        beyond = self._beyond_domain(l, u)
+        beyond = self.beyond_domain(l, u)
         return (
             (low, high) if beyond is None else (low.masked_fill(beyond, torch.nan), high.masked_fill(beyond, torch.nan))
         )
@@ -187,7 +187,7 @@ class Smooth(Activation):
         error = torch.stack([self.error(x) for x in (l, u, *self._extrema(l, u))]).amax(0)
         return down(low - error), up(high + error)
 
-    def _amplitude(self) -> float:
+    def amplitude(self) -> float:
         """Of a periodic function the greatest size, rounded up."""
         at = torch.tensor([self.extrema[0], self.extrema[0] + (self.period or 0.0)], dtype=torch.float64, device="cpu")
         return float(self(at).abs().amax()) * (1 + 1e-12)
@@ -198,7 +198,7 @@ class Smooth(Activation):
         first = self.extrema[0] + self.period * torch.ceil((l.detach() - self.extrema[0]) / self.period)
         return [torch.minimum(torch.maximum(x, l), u) for x in (first, first + self.period)]
 
-    def _beyond_domain(self, l: Tensor, u: Tensor) -> Tensor | None:
+    def beyond_domain(self, l: Tensor, u: Tensor) -> Tensor | None:
         """Where [l, u] leaves the domain or holds a pole; None for a function that is defined everywhere."""
         found = None
         outside = [(l <= pole) & (u >= pole) for pole in self.poles]
@@ -212,7 +212,7 @@ class Smooth(Activation):
 
     # --- stretches of an interval --------------------------------------------------------------------------------
 
-    def _pieces(self, l: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor, Tensor | int]]:
+    def pieces(self, l: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor, Tensor | int]]:
         """Stretches of [l, u]: both ends, and 1 (convex), -1 (concave) or 0."""
         if self.period is None:
             ends = [l, *(_clamped(c, l, u) for c in self.cuts), u]
@@ -226,31 +226,9 @@ class Smooth(Activation):
                 found.append((a, b, self.curvature[0] * (1 - 2 * torch.remainder(k, 2))))
         return found
 
-    def _stationary(self, slope: Tensor, a: Tensor, b: Tensor, sign: float, tolerance: float) -> Tensor:
-        """Where f'(x) = slope in a stretch [a, b] in which sign * f is concave, or its end that comes nearest."""
-
-        def excess(x: Tensor, s: Tensor) -> Tensor:
-            return self.derivative(x) - s
-
-        return root(excess, a, b, (slope,), sign, tolerance, self.unit)
-
     def extreme(self, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Where sign * (f(x) - slope * x) is greatest over [l, u], and that value; constants."""
-        with torch.no_grad():
-            at, best = l, sign * (self(l) - slope * l)
-            points = [u]
-            for a, b, curvature in self._pieces(l, u):
-                points.append(b)
-                if isinstance(curvature, Tensor):
-                    bent = sign * curvature < 0
-                    points.append(self._stationary(slope, a, torch.where(bent, b, a), sign, tolerance(l.dtype)))
-                elif sign * curvature < 0:
-                    points.append(self._stationary(slope, a, b, sign, tolerance(l.dtype)))
-            for x in points:
-                value = sign * (self(x) - slope * x)
-                better = value > best
-                at, best = torch.where(better, x, at), torch.where(better, value, best)
-            return at, best
+        return extreme(self, slope, l, u, sign)
 
     def band(self, slope: Tensor, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         found = []
@@ -259,7 +237,7 @@ class Smooth(Activation):
             # At a stationary point the value does not move with x; an end moves as the interval does.
             x = torch.where(x == l, l, torch.where(x == u, u, x))
             found.append(self(x) - slope * x)
-        beyond = self._beyond_domain(l, u)
+        beyond = self.beyond_domain(l, u)
         low, high = found
         return (
             (low, high) if beyond is None else (low.masked_fill(beyond, torch.nan), high.masked_fill(beyond, torch.nan))
@@ -273,19 +251,13 @@ class Smooth(Activation):
         No line encloses less area: between a line and the function it is the width times the line's height there.
         Sound: yes.  Exact: at l = u.  Gradient: exact; continuous.
         """
-        from optrelax.networks.activations.supporting import Supports
-
         return Supports(self, l, u).closest()
 
     def hull(self, l: Tensor, u: Tensor) -> Hull:
         """`closest`, and a second line a side that holds the function's least (greatest) value over [l, u]."""
-        from optrelax.networks.activations.supporting import Supports
-
         return Supports(self, l, u).hull()
 
     def parallel_slope(self, l: Tensor, u: Tensor) -> Tensor:
-        from optrelax.networks.activations.supporting import Supports
-
         return Supports(self, l, u).parallel_slope()
 
     @property
@@ -293,89 +265,14 @@ class Smooth(Activation):
         return self.period is None and 0 not in self.curvature
 
     def supporting(self, l: Tensor, u: Tensor, share: Tensor, sign: float) -> tuple[Line, Tensor]:
-        from optrelax.networks.activations.sliding import sliding_line
-
         return sliding_line(self, l, u, share, sign)
 
     def closest_share(self, l: Tensor, u: Tensor, sign: float) -> Tensor:
-        from optrelax.networks.activations.sliding import closest_share
-
         return closest_share(self, l, u, sign)
 
-    # --- outward -------------------------------------------------------------------------------------------------
-
     def beyond(self, slope: Tensor, l: Tensor, u: Tensor, sign: float) -> Tensor:
-        """A float at or beyond the extreme of f(x) - slope * x over [l, u] in real arithmetic, in float64.
-
-        With h = sign * (f(x) - slope * x): where h is convex, an end is greatest. Where it is concave, the tangent at
-        any x lies above it, so h <= h(x) + h'(x) (y - x) over any [p, q] that holds its greatest value; p and q are
-        points at which h' is certainly positive and negative. Every value is allowed its error, and an inflection that
-        was rounded a unit of what changes within it.
-        """
-        if l.dtype != torch.float64:
-            found = self.beyond(slope.double(), l.double(), u.double(), sign)
-            near = found.to(l.dtype)
-            return torch.where(sign * (near.double() - found) < 0, up(near) if sign > 0 else down(near), near)
-        with torch.no_grad():
-            slope, l, u = torch.broadcast_tensors(slope.detach(), l.detach(), u.detach())
-            ends = [self._value(slope, l, sign), self._value(slope, u, sign)]
-            unit = 4 * unit_roundoff(l.dtype)
-            for a, b, curvature in self._pieces(l, u):
-                sway = self.derivative(b).abs() + slope.abs()
-                ends.append(self._value(slope, b, sign) + torch.where(b < u, unit * b.abs() * sway, 0.0))
-                if isinstance(curvature, Tensor):
-                    ends.append(self._peak(slope, a, torch.where(sign * curvature < 0, b, a), sign))
-                elif sign * curvature < 0:
-                    ends.append(self._peak(slope, a, b, sign))
-            found = torch.stack(ends).amax(0)
-            if self.period is not None:  # far out the inflections are not known well enough
-                most = self._amplitude() + torch.maximum(-sign * slope * l, -sign * slope * u)
-                most = most + unit * (most.abs() + (slope * l).abs() + (slope * u).abs())
-                found = torch.where(torch.maximum(l.abs(), u.abs()) > _far(l.dtype), most, found)
-            found = sign * found
-            beyond = self._beyond_domain(l, u)
-            found = found if beyond is None else found.masked_fill(beyond, torch.nan)
-            # What overflows is no bound.
-            return torch.where(found.isnan(), sign * torch.inf, found)
-
-    def _value(self, slope: Tensor, x: Tensor, sign: float) -> Tensor:
-        """sign * (f(x) - slope x), rounded up."""
-        value, product = self(x), slope * x
-        error = self.error(x) + UNITS * unit_roundoff(x.dtype) * (product.abs() + value.abs())
-        return sign * (value - product) + error + underflow(4, x.dtype) * (1 + slope.abs())
-
-    def _peak(self, slope: Tensor, a: Tensor, b: Tensor, sign: float) -> Tensor:
-        """A bound of h over [a, b], where it is concave."""
-        x = self._stationary(slope, a, b, sign, 2.0**-48)
-        unit = UNITS * unit_roundoff(x.dtype)
-
-        def certain(at: Tensor) -> tuple[Tensor, Tensor]:
-            steep = self.derivative(at)
-            size = steep.abs() + 1 if self.steepness is None else self.steepness(at).abs()
-            return sign * (steep - slope), 4 * unit * (size + slope.abs()) + underflow(4, x.dtype)
-
-        rise, doubt = certain(x)
-        p, q = a, b
-        for exponent in (-46, -36, -26, -16, -8, -3):
-            step = 2.0**exponent * x.abs().clamp_min(self.unit)
-            for side in (x - step, x + step):
-                inside = (side > a) & (side < b)
-                change, unsure = certain(torch.where(inside, side, x))
-                p = torch.where(inside & (change > unsure), torch.maximum(p, side), p)
-                q = torch.where(inside & (change < -unsure), torch.minimum(q, side), q)
-        p, q = torch.minimum(p, x), torch.maximum(q, x)
-        reach = torch.maximum((doubt + rise) * (q - x), (doubt - rise) * (x - p)).clamp_min(0) * (1 + unit)
-        return self._value(slope, x, sign) + torch.where(a < b, reach + underflow(1, x.dtype), 0.0)
+        return outward_extreme(self, slope, l, u, sign)
 
 
 def _clamped(x: float, l: Tensor, u: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(torch.full_like(l, x), l), u)
-
-
-def _far(dtype: torch.dtype) -> float:
-    """Beyond, a periodic function is known by its amplitude alone.
-
-    Up to here the k-th extremum or inflection is off by at most 3 units of its size, and the function there by at most
-    half the square of that: 9 / 8 units, of the 16 that are allowed.
-    """
-    return float(unit_roundoff(dtype) ** -0.5 / 2)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optrelax.networks.activations.contract import Activation, Hull, Line
-from optrelax.networks.activations.piecewise_linear import PiecewiseLinear, closer
+from optrelax.networks.activations.contract import Activation, Hull, Line, closer
+from optrelax.networks.activations.piecewise_linear import PiecewiseLinear
 from optrelax.rounding import down, unit_roundoff, up
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optrelax.networks.activations.contract import Hull, Line
-from optrelax.networks.activations.touching import sought, tolerance
+from optrelax.networks.activations.touching import touch
 from optrelax.rounding import unit_roundoff
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class Supports:
         anchor = torch.where(from_l, l, u)
         a, b = torch.where(from_l, c, l), torch.where(from_l, u, c)
         start = torch.where(from_l, sign, -sign)
-        t = self._touch(c, anchor, torch.where(mixed, a, l), torch.where(mixed, b, l), start, mixed)
+        a, b = torch.where(mixed, a, l), torch.where(mixed, b, l)
+        t = touch(self.f, self.which, c, anchor, a, b, start, mixed)
         p = torch.where(mixed & ~from_l, t, l)
         q = torch.where(from_l, t, u)
         m = self.m.detach()
@@ -130,17 +131,6 @@ class Supports:
             torch.where(mixed, ~from_l & (t > l), left <= 0),
             torch.where(mixed, from_l & (t < u), left <= 0),
         )
-
-    def _touch(self, c: Tensor, anchor: Tensor, a: Tensor, b: Tensor, start: Tensor, mixed: Tensor) -> Tensor:
-        """Where in [a, b] the tangent goes through the graph at the anchor; the end that comes nearest elsewhere."""
-        f, within = self.f, tolerance(a.dtype)
-        if self.which is None:
-            return sought(f, anchor, a, b, start, within)
-        t = torch.where(mixed, f.tangencies(anchor, c, self.which, torch.where(anchor <= c, b, a)), a)
-        index = t.isnan().nonzero(as_tuple=True)
-        if not len(index[0]):
-            return t
-        return t.index_put(index, sought(f, anchor[index], a[index], b[index], start[index], within))
 
     def _exchanged(self, found: Touching, sign: float) -> Touching:
         """Intervals with several cuts: two points of the envelope around the middle."""
@@ -262,7 +252,7 @@ class Supports:
 
     def known(self, line: Line) -> Line:
         """Beyond the domain nothing is known."""
-        beyond = self.f._beyond_domain(self.l, self.u)
+        beyond = self.f.beyond_domain(self.l, self.u)
         if beyond is None:
             return line
         return line[0].masked_fill(beyond, torch.nan), line[1].masked_fill(beyond, torch.nan)

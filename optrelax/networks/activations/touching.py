@@ -114,3 +114,24 @@ def _next(f: Smooth, i: int, side: int) -> int:
     if side == 0:
         return i + 1 if i + 1 < len(f.cuts) else len(f.cuts) + 1
     return i - 1 if i > 0 else len(f.cuts)
+
+
+def touch(
+    f: Smooth,
+    which: Tensor | None,
+    cut: Tensor,
+    anchor: Tensor,
+    a: Tensor,
+    b: Tensor,
+    start: Tensor,
+    mixed: Tensor,
+) -> Tensor:
+    """As `sought` in [a, b], an end of which is a cut: off the table where it knows; a where the cut is not inside."""
+    within = tolerance(a.dtype)
+    if which is None:
+        return sought(f, anchor, a, b, start, within)
+    t = torch.where(mixed, f.tangencies(anchor, cut, which, torch.where(anchor <= cut, b, a)), a)
+    index = t.isnan().nonzero(as_tuple=True)
+    if not len(index[0]):
+        return t
+    return t.index_put(index, sought(f, anchor[index], a[index], b[index], start[index], within))
