@@ -59,6 +59,9 @@ class _Current(threading.local):
     """Masks, which decide shapes, and tensors that numbers were made of; with their values."""
     backwards: dict[str, Problem | None]
     """Functions with a backward of their own that were called; with a problem, where a value takes a gradient."""
+    functions: list[type]
+    forwards: dict[types.CodeType, list[tuple[type, types.FunctionType]]]
+    """What each of `functions` runs first, by its code."""
 
     def __init__(self) -> None:
         self.clear()
@@ -66,29 +69,53 @@ class _Current(threading.local):
     def clear(self) -> None:
         """Forget the last export."""
         self.leaves, self.backwards, self.fixed = {}, {}, []
+        self.functions, self.forwards = [], {}
 
 
 current = _Current()
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD = (
     "has a backward of its own, which bounds do not follow: their gradient would be another; to bound the network all "
     "the same, freeze its weights: net.requires_grad_(False)"
 )
 
 
+def _forwards() -> dict[types.CodeType, list[tuple[type, types.FunctionType]]]:
+    """The code that each `torch.autograd.Function` runs first; one may be a decorator's, and serve several."""
+    classes: list[type] = [torch.autograd.Function]
+    for kind in classes:  # those that forward makes too
+        classes += kind.__subclasses__()
+    if classes == current.functions:
+        return current.forwards
+    current.functions, current.forwards = classes, {}
+    for kind in classes:
+        forward = kind.forward  # type: ignore[attr-defined]
+        while isinstance(forward, functools.partial):
+            forward = forward.func
+        if isinstance(forward, types.FunctionType):
+            current.forwards.setdefault(forward.__code__, []).append((kind, forward))
+    return current.forwards
+
+
+def _runs(frame: types.FrameType, function: types.FunctionType) -> bool:
+    """Whether this frame of its code is a call of this function: a decorator's calls differ in what they enclose."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return all(frame.f_locals.get(name) is cell.cell_contents for name, cell in cells)
+
+
 def _own_backward() -> Problem | None:
     """What is wrong with the `torch.autograd.Function` that the call under way is in; None where it is in none."""
     frame: types.FrameType | None = sys._getframe(2)
-    inner = frame
-    while frame is not None and frame.f_code is not _APPLY:  # at each call of each op: no more than this
+    inner, forwards, kind = frame, _forwards(), None
+    while frame is not None and kind is None:  # at each call of each op: no more than this
+        kind = next((k for k, f in forwards.get(frame.f_code, ()) if _runs(frame, f)), None)
         frame = frame.f_back
-    if frame is None:
+    if kind is None:
         return None
     line = ""
     while inner is not None and inner is not frame and not line:
         line = f"{name}:{inner.f_lineno}" if is_users(name := inner.f_code.co_filename) else ""
         inner = inner.f_back
-    return Problem(frame.f_locals["cls"].__name__, "torch.autograd.Function", _BACKWARD, line)
+    return Problem(kind.__name__, "torch.autograd.Function", _BACKWARD, line)
 
 
 def _marker() -> Any:

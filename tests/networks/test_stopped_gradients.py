@@ -1,5 +1,7 @@
 """`detach`, `no_grad` and backwards of one's own inside a network: the same value, and the gradient that it has."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +87,48 @@ def test_a_backward_of_ones_own_is_refused_while_weights_take_a_gradient():
     assert ox.check(net, (4,)).ok
     net.first.requires_grad_(True)
     assert not ox.check(net, (4,)).ok
+
+
+def _of_form(form: str) -> type[torch.autograd.Function]:
+    """Half, its forward decorated, made on the spot, or without a context."""
+
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    if form == "apart":
+
+        class Apart(Half):
+            forward = staticmethod(lambda x: x.clamp(min=0))
+            setup_context = staticmethod(lambda ctx, inputs, output: None)
+
+        return Apart
+    ways = {"no_grad": torch.no_grad(), "amp": torch.amp.custom_fwd(device_type="cpu"), "partial": functools.partial}
+    return type("Decorated", (Half,), {"forward": staticmethod(ways[form](forward))})
+
+
+@pytest.mark.parametrize("form", ["apart", "no_grad", "amp", "partial"])
+def test_a_backward_of_ones_own_is_known_however_its_forward_is_written(form):
+    class Own(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(_of_form(form).apply(self.norm(self.first(x))))
+
+    (problem,) = ox.check(Own("half"), (4,)).problems
+    assert problem.op == "torch.autograd.Function"
+
+
+def test_what_shares_a_decorator_with_a_backward_of_ones_own_is_none():
+    decorated = _of_form("no_grad")
+
+    class Plain(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.norm(self.first(x)))) + self.constant(x)
+
+        @torch.no_grad()
+        def constant(self, x: Tensor) -> Tensor:
+            return self.last.bias * 2
+
+    assert ox.check(Plain("half"), (4,)).ok
+    assert decorated.forward.__code__ is Plain.constant.__code__  # so that there is something to tell apart
 
 
 def test_a_weight_of_a_stopped_part_is_stored(tmp_path):
