@@ -16,6 +16,7 @@ from optrelax.layers.slope_rows import swept_numbers, windowed
 from optrelax.layers.slope_search import SlopeSearch
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
+from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations import Crown, Preactivation, Relaxation, limited, name_of, resolve, with_rounding
 
@@ -131,7 +132,7 @@ class AlphaCrown(Relaxation):
             if start is not None and region.shape[0]:
                 b = start[node.name]
                 crossing = node.op.crossing(b.lower, b.upper)
-                neurons = int(crossing.flatten(1).sum(1).max())
+                neurons = int(flatten_from(crossing, 1).sum(1).max())
             rows[node.inputs[0]] = 2 * neurons
         total = 0
         for target, count in rows.items():

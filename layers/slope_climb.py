@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optrelax.layers.ascent.schedule import FIRST, SECOND
 from optrelax.layers.slope_search import SlopeSearch
+from optrelax.networks.ops import flatten_from
 from optrelax.relaxations import Preactivation
 
 if TYPE_CHECKING:
@@ -109,5 +110,5 @@ class Climb:
         """What is maximised, an example: its lower bounds, or without rows its tightness everywhere."""
         if lower is not None:
             return lower.sum(1)
-        widths = [found[name].width.flatten(1).sum(1) for name in self.search.targets]
+        widths = [flatten_from(found[name].width, 1).sum(1) for name in self.search.targets]
         return -torch.stack(widths).sum(0)

@@ -27,6 +27,7 @@ from optrelax.layers.starts import crown_start
 from optrelax.layers.sweeps import backward_sweep, dual_value
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
+from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations import Preactivation
 
@@ -63,7 +64,7 @@ class SlopeSearch:
         if program is not None:
             neurons, index = program.some_neurons(crossing)
             return BoundedRows(source, neurons, index, program)
-        example, entry = crossing.flatten(1).nonzero(as_tuple=True)
+        example, entry = flatten_from(crossing, 1).nonzero(as_tuple=True)
         n = math.prod(crossing.shape[1:])
         place = torch.zeros(2 * len(example), 3, dtype=torch.int64, device=example.device)
         place[:, 0] = example.repeat_interleave(2)

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from cases import BY_NAME, PLAIN, RELAXATIONS, NetworkCase, inputs
+from cases import BY_NAME, PLAIN, RELAXATIONS, NetworkCase, inputs, random_points
 from oracles import Affinity, exact, fractions
 from torch import nn
 
@@ -238,3 +238,37 @@ def test_allowances_hold_for_numbers_of_every_size(name, build, dtype):
             for low, high, v in zip(b.lower[i].tolist(), b.upper[i].tolist(), exactly, strict=True):
                 assert low == -math.inf or Fraction(low) <= v
                 assert high == math.inf or v <= Fraction(high)
+
+
+class Summed(nn.Module):
+    """A hidden activation of one number an example, without a dimension of its own."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.activation, self.last = nn.Linear(4, 5), activation, nn.Linear(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.activation(torch.relu(self.first(x)).sum(1) - 0.7)[:, None])
+
+
+@cache
+def summed(activation: type[nn.Module]) -> tuple[nn.Module, ox.Network]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = Summed(activation()).double()
+    return net, ox.capture(net, (4,))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("name", [*SOUND, *LAYERS])
+def test_a_hidden_value_may_have_no_dimension(name, activation):
+    net, network = summed(activation)
+    region = ox.LinfBall(inputs((4,), 3), 0.2)
+    y = net(random_points(region, 200).flatten(0, 1)).detach().unflatten(0, (200, 3))
+    for rounding in ("nearest", "outward"):
+        try:
+            found = ox.bounds(network, region, MAKE[name](), rounding=rounding)
+        except ox.UnsupportedOpError:
+            assert activation is nn.Tanh
+            return
+        assert bool((found.lower <= y + 1e-9).all() & (y <= found.upper + 1e-9).all())

@@ -21,6 +21,7 @@ from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
+from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations.base import identity_rows
 from optrelax.relaxations.row_plans import RowPlans
@@ -135,7 +136,7 @@ class RowBounds:
     def _some(self, source: str, wanted: Tensor) -> Bounds:
         """Bounds of the wanted entries of a node, anything elsewhere: as many rows an example as one wants at most."""
         shape, batch, like = self.network.shape_of(source), self.region.shape[0], self.region.like
-        flat = wanted.flatten(1)
+        flat = flatten_from(wanted, 1)
         most = int(flat.sum(1).amax())
         plan = frames.plan(self.network, source)
         # Rows that all places share, or all examples, cost less each.

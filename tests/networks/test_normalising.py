@@ -23,6 +23,13 @@ FUNCTIONS = {
     "rms norm": (lambda x: F.rms_norm(x, (4,), GAIN, 1e-3), (4,)),
     "quotient": (lambda x: x[:, :2] / (x[:, 2:].square() + 1), (4,)),
     "quotient of a constant": (lambda x: 2 / (x + 3), (3,)),
+    "logsumexp": (lambda x: torch.logsumexp(x, (1, 2)), (3, 2)),
+    "logsumexp, kept": (lambda x: x - torch.logsumexp(x, 1, keepdim=True), (5,)),
+    "norm": (lambda x: x.norm(dim=1) + x.norm(1, 1) + x.norm(torch.inf, 1), (4,)),
+    "normalised": (lambda x: F.normalize(x + 2, dim=1), (4,)),
+    "variance": (lambda x: x.var(1) + x.var((1, 2), correction=0, keepdim=True)[:, 0], (3, 2)),
+    "deviation": (lambda x: (3 * x).std(1), (4,)),
+    "gated": (lambda x: F.glu(x, 1), (4, 2)),
     "attention": (lambda x: F.scaled_dot_product_attention(x, 2 * x, x, scale=0.7), (3, 2)),
 }
 
@@ -37,6 +44,11 @@ class Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return FUNCTIONS[self.name][0](x)
+
+
+class Norm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.norm(dim=1, keepdim=True)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -79,7 +91,7 @@ def test_a_normalised_value_keeps_its_limit_where_its_deviation_may_vanish():
     assert float(found.upper.detach().max()) < 3**0.5 * 1.001
 
 
-@pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "quotient"])
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "attention", "quotient", "logsumexp", "norm", "gated"])
 @pytest.mark.parametrize("relaxation", ["box", "crown", "crown-ibp"])
 def test_gradients_are_exact(name, relaxation):
     network, x = ox.capture(Function(name), FUNCTIONS[name][1]), inputs(FUNCTIONS[name][1], 1)
@@ -89,6 +101,20 @@ def test_gradients_are_exact(name, relaxation):
 
     width = torch.full_like(x, 0.05).requires_grad_()
     assert torch.autograd.gradcheck(lower, (x.requires_grad_(), width), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("relaxation", ["box", "deepz", "crown", "triangle", "alpha-crown"])
+def test_where_a_norm_may_be_0_gradients_are_finite_and_a_point_is_exact(relaxation):
+    layer = nn.Linear(4, 4).double()
+    nn.init.zeros_(layer.bias)
+    net, x = nn.Sequential(layer, Norm()), torch.zeros(1, 4).double()
+    found = ox.bounds(net, ox.LinfBall(x, torch.tensor([0.5]).double()), relaxation)
+    found.width.sum().backward()
+    assert abs(float(found.lower.detach())) < 1e-9
+    assert bool(layer.weight.grad.isfinite().all())
+    point = ox.bounds(net, ox.LinfBall(x, 0.0), relaxation)
+    torch.testing.assert_close(point.lower, net(x), atol=1e-7, rtol=0)
+    torch.testing.assert_close(point.upper, net(x), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "attention"])

@@ -17,6 +17,7 @@ from optrelax.domains.passes.steps import ConvolutionStep, PassStep, RelaxStep, 
 from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.window_step import scatter
+from optrelax.networks.ops import flatten_from
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ class Program:
             example, y, x, entry = wanted.permute(0, 2, 3, 1).nonzero(as_tuple=True)
             index: tuple[Tensor, ...] = (example, entry, y, x)
         else:
-            example, entry = wanted.flatten(1).nonzero(as_tuple=True)
+            example, entry = flatten_from(wanted, 1).nonzero(as_tuple=True)
             index = wanted.nonzero(as_tuple=True)
             y = x = torch.zeros_like(example)
         place = torch.stack([example, y, x], 1).repeat_interleave(2, 0)

@@ -140,12 +140,18 @@ def log() -> Smooth:
 
 @elementary
 def sqrt() -> Smooth:
-    """Square root, of x >= 0."""
+    """Square root, of x >= 0; at 0, where its slope is infinite, the gradient is 0."""
+
+    def value(x: Tensor) -> Tensor:
+        return torch.where(x == 0, 0, torch.sqrt(torch.where(x == 0, 1, x)))
 
     def derivative(x: Tensor) -> Tensor:
+        return torch.where(x == 0, 0, 0.5 / torch.sqrt(torch.where(x == 0, 1, x)))
+
+    def steepness(x: Tensor) -> Tensor:
         return 0.5 / torch.sqrt(x)
 
-    return Smooth("sqrt", torch.sqrt, derivative, domain=(0.0, _INF), size=torch.sqrt, steepness=derivative)
+    return Smooth("sqrt", value, derivative, domain=(0.0, _INF), size=value, steepness=steepness)
 
 
 @elementary
