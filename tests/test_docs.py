@@ -22,6 +22,7 @@ import typer
 import optrelax as ox
 from optrelax import cli, layers
 from optrelax.cli.application import app
+from optrelax.networks import registry
 from optrelax.relaxations import resolve
 from optrelax.training.recipe_rows import ROWS
 
@@ -268,6 +269,13 @@ def test_search_and_formulas_need_no_network(site):
     assert len(re.findall("<math", (site / "mathematics.html").read_text())) > 50
     for page in site.rglob("*.html"):
         assert not re.search(r"\$<code>|language-math", page.read_text()), page
+
+
+def test_the_page_of_networks_lists_every_op():
+    page = (ROOT / "docs" / "networks.md").read_text()
+    listed = page.partition("## All ops")[2].partition("```text")[2].partition("```")[0].split()
+    supported = registry.supported().partition(" of the ops ")[2].partition(";")[0].split(", ")
+    assert listed == [name for name in supported if not name.startswith("_")]
 
 
 def test_every_public_name_is_in_the_reference(site):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import optrelax as ox
-from optrelax.domains import backsubstitution
+from optrelax.domains import row_rules
 from optrelax.kernels import native, sign_products
 from optrelax.kernels.band_step import range_over_box
 
@@ -125,7 +125,7 @@ def steps(net, shape, relaxation, dtype, leaf=False):
         x = x.detach().requires_grad_(leaf)
         net.zero_grad()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(backsubstitution, "ends_through", counted)
+            patch.setattr(row_rules, "ends_through", counted)
             if not compiled:
                 patch.setattr(sign_products, "kernels", lambda: native.Build(None, "tested without"))
             low = ox.lower_bounds(network, ox.LinfBall(x, 0.05, (0.0, 1.0)), rows, relaxation)
