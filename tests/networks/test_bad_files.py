@@ -16,7 +16,7 @@ from optrelax.cli import main
 USER_CODE = """
 from torch import nn
 def fits(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-def glu(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.GLU(1))
+def pool(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.LPPool1d(2, 2))
 def slips(): return {}["net"]
 def wants(size): return nn.Linear(size, size)
 number = 3
@@ -119,7 +119,7 @@ NETWORKS = {
     "text.pt --model ownnets:fits": f"text.pt: {REFUSED} no file that torch.save",
     "cut.pt --model ownnets:fits": f"cut.pt: {REFUSED} no file that torch.save",
     "inf.pt --model ownnets:fits": "inf.pt: 1.bias holds NaN or infinite entries",
-    "net.pt --model ownnets:glu": "1 op(s) of the network cannot be bounded:\n  2: GLU: has no rule",
+    "net.pt --model ownnets:pool": "1 op(s) of the network cannot be bounded:\n  2: LPPool1d: has no rule",
     "net.pt --model ownnets:slips": "model: ownnets:slips, called without arguments, fails: KeyError: 'net'",
     "net.pt --model ownnets:wants": "model: ownnets:wants, called without arguments, fails: TypeError: wants() missing",
     "net.pt --model ownnets:number": "model: ownnets:number, called without arguments, fails: TypeError: 'int'",

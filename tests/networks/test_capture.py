@@ -316,15 +316,15 @@ def test_nodes_that_nothing_reads_do_no_harm():
 
 def test_every_problem_is_named_with_its_place_and_what_is_supported():
     net = nn.Sequential(
-        nn.Linear(4, 8), nn.GLU(1), nn.Sequential(nn.Linear(4, 8), nn.GLU(1)), Lambda(lambda m, x: x.cumprod(1) * x)
+        nn.Linear(4, 8), nn.LPPool1d(2, 2), nn.Sequential(nn.Linear(4, 8), nn.LPPool1d(2, 2)), Lambda(lambda m, x: x.cumprod(1) * x)
     )
     report = ox.check(net, (4,))
-    assert [(p.where, p.op) for p in report.problems[:2]] == [("1", "GLU"), ("2.1", "GLU")]
+    assert [(p.where, p.op) for p in report.problems[:2]] == [("1", "LPPool1d"), ("2.1", "LPPool1d")]
     assert any(p.op == "cumprod" for p in report.problems)
     with pytest.raises(ox.UnsupportedOpError, match=r"3 op\(s\) of the network cannot be bounded") as raised:
         ox.capture(net, (4,))
     message = str(raised.value)
-    for piece in ("1: GLU: has no rule", "2.1: GLU: has no rule", "Supported: modules", "conv2d", "relu"):
+    for piece in ("1: LPPool1d: has no rule", "2.1: LPPool1d: has no rule", "Supported: modules", "conv2d", "relu"):
         assert piece in message
 
 
