@@ -315,9 +315,8 @@ def test_nodes_that_nothing_reads_do_no_harm():
 
 
 def test_every_problem_is_named_with_its_place_and_what_is_supported():
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.LPPool1d(2, 2), nn.Sequential(nn.Linear(4, 8), nn.LPPool1d(2, 2)), Lambda(lambda m, x: x.cumprod(1) * x)
-    )
+    halved = [nn.Linear(4, 8), nn.LPPool1d(2, 2)]
+    net = nn.Sequential(*halved, nn.Sequential(*halved), Lambda(lambda m, x: x.cumprod(1) * x))
     report = ox.check(net, (4,))
     assert [(p.where, p.op) for p in report.problems[:2]] == [("1", "LPPool1d"), ("2.1", "LPPool1d")]
     assert any(p.op == "cumprod" for p in report.problems)
