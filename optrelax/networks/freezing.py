@@ -32,7 +32,21 @@ PLAIN += (torch._ops.OpOverloadPacket,)
 DEEPEST = 6
 
 
-_IN_PYTHON = 1 << 9  # the flag of types that a class statement made
+class _Plain:
+    """Holds nothing beside its attributes."""
+
+
+_HEAP, _IMMUTABLE, _WORD = 1 << 9, 1 << 8, object.__basicsize__ // 2
+_ROOM = _Plain.__basicsize__ - object.__basicsize__  # of a class's own, for attributes and weak references
+
+
+def _in_python(cls: type) -> bool:
+    """Whether a class statement made this class: a slot a word, and no room for what shows in no attribute."""
+    if not cls.__flags__ & _HEAP or cls.__flags__ & _IMMUTABLE:
+        return False
+    base, slots = cls.__base__ or object, sum(inspect.ismemberdescriptor(s) for s in vars(cls).values())
+    same = cls.__itemsize__ == base.__itemsize__
+    return same and cls.__basicsize__ - base.__basicsize__ <= _WORD * slots + _ROOM
 
 
 MISSING = object()
@@ -106,7 +120,7 @@ def freeze(value: Any, depth: int) -> Any:
     if type(value) is types.SimpleNamespace:
         return type(value), freeze(vars(value), depth + 1)
     # A class written in C may hold what no attribute shows, and so may what is derived from it.
-    if any(cls is not object and not cls.__flags__ & _IN_PYTHON for cls in type(value).__mro__):
+    if any(cls is not object and not _in_python(cls) for cls in type(value).__mro__):
         raise Unknown
     slots = [slot for cls in type(value).__mro__ for slot in vars(cls).values() if inspect.ismemberdescriptor(slot)]
     inner = [_slot(slot, value) for slot in slots]

@@ -530,7 +530,7 @@ def test_a_module_that_counts_its_calls_is_no_function():
     assert "gives another output each time it is called" in problems(Lambda(counting, inner=nn.ReLU()))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 4))])
 def test_a_scripted_module_inside_is_refused(make):
     assert "0: " in (found := problems(nn.Sequential(make(nn.Linear(4, 4)), nn.ReLU())))
