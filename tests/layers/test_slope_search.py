@@ -55,6 +55,16 @@ def test_windows_are_sweeps_done_faster(make, iterations, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("make", [residual, dense])
+def test_no_rows_and_no_examples_have_no_bounds(make):
+    net, shape = make()
+    captured = ox.capture(net, shape)
+    for batch, rows in ((2, ROWS[:0]), (0, ROWS)):
+        low = ox.lower_bounds(captured, region_of(shape, batch), rows, AlphaCrown(iterations=2))
+        assert low.shape == (batch, len(rows))
+        low.sum().backward()
+
+
 def test_some_rows_at_a_time_are_the_same(monkeypatch):
     net, shape = residual()
     captured, region = ox.capture(net, shape), region_of(shape)

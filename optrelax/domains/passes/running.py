@@ -139,7 +139,7 @@ def _workspace(
     arena: Tensor | None = None,
 ) -> Workspace:
     """Room for as many of n rows as may be alive at once, or for all of them, so many at a time."""
-    layout, count = found.layout(gradient), min(n, found.at_once(like, room, gradient))
+    layout, count = found.layout(gradient), max(1, min(n, found.at_once(like, room, gradient)))
     if arena is None:
         arena = like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers)
     return Workspace(found.rows, layout, tensors, count, arena, gradient)
