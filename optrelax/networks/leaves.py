@@ -80,7 +80,10 @@ _BACKWARD = (
 
 
 def _forwards() -> dict[types.CodeType, list[tuple[type, types.FunctionType]]]:
-    """The code that each `torch.autograd.Function` runs first; one may be a decorator's, and serve several."""
+    """The code that each `torch.autograd.Function` runs first; one may be a decorator's, and serve several.
+
+    This library's own are left out: their backward passes are the derivatives.
+    """
     classes: list[type] = [torch.autograd.Function]
     for kind in classes:  # those that forward makes too
         classes += kind.__subclasses__()
@@ -88,6 +91,8 @@ def _forwards() -> dict[types.CodeType, list[tuple[type, types.FunctionType]]]:
         return current.forwards
     current.functions, current.forwards = classes, {}
     for kind in classes:
+        if kind.__module__.startswith("optrelax."):
+            continue
         forward = kind.forward  # type: ignore[attr-defined]
         while isinstance(forward, functools.partial):
             forward = forward.func
