@@ -10,7 +10,7 @@ from optrelax.networks import activations
 from optrelax.networks.calls import Call, Refused, Value
 from optrelax.networks.linear_maps import Sum
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Add, Reshape, Scale
+from optrelax.networks.ops import Add, Reshape
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.products import times
 from optrelax.networks.views import Concatenate, Expand, Pad
@@ -78,9 +78,7 @@ def _variance(call: Call) -> Value:
         raise Refused(f"the variance of {count} number(s) less the correction divides by nothing")
     mean = call.add(Sum(shape, dims, True, count), value)
     centred = call.add(Add(shape, (1.0, -1.0)), value, call.add(Expand(mean.shape, shape), mean))
-    total = call.add(Sum(shape, dims), call.add(activations.square(), centred))
-    factor = torch.tensor(1 / divisor, dtype=torch.float64)
-    return call.add(Scale(total.shape, lambda: factor, None), total)
+    return call.add(Sum(shape, dims, divisor=divisor), call.add(activations.square(), centred))
 
 
 def _correction(call: Call) -> float:
