@@ -1,75 +1,182 @@
-"""The smooth activations in 200-bit arithmetic: an oracle that shares their definitions alone with the library."""
+"""The smooth activations in interval arithmetic of 200 bits and more: an oracle that shares their definitions alone.
+
+A value is given in two parts, `whole + rest`, so that what a function comes close to far out (0, 1, x) takes no part in
+rounding: 1 lies above every sigmoid, and a line a 10^-1000th below 1 does not.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import mpmath as mp
 import torch
+from flint import arb, ctx
 from torch import Tensor
 
 from optrelax.networks.activations import Smooth, elementary
 from optrelax.networks.activations.slopes import slope_chain
+from optrelax.rounding import underflow, unit_roundoff
 
-Exact = Callable[[Any], Any]
+Parts = tuple[arb, arb]
+Exact = Callable[[arb], Parts]
+
+PRECISIONS = (200, 6000)
+"""Bits, one after the other until a question is decided; the last hold sums of products of floats without rounding."""
+
+_FAR = 100_000
+"""Exponentials of more lie beyond all products of two floats, and compare with them as that of this number does."""
 
 
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + mp.exp(-x))
+def _within(x: arb, far: int = _FAR) -> arb:
+    return x.max(arb(-far)).min(arb(far))
 
 
-def _softplus(x: Any) -> Any:
-    return mp.log1p(mp.exp(x))
+def _exp(x: arb) -> arb:
+    return _within(x).exp()
 
 
-def _gelu(x: Any) -> Any:
-    # Beyond, the normal distribution is 0 or 1 in every number of 200 bits.
-    return x * mp.erfc(-x / mp.sqrt(2)) / 2 if abs(x) < 1000 else max(x, mp.mpf(0))
+def _gate(x: arb) -> Parts:
+    """The sigmoid, as what it comes close to and the rest."""
+    e = _exp(-abs(x))
+    rest = e / (1 + e)
+    return (arb(1), -rest) if x > 0 else (arb(0), rest)
+
+
+def _gate_slope(x: arb) -> arb:
+    e = _exp(-abs(x))
+    return e / (1 + e) ** 2
+
+
+def _tanh(x: arb) -> Parts:
+    if abs(x) < 1:
+        return arb(0), x.tanh()
+    e = _exp(-2 * abs(x))
+    rest = 2 * e / (1 + e)
+    return (arb(1), -rest) if x > 0 else (arb(-1), rest)
+
+
+def _softplus(x: arb) -> Parts:
+    return x.max(arb(0)), _exp(-abs(x)).log1p()
+
+
+def _softplus_of(beta: float = 1.0, _threshold: float = 20.0) -> Exact:
+    rate = arb(beta)
+    return lambda x: (x.max(arb(0)), _softplus(rate * x)[1] / rate)
 
 
 def _elu(alpha: float, scale: float, rate: float) -> Exact:
-    a, s, r = (mp.mpf(p) for p in (alpha, scale, rate))
-    return lambda x: s * x if x > 0 else s * a * mp.expm1(r * x)
+    a, s, r = arb(alpha), arb(scale), arb(rate)
+
+    def exact(x: arb) -> Parts:
+        if x > 0:
+            return s * x, arb(0)
+        return (arb(0), s * a * (r * x).expm1()) if x > -1 else (-s * a, s * a * _exp(r * x))
+
+    return exact
 
 
-def _gelu_slope(x: Any) -> Any:
-    return mp.erfc(-x / mp.sqrt(2)) / 2 + x * mp.npdf(x) if abs(x) < 1000 else mp.mpf(x > 0)
+def _weighted(gate: Parts, x: arb) -> Parts:
+    return x * gate[0], x * gate[1]
 
 
-def _gelu_tanh_slope(x: Any) -> Any:
-    root, cubic = 2 * mp.sqrt(2 / mp.pi), mp.mpf(0.044715)
-    inner = root * (x + cubic * x**3)
-    return _sigmoid(inner) + x * _sigmoid(inner) * _sigmoid(-inner) * root * (1 + 3 * cubic * x * x)
+def _normal(x: arb) -> Parts:
+    """The normal distribution."""
+    rest = (_within(abs(x), 500) / arb(2).sqrt()).erfc() / 2
+    return (arb(1), -rest) if x > 0 else (arb(0), rest)
+
+
+def _gelu_slope(x: arb) -> Parts:
+    whole, rest = _normal(x)
+    near = _within(x, 500)
+    return whole, rest + near * (-near * near / 2).exp() / (2 * arb.pi()).sqrt()
+
+
+def _cubic(x: arb) -> tuple[arb, arb]:
+    """What GELU's approximation gates by, and its derivative."""
+    root, cubic = 2 * (2 / arb.pi()).sqrt(), arb(0.044715)
+    return root * (x + cubic * x * x * x), root * (1 + 3 * cubic * x * x)
+
+
+def _gelu_tanh_slope(x: arb) -> Parts:
+    inner, steep = _cubic(x)
+    whole, rest = _gate(inner)
+    return whole, rest + x * _gate_slope(inner) * steep
+
+
+def _silu_slope(x: arb) -> Parts:
+    whole, rest = _gate(x)
+    return whole, rest + _within(x) * _gate_slope(x)
+
+
+def _mish(x: arb) -> Parts:
+    e = _exp(-abs(x))
+    if x > 0:
+        return x, -x * 2 * e * e / (1 + 2 * e + 2 * e * e)
+    return arb(0), x * (e * e + 2 * e) / (e * e + 2 * e + 2)
+
+
+def _hardswish(x: arb) -> Parts:
+    if abs(x) >= 3:
+        return x.max(arb(0)), arb(0)
+    return arb(0), x * (x + 3) / 6
+
+
+def _softsign(x: arb) -> Parts:
+    if abs(x) < 1:
+        return arb(0), x / (1 + abs(x))
+    rest = 1 / (1 + abs(x))
+    return (arb(1), -rest) if x > 0 else (arb(-1), rest)
+
+
+def _erf(x: arb) -> Parts:
+    if abs(x) < 1:
+        return arb(0), x.erf()
+    rest = _within(abs(x), 500).erfc()
+    return (arb(1), -rest) if x > 0 else (arb(-1), rest)
+
+
+def _power(n: float) -> Exact:
+    count = int(abs(n))
+
+    def exact(x: arb) -> Parts:
+        product = x
+        for _ in range(count - 1):
+            product = product * x
+        return arb(0), product if n > 0 else 1 / product
+
+    return exact
+
+
+def _alone(function: Callable[[arb], arb]) -> Callable[[], Exact]:
+    return lambda: lambda x: (arb(0), function(x))
 
 
 EXACT: dict[str, Callable[..., Exact]] = {
-    "sigmoid": lambda: _sigmoid,
-    "tanh": lambda: mp.tanh,
-    "softplus": lambda beta=1.0, _=20.0: lambda x: _softplus(mp.mpf(beta) * x) / mp.mpf(beta),
+    "sigmoid": lambda: _gate,
+    "tanh": lambda: _tanh,
+    "softplus": _softplus_of,
     "elu": _elu,
-    "silu": lambda: lambda x: x * _sigmoid(x),
-    "gelu": lambda: _gelu,
-    "gelu_tanh": lambda: lambda x: x * _sigmoid(2 * mp.sqrt(2 / mp.pi) * (x + mp.mpf(0.044715) * x**3)),
-    "mish": lambda: lambda x: x * mp.tanh(_softplus(x)),
-    "hardswish": lambda: lambda x: x * min(max(x + 3, mp.mpf(0)), mp.mpf(6)) / 6,
-    "softsign": lambda: lambda x: x / (1 + abs(x)),
-    "erf": lambda: mp.erf,
-    "exp": lambda: mp.exp,
-    "log": lambda: mp.log,
-    "sqrt": lambda: mp.sqrt,
-    "rsqrt": lambda: lambda x: 1 / mp.sqrt(x),
-    "power": lambda n: lambda x: x ** int(n),
-    "sin": lambda: mp.sin,
-    "cos": lambda: mp.cos,
-    "sinh": lambda: mp.sinh,
-    "atan": lambda: mp.atan,
-    "sigmoid'": lambda: lambda x: _sigmoid(x) * _sigmoid(-x),
-    "tanh'": lambda: lambda x: 4 * _sigmoid(2 * x) * _sigmoid(-2 * x),
+    "silu": lambda: lambda x: _weighted(_gate(x), x),
+    "gelu": lambda: lambda x: _weighted(_normal(x), x),
+    "gelu_tanh": lambda: lambda x: _weighted(_gate(_cubic(x)[0]), x),
+    "mish": lambda: _mish,
+    "hardswish": lambda: _hardswish,
+    "softsign": lambda: _softsign,
+    "erf": lambda: _erf,
+    "exp": _alone(_exp),
+    "log": _alone(arb.log),
+    "sqrt": _alone(arb.sqrt),
+    "rsqrt": _alone(lambda x: 1 / x.sqrt()),
+    "power": _power,
+    "sin": _alone(arb.sin),
+    "cos": _alone(arb.cos),
+    "sinh": _alone(lambda x: _within(x).sinh()),
+    "atan": _alone(arb.atan),
+    "sigmoid'": _alone(_gate_slope),
+    "tanh'": _alone(lambda x: 4 * _gate_slope(2 * x)),
     "gelu'": lambda: _gelu_slope,
-    "silu'": lambda: lambda x: _sigmoid(x) + x * _sigmoid(x) * _sigmoid(-x),
+    "silu'": lambda: _silu_slope,
     "gelu_tanh'": lambda: _gelu_tanh_slope,
 }
 
@@ -107,25 +214,58 @@ class ClaimedLine:
     nearest: Tensor
 
 
-def beaten(f: Smooth, l: Tensor, u: Tensor, lines: Sequence[ClaimedLine], points: Tensor) -> list[str]:
-    """Lines that the function beats where they are nearest, or at one of the points [m, n]; with no tolerance.
+@dataclass(frozen=True)
+class Findings:
+    """Lines that the function certainly beats, in words; and how many claims no precision decides."""
 
-    What is infinite or no number bounds nothing.
+    beaten: list[str]
+    undecided: int
+
+
+def beaten(f: Smooth, l: Tensor, u: Tensor, lines: Sequence[ClaimedLine], points: Tensor) -> Findings:
+    """Claims that fail where their lines are nearest, or at one of the points [m, n]; with no tolerance.
+
+    What is infinite or no number bounds nothing. Values are enclosed in 200 bits; float64 then settles what is farther
+    apart than its own rounding, and what is left is asked in 200 bits, and in more.
     """
     exact = EXACT[f.name](*f.parameters)
-    columns = points.double().mT.tolist()
-    table = [(c.sign, *(t.double().tolist() for t in (c.slope, c.intercept, c.nearest))) for c in lines]
-    found = []
-    with mp.workprec(200):
-        for k, places in enumerate(columns):
-            values = {x: exact(mp.mpf(x)) for x in {*places, *(nearest[k] for _, _, _, nearest in table)}}
-            for sign, slopes, intercepts, nearest in table:
-                if not math.isfinite(intercepts[k]):
-                    continue
-                s, i = mp.mpf(slopes[k]), mp.mpf(intercepts[k])
-                for x in {*places, nearest[k]}:
-                    off = sign * (s * x + i - values[x])
-                    if off < 0:
-                        where = f"[{float(l[k])!r}, {float(u[k])!r}] at {x!r}"
-                        found.append(f"{where}, sign {sign:g}, slope {slopes[k]!r}, off by {mp.nstr(off, 3)}")
-    return found
+    sign = torch.tensor([line.sign for line in lines], dtype=torch.float64)[:, None, None]
+    slope, intercept, nearest = (
+        torch.stack([getattr(line, name).double() for line in lines])[:, None]
+        for name in ("slope", "intercept", "nearest")
+    )
+    x = torch.cat([points.double().expand(len(lines), *points.shape), nearest], 1)  # [lines, points + 1, n]
+    unique, index = x.unique(return_inverse=True)
+    with ctx.workprec(PRECISIONS[0]):
+        values = torch.tensor([_nearest(*exact(arb(at))) for at in unique.tolist()], dtype=torch.float64)[index]
+    doubt = (slope * x).abs() + intercept.abs() + values.abs()
+    doubt = 4 * unit_roundoff(x.dtype) * doubt + underflow(4, x.dtype)
+    settled = sign * (slope * x + intercept - values) > doubt
+    found, undecided = [], 0
+    for j, p, k in (intercept.isfinite() & ~settled).nonzero().tolist():
+        claim, place = (lines[j].sign, float(slope[j, 0, k]), float(intercept[j, 0, k])), float(x[j, p, k])
+        room = _room(exact, claim, place)
+        if room is None:
+            undecided += 1
+        elif room < 0:
+            where = f"[{float(l[k])!r}, {float(u[k])!r}] at {place!r}"
+            found.append(f"{where}, sign {claim[0]:g}, slope {claim[1]!r}, off by {room.str(3, radius=False)}")
+    return Findings(found, undecided)
+
+
+def _nearest(whole: arb, rest: arb) -> float:
+    """The float next to a sum; NaN where it is not known to be."""
+    total = whole + rest
+    return float(total) if total.rel_accuracy_bits() > 60 else math.nan
+
+
+def _room(exact: Exact, claim: tuple[float, float, float], place: float) -> arb | None:
+    """How far the function stays from a line at a point, of a certain sign; None where that is not to be had."""
+    for bits in PRECISIONS:
+        with ctx.workprec(bits):
+            sign, slope, intercept, x = (arb(number) for number in (*claim, place))
+            whole, rest = exact(x)
+            room = sign * ((slope * x + intercept - whole) - rest)
+            if room >= 0 or room < 0:
+                return room
+    return None
