@@ -11,7 +11,6 @@ from torch import Tensor
 from optrelax.domains.backsubstitution import pull
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import flatten_from
 from optrelax.relaxations import identity_rows
 
@@ -68,7 +67,7 @@ def require_lowered(network: Network) -> None:
     problems = [
         Problem(node.path, type(node.op).__name__, "has no LP formulation; take network.lowered")
         for node in network
-        if isinstance(node.op, Greatest)
+        if node.maximum
     ]
     if problems:
         raise UnsupportedOpError(problems, "affine ops and activations")

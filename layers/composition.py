@@ -15,7 +15,7 @@ from optrelax.layers.hulls import HullLines
 from optrelax.layers.prices import affine_line
 from optrelax.layers.problems import Problems, Weights
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.ops import flatten_from
 from optrelax.networks.walks import carried_back, carried_on, through_affine
 
 KeptNeurons = Literal["crossing", "alive", "all"]
@@ -79,7 +79,7 @@ class AffineBlocks:
         """Activations and input that each pre-activation reads."""
         found = {self.network.input: frozenset({self.network.input})}
         for node in self.network.nodes:
-            affine = isinstance(node.op, Affine)
+            affine = node.affine
             found[node.name] = frozenset().union(*(found[n] for n in node.inputs)) if affine else frozenset({node.name})
         return {node.name: found[node.inputs[0]] for node in self.network.activations}
 
@@ -103,9 +103,9 @@ class AffineBlocks:
 
         def step(node: Node, _: None) -> Iterable[tuple[str, None]] | None:
             nonlocal cost
-            if not isinstance(node.op, Affine):
+            if not node.affine:
                 return None
-            cost += node.op.cost()
+            cost += node.affine.cost()
             return ((name, None) for name in node.inputs)
 
         carried_back(self.network, {node.inputs[0]: None}, step, add=lambda first, _: first)
@@ -205,8 +205,8 @@ class Composition:
         slots = {slot.name: slot for slot in self.slots}
 
         def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
-            if isinstance(node.op, Affine):
-                return zip(node.inputs, node.op.transpose(a), strict=True)
+            if node.affine:
+                return zip(node.inputs, node.affine.transpose(a), strict=True)
             slot, flat = slots[node.name], flatten_from(a, 2)
             picked = flat if self.keep == "all" else flat.gather(2, slot.index[:, None].expand(-1, lead[1], -1))
             on_values[:, :, slot.span].add_(picked * slot.real[:, None])

@@ -73,13 +73,13 @@ def hulls_at(network: Network, bounds: Mapping[str, Bounds]) -> dict[str, HullLi
         if not all(name in bounds for name in bounded_by(node)):
             continue
         given = [bounds[name] for name in bounded_by(node)]
-        hulls[node.name] = hull_lines(node.op, *given) if isinstance(node.op, Activation) else product_hull(*given)
+        hulls[node.name] = hull_lines(node.op, *given) if node.activation else product_hull(*given)
     return hulls
 
 
 def bounded_by(node: Node) -> tuple[str, ...]:
     """The activations whose pre-activation bounds a node's hull is taken at."""
-    return (node.name,) if isinstance(node.op, Activation) else node.inputs
+    return (node.name,) if node.activation else node.inputs
 
 
 def mix(first: Face, second: Face | None, weight: Tensor | None, origin: bool = False) -> Face:

@@ -21,7 +21,6 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.layers.affine_maps import AffineMaps, Array
 from optrelax.layers.program_rows import ProgramBuilder, add_activation, add_region, column_of
 from optrelax.layers.programs.highs_model import new_highs
-from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, require_polyhedron
 
@@ -93,9 +92,9 @@ class NetworkLP:
 def require_piecewise_linear(network: Network) -> None:
     """UnsupportedOpError where an activation is no part of a MILP."""
     problems = [
-        Problem(node.path, node.op.name, "is not piecewise linear, so it has no MILP; take triangle or layerwise")
+        Problem(node.path, op.name, "is not piecewise linear, so it has no MILP; take triangle or layerwise")
         for node in network
-        if isinstance(node.op, Activation) and not isinstance(node.op, PiecewiseLinear)
+        if (op := node.activation) and not op.piecewise
     ]
     if problems:
         raise UnsupportedOpError(problems, "affine ops and piecewise-linear activations")

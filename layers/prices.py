@@ -18,9 +18,9 @@ from optrelax.enclosures import Bounds
 from optrelax.layers.hulls import Face, HullLines, floor_and_ceiling, hulls_at, mix
 from optrelax.layers.problems import DualPoint, Problems, Weights
 from optrelax.layers.sweeps import Feasible, dual_value
-from optrelax.networks.activations import Activation, Line
+from optrelax.networks.activations import Line
 from optrelax.networks.graph import Node
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.ops import flatten_from
 from optrelax.networks.walks import carried_back
 
 
@@ -43,8 +43,8 @@ def priced(problems: Problems, prices: Mapping[str, Tensor], crossing_only: bool
     dual = DualPoint({}, {}, {})
 
     def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
-        if isinstance(node.op, Affine):
-            return zip(node.inputs, node.op.transpose(a), strict=True)
+        if node.affine:
+            return zip(node.inputs, node.affine.transpose(a), strict=True)
         price, h = prices[node.name], problems.hulls[node.name]
         if crossing_only:
             price = torch.where(h.free, price, a * affine_line(h)[0])
@@ -131,12 +131,12 @@ def _sizes(problems: Problems) -> Weights:
     for node in network.nodes:
         if node.name not in problems.hidden:
             continue
-        if isinstance(node.op, Affine):
+        if node.affine:
             size = node.op.absolute(*(sizes[name] for name in node.inputs))
             bias = node.op.bias_size(size)
             sizes[node.name] = size if bias is None else size + bias
         else:
-            assert isinstance(node.op, Activation)
+            assert node.activation
             found[node.name] = z = sizes[node.inputs[0]]
             sizes[node.name] = node.op.magnitude(z)
     return found

@@ -49,7 +49,7 @@ class Problems(Batched):
     @property
     def boxed(self) -> bool:
         """Whether the region is a box, which is what compiled ascents take."""
-        return isinstance(self.region, InputBox)
+        return self.region.as_box is not None
 
     @cached_property
     def box(self) -> InputBox:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optrelax.enclosures import Bounds
 from optrelax.layers.affine_maps import AffineMaps, Array
-from optrelax.networks.activations import Activation, PiecewiseLinear
+from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.regions import Polyhedron, Region
 
@@ -91,8 +91,8 @@ def add_region(builder: ProgramBuilder, region: Region, hull: Polyhedron, intege
 
 
 def add_activation(builder: ProgramBuilder, maps: AffineMaps, node: Node, before: Bounds, integer: bool) -> None:
-    activation = node.op
-    assert isinstance(activation, Activation)
+    activation = node.activation
+    assert activation is not None
     l, u = (t.detach().double().flatten() for t in (before.lower, before.upper))
     n = math.prod(node.shape)
     z = builder.add_columns(f"pre:{node.name}", l, u)
@@ -124,8 +124,8 @@ def add_activation(builder: ProgramBuilder, maps: AffineMaps, node: Node, before
             lower, upper = (c[new], free) if sign == 1 else (-free, c[new])
             builder.add_rows(lower, upper, [(y, one, index[new]), (z, -s[new], index[new])])
     if integer:
-        assert isinstance(activation, PiecewiseLinear)
-        _add_switches(builder, node, activation, l[crossing], u[crossing], index, z, y)
+        assert activation.piecewise is not None
+        _add_switches(builder, node, activation.piecewise, l[crossing], u[crossing], index, z, y)
 
 
 def _add_switches(

@@ -50,7 +50,7 @@ class SlopeSearch:
             source, b = node.inputs[0], self.given[node.name]
             if source in known:
                 continue
-            assert isinstance(node.op, Activation)
+            assert node.activation
             crossing = node.op.crossing(b.lower, b.upper)
             if bool(crossing.any()):
                 self.targets[node.name] = self._started(self._hidden(source, crossing), crown)
@@ -113,7 +113,7 @@ class SlopeSearch:
             return torch.where(found.detach().isfinite(), found, -torch.inf)
 
         for node in self.network.relaxed:
-            if not isinstance(node.op, Activation):
+            if not node.activation:
                 hulls[node.name] = product_hull(*(bounds[name] for name in node.inputs))
                 continue
             before, target = given[node.name], self.targets.get(node.name)

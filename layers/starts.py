@@ -13,9 +13,7 @@ from optrelax.enclosures import Bounds
 from optrelax.layers.hulls import Face, HullLines
 from optrelax.layers.problems import DualPoint, Weights
 from optrelax.layers.solutions import Solution
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.products import Multiply
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,10 @@ def crown_start(network: Network, preactivation: Mapping[str, Bounds], hulls: Ma
         if node.name not in hulls:
             continue
         h = hulls[node.name]
-        if isinstance(node.op, Multiply):
+        if node.product:
             alpha[node.name] = beta[node.name] = torch.full_like(h.below0[0], 0.5)
             continue
-        assert isinstance(node.op, Activation)
+        assert node.activation
         b = preactivation[node.name]
         chosen = crown_lines(node.op, b.lower, b.upper)
         alpha[node.name] = _weight_of(chosen.lower_slope, chosen.lower_intercept, h.below0, h.below1)
@@ -87,7 +85,7 @@ def chord_start(network: Network, hulls: Mapping[str, HullLines], start: DualPoi
     """The weights whose lower slope is the chord's (Fast-Lin); upper weights, and products, as in `start`."""
     alpha: Weights = {}
     for name, h in hulls.items():
-        if isinstance(network[name].op, Multiply):
+        if network[name].product:
             alpha[name] = start.alpha[name]
             continue
         spread = h.below1[0] - h.below0[0]

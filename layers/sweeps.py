@@ -17,9 +17,8 @@ from optrelax.enclosures import Bounds
 from optrelax.layers.batched import Batched
 from optrelax.layers.hulls import Face, bounded_by, floor_and_ceiling, height, mix
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Node
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.ops import flatten_from
 from optrelax.networks.walks import carried_back, carried_on
 from optrelax.rounding import Rounding
 
@@ -53,11 +52,11 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
 
     def step(node: Node, a: Tensor) -> Iterable[tuple[str, Tensor]]:
         nonlocal constant
-        if isinstance(node.op, Affine):
-            b = node.op.bias(a)
+        if node.affine:
+            b = node.affine.bias(a)
             if b is not None:
                 constant = constant + _dot(a, b.expand(node.shape))
-            return zip(node.inputs, node.op.transpose(a), strict=True)
+            return zip(node.inputs, node.affine.transpose(a), strict=True)
         h = problems.hulls[node.name]
         below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
         above = mix(h.above0, h.above1, dual.beta.get(node.name))
@@ -190,8 +189,8 @@ def dual_value(
         node = network[name]
         below, above = mix(h.below0, h.below1, dual.alpha[name]), mix(h.above0, h.above1, dual.beta.get(name))
         given = [preactivation[source] for source in bounded_by(node)]
-        if isinstance(node.op, Activation):
-            lines[name] = outward_lines(Lines(*below, *above), node.op, given[0].lower, given[0].upper)
+        if node.activation:
+            lines[name] = outward_lines(Lines(*below, *above), node.activation, given[0].lower, given[0].upper)
         else:
             planes = Planes(below, above)  # type: ignore[arg-type]
             lines[name] = outward_planes(planes, given[0], given[1], same=False)

@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 
 from optrelax.enclosures import Bounds
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.images import Conv2d
-from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Reshape
-from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 
 Limit = int | float | None
@@ -135,7 +132,7 @@ def pull(
         if end and network.entrance[-1:] == (node,):
             kept, passing = kept + own, max(passing, 2 * own)  # and their gradient
             break
-        if isinstance(node.op, (Activation, Greatest, Multiply)):
+        if not node.affine:
             examples = batch
         made = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs)
         joined = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs if name in pending)
@@ -152,7 +149,7 @@ def _scratch(node: Node, own: int, made: int, outward: bool, eager: bool) -> int
     found = own + made if outward else 0
     if isinstance(node.op, Conv2d):
         found += own + made
-    elif isinstance(node.op, (Greatest, Multiply)) or (eager and isinstance(node.op, Activation)):
+    elif node.maximum or node.product or (eager and node.activation):
         found += 3 * own
     return found
 
@@ -163,7 +160,7 @@ def carry(network: Network, terms: int, *, born: bool, estimated: bool = False) 
     born: every neuron adds a term of its own.  estimated: the terms are projections, each example's from the start.
     """
     kept = passing = 0
-    relaxed = {node.name for node in network if isinstance(node.op, (Activation, Greatest, Multiply))}
+    relaxed = {node.name for node in network if not node.affine}
     for node in network:
         own = 0 if isinstance(node.op, Reshape) else math.prod(node.shape)
         before = sum(math.prod(network.shape_of(name)) for name in node.inputs)

@@ -20,7 +20,7 @@ from optrelax.layers.ascent.vector_passes import Layer, LayerLines, passes
 from optrelax.layers.composition import Composition
 from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
-from optrelax.networks.ops import Affine, Linear, flatten_from
+from optrelax.networks.ops import Linear, flatten_from
 
 if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
@@ -46,7 +46,7 @@ def chain(problems: Problems) -> Chain | None:
     """The problems as a chain; None for convolutions, other graphs and regions, hulls not of a ReLU's kind."""
     hulls = problems.hulls
     wanted = [node for node in problems.network.nodes if node.name in problems.wanted]
-    ops = [node.op for node in wanted if isinstance(node.op, Affine)]
+    ops = [node.op for node in wanted if node.affine]
     if not hulls or problems.count == 0 or not problems.boxed or any(len(node.inputs) > 1 for node in wanted):
         return None
     if not all(isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops):

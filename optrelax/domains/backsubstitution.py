@@ -39,7 +39,7 @@ def substitute(
     Sound: yes, for sound lines.  Gradient: in weights, lines, rows and region; at coefficients of exactly 0 that
     of the upper line (relu(0)' = 0 for the positive part).
     """
-    end = _end_of(region) if magnitude is None else None
+    end = region.as_box if magnitude is None else None
     walk = pull(network, target, rows, region.shape[0], lines, magnitude, end=end, plan=plan, places=places)
     return concretise(walk, region)
 
@@ -59,7 +59,7 @@ def substitute_both(
     rows [batch or 1, k, *shape of target] -> [batch, k] each, from one walk: the upper bound's coefficients are those
     of the lower.  Sound and gradient: as `substitute`; at coefficients of exactly 0 that of the middle.
     """
-    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=_end_of(region), plan=plan, places=places)
+    walk = pull(network, target, rows, region.shape[0], lines, both=True, end=region.as_box, plan=plan, places=places)
     a = walk.pending.pop(network.input, None)
     if a is not None:
         low, high = walk.extent(a, region)
@@ -106,10 +106,6 @@ def pull(
         assert step is not None
         step(node.op, node, a, *(() if frame == "rows" else (frame,)), walk)
     return walk
-
-
-def _end_of(region: Region) -> InputBox | None:
-    return region if isinstance(region, InputBox) else None
 
 
 def concretise(walk: Rows, region: Region) -> Tensor:

@@ -29,7 +29,7 @@ def entrance(network: Network) -> str | None:
         node = reading[0]
         if isinstance(node.op, Conv2d):
             return node.name
-        if not isinstance(node.op, Affine) or not node.op.diagonal or node.shape != network.input_shape:
+        if not node.affine or not node.op.diagonal or node.shape != network.input_shape:
             break
         name = node.name
     return None

@@ -112,9 +112,9 @@ def _walk(network: Network, target: str, first: Seen, stops: frozenset[str] | No
         for name in node.inputs:
             shape = network.shape_of(name)
             found: Seen = "rows"
-            if isinstance(seen, Frame):
+            if seen != "rows":
                 found = "rows" if step is None else step(node.op, seen)
-                if isinstance(found, Frame):
+                if found != "rows":
                     fixed = stops is not None and not found.whole
                     found = replace(found, image=(shape[1], shape[2])) if fixed else _within(found, shape)
             elif isinstance(node.op, Reshape) and _is_map(network, name):
@@ -143,7 +143,7 @@ def _within(frame: Frame, shape: Shape) -> Frame:
 
 def _joined(a: Seen, b: Seen) -> Seen:
     """The frame where two branches meet."""
-    if not isinstance(a, Frame) or not isinstance(b, Frame):
+    if a == "rows" or b == "rows":
         return "rows"
     if a.whole or b.whole or a.stride != b.stride:
         return whole(a.image)
@@ -197,9 +197,9 @@ def pull(network: Network, found: Plan, batch: int, rows: int, *, outward: bool)
         if seen is None:
             continue
         own = batch * entries(node.shape, seen) if apart else 0
-        apart = apart or isinstance(node.op, Activation)
+        apart = apart or node.activation
         made = batch * sum(entries(network.shape_of(n), found.frames[n]) for n in node.inputs) if apart else 0
-        if isinstance(node.op, Activation) and isinstance(seen, Frame) and not seen.whole:
+        if node.activation and seen != "rows" and not seen.whole:
             kept += 4 * made // rows
         kept += own
         passing = max(passing, own + 2 * made + (own + made if outward else 0))
@@ -218,4 +218,4 @@ def cost(network: Network, found: Plan) -> int:
 
 def entries(shape: tuple[int, ...], seen: Seen) -> int:
     """Numbers of one row of one place at a node of this shape."""
-    return shape[0] * math.prod(seen.size) if isinstance(seen, Frame) else math.prod(shape)
+    return shape[0] * math.prod(seen.size) if seen != "rows" else math.prod(shape)

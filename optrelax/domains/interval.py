@@ -20,7 +20,7 @@ from optrelax.networks.graph import Network, Node
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear
 from optrelax.networks.products import Multiply
-from optrelax.regions import InputBox, Region
+from optrelax.regions import Region
 from optrelax.rounding import Rounding, down, up
 
 Loosen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -43,7 +43,7 @@ class Intervals:
         return {
             node.name: self.changed.get(node.name) or self.balls[node.inputs[0]].bounds
             for node in self.network
-            if isinstance(node.op, Activation) and (node.name in self.changed or node.inputs[0] in self.balls)
+            if node.activation and (node.name in self.changed or node.inputs[0] in self.balls)
         }
 
 
@@ -81,8 +81,8 @@ def propagate(
             if last is not None:
                 balls[last] = through_chain(ops, inputs[0])
                 continue
-        if isinstance(node.op, Activation):
-            if loosen is None and compiles(inputs[0]) and node.op.is_relu:
+        if node.activation:
+            if loosen is None and compiles(inputs[0]) and node.activation.is_relu:
                 balls[node.name] = Ball(*Rectify.apply(inputs[0].center, inputs[0].radius))
                 continue
             before = inputs[0].bounds
@@ -98,7 +98,7 @@ def propagate(
 
 def exact_nodes(network: Network, region: Region) -> frozenset[str]:
     """Nodes whose bounds by intervals are exact over the region."""
-    return network.exact_intervals if isinstance(region, InputBox) else network.affine_ends
+    return network.affine_ends if region.as_box is None else network.exact_intervals
 
 
 _ENTRIES = 2**24  # of rows pulled back together

@@ -14,7 +14,6 @@ from torch import Tensor
 from optrelax.domains.balls import Ball
 from optrelax.kernels import ball_products, native
 from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import Linear
 
@@ -41,7 +40,7 @@ def chain_from(network: Network, node: Node, targets: Set[str]) -> tuple[list[Li
     last = None
     while isinstance(node.op, Linear):
         relu = _only_reader(network, node, targets)
-        if relu is None or not isinstance(relu.op, Activation) or not relu.op.is_relu:
+        if relu is None or not relu.activation or not relu.activation.is_relu:
             break
         ops.append(node.op)
         last = relu.name

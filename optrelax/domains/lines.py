@@ -77,7 +77,7 @@ def crown_lines(
     if lower != "soft" and not tria and not continuous and relu_lines.compiles(activation, l, u):
         slope, chord, intercept = relu_lines.relu_lines(l, u, lower)
         return Lines(slope, torch.zeros_like(slope), chord, intercept)
-    if lower == "adaptive" or (lower == "soft" and not isinstance(activation, PiecewiseLinear)):
+    if lower == "adaptive" or (lower == "soft" and activation.piecewise is None):
         below, above = activation.closest(l, u)
         return Lines(*below, *above)
     activation = require_pieces(activation)
@@ -97,8 +97,8 @@ def crown_lines(
 
 def require_pieces(activation: Activation) -> PiecewiseLinear:
     """A piecewise-linear activation; ValueError for another, which has no slopes to choose among."""
-    if isinstance(activation, PiecewiseLinear):
-        return activation
+    if activation.piecewise is not None:
+        return activation.piecewise
     raise ValueError(f"{activation.name} {NO_PIECES}")
 
 
@@ -134,7 +134,7 @@ def band_lines(
     As a zonotope step: lam = the slope, centre shift and new error from the band's middle and half width.
     Sound: yes.  Gradient: through slope and band.
     """
-    if slope in ("chord", "box") and not isinstance(activation, PiecewiseLinear):
+    if slope in ("chord", "box") and activation.piecewise is None:
         lam = activation.parallel_slope(l, u) if slope == "chord" else torch.zeros_like(l)
         low, high = activation.band(lam, l, u)
         return Lines(lam, low, lam, high)

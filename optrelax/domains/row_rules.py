@@ -57,13 +57,13 @@ def _end(a: Tensor, walk: Rows, region: InputBox) -> bool:
 
 def box_at_entrance(network: Network, region: Region, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Weight of the network's entrance, center and radius before it, where k rows an example end there; or None."""
-    if not network.entrance or not isinstance(region, InputBox):
+    if not network.entrance or region.as_box is None:
         return None
     *before, last = network.entrance
     assert isinstance(last.op, Linear)
-    center, radius = region.center, region.radius
+    center, radius = region.as_box.center, region.as_box.radius
     for node in before:
-        assert isinstance(node.op, Affine)
+        assert node.affine
         center, radius = node.op.apply(center), node.op.absolute(radius)
     weight = last.op.weight(center)
     return (weight, center, radius) if pays(k, weight, center, radius) else None

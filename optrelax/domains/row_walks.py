@@ -75,25 +75,25 @@ class Rows:
     def least(self, a: Tensor, region: Region) -> Tensor:
         """Least value over the region of rows that have reached the input."""
         frame = self.frames.get(self.network.input, "rows")
-        if frame != "rows" and isinstance(region, InputBox):
-            found: Tensor = window_values.over_box(least_over_box, a, frame, region, self)
+        if frame != "rows" and region.as_box is not None:
+            found: Tensor = window_values.over_box(least_over_box, a, frame, region.as_box, self)
             return found
         return region.support(window_values.adapt(a, frame, "rows", self))
 
     def extent(self, a: Tensor, region: Region) -> tuple[Tensor, Tensor]:
         """Least and greatest value over the region of rows that have reached the input."""
         frame = self.frames.get(self.network.input, "rows")
-        if frame != "rows" and isinstance(region, InputBox):
-            found: tuple[Tensor, Tensor] = window_values.over_box(range_over_box, a, frame, region, self)
+        if frame != "rows" and region.as_box is not None:
+            found: tuple[Tensor, Tensor] = window_values.over_box(range_over_box, a, frame, region.as_box, self)
             return found
         return region.extent(window_values.adapt(a, frame, "rows", self))
 
     def least_outward(self, a: Tensor, region: Region) -> Support:
         """A lower bound over the region of rows that have reached the input, with what its rounding scales with."""
         frame = self.frames.get(self.network.input, "rows")
-        if frame == "rows" or not isinstance(region, InputBox):
+        if frame == "rows" or region.as_box is None:
             return region.outward_support(window_values.adapt(a, frame, "rows", self))
-        reach = region.center.abs() + region.radius + tiny(a.dtype)
+        reach = region.as_box.center.abs() + region.as_box.radius + tiny(a.dtype)
         size = self.dot(self.network.input, a.abs(), reach)
         return Support(self.least(a, region), size, 2 * math.prod(self.network.input_shape) + 4)
 

@@ -50,8 +50,8 @@ def fold(found: Tensor, walk: Rows) -> Tensor:
 
 def adapt(a: Tensor, seen: Seen, wanted: Seen, walk: Rows) -> Tensor:
     """Coefficients from one frame of a node in another of it."""
-    if isinstance(wanted, Frame) and not wanted.whole:
-        assert isinstance(seen, Frame)
+    if wanted != "rows" and not wanted.whole:
+        assert seen != "rows"
         if (seen.offset, seen.size) == (wanted.offset, wanted.size):
             return a
         (top, left), (bottom, right) = (
@@ -62,11 +62,11 @@ def adapt(a: Tensor, seen: Seen, wanted: Seen, walk: Rows) -> Tensor:
             )
         )
         return F.pad(a, (0, 0, left, right, top, bottom))
-    if not isinstance(seen, Frame):
-        return a.permute(0, 1, 3, 4, 2) if isinstance(wanted, Frame) else a
+    if seen == "rows":
+        return a.permute(0, 1, 3, 4, 2) if wanted != "rows" else a
     if not seen.whole:
         a = _spread_out(a, seen, walk)
-    return a if isinstance(wanted, Frame) else a.permute(0, 1, 4, 2, 3)
+    return a if wanted != "rows" else a.permute(0, 1, 4, 2, 3)
 
 
 def _end(frame: Frame) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def propagate(network: Network, region: InputBox, walk: Walk, keep: frozenset[st
     preactivation: dict[str, Bounds] = {}
     for node in network:
         inputs = [state[name] for name in node.inputs]
-        if isinstance(node.op, Activation):
+        if node.activation:
             preactivation[node.name] = _before(inputs[0], node, walk)
         step = find_rule(node.op, Zonotope)
         assert step is not None

@@ -13,7 +13,7 @@ from optrelax.domains.balls import absolute_terms
 from optrelax.domains.noise_terms import Zonotope, median
 from optrelax.domains.row_walks import dot
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.ops import flatten_from
 from optrelax.rounding import SLACK, gamma, underflow
 
 
@@ -23,7 +23,7 @@ def frontier(network: Network) -> frozenset[str]:
     stack = [network.output]
     while stack:
         name = stack.pop()
-        if name == network.input or not isinstance(network[name].op, Affine):
+        if name == network.input or not network[name].affine:
             found.add(name)
         else:
             stack.extend(network[name].inputs)
@@ -81,7 +81,7 @@ def _magnitudes(network: Network, zonotopes: Mapping[str, Zonotope]) -> dict[str
     """Magnitudes of the nodes behind the frontier, by intervals from the frontier's own."""
     found = {name: (z.center.abs() + z.radius) * SLACK for name, z in zonotopes.items()}
     for node in network:
-        if node.name not in found and isinstance(node.op, Affine) and all(i in found for i in node.inputs):
-            size, lost = absolute_terms(node.op, [found[i] for i in node.inputs])
+        if node.name not in found and node.affine and all(i in found for i in node.inputs):
+            size, lost = absolute_terms(node.affine, [found[i] for i in node.inputs])
             found[node.name] = SLACK * (size + lost)
     return found

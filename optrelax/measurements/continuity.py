@@ -25,7 +25,7 @@ from optrelax.measurements.weight_lines import (
     random_direction,
     scaled,
 )
-from optrelax.regions import InputBox, Region
+from optrelax.regions import Region
 from optrelax.relaxations import Relaxation
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _precise(relaxation: Any, region: Region) -> Any:
     """Over boxes an LP layer with the default solver gets the precise one: a jump must stand out from the gaps."""
     from optrelax.layers import DualAscent, InteriorPoint
 
-    if isinstance(region, InputBox) and relaxation.solves and relaxation.solver == DualAscent():
+    if region.as_box is not None and relaxation.solves and relaxation.solver == DualAscent():
         return replace(relaxation, solver=InteriorPoint())
     return relaxation
 

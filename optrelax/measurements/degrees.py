@@ -85,9 +85,9 @@ def _kinked(network: Network) -> dict[str, PiecewiseLinear]:
     """The activations of a network that is small, and has none but of one kink."""
     found, problems = {}, []
     for node in network:
-        if isinstance(node.op, PiecewiseLinear) and len(node.op.kinks) == 1:
-            found[node.name] = node.op
-        elif not isinstance(node.op, Affine):
+        if node.piecewise and len(node.piecewise.kinks) == 1:
+            found[node.name] = node.piecewise
+        elif not node.affine:
             problems.append(Problem(node.path, type(node.op).__name__, "has no rule for degrees"))
     if problems:
         raise UnsupportedOpError(problems, "affine ops and activations of one kink")
@@ -102,7 +102,7 @@ def _linear(network: Network, weights: MovingWeights, way: Weights) -> dict[str,
     at = []
     for t in (0.0, 0.5, 1.0):
         weights.move(way, t)
-        at.append({node.name: _dense(node.op) for node in network if isinstance(node.op, Affine)})
+        at.append({node.name: _dense(node.affine) for node in network if node.affine})
     weights.move(way, 0.0)
     found = {}
     for name in at[0]:

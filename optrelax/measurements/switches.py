@@ -28,13 +28,12 @@ def switch_functions(network: Network, bounds: Preactivation) -> tuple[Tensor, T
     """Values whose signs say which branch every neuron of every example is on, and the cause of each: [e], int [e]."""
     values, causes = [], []
     for name, b in bounds.items():
-        activation = network[name].op
-        if not isinstance(activation, PiecewiseLinear):  # its lines move with the bounds and never switch
+        if (pieces := network[name].piecewise) is None:  # its lines move with the bounds and never switch
             continue
-        for kink in activation.kinks:
+        for kink in pieces.kinks:
             values += [(b.lower - kink).flatten(), (b.upper - kink).flatten()]
             causes += [torch.zeros(b.lower.numel()), torch.ones(b.lower.numel())]
-        for tie in _ties(activation, b):
+        for tie in _ties(pieces, b):
             values.append(tie.flatten())
             causes.append(torch.full((tie.numel(),), 2.0))
     if not values:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.activations import Activation, PiecewiseLinear, Smooth, slopes_of
+from optrelax.networks.activations import Activation, Smooth, slopes_of
 from optrelax.networks.activations.slopes import slope_chain
 from optrelax.networks.graph import Graph, Network, Node, Op
 from optrelax.networks.ops import Add, Affine, Reshape, Scale, Shape
@@ -117,14 +117,14 @@ class _TangentNodes:
         """The node itself, and the node of its tangents."""
         self.nodes.append(node)
         name, before = f"{node.name}'", [self.tangents[source] for source in node.inputs]
-        if isinstance(node.op, Affine):
-            self.tangents[node.name] = self.add(name, Directions(node.op, self.count), *before)
-        elif isinstance(node.op, Activation):
+        if node.affine:
+            self.tangents[node.name] = self.add(name, Directions(node.affine, self.count), *before)
+        elif node.activation:
             slope = node.inputs[0]
-            for i, op in enumerate(_slope(node.op, node.shape)):
+            for i, op in enumerate(_slope(node.activation, node.shape)):
                 slope = self.add(f"{name}:slope{i}", op, slope, shape=node.shape)
             self.tangents[node.name] = self._times(name, slope, before[0], node.shape)
-        elif isinstance(node.op, Multiply):
+        elif node.product:
             (x, y), (p, q) = node.inputs, before
             parts = [self._times(f"{name}:0", x, q, node.shape), self._times(f"{name}:1", y, p, node.shape)]
             self.tangents[node.name] = self.add(name, Add((self.count, *node.shape), (1.0, 1.0)), *parts)
@@ -141,8 +141,8 @@ class _TangentNodes:
 
 def _slope(activation: Activation, shape: Shape) -> list[Op]:
     """Ops that make an activation's derivative of what it reads."""
-    if isinstance(activation, PiecewiseLinear):
-        return [slopes_of(activation)]
+    if activation.piecewise is not None:
+        return [slopes_of(activation.piecewise)]
     chain = slope_chain(activation) if isinstance(activation, Smooth) else None
     if chain is None:
         raise ValueError(f"{activation.name} says nothing of its derivative's bounds")

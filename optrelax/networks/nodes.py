@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from optrelax.networks.activations import Activation
+from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.batch_norms import BatchNormInTraining
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Linear, Shape
@@ -36,6 +36,31 @@ class Node:
     op: Op
     inputs: tuple[str, ...]
     shape: Shape
+
+    @property
+    def affine(self) -> Affine | None:
+        """The op, where it is affine."""
+        return self.op if isinstance(self.op, Affine) else None
+
+    @property
+    def activation(self) -> Activation | None:
+        """The op, where it is an activation."""
+        return self.op if isinstance(self.op, Activation) else None
+
+    @property
+    def piecewise(self) -> PiecewiseLinear | None:
+        """The op, where it is a piecewise-linear activation."""
+        return self.activation.piecewise if self.activation else None
+
+    @property
+    def maximum(self) -> Greatest | None:
+        """The op, where it takes the greatest entry of windows."""
+        return self.op if isinstance(self.op, Greatest) else None
+
+    @property
+    def product(self) -> Multiply | None:
+        """The op, where it multiplies two values."""
+        return self.op if isinstance(self.op, Multiply) else None
 
 
 class Graph:
@@ -75,17 +100,17 @@ class Graph:
     @cached_property
     def activations(self) -> tuple[Node, ...]:
         """The activation nodes in topological order; their inputs are the pre-activations."""
-        return tuple(node for node in self.nodes if isinstance(node.op, Activation))
+        return tuple(node for node in self.nodes if node.activation)
 
     @cached_property
     def products(self) -> tuple[Node, ...]:
         """The nodes that multiply two values."""
-        return tuple(node for node in self.nodes if isinstance(node.op, Multiply))
+        return tuple(node for node in self.nodes if node.product)
 
     @cached_property
     def relaxed(self) -> tuple[Node, ...]:
         """The nodes that linear programs relax, in topological order: activations and products."""
-        return tuple(node for node in self.nodes if isinstance(node.op, (Activation, Multiply)))
+        return tuple(node for node in self.nodes if node.activation or node.product)
 
     @property
     def lowered(self) -> Graph:
@@ -93,7 +118,7 @@ class Graph:
 
         Maxima are composed of ReLUs, squares are activations, and other products read their factors through operands.
         """
-        return self._lowered if any(isinstance(node.op, (Greatest, Multiply)) for node in self.nodes) else self
+        return self._lowered if any(node.maximum or node.product for node in self.nodes) else self
 
     @cached_property
     def in_training(self) -> Mapping[str, BatchNormInTraining]:
@@ -121,7 +146,8 @@ class Graph:
     def _lowered(self) -> Graph:
         nodes: list[Node] = []
         for node in self.nodes:
-            nodes += node.op.lowered(node) if isinstance(node.op, (Greatest, Multiply)) else [node]
+            composed = node.maximum or node.product
+            nodes += composed.lowered(node) if composed else [node]
         found = Graph(tuple(nodes), self.output, self.input_shape)
         found.__dict__["_lowered"] = found
         return found
@@ -141,9 +167,9 @@ class Graph:
         mixed = {self.input: False}
         for node in self.nodes:
             before = [mixed.get(name) for name in node.inputs]
-            if len(node.inputs) > 1 or before[0] is None or not isinstance(node.op, Affine):
+            if len(node.inputs) > 1 or before[0] is None or not node.affine:
                 continue
-            if node.op.diagonal:
+            if node.affine.diagonal:
                 mixed[node.name] = before[0]
             elif not before[0]:
                 mixed[node.name] = True
@@ -154,9 +180,9 @@ class Graph:
         """Affine functions of the input that an op of another kind reads, and the input itself where one does."""
         affine = {self.input}
         for node in self.nodes:
-            if isinstance(node.op, Affine) and affine.issuperset(node.inputs):
+            if node.affine and affine.issuperset(node.inputs):
                 affine.add(node.name)
-        read = {name for node in self.nodes if not isinstance(node.op, Affine) for name in node.inputs}
+        read = {name for node in self.nodes if not node.affine for name in node.inputs}
         return frozenset(affine & read)
 
     @cached_property
@@ -188,7 +214,7 @@ class Graph:
         """The value of every node, the input included."""
         values = {self.input: x}
         for node in self.nodes:
-            values[node.name] = _value(node.op, [values[name] for name in node.inputs])
+            values[node.name] = node.op(*(values[name] for name in node.inputs))
         return values
 
     def clean_pass(self, x: Tensor) -> tuple[Measured, Tensor]:
@@ -199,12 +225,8 @@ class Graph:
             if isinstance(op, BatchNormInTraining):
                 mean, variance = measured[node.name] = op.measured(inputs[0])
                 op = op.at(partial(_same, mean), partial(_same, variance))
-            values[node.name] = _value(op, inputs)
+            values[node.name] = op(*inputs)
         return measured, values[self.output]
-
-
-def _value(op: Op, inputs: list[Tensor]) -> Tensor:
-    return op.apply(*inputs) if isinstance(op, Affine) else op(*inputs)
 
 
 def _same(tensor: Tensor) -> Tensor:

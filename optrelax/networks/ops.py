@@ -74,6 +74,10 @@ class Affine(Storable, ABC):
         b = self.bias(y)
         return y if b is None else y + b
 
+    def __call__(self, *xs: Tensor) -> Tensor:
+        """The image, by which an op of any kind is called."""
+        return self.apply(*xs)
+
     def cost(self) -> int:
         """Multiply-adds of one image or transpose."""
         return math.prod(self.shape) * self.fan_in

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine
 
 __all__ = ["carried_back", "carried_on", "through_affine"]
 
@@ -25,7 +24,7 @@ def carried_on(
         if node.name not in names:
             continue
         inputs = [values[name] for name in node.inputs]
-        values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else activate(node, *inputs)
+        values[node.name] = node.op.apply(*inputs) if node.affine else activate(node, *inputs)
     return values
 
 
@@ -55,4 +54,4 @@ def carried_back(
 
 def through_affine(node: Node, a: Any) -> Iterable[tuple[str, Tensor]] | None:
     """A step of `carried_back` that ends at activations."""
-    return zip(node.inputs, node.op.transpose(a), strict=True) if isinstance(node.op, Affine) else None
+    return zip(node.inputs, node.affine.transpose(a), strict=True) if node.affine else None

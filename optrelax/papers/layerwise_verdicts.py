@@ -27,9 +27,7 @@ from optrelax.layers.interior_point import InteriorPoint
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems
 from optrelax.layers.starts import chord_start, crown_start
 from optrelax.layers.sweeps import backward_sweep
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
-from optrelax.networks.ops import Affine
 from optrelax.regions import InputBox
 from optrelax.relaxations import Box, Crown, FastLin, Intersect
 
@@ -219,10 +217,10 @@ class Cascade:
         self, region: InputBox, node: Node, before: Bounds, brackets: Mapping[str, Bracket], solver: Solver
     ) -> Bracket:
         """Both LPs of every crossing neuron: dual values outside, objectives of inner points inside."""
-        assert isinstance(node.op, Activation)
+        assert node.activation
         lower, upper = before.lower.flatten(1).clone(), before.upper.flatten(1).clone()
         inner_lower, inner_upper = upper.clone(), lower.clone()
-        example, neuron = node.op.crossing(lower, upper).nonzero(as_tuple=True)
+        example, neuron = node.activation.crossing(lower, upper).nonzero(as_tuple=True)
         if len(example):
             source = node.inputs[0]
             shape = self.network.shape_of(source)
@@ -274,10 +272,10 @@ def inner_objective(problems: Problems, point: PrimalPoint, brackets: Mapping[st
         if node.name not in problems.wanted:
             continue
         inputs = [values[name] for name in node.inputs]
-        if isinstance(node.op, Affine):
+        if node.affine:
             values[node.name] = node.op.apply(*inputs)
             continue
-        assert isinstance(node.op, Activation)
+        assert node.activation
         low = node.op(inputs[0])
         bracket = brackets[node.name]
         l, u = bracket.inner_lower[example], bracket.inner_upper[example]

@@ -139,6 +139,11 @@ class Region(ABC):
         return self.center
 
     @property
+    def as_box(self) -> InputBox | None:
+        """The region itself where it is a box; `box` is around any."""
+        return None
+
+    @property
     def requires_grad(self) -> bool:
         """Whether a gradient is asked for any of its numbers."""
         return any(isinstance(t, Tensor) and t.requires_grad for t in _parts(self))

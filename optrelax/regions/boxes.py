@@ -54,6 +54,10 @@ class InputBox(Region):
     lower: Tensor
     upper: Tensor
 
+    @property
+    def as_box(self) -> InputBox:
+        return self
+
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_floating(name, "lower", self.lower)
@@ -265,6 +269,6 @@ class LinfBall(InputBox):
 
 def require_box(owner: str, region: Region, instead: str) -> InputBox:
     """The region, a box; UnsupportedRegionError for another kind, which says what takes it instead."""
-    if isinstance(region, InputBox):
-        return region
+    if (found := region.as_box) is not None:
+        return found
     raise UnsupportedRegionError(f"{owner}: takes boxes (InputBox, LinfBall), got {type(region).__name__}; {instead}")

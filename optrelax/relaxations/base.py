@@ -17,8 +17,6 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.exactness import require_exact_products
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
-from optrelax.networks.maxima import Greatest
-from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.relaxations.jumps import Jumps
 from optrelax.rounding import Rounding, check_rounding
@@ -120,7 +118,7 @@ class Relaxation:
         problems = [
             Problem(node.path, node.op.name, reason)
             for node in network.activations
-            if isinstance(node.op, Activation) and (reason := self.refusal(node.op)) is not None
+            if node.activation and (reason := self.refusal(node.op)) is not None
         ]
         if problems:
             raise UnsupportedOpError(problems)
@@ -226,4 +224,4 @@ def examples_at_a_time(relaxation: Relaxation, network: Network, region: Region,
 
 
 def pooled(network: Network) -> bool:
-    return any(isinstance(node.op, (Greatest, Multiply)) for node in network)
+    return any(node.maximum or node.product for node in network)

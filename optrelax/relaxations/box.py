@@ -124,8 +124,8 @@ class Box(Relaxation):
         return memory.in_pieces(network, partial(self._lower_bounds, network), region, rows, size)
 
     def _lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
-        if self.outward and isinstance(region, InputBox):
-            center, radius = self._project(network, region, rows)
+        if self.outward and region.as_box is not None:
+            center, radius = self._project(network, region.as_box, rows)
             return from_below(center - radius)
         front = frontier(network) - {network.input}
         balls = self.intervals(network, region, None if self.outward else front).balls
@@ -138,7 +138,7 @@ class Box(Relaxation):
         return backsubstitution.concretise(walk, region)
 
     def output_bounds(self, network: Network, region: Region) -> Bounds:
-        if not isinstance(region, InputBox):
+        if region.as_box is None:
             return super().output_bounds(network, region)
         eye = identity_rows(network.output_shape, region.like)
         size = examples_at_a_time(self, network, region, eye.shape[1])

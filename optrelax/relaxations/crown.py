@@ -11,7 +11,7 @@ from torch import Tensor
 from optrelax.domains import lines as named
 from optrelax.domains.lines import Lines, LowerSlope
 from optrelax.errors import require_number
-from optrelax.networks.activations import Activation, PiecewiseLinear
+from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.relaxations.box import Box
 from optrelax.relaxations.jumps import LOWER, TIE, UPPER, Jumps, joined
@@ -73,7 +73,7 @@ class Crown(Substitution):
         return (LOWER,) if self.lower == 0 else (UPPER,)
 
     def refusal(self, activation: Activation) -> str | None:
-        fits = self.lower in ("adaptive", "soft") or isinstance(activation, PiecewiseLinear)
+        fits = self.lower in ("adaptive", "soft") or activation.piecewise is not None
         return None if fits else named.NO_PIECES
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
@@ -133,9 +133,9 @@ class FastLin(Substitution):
         return joined(frozenset(), *(part.jumps for part in self.parts))
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:
-        if isinstance(activation, PiecewiseLinear):
+        if activation.piecewise is not None:
             return named.band_lines(activation, l, u, slope="chord")
         return named.crown_lines(activation, l, u)
 
     def _one_row(self, network: Network) -> bool:
-        return super()._one_row(network) and all(isinstance(n.op, PiecewiseLinear) for n in network.activations)
+        return super()._one_row(network) and all(n.piecewise for n in network.activations)

@@ -14,7 +14,6 @@ from optrelax.domains.zonotope_rows import frontier
 from optrelax.enclosures import from_below, ordered
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine
 from optrelax.regions import Region
 from optrelax.relaxations.base import LineRelaxation, Preactivation, identity_rows
 from optrelax.relaxations.row_plans import MemoryBudget
@@ -74,13 +73,13 @@ class PulledHybrid(Substitution):
         betas: dict[str, Tensor] = {}
         rows = self._rows(network, region, maps, None, budget)
         for node in network:
-            if not isinstance(node.op, Activation):
+            if not node.activation:
                 if any(name in betas for name in node.inputs):
                     zero = region.like.new_zeros(())
                     shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
                     parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
-                    assert isinstance(node.op, Affine), "pooled networks go forward"
-                    betas[node.name] = node.op.absolute(*parts)
+                    assert node.affine, "pooled networks go forward"
+                    betas[node.name] = node.affine.absolute(*parts)
                 continue
             source = node.inputs[0]
             beta = betas.get(source)
@@ -96,7 +95,7 @@ class PulledHybrid(Substitution):
                 else:
                     low, high = rows.windows(source, plan)
                 before = ordered(low, high) if beta is None else ordered(low - beta, high + beta)
-            band = self.lines_of.lines(node.op, before.lower, before.upper)
+            band = self.lines_of.lines(node.activation, before.lower, before.upper)
             lam, shift = band.lower_slope, (band.lower_intercept + band.upper_intercept) / 2
             error = (band.upper_intercept - band.lower_intercept) / 2
             bounds[node.name] = before
@@ -117,5 +116,5 @@ class PulledHybrid(Substitution):
 
 def _exact_sources(network: Network, region: Region) -> frozenset[str]:
     """Inputs of activations whose interval is exact."""
-    sources = {node.inputs[0] for node in network if isinstance(node.op, Activation)}
+    sources = {node.inputs[0] for node in network if node.activation}
     return frozenset(sources & interval.exact_nodes(network, region))

@@ -19,7 +19,6 @@ from optrelax.domains.passes.neurons import rows_of_examples
 from optrelax.domains.passes.programs import Program
 from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds, from_below, ordered
-from optrelax.networks.activations import PiecewiseLinear
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
@@ -67,9 +66,9 @@ class RowBounds:
     def refined(self, node: Node, known: Bounds) -> Bounds:
         """The better of an activation's known bounds and these, of the neurons alone that cross in them."""
         source, shape = node.inputs[0], known.lower.shape
-        if not isinstance(node.op, PiecewiseLinear):  # it is curved wherever it is
+        if not node.piecewise:  # it is curved wherever it is
             return known.intersect(self.both(source))
-        crossing = node.op.crossing(known.lower.detach(), known.upper.detach())
+        crossing = node.piecewise.crossing(known.lower.detach(), known.upper.detach())
         if not bool(crossing.any()):
             return known
         found = self._program(source)

@@ -21,9 +21,7 @@ from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Affine
-from optrelax.networks.products import Multiply, Operand
+from optrelax.networks.products import Operand
 from optrelax.regions import Region
 from optrelax.relaxations.base import (
     LineRelaxation,
@@ -161,7 +159,7 @@ class Substitution(LineRelaxation):
         lines = LineMaps()
         rows = self._rows(network, region, lines, magnitude, budget)
         for node in network:
-            if isinstance(node.op, Affine):
+            if node.affine:
                 continue
             for source in node.inputs:
                 if source in known:
@@ -176,13 +174,13 @@ class Substitution(LineRelaxation):
                     if source in narrow:
                         known[source] = known[source].intersect(balls[source].bounds)
             before = known[node.inputs[0]]
-            if isinstance(node.op, Greatest):
+            if node.maximum:
                 lines[node.name] = before
-            elif isinstance(node.op, Multiply):
+            elif node.product:
                 lines[node.name] = self._planes(before, known[node.inputs[1]], node.inputs[0] == node.inputs[1])
-            else:
+            elif node.activation:
                 bounds[node.name] = before
-                lines[node.name] = self._lines(node.op, before)
+                lines[node.name] = self._lines(node.activation, before)
                 if isinstance(node.op, Operand):
                     known[node.name] = before
         return bounds, lines
@@ -234,7 +232,7 @@ class Substitution(LineRelaxation):
 
     def _targets(self, network: Network, region: Region) -> list[str]:
         """Nodes whose entries are bounded by rows."""
-        sources = [name for node in network if not isinstance(node.op, Affine) for name in node.inputs]
+        sources = [name for node in network if not node.affine for name in node.inputs]
         if self.preactivation is not None:
             return []
         known = interval.exact_nodes(network, region)
@@ -243,6 +241,6 @@ class Substitution(LineRelaxation):
 
 def _without_rows(network: Network, region: Region, given: Preactivation | None) -> frozenset[str]:
     """Nodes whose intervals do: where these are exact, and before poolings and products where bounds are given."""
-    nodes = [n for n in network if not isinstance(n.op, Affine) and not (given and n.name in given)]
-    loose = {i for n in nodes if given is not None and not isinstance(n.op, Activation) for i in n.inputs}
+    nodes = [n for n in network if not n.affine and not (given and n.name in given)]
+    loose = {i for n in nodes if given is not None and not n.activation for i in n.inputs}
     return frozenset(loose | {i for n in nodes for i in n.inputs} & interval.exact_nodes(network, region))

@@ -17,7 +17,7 @@ from optrelax.domains.lines import Lines
 from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.enclosures import Bounds, from_below, ordered
 from optrelax.errors import require_number
-from optrelax.networks.activations import Activation, PiecewiseLinear
+from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, require_box
 from optrelax.relaxations.base import LineRelaxation, Preactivation, examples_at_a_time, identity_rows
@@ -74,7 +74,7 @@ class ZonotopeFamily(LineRelaxation):
         return (1.0, self.kappa)
 
     def refusal(self, activation: Activation) -> str | None:
-        fits = isinstance(activation, PiecewiseLinear) or self.slope in ("chord", "box")
+        fits = activation.piecewise is not None or self.slope in ("chord", "box")
         return None if fits else named.NO_PIECES
 
     def lines(self, activation: Activation, l: Tensor, u: Tensor) -> Lines:

@@ -12,9 +12,8 @@ from optrelax import memory
 from optrelax.domains import frames, zonotope
 from optrelax.domains import lines as named
 from optrelax.enclosures import Bounds
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, Region, require_box
+from optrelax.regions import Region, require_box
 from optrelax.relaxations.base import (
     Found,
     Preactivation,
@@ -96,7 +95,7 @@ class HBox(_EitherWay):
 
     def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
         back = not self.outward and not pooled(network)
-        if isinstance(region, InputBox) and not (back and _backward_pays(network, rows, sides=1, born=False)):
+        if region.as_box is not None and not (back and _backward_pays(network, rows, sides=1, born=False)):
             return None
         if not back:
             why = "rounded outward" if self.outward else "with max-pooling"
@@ -141,7 +140,7 @@ class DeepZ(_EitherWay):
         if self.direction == "forward":
             require_box("deepz:direction=forward", region, "leave the direction out, or use crown")
             return None
-        pays = not isinstance(region, InputBox) or (not pooled(network) and _backward_pays(network, rows, sides))
+        pays = region.as_box is None or (not pooled(network) and _backward_pays(network, rows, sides))
         if self.direction == "auto" and not pays:
             return None
         return Bands(lines_of=replace(self, rounding="nearest"), rounding=self.rounding, max_bytes=self.max_bytes)
@@ -208,7 +207,7 @@ def _backward_pays(network: Network, rows: int, sides: int, born: bool = True) -
     for node in network:
         cost = getattr(node.op, "cost", lambda: 0)()
         forward += terms * cost
-        if isinstance(node.op, Activation):
+        if node.activation:
             width = math.prod(node.shape)
             if node.inputs[0] not in network.exact_intervals:
                 plan = frames.plan(network, node.inputs[0])

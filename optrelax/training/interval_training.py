@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from optrelax.domains import interval
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine
 from optrelax.regions import Region
 from optrelax.training.loss_terms import LossTerms, clean_images
 from optrelax.training.wrapped_losses import WrappedLoss
@@ -33,7 +32,7 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
     found: dict[int, Tensor] = {}
     for node in network:
         # A batch norm's weight scales what the products have made.
-        product = isinstance(node.op, Affine) and not node.op.diagonal
+        product = node.affine and not node.affine.diagonal
         source = node.op.tensors().get("weight") if product else None
         if source is not None:
             weight = source()

@@ -11,7 +11,6 @@ from torch import Tensor
 from optrelax.domains import zonotope
 from optrelax.domains.noise_terms import Zonotope
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine
 from optrelax.regions import require_box
 from optrelax.relaxations import DeepZ
 from optrelax.training.loss_terms import Batch, Robust, WeightedLoss, certified_cross_entropy
@@ -114,5 +113,5 @@ def values_after(network: Network, cut: str, value: Tensor) -> Tensor:
     for node in network.nodes:
         if node.name not in before:
             inputs = [values[name] for name in node.inputs]
-            values[node.name] = node.op.apply(*inputs) if isinstance(node.op, Affine) else node.op(*inputs)
+            values[node.name] = node.op(*inputs)
     return values[network.output]

@@ -14,7 +14,6 @@ from optrelax.joined_specifications import Spec, as_specification
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine
 from optrelax.regions import Region
 from optrelax.specifications import Specification
 
@@ -231,7 +230,7 @@ def l1_norm(network: Network) -> Tensor:
     """Sum of |w| over the weight tensors of the affine layers, biases left out; a shared tensor counts once: []."""
     found: dict[int, Tensor] = {}
     for node in network:
-        source = node.op.tensors().get("weight") if isinstance(node.op, Affine) else None
+        source = node.op.tensors().get("weight") if node.affine else None
         if source is not None:
             weight = source()
             found[id(weight)] = weight

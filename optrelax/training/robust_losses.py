@@ -15,10 +15,7 @@ from optrelax.domains import backsubstitution, interval
 from optrelax.domains.lines import Lines
 from optrelax.domains.planes import product_planes, square_planes
 from optrelax.domains.row_walks import Enclosure
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
-from optrelax.networks.maxima import Greatest
-from optrelax.networks.products import Multiply
 from optrelax.regions import InputBox, Region, require_box
 from optrelax.relaxations import Relaxation, resolve
 from optrelax.training.loss_terms import Batch, Robust, WeightedLoss, certified_cross_entropy, require_share
@@ -195,14 +192,14 @@ def bounds_at_slopes(network: Network, region: Region, rows: Tensor, weights: Ma
     found = interval.propagate(network, region)
     lines: dict[str, Enclosure] = {}
     for node in network:
-        if isinstance(node.op, Greatest):
+        if node.maximum:
             lines[node.name] = found.balls[node.inputs[0]].bounds
-        elif isinstance(node.op, Multiply):
+        elif node.product:
             x, y = (found.balls[name].bounds for name in node.inputs)
             lines[node.name] = square_planes(x) if node.inputs[0] == node.inputs[1] else product_planes(x, y)
-        elif isinstance(node.op, Activation):
+        elif node.activation:
             before = found.preactivation[node.name]
-            hull = node.op.hull(before.lower, before.upper)
+            hull = node.activation.hull(before.lower, before.upper)
             (s0, i0), (s1, i1) = hull.below
             w = weights[node.name]
             lines[node.name] = Lines(s0 + w * (s1 - s0), i0 + w * (i1 - i0), *hull.above[0])

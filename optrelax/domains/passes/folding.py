@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.lines import Lines
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.images import Conv2d
 from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
@@ -106,7 +105,7 @@ def _folded(network: Network, scale: Node) -> bool:
     """Whether a scale goes into the weights before it: else it goes into the lines behind it."""
     name = scale.name
     while len(reading := network.readers.get(name, ())) == 1:
-        if isinstance(reading[0].op, Activation):
+        if reading[0].activation:
             return False
         if not isinstance(reading[0].op, Scale):
             return True
@@ -135,8 +134,8 @@ def lines_at_arrival(network: Network, node: Node, lines: Lines) -> tuple[Tensor
         source = network[source].inputs[0]
     total: Tensor | None = None
     for op, scaled in _biased(network, arrival):
-        assert isinstance(op.op, Affine)
-        b = op.op.bias(ls)
+        assert op.affine
+        b = op.affine.bias(ls)
         if scaled is not None:
             assert isinstance(scaled.op, Scale)
             factor, shift = scaled.op.factor(ls), scaled.op.bias(ls)

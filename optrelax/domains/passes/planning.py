@@ -23,11 +23,10 @@ from optrelax.domains.passes.steps import (
 )
 from optrelax.domains.passes.workspace import RowShape
 from optrelax.kernels import window_step
-from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Graph, Network, Node
 from optrelax.networks.images import Conv2d
-from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
-from optrelax.regions import InputBox, Region
+from optrelax.networks.ops import Add, Linear, Reshape, Scale
+from optrelax.regions import Region
 
 DEPTH = 3
 """Convolutions on the way at least: through fewer, making few coefficients again costs more than it saves."""
@@ -53,7 +52,7 @@ def program(network: Network, target: str, depth: int | None = None) -> Program 
 
 def available(region: Region) -> bool:
     """Whether the compiled steps work on this region: boxes of numbers they know."""
-    return isinstance(region, InputBox) and window_step.kernels().supports(region.lower) and region.shape[0] > 0
+    return region.as_box is not None and window_step.kernels().supports(region.like) and region.shape[0] > 0
 
 
 class NoPassError(Exception):
@@ -79,7 +78,7 @@ class _Planner:
         stops, before = self._prefix()
         for name in stops:
             frame = before[name]
-            if not isinstance(frame, Frame):
+            if frame == "rows":
                 frame = frames.whole((1, 1)) if len(network.shape_of(name)) == 1 else _refuse()
             self._send(name, self._add(RowShape(frame, network.shape_of(name)[0], stop=name)))
         activations = []
@@ -87,7 +86,7 @@ class _Planner:
             slot = self.pending.pop(node.name, None)
             if slot is None:
                 continue
-            if isinstance(node.op, Activation):
+            if node.activation:
                 activations.append(node.name)
                 arrival = arrival_of(network, node.inputs[0])
                 # Beyond the edges there are no lines.
@@ -123,10 +122,10 @@ class _Planner:
         for node in reversed(network.nodes):
             if node.name not in seen:
                 continue
-            if isinstance(node.op, Activation):
+            if node.activation:
                 stops.append(node.name)
                 continue
-            if not isinstance(node.op, Affine) or network.input in node.inputs:
+            if not node.affine or network.input in node.inputs:
                 raise NoPassError
             seen.update(node.inputs)
         before = frames.between(network, self.target, frozenset(stops), self.places)
@@ -134,12 +133,12 @@ class _Planner:
             # Rows that all places share are the same at the edges, too.
             if not self.places:
                 continue
-            if isinstance(frame, Frame) and frame.whole:
+            if frame != "rows" and frame.whole:
                 raise NoPassError
             if name in stops:
                 continue
             op = network[name].op
-            if not isinstance(frame, Frame) or not isinstance(op, (Conv2d, Scale, Add)):
+            if frame == "rows" or not isinstance(op, (Conv2d, Scale, Add)):
                 raise NoPassError
             if not (frame.clean or frame.inside(self.plan.grid)) or (isinstance(op, Scale) and not channelwise(op)):
                 raise NoPassError
@@ -172,8 +171,8 @@ class _Planner:
 
     def _settled(self, node: Node) -> None:
         """Its bias goes into the lines behind it, or there is none."""
-        assert isinstance(node.op, Affine)
-        if node.op.bias(torch.zeros(())) is not None and node.name not in settled(self.network):
+        assert node.affine
+        if node.affine.bias(torch.zeros(())) is not None and node.name not in settled(self.network):
             raise NoPassError
 
     def _convolve(self, node: Node, op: Conv2d, slot: int) -> None:
@@ -218,12 +217,12 @@ class _Planner:
 
     def _send(self, name: str, slot: int) -> None:
         """Hand rows to a node in the frame that it expects, where branches meet their sum."""
-        wanted = self.plan.frames.get(name)
+        wanted = self.plan.frames.get(name, "rows")
         if len(self.network.shape_of(name)) == 1:
             wanted = frames.whole((1, 1))
-        if name == self.network.input and not isinstance(wanted, Frame) and self.rows[slot].frame.whole:
+        if name == self.network.input and wanted == "rows" and self.rows[slot].frame.whole:
             wanted = self.rows[slot].frame  # a matrix reads the image
-        if not isinstance(wanted, Frame):
+        if wanted == "rows":
             raise NoPassError
         slot = self._adapted(slot, wanted)
         if name in self.pending:

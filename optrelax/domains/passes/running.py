@@ -18,7 +18,7 @@ from optrelax.domains.passes.programs import Program
 from optrelax.domains.passes.workspace import PassTensors, RowsAtWork, TracedRows, Workspace, maps_each
 from optrelax.domains.row_walks import Enclosure
 from optrelax.networks.graph import Network
-from optrelax.regions import InputBox, Region
+from optrelax.regions import Region
 
 
 def lower_bounds(
@@ -38,7 +38,8 @@ def lower_bounds(
     weights: with `MixedMaps` for lines, of each row at each activation, [n, high, wide, channels] as `weighed` says.
     Sound: yes, to nearest; weights in [0, 1].  Gradient: as `substitute`, and in the weights.
     """
-    assert isinstance(region, InputBox), "asked before by `available`"
+    assert region.as_box is not None, "asked before by `available`"
+    region = region.as_box
     assert isinstance(lines, LineMaps | MixedMaps), "lines that are made once for all targets"
     walk = backsubstitution.pull(
         network,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optrelax.networks.storage import Storable
+
+if TYPE_CHECKING:
+    from optrelax.networks.activations.piecewise_linear import PiecewiseLinear
 
 Line = tuple[Tensor, Tensor]  # slope, intercept; both [*batch, *shape]
 
@@ -73,6 +77,11 @@ class Activation(Storable, ABC):
     @abstractmethod
     def monotone(self) -> bool:
         """Whether the function never falls."""
+
+    @property
+    def piecewise(self) -> PiecewiseLinear | None:
+        """The activation itself where it is piecewise linear: what has kinks, slopes and pieces."""
+        return None
 
     @property
     def is_relu(self) -> bool:

@@ -100,6 +100,10 @@ class PiecewiseLinear(Activation):
         return cls(name, function, *pieces)
 
     @property
+    def piecewise(self) -> PiecewiseLinear:
+        return self
+
+    @property
     def breaks(self) -> tuple[float, ...]:
         return self.kinks
 
