@@ -27,7 +27,6 @@ from optrelax.layers.solutions import Solution, require_optimal
 from optrelax.layers.starts import Warm, warm_start
 from optrelax.networks.activations import Activation, Hull, Smooth
 from optrelax.networks.graph import Network
-from optrelax.networks.products import Multiply
 from optrelax.regions import Region
 from optrelax.relaxations import (
     Box,
@@ -255,5 +254,5 @@ class NetworkLayer(Relaxation, nn.Module):
         if isinstance(source, Mapping):
             return False
         parts = source.parts if isinstance(source, Intersect) else (source,)
-        curved = any(isinstance(node.op, (Smooth, Multiply)) for node in network.relaxed)
+        curved = any(node.product or node.of(Smooth) for node in network.relaxed)
         return not (curved and any(isinstance(part, ZonotopeFamily) for part in parts))

@@ -127,7 +127,7 @@ def pull(
         if node.name not in pending:
             continue
         examples = pending.pop(node.name)
-        own = 0 if isinstance(node.op, Reshape) else examples * math.prod(node.shape)
+        own = 0 if node.of(Reshape) else examples * math.prod(node.shape)
         waiting = sum(n * math.prod(network.shape_of(name)) for name, n in pending.items())
         if end and network.entrance[-1:] == (node,):
             kept, passing = kept + own, max(passing, 2 * own)  # and their gradient
@@ -136,7 +136,7 @@ def pull(
             examples = batch
         made = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs)
         joined = sum(examples * math.prod(network.shape_of(name)) for name in node.inputs if name in pending)
-        made = 0 if isinstance(node.op, Reshape) else made
+        made = 0 if node.of(Reshape) else made
         passing = max(passing, waiting + own + made + joined + _scratch(node, own, made, outward, eager))
         kept += own
         pending |= {name: max(examples, pending.get(name, 0)) for name in node.inputs}
@@ -147,7 +147,7 @@ def pull(
 def _scratch(node: Node, own: int, made: int, outward: bool, eager: bool) -> int:
     """Copies that live within one step: absolute values, a convolution's own layout, signs and parts."""
     found = own + made if outward else 0
-    if isinstance(node.op, Conv2d):
+    if node.of(Conv2d):
         found += own + made
     elif node.maximum or node.product or (eager and node.activation):
         found += 3 * own
@@ -162,7 +162,7 @@ def carry(network: Network, terms: int, *, born: bool, estimated: bool = False) 
     kept = passing = 0
     relaxed = {node.name for node in network if not node.affine}
     for node in network:
-        own = 0 if isinstance(node.op, Reshape) else math.prod(node.shape)
+        own = 0 if node.of(Reshape) else math.prod(node.shape)
         before = sum(math.prod(network.shape_of(name)) for name in node.inputs)
         # Until the first activation all examples have the same generators, and only their scales differ.
         first = not estimated and not any(network.ancestors(name) & relaxed for name in node.inputs)
@@ -181,7 +181,7 @@ def carry(network: Network, terms: int, *, born: bool, estimated: bool = False) 
 
 def value_entries(network: Network) -> int:
     """Numbers in all nodes' values of one example; other shapes of the same numbers do not count."""
-    nodes = sum(math.prod(node.shape) for node in network if not isinstance(node.op, Reshape))
+    nodes = sum(math.prod(node.shape) for node in network if not node.of(Reshape))
     return nodes + math.prod(network.input_shape)
 
 

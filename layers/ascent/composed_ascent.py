@@ -22,7 +22,7 @@ from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, Problems
 from optrelax.memory_counts import within_solve
 from optrelax.networks.graph import Network
-from optrelax.networks.ops import Affine, Linear, flatten_from
+from optrelax.networks.ops import Linear, flatten_from
 
 if TYPE_CHECKING:
     from optrelax.layers.ascent.dual_ascent import DualAscent
@@ -91,8 +91,8 @@ def _behind(network: Network, blocks: AffineBlocks, name: str) -> frozenset[str]
 
 def _cost(network: Network, names: Set[str]) -> float:
     """Multiply-adds of these nodes, as the kernel would take as long for."""
-    ops = [network[name].op for name in names if name != network.input]
-    return sum((_DENSE if isinstance(op, Linear) else _SPARSE) * op.cost() for op in ops if isinstance(op, Affine))
+    nodes = [network[name] for name in names if name != network.input]
+    return sum((_DENSE if node.of(Linear) else _SPARSE) * node.affine.cost() for node in nodes if node.affine)
 
 
 def solve(options: DualAscent, problems: Problems, starts: Sequence[DualPoint]) -> Points | None:

@@ -46,7 +46,7 @@ def chain(problems: Problems) -> Chain | None:
     """The problems as a chain; None for convolutions, other graphs and regions, hulls not of a ReLU's kind."""
     hulls = problems.hulls
     wanted = [node for node in problems.network.nodes if node.name in problems.wanted]
-    ops = [node.op for node in wanted if node.affine]
+    ops = [node.affine for node in wanted if node.affine]
     if not hulls or problems.count == 0 or not problems.boxed or any(len(node.inputs) > 1 for node in wanted):
         return None
     if not all(isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops):

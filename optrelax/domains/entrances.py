@@ -16,7 +16,7 @@ from optrelax.kernels.sign_products import ends_through, pays
 from optrelax.kernels.window_step import spread
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.images import Conv2d
-from optrelax.networks.ops import Affine, flatten_from
+from optrelax.networks.ops import flatten_from
 
 if TYPE_CHECKING:
     from optrelax.domains.row_walks import Rows
@@ -27,9 +27,9 @@ def entrance(network: Network) -> str | None:
     name = network.input
     while len(reading := network.readers.get(name, ())) == 1:
         node = reading[0]
-        if isinstance(node.op, Conv2d):
+        if node.of(Conv2d):
             return node.name
-        if not node.affine or not node.op.diagonal or node.shape != network.input_shape:
+        if not node.affine or not node.affine.diagonal or node.shape != network.input_shape:
             break
         name = node.name
     return None
@@ -47,8 +47,8 @@ def enter(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> bool:
         return False
     center, radius = region.center, region.radius
     for name in _before(node, walk):
-        diagonal = walk.network[name].op
-        assert isinstance(diagonal, Affine)
+        diagonal = walk.network[name].affine
+        assert diagonal is not None
         center, radius = diagonal.apply(center), diagonal.absolute(radius)
     before = Frame(op.input_shapes[0][1:], before.size, before.stride, before.offset)  # type: ignore[arg-type]
     c, r = (flatten_from(see(t, before, walk), 1) for t in (center, radius))

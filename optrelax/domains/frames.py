@@ -117,7 +117,7 @@ def _walk(network: Network, target: str, first: Seen, stops: frozenset[str] | No
                 if found != "rows":
                     fixed = stops is not None and not found.whole
                     found = replace(found, image=(shape[1], shape[2])) if fixed else _within(found, shape)
-            elif isinstance(node.op, Reshape) and _is_map(network, name):
+            elif node.of(Reshape) and _is_map(network, name):
                 found = whole((shape[1], shape[2]))
             if name != network.input and find_rule(network[name].op, Frame) is None:
                 found = "rows"
@@ -211,7 +211,7 @@ def cost(network: Network, found: Plan) -> int:
     total = 0
     for node in network.nodes:
         seen = found.frames.get(node.name)
-        if seen is not None and (each := getattr(node.op, "cost", int)()):
+        if seen is not None and node.affine and (each := node.affine.cost()):
             total += each * entries(node.shape, seen) // math.prod(node.shape)
     return total
 

@@ -76,7 +76,7 @@ def propagate(
             balls[node.name] = _range(network, node, region, balls if outward else None)
             continue
         inputs = [balls[name] for name in node.inputs]
-        if targets is not None and loosen is None and isinstance(node.op, Linear) and compiles(inputs[0]):
+        if targets is not None and loosen is None and node.of(Linear) is not None and compiles(inputs[0]):
             ops, last = chain_from(network, node, targets)
             if last is not None:
                 balls[last] = through_chain(ops, inputs[0])

@@ -38,11 +38,11 @@ def chain_from(network: Network, node: Node, targets: Set[str]) -> tuple[list[Li
     """Linear ops from here on that each go into a ReLU, and the last of these; nobody else reads what is between."""
     ops: list[Linear] = []
     last = None
-    while isinstance(node.op, Linear):
+    while op := node.of(Linear):
         relu = _only_reader(network, node, targets)
         if relu is None or not relu.activation or not relu.activation.is_relu:
             break
-        ops.append(node.op)
+        ops.append(op)
         last = relu.name
         after = _only_reader(network, relu, targets)
         if after is None:

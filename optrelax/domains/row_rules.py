@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.balls import absolute_terms
-from optrelax.domains.lines import Lines
 from optrelax.domains.planes import Planes
 from optrelax.domains.row_walks import Rows, dot
 from optrelax.domains.rules import rule
@@ -60,12 +59,13 @@ def box_at_entrance(network: Network, region: Region, k: int) -> tuple[Tensor, T
     if not network.entrance or region.as_box is None:
         return None
     *before, last = network.entrance
-    assert isinstance(last.op, Linear)
     center, radius = region.as_box.center, region.as_box.radius
     for node in before:
         assert node.affine
         center, radius = node.op.apply(center), node.op.absolute(radius)
-    weight = last.op.weight(center)
+    product = last.of(Linear)
+    assert product is not None
+    weight = product.weight(center)
     return (weight, center, radius) if pays(k, weight, center, radius) else None
 
 
@@ -82,9 +82,6 @@ def bytes_at_entrance(network: Network, region: Region, k: int) -> tuple[int, in
 def _multiply(op: Multiply, node: Node, a: Tensor, walk: Rows) -> None:
     """A positive coefficient takes the plane below, a negative one that above."""
     planes = walk.lines[node.name]
-    if isinstance(planes, Bounds):
-        end_in(planes, a, walk)
-        return
     assert isinstance(planes, Planes)
     assert walk.upper is None, "products have two rows a neuron"
     positive, negative = a.clamp_min(0), a.clamp_max(0)
@@ -104,11 +101,7 @@ def _multiply(op: Multiply, node: Node, a: Tensor, walk: Rows) -> None:
 
 @rule(Activation, domain=Rows)
 def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
-    lines = walk.lines[node.name]
-    if isinstance(lines, Bounds):
-        end_in(lines, a, walk)
-        return
-    assert isinstance(lines, Lines)
+    lines = walk.lines_of(node)
     if walk.upper is not None:
         assert lines.parallel, "one row gives both bounds between parallel lines only"
         pulled, low, high = band_step(a, lines)

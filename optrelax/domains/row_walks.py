@@ -17,7 +17,7 @@ from optrelax.enclosures import Bounds
 from optrelax.kernels.band_step import range_over_box
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.relax_step import least_over_box
-from optrelax.networks.graph import Network
+from optrelax.networks.graph import Network, Node
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import InputBox, Region, Support
 from optrelax.rounding import gamma, peak, tiny, underflow, unit_roundoff
@@ -31,7 +31,7 @@ class Rows:
 
     network: Network
     lines: Mapping[str, Enclosure]
-    """Lines of each activation, planes of a product, or constant bounds of a value, which end the walk there."""
+    """Lines of each activation, planes of a product, bounds of what a maximum is taken of."""
     magnitude: Mapping[str, Tensor] | None
     """Greatest |value| of each node, [batch, *shape]: what outward rounding multiplies; None to round to nearest."""
     constant: Tensor
@@ -50,6 +50,12 @@ class Rows:
     """Places of the grid that rows of windows start from, [batch or 1, places, 2]."""
     settled: set[str] = field(default_factory=set)
     """Nodes whose bias went into the lines behind them."""
+
+    def lines_of(self, node: Node) -> Lines:
+        """Lines of an activation."""
+        found = self.lines[node.name]
+        assert isinstance(found, Lines)
+        return found
 
     def add(self, name: str, a: Tensor) -> None:
         """Send coefficients to a node's value, where branches meet."""

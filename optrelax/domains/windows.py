@@ -21,10 +21,9 @@ from optrelax.domains.frames import Frame
 from optrelax.domains.lines import Lines
 from optrelax.domains.rules import rule
 from optrelax.domains.window_values import adapt, dot, each, fold, see
-from optrelax.enclosures import Bounds
 from optrelax.kernels.band_step import band_step
 from optrelax.kernels.convolutions import ConvGeometry
-from optrelax.kernels.relax_step import least_over_box, relax_step
+from optrelax.kernels.relax_step import relax_step
 from optrelax.kernels.window_step import spread
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Node
@@ -151,11 +150,7 @@ def _concatenate(op: Concatenate, node: Node, a: Tensor, frame: Frame, walk: Row
 
 @rule(Activation, domain=Windows)
 def _activation(op: Activation, node: Node, a: Tensor, frame: Frame, walk: Rows) -> None:
-    lines = walk.lines[node.name]
-    if isinstance(lines, Bounds):
-        _end_in(lines, a, frame, walk)
-        return
-    assert isinstance(lines, Lines)
+    lines = walk.lines_of(node)
     source = node.inputs[0]
     given = _with_bias(lines, source, a, walk)
     once: dict[int, Tensor] = {}
@@ -192,19 +187,9 @@ def _with_bias(lines: Lines, source: str, a: Tensor, walk: Rows) -> tuple[Tensor
     network = walk.network
     if walk.magnitude is not None or source == network.input or len(network.readers[source]) > 1:
         return ls, li, us, ui
-    op = network[source].op
-    b = op.bias(a) if isinstance(op, Affine) else None
+    op = network[source].affine
+    b = op.bias(a) if op else None
     if b is None:
         return ls, li, us, ui
     walk.settled.add(source)
     return ls, li + ls * b, us, ui + us * b
-
-
-def _end_in(bounds: Bounds, a: Tensor, frame: Frame, walk: Rows) -> None:
-    """The value is known only to lie in `bounds`: the rows end here."""
-    l, u = see(bounds.lower, frame, walk), see(bounds.upper, frame, walk)
-    a = each(a, l.shape[0])
-    size = None
-    if walk.magnitude is not None:
-        size = dot(a.abs(), torch.maximum(l.abs(), u.abs()) + tiny(a.dtype), walk) * 2
-    walk.add_constant(fold(least_over_box(a, l, u), walk), size, 2 * math.prod(bounds.lower.shape[1:]) + 4)

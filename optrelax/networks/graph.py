@@ -281,5 +281,5 @@ def _unpickled(module: nn.Module, input_shape: Shape) -> Network:
 
 def _outline(node: Node) -> tuple[Any, ...]:
     """What others know of a node; a batch norm is one in either mode."""
-    kind = BatchNorm if isinstance(node.op, BatchNorm) else type(node.op)
+    kind = BatchNorm if node.of(BatchNorm) else type(node.op)
     return node.name, node.path, kind, node.inputs, node.shape

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optrelax.networks.snapshots import Snapshot
 
 Op = Affine | Activation | Greatest | Multiply
+Kind = TypeVar("Kind")
 
 
 Measured = Mapping[str, tuple[Tensor, Tensor]]  # mean and variance of a batch norm's values, by node
@@ -36,6 +37,10 @@ class Node:
     op: Op
     inputs: tuple[str, ...]
     shape: Shape
+
+    def of(self, kind: type[Kind]) -> Kind | None:
+        """The op, where it is of a kind."""
+        return self.op if isinstance(self.op, kind) else None
 
     @property
     def affine(self) -> Affine | None:
@@ -55,12 +60,12 @@ class Node:
     @property
     def maximum(self) -> Greatest | None:
         """The op, where it takes the greatest entry of windows."""
-        return self.op if isinstance(self.op, Greatest) else None
+        return self.of(Greatest)
 
     @property
     def product(self) -> Multiply | None:
         """The op, where it multiplies two values."""
-        return self.op if isinstance(self.op, Multiply) else None
+        return self.of(Multiply)
 
 
 class Graph:
@@ -123,7 +128,7 @@ class Graph:
     @cached_property
     def in_training(self) -> Mapping[str, BatchNormInTraining]:
         """The batch norms that want the statistics of a batch, by node."""
-        return {node.name: node.op for node in self.nodes if isinstance(node.op, BatchNormInTraining)}
+        return {node.name: op for node in self.nodes if (op := node.of(BatchNormInTraining))}
 
     def with_ops(self, ops: Mapping[str, Op]) -> Graph:
         """The same nodes, some with other ops of the same shapes."""
@@ -222,9 +227,9 @@ class Graph:
         values, measured = {self.input: x}, {}
         for node in self.nodes:
             op, inputs = node.op, [values[name] for name in node.inputs]
-            if isinstance(op, BatchNormInTraining):
-                mean, variance = measured[node.name] = op.measured(inputs[0])
-                op = op.at(partial(_same, mean), partial(_same, variance))
+            if (norm := node.of(BatchNormInTraining)) is not None:
+                mean, variance = measured[node.name] = norm.measured(inputs[0])
+                op = norm.at(partial(_same, mean), partial(_same, variance))
             values[node.name] = op(*inputs)
         return measured, values[self.output]
 

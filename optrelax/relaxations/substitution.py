@@ -181,7 +181,7 @@ class Substitution(LineRelaxation):
             elif node.activation:
                 bounds[node.name] = before
                 lines[node.name] = self._lines(node.activation, before)
-                if isinstance(node.op, Operand):
+                if node.of(Operand):
                     known[node.name] = before
         return bounds, lines
 

@@ -26,9 +26,14 @@ def _constant_over_pixels(t: Tensor) -> bool:
     return all(n == 1 or step == 0 for n, step in zip(t.shape[-2:], t.stride()[-2:], strict=True))
 
 
+def weighted(node: Node) -> Conv2d | Linear | None:
+    """The op, where it is a product with a weight that steps are written for."""
+    return node.of(Conv2d) or node.of(Linear)
+
+
 def diagonal_to_input(network: Network, node: Node) -> bool:
     """Whether diagonal ops alone lead from the input here."""
-    while isinstance(node.op, Scale):
+    while node.of(Scale):
         if node.inputs[0] == network.input:
             return True
         node = network[node.inputs[0]]
@@ -38,16 +43,16 @@ def diagonal_to_input(network: Network, node: Node) -> bool:
 def folds(network: Network, node: Node) -> bool:
     """Whether a scale stands behind a convolution or a matrix that nobody else reads."""
     source = node.inputs[0]
-    if source == network.input or len(network.readers[source]) > 1 or not isinstance(node.op, Scale):
+    if source == network.input or len(network.readers[source]) > 1 or not node.of(Scale):
         return False
-    return isinstance(network[source].op, (Conv2d, Linear))
+    return weighted(network[source]) is not None
 
 
 def arrival_of(network: Network, source: str) -> str:
     """The node at which rows arrive from the activation behind `source`: scales before it go into its lines."""
     while source != network.input:
         node = network[source]
-        if not isinstance(node.op, Scale) or diagonal_to_input(network, node) or len(network.readers[source]) > 1:
+        if not node.of(Scale) or diagonal_to_input(network, node) or len(network.readers[source]) > 1:
             break
         source = node.inputs[0]
     return source
@@ -58,12 +63,12 @@ def _biased(network: Network, name: str) -> Iterator[tuple[Node, Node | None]]:
     if name == network.input or len(network.readers[name]) > 1:
         return
     node = network[name]
-    if isinstance(node.op, (Conv2d, Linear)):
+    if weighted(node):
         yield node, None
-    elif isinstance(node.op, Scale) and folds(network, node) and not diagonal_to_input(network, node):
+    elif node.of(Scale) and folds(network, node) and not diagonal_to_input(network, node):
         yield network[node.inputs[0]], node
-    elif isinstance(node.op, Add):
-        if node.op.bias(torch.zeros(())) is not None:
+    elif add := node.of(Add):
+        if add.bias(torch.zeros(())) is not None:
             yield node, None
         for part in node.inputs:
             yield from _biased(network, part)
@@ -81,20 +86,20 @@ def settled(network: Network) -> frozenset[str]:
 def folded_weight(network: Network, name: str, like: Tensor) -> Tensor:
     """Weight of a convolution or matrix with the scale behind it; a matrix behind a map reads channels last."""
     node = network[name]
-    op = node.op
-    assert isinstance(op, (Conv2d, Linear))
+    op = weighted(node)
+    assert op is not None
     w = op.weight(like)
     reading = network.readers.get(name, ())
     if len(reading) == 1 and folds(network, reading[0]) and _folded(network, reading[0]):
-        scale = reading[0].op
-        assert isinstance(scale, Scale)
+        scale = reading[0].of(Scale)
+        assert scale is not None
         factor = scale.factor(like)
         if factor is not None:
             w = w * _channels(factor, w.shape[0]).reshape(-1, *[1] * (w.dim() - 1))
-    if isinstance(op, Conv2d):
+    if node.of(Conv2d):
         return w
     source = node.inputs[0]
-    if source != network.input and isinstance(network[source].op, Reshape):
+    if source != network.input and network[source].of(Reshape):
         shape = network.shape_of(network[source].inputs[0])
         if len(shape) == 3:
             w = w.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
@@ -107,7 +112,7 @@ def _folded(network: Network, scale: Node) -> bool:
     while len(reading := network.readers.get(name, ())) == 1:
         if reading[0].activation:
             return False
-        if not isinstance(reading[0].op, Scale):
+        if not reading[0].of(Scale):
             return True
         name = reading[0].name
     return True
@@ -128,17 +133,16 @@ def lines_at_arrival(network: Network, node: Node, lines: Lines) -> tuple[Tensor
     ls, li, us, ui = lines.lower_slope, lines.lower_intercept, lines.upper_slope, lines.upper_intercept
     source, arrival = node.inputs[0], arrival_of(network, node.inputs[0])
     while source != arrival:
-        scale = network[source].op
-        assert isinstance(scale, Scale)
+        scale = network[source].of(Scale)
+        assert scale is not None
         ls, li, us, ui = _through(ls, li, us, ui, scale.factor(ls), scale.bias(ls))
         source = network[source].inputs[0]
     total: Tensor | None = None
     for op, scaled in _biased(network, arrival):
         assert op.affine
         b = op.affine.bias(ls)
-        if scaled is not None:
-            assert isinstance(scaled.op, Scale)
-            factor, shift = scaled.op.factor(ls), scaled.op.bias(ls)
+        if scaled is not None and (scale := scaled.of(Scale)):
+            factor, shift = scale.factor(ls), scale.bias(ls)
             b = b if b is None or factor is None else b * factor
             b = shift if b is None else (b if shift is None else b + shift)
         total = b if total is None else (total if b is None else total + b)
@@ -164,8 +168,8 @@ def channels_last(t: Tensor) -> Tensor:
 def diagonals(network: Network, name: str) -> list[Affine]:
     ops: list[Affine] = []
     while name != network.input:
-        op = network[name].op
-        assert isinstance(op, Affine)
+        op = network[name].affine
+        assert op is not None
         ops.insert(0, op)
         name = network[name].inputs[0]
     return ops

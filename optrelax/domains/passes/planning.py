@@ -137,10 +137,10 @@ class _Planner:
                 raise NoPassError
             if name in stops:
                 continue
-            op = network[name].op
-            if frame == "rows" or not isinstance(op, (Conv2d, Scale, Add)):
+            node, scale = network[name], network[name].of(Scale)
+            if frame == "rows" or not (node.of(Conv2d) or scale or node.of(Add)):
                 raise NoPassError
-            if not (frame.clean or frame.inside(self.plan.grid)) or (isinstance(op, Scale) and not channelwise(op)):
+            if not (frame.clean or frame.inside(self.plan.grid)) or (scale and not channelwise(scale)):
                 raise NoPassError
         return tuple(stops), before
 
@@ -149,20 +149,20 @@ class _Planner:
         return len(self.rows) - 1
 
     def _affine(self, node: Node, slot: int) -> None:
-        network, op = self.network, node.op
-        if isinstance(op, Add) and all(sign == 1 for sign in op.signs):
+        network, scale = self.network, node.of(Scale)
+        if (add := node.of(Add)) and all(sign == 1 for sign in add.signs):
             self._settled(node)
             for name in node.inputs:
                 self._send(name, slot)
-        elif isinstance(op, Conv2d):
+        elif convolution := node.of(Conv2d):
             self._settled(node)
-            self._convolve(node, op, slot)
-        elif isinstance(op, Linear) and len(op.shape) == 1:
+            self._convolve(node, convolution, slot)
+        elif node.of(Linear) and len(node.shape) == 1:
             self._settled(node)
             self._multiply(node, slot)
-        elif isinstance(op, Scale) and diagonal_to_input(network, node):
+        elif scale and diagonal_to_input(network, node):
             self._end(node.name, slot)
-        elif isinstance(op, Scale) and channelwise(op) and folds(network, node):
+        elif scale and channelwise(scale) and folds(network, node):
             # What stands behind a convolution alone goes into its weights.
             self._settled(node)
             self._send(node.inputs[0], slot)
@@ -199,7 +199,7 @@ class _Planner:
         self.weights.append(node.name)
         name = node.inputs[0]
         shape = self.network.shape_of(name)
-        if name != self.network.input and isinstance(self.network[name].op, Reshape):
+        if name != self.network.input and self.network[name].of(Reshape):
             name = self.network[name].inputs[0]
             shape = self.network.shape_of(name)
         if len(shape) not in (1, 3):
