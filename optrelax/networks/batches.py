@@ -45,18 +45,15 @@ class _Differ(Exception):
 
 
 def _merge(a: Any, b: Any, sizes: tuple[int, int], twins: dict[fx.Node, fx.Node], batch: fx.Node) -> Any:
-    if isinstance(a, fx.Node):
-        if twins.get(a) is not b:
+    match a, b:
+        case fx.Node(), _ if twins.get(a) is b:
+            return a
+        case dict(), dict() if a.keys() == b.keys():
+            return {k: _merge(a[k], b[k], sizes, twins, batch) for k in a}
+        case list() | tuple(), list() | tuple() if len(a) == len(b):
+            return type(a)(_merge(x, y, sizes, twins, batch) for x, y in zip(a, b, strict=True))
+        case fx.Node() | dict() | list() | tuple(), _:
             raise _Differ
-        return a
-    if isinstance(a, dict):
-        if not isinstance(b, dict) or a.keys() != b.keys():
-            raise _Differ
-        return {k: _merge(a[k], b[k], sizes, twins, batch) for k in a}
-    if isinstance(a, (list, tuple)):
-        if not isinstance(b, (list, tuple)) or len(a) != len(b):
-            raise _Differ
-        return type(a)(_merge(x, y, sizes, twins, batch) for x, y in zip(a, b, strict=True))
     if type(a) is int and (a, b) == sizes:
         return batch
     if type(a) is not type(b) or not (a == b or a != a):
@@ -66,10 +63,13 @@ def _merge(a: Any, b: Any, sizes: tuple[int, int], twins: dict[fx.Node, fx.Node]
 
 def _alike(a: Any, b: Any, sizes: tuple[int, int]) -> bool:
     """Whether two example values have one shape, but for the batch."""
-    if isinstance(a, (list, tuple)):
-        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(_alike, a, b, [sizes] * len(a)))
-    if not isinstance(a, Tensor):
-        return True
-    pairs = zip(a.shape, b.shape, strict=True) if isinstance(b, Tensor) and a.dim() == b.dim() else [(0, 1)]
-    # A dimension that is the first size by chance, and does not follow the batch, would be taken for it.
-    return all((x, y) == sizes or (x == y and x != sizes[0]) for x, y in pairs)
+    match a, b:
+        case list() | tuple(), list() | tuple():
+            return len(a) == len(b) and all(map(_alike, a, b, [sizes] * len(a)))
+        case Tensor(), Tensor() if a.dim() == b.dim():
+            # A dimension that is the first size by chance, and does not follow the batch, would be taken for it.
+            pairs = zip(a.shape, b.shape, strict=True)
+            return all((x, y) == sizes or (x == y and x != sizes[0]) for x, y in pairs)
+        case list() | tuple() | Tensor(), _:
+            return False
+    return True

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from optrelax.errors import Problem
 from optrelax.networks.activations import Activation
-from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value, several
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value, holds_value, is_value, several
 from optrelax.networks.exported_nodes import (
     SHAPES_ONLY,
     SIZES,
@@ -151,7 +151,7 @@ class Building:
     def _reads_value(self, node: fx.Node) -> bool:
         if node.target in SHAPES_ONLY or node.target in SIZES:
             return False
-        return any(isinstance(self._values.get(n), (Value, tuple)) for n in node.all_input_nodes)
+        return any(holds_value(self._values.get(n)) for n in node.all_input_nodes)
 
     def _shape(self, value: Tensor) -> Shape | None:
         """Shape without the batch; None where the batch is not in front, alone."""
@@ -187,7 +187,7 @@ class Building:
             return memo[node]
         if node in self.exported.sources:
             return self.exported.sources[node]()
-        if node is self.given or isinstance(self._values.get(node), Value):
+        if node is self.given or is_value(self._values.get(node)):
             value = self._values[node]
             found: Any = torch.zeros(size, *value.shape, dtype=self.dtype, device=self._device)
         else:
@@ -268,7 +268,7 @@ class Building:
         """The value of one result of a rule; what the rule says must have the shape that the call has."""
         if found is None:
             return None
-        if not isinstance(found, Value):
+        if not is_value(found):
             found = self._add(node, found, None)
         if found.shape != shape:
             raise ValueError(f"its rule gives shape {found.shape}, the network {shape}")
@@ -292,9 +292,9 @@ class Building:
         self.problems = plainest(self.problems)
         last = {n.name: n for n in self.exported.graph.nodes}
         found_value = self._values.get(last.get(self.exported.output or ""))  # type: ignore[arg-type]
-        if isinstance(found_value, Value) and found_value.shown is not None:
+        if is_value(found_value) and found_value.shown is not None:
             self.problems.append(Problem("output", "output", HIDDEN))
-        elif isinstance(found_value, Value):
+        elif is_value(found_value):
             self.output = found_value.name
         else:
             self.problems.append(Problem("output", "output", "does not depend on the input"))

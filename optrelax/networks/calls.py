@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
@@ -99,9 +100,7 @@ class Call:
     @property
     def values(self) -> tuple[Value, ...]:
         """The network's values among the arguments, in order, in lists and keywords too: what the call's op reads."""
-        found: list[Value] = []
-        _collect((*self.args, *self.kwargs.values()), found)
-        return tuple(found)
+        return tuple(filter(is_value, pytree.tree_leaves((self.args, self.kwargs))))
 
     @property
     def traced(self) -> tuple[int, ...]:
@@ -128,13 +127,13 @@ class Call:
     def value(self, position: int = 0) -> Value:
         """An argument that must be a value of the network."""
         found = self.args[position]
-        if not isinstance(found, Value):
+        if not is_value(found):
             raise Refused(f"argument {position} must depend on the input")
         return found
 
     def only(self, position: int = 0) -> Value:
         """An argument that must be the one value the call reads: ops that are linear in that argument alone."""
-        if len(self.values) != 1 or not isinstance(self.args[position], Value):
+        if len(self.values) != 1 or not is_value(self.args[position]):
             raise Refused(PRODUCT)
         return self.value(position)
 
@@ -196,19 +195,14 @@ def as_source(value: Any) -> Source | None:
     return read
 
 
-def holds_value(argument: Any) -> bool:
-    """Whether an argument, or something in its lists, depends on the network's input."""
-    if isinstance(argument, (list, tuple)):
-        return any(holds_value(a) for a in argument)
+def is_value(argument: Any) -> TypeGuard[Value]:
+    """Whether an argument is a value of the network."""
     return isinstance(argument, Value)
 
 
-def _collect(argument: Any, found: list[Value]) -> None:
-    if isinstance(argument, (list, tuple)):
-        for a in argument:
-            _collect(a, found)
-    elif isinstance(argument, Value):
-        found.append(argument)
+def holds_value(argument: Any) -> bool:
+    """Whether an argument, or something in its lists, depends on the network's input."""
+    return any(map(is_value, pytree.tree_leaves(argument)))
 
 
 def several(found: Any, outputs: int) -> tuple[Any, ...]:

@@ -15,21 +15,11 @@ import torch
 from torch import Tensor, nn
 
 PLAIN: tuple[type, ...] = (int, float, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
-
-
-PLAIN += (enum.Enum, type, range)
-
-
-PLAIN += (torch.memory_format, torch.layout, pathlib.PurePath, types.BuiltinFunctionType, logging.Logger, slice)
-
-
-PLAIN += (type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType, torch._ops.OpOverload)
-
-
-PLAIN += (torch._ops.OpOverloadPacket,)
-
-
+PLAIN += (enum.Enum, type, range, torch.memory_format, torch.layout, pathlib.PurePath, logging.Logger, slice)
+PLAIN += (types.BuiltinFunctionType, type(Ellipsis), types.MethodDescriptorType, types.WrapperDescriptorType)
+PLAIN += (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 DEEPEST = 6
+MISSING = object()
 
 
 class _Plain:
@@ -47,9 +37,6 @@ def _in_python(cls: type) -> bool:
     base, slots = cls.__base__ or object, sum(inspect.ismemberdescriptor(s) for s in vars(cls).values())
     same = cls.__itemsize__ == base.__itemsize__
     return same and cls.__basicsize__ - base.__basicsize__ <= _WORD * slots + _ROOM
-
-
-MISSING = object()
 
 
 class _Same:
@@ -79,33 +66,30 @@ def freeze(value: Any, depth: int) -> Any:
     """Something that compares equal as long as the value is the same to whoever reads it."""
     if value is MISSING or isinstance(value, PLAIN):
         return type(value), value
-    if isinstance(value, (Tensor, nn.Module, types.CodeType, types.ModuleType)):
-        return _Same(value)
-    if isinstance(value, types.FunctionType):
-        return (
-            _Same(value),
-            _Same(value.__code__),
-            freeze(value.__defaults__, depth),
-            freeze(value.__kwdefaults__, depth),
-        )
+    match value:
+        case Tensor() | nn.Module() | types.CodeType() | types.ModuleType():
+            return _Same(value)
+        case types.FunctionType(__code__=code):
+            return _Same(value), _Same(code), freeze(value.__defaults__, depth), freeze(value.__kwdefaults__, depth)
     if depth > DEEPEST:
         raise Unknown
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(freeze(v, depth + 1) for v in value)
-    if isinstance(value, (set, frozenset)):
-        if not all(isinstance(v, PLAIN) for v in value):
-            raise Unknown
-        return type(value), frozenset(value)
-    if isinstance(value, (dict, types.MappingProxyType)):
-        return type(value), tuple((k, freeze(v, depth + 1)) for k, v in value.items())
-    if isinstance(value, types.MethodType):
-        return freeze(value.__func__, depth + 1), freeze(value.__self__, depth + 1)
-    if isinstance(value, (staticmethod, classmethod)):
-        return type(value), freeze(value.__func__, depth + 1)
-    if isinstance(value, property):
-        return type(value), freeze(value.fget, depth + 1)
-    if isinstance(value, functools.partial):
-        return freeze((value.func, value.args, value.keywords), depth + 1)
+    match value:
+        case list() | tuple():
+            return type(value), tuple(freeze(v, depth + 1) for v in value)
+        case set() | frozenset():
+            if not all(isinstance(v, PLAIN) for v in value):
+                raise Unknown
+            return type(value), frozenset(value)
+        case dict() | types.MappingProxyType():
+            return type(value), tuple((k, freeze(v, depth + 1)) for k, v in value.items())
+        case types.MethodType():
+            return freeze(value.__func__, depth + 1), freeze(value.__self__, depth + 1)
+        case staticmethod() | classmethod():
+            return type(value), freeze(value.__func__, depth + 1)
+        case property():
+            return type(value), freeze(value.fget, depth + 1)
+        case functools.partial():
+            return freeze((value.func, value.args, value.keywords), depth + 1)
     # The class is asked: an object's own __getattr__ may do anything.
     if hasattr(type(value), "cache_info"):  # what it remembers shows nowhere
         raise Unknown

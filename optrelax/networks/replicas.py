@@ -42,14 +42,14 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth < 4 and isinstance(value, (list, tuple, set)):
-        for v in value:
-            yield from _tensors(v, depth + 1)
-    elif depth < 4 and isinstance(value, dict):
-        for v in value.values():
-            yield from _tensors(v, depth + 1)
+    match value:
+        case Tensor():
+            yield value
+        case list() | tuple() | set() if depth < 4:
+            for v in value:
+                yield from _tensors(v, depth + 1)
+        case dict() if depth < 4:
+            yield from _tensors(list(value.values()), depth)
 
 
 def _clone(tensor: Tensor) -> Tensor:

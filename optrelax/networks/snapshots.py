@@ -162,33 +162,35 @@ class Snapshot:
     def _look_into(self, value: Any, depth: int = 0) -> None:
         if depth > DEEPEST or id(value) in self._seen:
             return
-        if isinstance(value, nn.Module):
-            for module in value.modules():
-                self._module(module)
-        elif isinstance(value, (list, tuple, set)):
-            for v in value:
-                self._look_into(v, depth + 1)
-        elif isinstance(value, dict):
-            for v in value.values():
-                self._look_into(v, depth + 1)
-        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-            self._look_into(value.__func__, depth)
-        elif isinstance(value, property):
-            self._look_into(value.fget, depth)
-        elif isinstance(value, functools.partial):
-            self._look_into((value.func, value.args, value.keywords), depth)
-        elif isinstance(value, types.FunctionType):
-            self._seen.add(id(value))
-            self._waiting.append(value)
-        elif isinstance(value, type):
-            self._classes(value)
-        elif isinstance(value, types.ModuleType) and not _is_library(value.__name__):
-            self._seen.add(id(value))
-            self._read_module(value, vars(value).keys())
-        elif not isinstance(value, (PLAIN, Tensor, types.ModuleType)) and not _is_library(type(value).__module__):
-            self._seen.add(id(value))
-            self._classes(type(value))
-            self._look_into(getattr(value, "__dict__", {}), depth + 1)
+        match value:
+            case nn.Module():
+                for module in value.modules():
+                    self._module(module)
+            case list() | tuple() | set():
+                for v in value:
+                    self._look_into(v, depth + 1)
+            case dict():
+                for v in value.values():
+                    self._look_into(v, depth + 1)
+            case staticmethod() | classmethod() | types.MethodType():
+                self._look_into(value.__func__, depth)
+            case property():
+                self._look_into(value.fget, depth)
+            case functools.partial():
+                self._look_into((value.func, value.args, value.keywords), depth)
+            case types.FunctionType():
+                self._seen.add(id(value))
+                self._waiting.append(value)
+            case type():
+                self._classes(value)
+            case types.ModuleType():
+                if not _is_library(value.__name__):
+                    self._seen.add(id(value))
+                    self._read_module(value, vars(value).keys())
+            case _ if not isinstance(value, (PLAIN, Tensor)) and not _is_library(type(value).__module__):
+                self._seen.add(id(value))
+                self._classes(type(value))
+                self._look_into(getattr(value, "__dict__", {}), depth + 1)
 
     def _function(self, function: types.FunctionType) -> None:
         if function.__module__ is not None and function.__module__.startswith(("torch.", "optrelax.")):

@@ -26,12 +26,13 @@ def record(value: object) -> Json:
             return repr(value)
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__} | {f.name: record(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): record(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [record(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    match value:
+        case Mapping():
+            return {str(key): record(item) for key, item in value.items()}
+        case list() | tuple():
+            return [record(item) for item in value]
+        case None | bool() | int() | float() | str():
+            return value
     return repr(value)
 
 

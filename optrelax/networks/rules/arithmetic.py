@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from optrelax.networks import activations
-from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value, is_value
 from optrelax.networks.ops import Add, Divide, Scale, Source, wide
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.masks import shifted
@@ -33,7 +33,7 @@ def subtract_from(call: Call) -> Op | Value:
     alpha = call["alpha"]
     if alpha is BATCH:
         raise Refused("mixes the batch: an argument depends on the batch size")
-    if isinstance(this, Value) and alpha != 1:
+    if is_value(this) and alpha != 1:
         size = torch.tensor(float(alpha), dtype=torch.float64)
         this = call.add(Scale(this.shape, lambda: size, None), this)
     elif alpha != 1:
@@ -49,7 +49,7 @@ def _sum(call: Call, sign: float) -> Op | Value:
     factor = sign * alpha
     first, second = call.args[:2]
     shape = call.output
-    if isinstance(first, Value) and isinstance(second, Value):
+    if is_value(first) and is_value(second):
         if first.shown is not None or second.shown is not None:
             raise Refused(HIDDEN)
         first, second = widened(call, first, shape), widened(call, second, shape)
@@ -59,7 +59,7 @@ def _sum(call: Call, sign: float) -> Op | Value:
         scaled = call.add(Scale(shape, lambda: size, None), second)
         return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, scaled)
     value = widened(call, call.values[0], shape)
-    if isinstance(first, Value):
+    if is_value(first):
         return shifted(call, value, None, _times(call.elementwise(1), factor))
     read = None if factor == 1 else _times(_one, factor)
     return shifted(call, value, read, call.elementwise(0))
@@ -88,9 +88,9 @@ def multiply(call: Call) -> Value:
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def divide(call: Call) -> Value:
-    if isinstance(call.args[1], Value):
+    if is_value(call.args[1]):
         reciprocal = call.add(activations.reciprocal(), widened(call, call.args[1], call.output))
-        if isinstance(call.args[0], Value):
+        if is_value(call.args[0]):
             return times(call, widened(call, call.args[0], call.output), reciprocal)
         return call.add(Scale(call.output, call.elementwise(0), None), reciprocal)
     value = widened(call, call.value(0), call.output)

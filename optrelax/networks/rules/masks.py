@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from optrelax.networks.calls import HIDDEN, Call, Refused, Value
+from optrelax.networks.calls import HIDDEN, Call, Refused, Value, is_value
 from optrelax.networks.ops import Add, Scale, Shape, Source, wide
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import widened
@@ -60,7 +60,7 @@ def _finite(shift: Source) -> Tensor:
 def where(call: Call) -> Value:
     """Chosen by a constant condition: each side times 1 or 0."""
     condition = call.elementwise(0)
-    first, second = (widened(call, a, call.output) if isinstance(a, Value) else None for a in call.args[1:])
+    first, second = (widened(call, a, call.output) if is_value(a) else None for a in call.args[1:])
     if first is None or second is None:
         value, place = (second, 1) if first is None else (first, 2)
         assert value is not None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.networks.calls import Call, Refused, Value
+from optrelax.networks.calls import Call, Refused, Value, is_value
 from optrelax.networks.ops import Affine, Reshape, Scale, Shape, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.views import Concatenate, Expand, Gather, Pad, Permute
@@ -185,7 +185,7 @@ def stack(call: Call) -> Value:
     pieces: list[Value | _Piece] = []
     for piece in call.args[0]:
         shape = (*piece.shape[:dim], 1, *piece.shape[dim:])
-        if isinstance(piece, Value):
+        if is_value(piece):
             pieces.append(call.add(Reshape(piece.shape, shape), piece))
         else:
             pieces.append(_Piece(piece, shape))
@@ -214,7 +214,7 @@ def joined(call: Call, pieces: list[Any], dim: int) -> Value:
     """Values and constants of each example behind one another; dim counts the batch."""
     place = _inner(dim, len(call.output))
     pieces = [p for p in pieces if len(p.shape) == len(call.output)]  # torch.cat skips empty vectors
-    values = [p for p in pieces if isinstance(p, Value)]
+    values = [p for p in pieces if is_value(p)]
     if len(values) == 1 == len(pieces):
         return values[0]
     if len(values) == len(pieces):
@@ -227,7 +227,7 @@ def joined(call: Call, pieces: list[Any], dim: int) -> Value:
     for piece in pieces:
         n = piece.shape[place]
         around = [(start, total - start - n) if d == place else (0, 0) for d in range(len(call.output))]
-        if isinstance(piece, Value):
+        if is_value(piece):
             shift.append(None)
             found.append((piece, around))
         else:

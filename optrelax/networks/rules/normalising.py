@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from optrelax.networks import activations
-from optrelax.networks.calls import Call, Refused, Value
+from optrelax.networks.calls import Call, Refused, Value, is_value
 from optrelax.networks.linear_maps import Sum
 from optrelax.networks.ops import Add, Reshape, Scale, Shape, Source
 from optrelax.networks.registry import rule
@@ -113,7 +113,7 @@ def attention(call: Call) -> Value:
     query, key, value = call.args[:3]
     if call["dropout_p"] or call["enable_gqa"]:
         raise Refused("attention that drops or shares heads has no rule; write it out")
-    if not (isinstance(query, Value) and isinstance(key, Value) and isinstance(value, Value)):
+    if not (is_value(query) and is_value(key) and is_value(value)):
         raise Refused("attention wants queries, keys and values of the network; write it out with constants")
     rank = len(key.shape)
     turned = call.add(Permute(key.shape, [*range(rank - 2), rank - 1, rank - 2]), key)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optrelax.networks import activations
-from optrelax.networks.calls import PRODUCT, Call, Op, Refused, Value, as_source
+from optrelax.networks.calls import PRODUCT, Call, Op, Refused, Value, as_source, is_value
 from optrelax.networks.linear_maps import Product, Separable, Sum
 from optrelax.networks.ops import Add, Linear, Reshape, Scale, Shape, Source, wide
 from optrelax.networks.products import Multiply
@@ -50,7 +50,7 @@ def matmul(call: Call) -> Value:
 @rule(aten.inner)
 def inner(call: Call) -> Value:
     first, second = call.args[:2]
-    if not isinstance(first, Value):
+    if not is_value(first):
         raise Refused(_BATCH)
     read, shape = _constant(second), second.shape
     if len(shape) < 2:
@@ -77,9 +77,9 @@ def _constant(argument: Any) -> Source:
 
 def multiplied(call: Call, first: Any, second: Any) -> Value:
     """The matrix product of a value and a constant, in either order, or of two values."""
-    if isinstance(first, Value) and isinstance(second, Value):
+    if is_value(first) and is_value(second):
         return _matrix_product(call, first, second)
-    right = isinstance(first, Value)
+    right = is_value(first)
     value, constant = (first, second) if right else (second, first)
     read, shape = _constant(constant), constant.shape
     if getattr(constant, "batched", False) and len(shape) != len(value.shape):
@@ -162,7 +162,7 @@ def product_and_sum(call: Call) -> Value:
     added, first, second = call.args[:3]
     product = _scaled(call, multiplied(call, first, second), call["alpha"])
     beta = float(call["beta"])
-    if isinstance(added, Value):
+    if is_value(added):
         from optrelax.networks.rules.moves import widened
 
         other = _scaled(call, widened(call, added, call.output), beta)
@@ -184,8 +184,8 @@ def _scaled(call: Call, value: Value, factor: Any) -> Value:
 def tensordot(call: Call) -> Value:
     """Dimensions of a value paired with dimensions of a constant: an einsum."""
     first, second = call.args[:2]
-    if not isinstance(first, Value) or isinstance(second, Value):
-        raise Refused(PRODUCT if isinstance(second, Value) and isinstance(first, Value) else _BATCH)
+    if not is_value(first) or is_value(second):
+        raise Refused(PRODUCT if is_value(second) and is_value(first) else _BATCH)
     mine, theirs = call.dims(call.args[2]), [d % len(second.shape) for d in call.args[3]]
     if [d - 1 for d in call.args[2]] != list(mine):  # in the order in which the pairs are given
         mine = tuple(d % (len(first.shape) + 1) - 1 for d in call.args[2])
@@ -207,7 +207,7 @@ def einsum(call: Call) -> Value:
         raise Refused("an einsum without '->', or with '...', has no rule; name every dimension")
     if any(len(set(letters)) != len(letters) for letters in inputs):
         raise Refused("an einsum with a letter twice in one operand has no rule; take the diagonal first")
-    places = [i for i, operand in enumerate(operands) if isinstance(operand, Value)]
+    places = [i for i, operand in enumerate(operands) if is_value(operand)]
     if len(operands) > 2 or not places:
         raise Refused("an einsum of three operands has no rule; multiply two at a time")
     if len(places) == 2:

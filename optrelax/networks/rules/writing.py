@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.networks.calls import Call, Refused, Value
+from optrelax.networks.calls import Call, Refused, Value, is_value
 from optrelax.networks.ops import Add, Scale, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import MIXES, move, numbers, widened
@@ -26,8 +26,8 @@ def writing(function: Callable[..., Any], source: int) -> Callable[[Call], Value
         total = math.prod(given[0].shape)
         index = _written(function, call, source, total).long() - 1
         parts = [index.where(index < total, -1), (index - total).clamp_min(-1)]
-        moved = [move(call, v, i) for v, i in zip(given, parts, strict=True) if isinstance(v, Value) and (i >= 0).any()]
-        fixed = [partial(_gathered, c, i) for c, i in zip(given, parts, strict=True) if not isinstance(c, Value)]
+        moved = [move(call, v, i) for v, i in zip(given, parts, strict=True) if is_value(v) and (i >= 0).any()]
+        fixed = [partial(_gathered, c, i) for c, i in zip(given, parts, strict=True) if not is_value(c)]
         if not moved:  # a constant in the place of all
             moved = [_nothing(call, call.values[0])]
         value = call.add(Add(call.output, (1.0, 1.0)), *moved) if len(moved) > 1 else moved[0]
@@ -41,7 +41,7 @@ def _written(function: Callable[..., Any], call: Call, source: int, total: int) 
     target, new = numbers(call.args[0].shape), numbers(call.args[source].shape) + total
     count = target.numel() + new.numel()
     # A constant that has no batch is the same for every example.
-    alike = not isinstance(call.args[source], Value) and not getattr(call.args[source], "batched", False)
+    alike = not is_value(call.args[source]) and not getattr(call.args[source], "batched", False)
     arguments = [a if i in (0, source) else call.fixed(a) for i, a in enumerate(call.args)]
     arguments[0] = torch.stack([target, target + count])
     arguments[source] = new if alike else torch.stack([new, new + count])
@@ -77,7 +77,7 @@ def index_put(call: Call) -> Value:
 
 @rule(aten.copy.default, aten.fill.Tensor, aten.fill.Scalar)
 def copy(call: Call) -> Value:
-    if isinstance(call.args[1], Value):
+    if is_value(call.args[1]):
         return widened(call, call.args[1], call.output)
     return call.add(Scale(call.output, None, call.elementwise(1)), _nothing(call, call.value()))
 
