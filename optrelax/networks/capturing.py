@@ -16,6 +16,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, Statistics, normalises_by_batch
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
+from optrelax.networks.replicas import uncached
 from optrelax.networks.snapshots import Snapshot, global_hooks
 from optrelax.uncompiled import uncompiled
 
@@ -204,7 +205,7 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
             return entry.graph
     if problems := _unreadable(net):
         raise UnsupportedOpError(problems, supported())
-    with _EXPORTING:
+    with _EXPORTING, uncached():
         snapshot = Snapshot(net)
         graph, problems = _capture(net, shape, snapshot)
         if problems or graph is None:

@@ -186,7 +186,7 @@ class RegisteredCalls(TorchFunctionMode):
             current.backwards.setdefault(problem.where, None)
         name = getattr(func, "__name__", "")
         if name in _READS and isinstance(args[0], Tensor):
-            self._note_read(args[0])
+            return self._read(func, args, kwargs)
         if func in _FEATURE_DROPOUT and kwargs.get("training", args[2] if len(args) > 2 else True) is False:
             return args[0]  # off; inside, the batch would leave its place for a moment
         if name == "__getitem__":
@@ -198,14 +198,18 @@ class RegisteredCalls(TorchFunctionMode):
         label = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         return _call_leaf(rule, label, None, func, args, kwargs)
 
-    @staticmethod
-    def _note_read(tensor: Tensor) -> None:
-        """Of a tensor that no module registers the graph gets the numbers as they are now."""
-        if not isinstance(tensor, FakeTensor):
-            with unset_fake_temporarily(), _unrecorded():
-                current.fixed.append((lambda: tensor.detach(), tensor.detach().clone()))
-        elif tensor.constant is None:
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Numbers of a tensor as it is now: the graph gets them, and is another one once they change."""
+        tensor = args[0]
+        if isinstance(tensor, FakeTensor) and tensor.constant is not None:
+            return func(*args, **kwargs)
+        read = self.value_of(tensor) if isinstance(tensor, FakeTensor) else tensor.detach
+        if read is None:
             raise DependsOnValues
+        with unset_fake_temporarily(), _unrecorded():
+            value = read().detach().clone()
+            current.fixed.append((read, value))
+            return func(value, *args[1:], **kwargs)
 
     def _by_numbers(self, index: Any) -> Any:
         """An index with the places that constant masks choose in place of the masks: the shape is known then."""

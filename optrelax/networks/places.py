@@ -22,7 +22,7 @@ _OUTSIDE = (
     "takes a value out of autograd's sight, as .data, .numpy() and torch.autograd.grad do; "
     "use .detach(), and write derivatives out"
 )
-_DATA_DEPENDENT = "forward reads a number out of a tensor; control flow must not depend on values"
+_DATA_DEPENDENT = "forward reads a number out of a tensor; control flow must not depend on values; use torch.where"
 
 
 class ExportRefused(Exception):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.networks.graph import Graph, normalises_by_batch
-from optrelax.networks.replicas import replicate
+from optrelax.networks.replicas import replicate, uncached
+from optrelax.networks.snapshots import Snapshot
 
 _SIZES = (1, 4)  # two sizes of the batch
 _TRAINING_SIZES = (4, 7)
@@ -29,10 +30,12 @@ def disagreement(net: nn.Module, graph: Graph, example: Tensor, every_size: bool
     generator of their own.  every_size: more sizes of the batch.
     """
     replica = replicate(net, share=False).module
+    before = Snapshot(replica)
     norms = [m for m in replica.modules() if normalises_by_batch(m)]
     with torch.inference_mode(False), torch.no_grad():
         if not norms:
-            return _fixed_disagreement(replica, graph, example, every_size)
+            reason = _fixed_disagreement(replica, graph, example, every_size)
+            return reason or _own_disagreement(net, graph, example, before, replica)
         if all(m.running_mean is not None for m in norms):
             # The same map with other statistics, and a fixed function.
             for m in norms:
@@ -68,6 +71,18 @@ def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every
     return None
 
 
+def _own_disagreement(net: nn.Module, graph: Graph, example: Tensor, was: Snapshot, replica: nn.Module) -> str | None:
+    """How the module itself differs, which may depend on what object it is; asked where calls of it change nothing."""
+    if not was.holds(replica) or any("_orig_mod" in m._modules or m._compiled_call_impl for m in net.modules()):
+        return None
+    pairs = zip((*net.parameters(), *net.buffers()), (*replica.parameters(), *replica.buffers()), strict=True)
+    if not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+        return None
+    name, x = next(_probes(example, ()))
+    reason = Probe(graph, x).compare(net(x.clone()))
+    return reason and f"a copy of the module is another function than the module itself on {name}: {reason}"
+
+
 def _batch_disagreement(replica: nn.Module, graph: Graph, example: Tensor) -> str | None:
     """How the outputs differ where batch norms take the statistics of the batch."""
     generator = torch.Generator().manual_seed(_SEED)
@@ -88,7 +103,7 @@ def _batch_disagreement(replica: nn.Module, graph: Graph, example: Tensor) -> st
 def difference(net: nn.Module, graph: Graph, x: Tensor) -> str | None:
     """How the outputs of a module and of its graph differ on x, in the module's own type: None to rounding."""
     x = x.to(**kind_of(net))
-    with torch.no_grad():
+    with torch.no_grad(), uncached():
         wanted = net(x.clone())
     reason = Probe(graph, x).compare(wanted)
     return reason and f"the captured graph is another function than the module on the data: {reason}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,9 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
     """The module's structure and Python state anew; `share` its tensors, or hold clones of them."""
     memo: dict[int, Any] = {}
     modules = list(net.modules())
+    for value in _atoms(net):
+        memo[id(value)] = value if share or not isinstance(value, Tensor) else _clone(value)
     for module in modules:
-        for tensor in _tensors(vars(module)):
-            memo[id(tensor)] = tensor if share else _clone(tensor)
-        for value in vars(module).values():
-            if isinstance(value, types.ModuleType):
-                memo[id(value)] = value
         for given in module._parameters.values():  # put in by a functional call, a parameter is a plain tensor
             if share and given is not None and not isinstance(given, nn.Parameter):
                 memo[id(given)] = nn.Parameter(given.detach(), given.requires_grad)
@@ -41,17 +41,42 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
     return Replica(found, originals)
 
 
-def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    match value:
-        case Tensor():
+def _atoms(net: nn.Module) -> Iterator[Tensor | types.ModuleType]:
+    """Tensors, and modules of Python, that a deep copy would meet: in containers, objects, modules kept in a list too.
+
+    The garbage collector's way from object to object runs no code of theirs.
+    """
+    seen, stack = set(), [net]
+    while stack:
+        value: Any = stack.pop()
+        if id(value) in seen or isinstance(value, (type, types.FunctionType)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, (Tensor, types.ModuleType)):
             yield value
-        case list() | tuple() | set() if depth < 4:
-            for v in value:
-                yield from _tensors(v, depth + 1)
-        case dict() if depth < 4:
-            yield from _tensors(list(value.values()), depth)
+        elif isinstance(value, nn.Module) or not hasattr(type(value), "__deepcopy__"):
+            stack += gc.get_referents(value)
 
 
 def _clone(tensor: Tensor) -> Tensor:
     found = tensor.detach().clone()
     return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
+
+class _Forgetful(dict[Any, Any]):
+    """Keeps nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Parametrisations are computed at each use: `parametrize.cached` takes a copy for the module it is a copy of."""
+    kept, nothing = parametrize._cache, _Forgetful()
+    parametrize._cache = nothing
+    try:
+        yield
+    finally:
+        if parametrize._cache is nothing:  # else another thread has left its block of cached ones
+            parametrize._cache = kept

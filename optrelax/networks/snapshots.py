@@ -10,6 +10,7 @@ numbers of.
 from __future__ import annotations
 
 import functools
+import gc
 import pathlib
 import sys
 import types
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optrelax.networks.freezing import DEEPEST, MISSING, PLAIN, Unknown, contents, freeze
+from optrelax.networks.freezing import MISSING, PLAIN, Unknown, contents, freeze
 from optrelax.networks.graph import kinds_of
 
 _STANDARD = frozenset(vars(nn.Module()))
@@ -57,21 +58,21 @@ class Snapshot:
     def __init__(self, net: nn.Module) -> None:
         self.known = True
         self._states: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._children: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
-        self._hooks: list[tuple[dict[str, Any], int]] = []
-        self._counts: list[tuple[dict[str, Any], int]] = []
+        self._children: list[tuple[dict[str, Any], tuple[Callable[[], Any], ...]]] = []
+        self._kinds: list[tuple[Callable[[], Any], type]] = []
+        self._keys: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
+        self._absent: list[tuple[dict[str, Any], str]] = []
         self._tensors: list[tuple[dict[str, Any], str, torch.Size, torch.dtype, torch.device]] = []
         self._deep: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[Any, Any]] = []
         self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
+        self._registered = set(map(id, net.modules()))
         self._global_hooks = global_hooks()
         self._asks_training = False
-        self._waiting: list[types.FunctionType] = []
-        for module in net.modules():
-            self._module(module)
+        self._waiting: list[Any] = [net]
         while self._waiting:  # functions call functions, deeper than Python's stack may go
-            self._function(self._waiting.pop())
+            self._look_into(self._waiting.pop())
         self.kinds = kinds_of(net)
         """Types and devices of the tensors, and the name of one of each."""
         self._ties = _ties(net)
@@ -89,14 +90,18 @@ class Snapshot:
                 return False
         except (RuntimeError, ValueError, TypeError):  # a tensor or array was put in place of another: no bool
             return False
-        for children, refs in self._children:
-            if len(children) != len(refs) or any(r() is not c for r, c in zip(refs, children.values(), strict=True)):
+        for table, keys in self._keys:
+            if tuple(table) != keys:
                 return False
+        for children, refs in self._children:
+            if any(r() is not c for r, c in zip(refs, children.values(), strict=True)):
+                return False
+        if any(type(ref()) is not kind for ref, kind in self._kinds):
+            return False
         if global_hooks() != self._global_hooks:
             return False
-        for counted, count in self._counts:
-            if len(counted) != count:
-                return False
+        if any(tensors[name] is not None for tensors, name in self._absent):
+            return False
         for tensors, name, shape, dtype, device in self._tensors:
             tensor = tensors.get(name)
             if tensor is None or tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
@@ -119,23 +124,26 @@ class Snapshot:
         self._fixed += constants
 
     def _module(self, module: nn.Module) -> None:
-        if id(module) in self._seen:
-            return
-        self._seen.add(id(module))
         state = vars(module)
         self._states.append((state, dict(state)))
+        self._kinds.append((weakref.ref(module), type(module)))
         if state["_modules"]:
             # An id would do for the next module made in the place of one that is gone.
             self._children.append((state["_modules"], tuple(map(_reference, state["_modules"].values()))))
-        self._counts += [(state[key], len(state[key])) for key in (*_HOOKS, *_TENSORS, "_modules")]
+            self._waiting += state["_modules"].values()
+        self._keys += [(state[key], tuple(state[key])) for key in (*_HOOKS, *_TENSORS, "_modules")]
         for key in _TENSORS:
             for name, tensor in state[key].items():
-                if tensor is not None:
+                if id(module) not in self._registered:
+                    self._note(state[key], name, tensor)  # the graph holds this tensor, and reads no name
+                elif tensor is None:
+                    self._absent.append((state[key], name))
+                else:
                     self._tensors.append((state[key], name, tensor.shape, tensor.dtype, tensor.device))
         for name, value in state.items():
             if name not in _STANDARD and not isinstance(value, PLAIN):
                 self._note(state, name, value)
-        self._classes(type(module))
+        self._waiting.append(type(module))
 
     def _classes(self, kind: type) -> None:
         """What the classes of the user's among a type and its bases hold."""
@@ -143,6 +151,7 @@ class Snapshot:
             if id(cls) in self._seen or _is_library(cls.__module__):
                 continue
             self._seen.add(id(cls))
+            self._waiting.append(type(cls))  # where a class finds what it has not itself
             for name, value in vars(cls).items():
                 called = isinstance(value, types.FunctionType) and name not in _NOT_CALLED
                 if called or not name.startswith("__"):
@@ -150,52 +159,39 @@ class Snapshot:
 
     def _note(self, where: Mapping[str, Any], name: str, value: Any) -> None:
         """Keep a value that must stay as it is, and what the functions in it read."""
-        self._note_frozen(where, name, value)
-        self._look_into(value)
+        if self._note_frozen(where, name, value):
+            self._waiting.append(value)
 
-    def _note_frozen(self, where: Mapping[str, Any], name: str, value: Any) -> None:
+    def _note_frozen(self, where: Mapping[str, Any], name: str, value: Any) -> bool:
+        """Whether its changes can be seen; where they cannot, nothing else matters."""
         try:
             self._deep.append((where, name, freeze(value, 0)))
         except Unknown:
             self.known = False
+        return self.known
 
-    def _look_into(self, value: Any, depth: int = 0) -> None:
-        if depth > DEEPEST or id(value) in self._seen:
+    def _look_into(self, value: Any) -> None:
+        if isinstance(value, type):
+            return self._classes(value)
+        if id(value) in self._seen or isinstance(value, (PLAIN, Tensor)):
             return
+        self._seen.add(id(value))
         match value:
             case nn.Module():
-                for module in value.modules():
-                    self._module(module)
-            case list() | tuple() | set():
-                for v in value:
-                    self._look_into(v, depth + 1)
-            case dict():
-                for v in value.values():
-                    self._look_into(v, depth + 1)
-            case staticmethod() | classmethod() | types.MethodType():
-                self._look_into(value.__func__, depth)
-            case property():
-                self._look_into(value.fget, depth)
-            case functools.partial():
-                self._look_into((value.func, value.args, value.keywords), depth)
+                self._module(value)
             case types.FunctionType():
-                self._seen.add(id(value))
-                self._waiting.append(value)
-            case type():
-                self._classes(value)
+                self._function(value)
             case types.ModuleType():
                 if not _is_library(value.__name__):
-                    self._seen.add(id(value))
                     self._read_module(value, vars(value).keys())
-            case _ if not isinstance(value, (PLAIN, Tensor)) and not _is_library(type(value).__module__):
-                self._seen.add(id(value))
-                self._classes(type(value))
-                self._look_into(getattr(value, "__dict__", {}), depth + 1)
+            case _:  # containers, methods, objects of any kind
+                self._waiting += [type(value), *gc.get_referents(value)]
 
     def _function(self, function: types.FunctionType) -> None:
         if function.__module__ is not None and function.__module__.startswith(("torch.", "optrelax.")):
             return
         names = _names(function.__code__)
+        self._waiting += [function.__defaults__, function.__kwdefaults__]
         for cell in function.__closure__ or ():
             content = contents(cell)
             try:
@@ -205,7 +201,7 @@ class Snapshot:
             if isinstance(content, types.ModuleType):
                 self._read_module(content, names)
             else:
-                self._look_into(content)
+                self._waiting.append(content)
         own = not _is_installed(function.__code__.co_filename)
         self._asks_training |= "requires_grad" in names
         self.known &= not (own and names & _BLIND - function.__globals__.keys())

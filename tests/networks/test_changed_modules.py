@@ -254,3 +254,134 @@ def test_a_masked_number_that_forward_reads_is_no_reason_to_fail(monkeypatch):
     assert torch.allclose(ox.bounds(net, region, "box").lower, net(x), atol=1e-6)
     monkeypatch.setitem(globals(), "HOLE", None)
     assert torch.allclose(ox.bounds(net, region, "box").lower, x, atol=1e-6)
+
+
+class Kept(nn.Module):
+    """Keeps a layer where PyTorch does not look for it."""
+
+    def __init__(self, keep: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        self.first, layer = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.kept, self.layer = keep(layer), lambda: layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept
+        while isinstance(kept, (list, dict)):
+            kept = kept[0]
+        return kept(torch.relu(self.first(x)))
+
+
+KEEPS = {
+    "list": lambda layer: [layer],
+    "deep": lambda layer: [{0: [[{0: [{0: layer}]}]]}],
+    "method": lambda layer: layer.forward,
+    "function": lambda layer: lambda x: layer(x),
+}
+
+
+def test_what_forward_may_read_of_a_layer_is_followed():
+    def other(layer: nn.Module) -> None:
+        layer.__class__ = Doubled
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    changes: list[Callable[[nn.Module], object]] = [
+        lambda layer: layer.weight.data.mul_(3),
+        lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(3, 3))),
+        lambda layer: setattr(layer, "bias", None),
+        lambda layer: setattr(layer, "bias", nn.Parameter(torch.ones(3))),
+        other,
+    ]
+    x = torch.rand(2, 4)
+    for name, keep in KEEPS.items():
+        net = Kept(keep)
+        for change in changes if name != "method" else changes[:-1]:
+            before = bounded(net, x)
+            change(net.layer())
+            assert not torch.allclose(before, net(x)), name
+            torch.testing.assert_close(bounded(net, x), net(x))
+
+
+def test_another_class_and_another_order_of_names_are_seen():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    net, x = Pair(), torch.rand(2, 4)
+    bounded(net, x)
+    net.b.__class__ = nn.Tanh
+    torch.testing.assert_close(bounded(net, x), torch.tanh(net.a(x)))
+    net.b = nn.Linear(4, 4)
+    bounded(net, x)
+    net._modules["a"], net._modules["b"] = net.b, net.a  # the same two, each under the other's name
+    order = dict(reversed(net._modules.items()))
+    net._modules.clear()
+    net._modules.update(order)
+    torch.testing.assert_close(bounded(net, x), net(x))
+
+
+def test_what_a_class_finds_in_the_class_of_classes_is_followed():
+    class Meta(type):
+        factor = 2.0
+
+    class Setting(metaclass=Meta):
+        pass
+
+    net, x = Scaled(lambda: Setting.factor), torch.rand(2, 4)
+    bounded(net, x)
+    Meta.factor = 3.0
+    torch.testing.assert_close(bounded(net, x), net(x))
+
+
+def test_numbers_of_buffers_are_followed():
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("on", torch.tensor(False))
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * 2 if self.on else torch.relu(self.layer(x))
+
+    net, x = Switched(), torch.randn(2, 4)
+    torch.testing.assert_close(bounded(net, x), net(x))
+    net.on.fill_(True)
+    torch.testing.assert_close(bounded(net, x), net(x))
+
+
+def test_cached_parametrisations_are_those_of_the_module():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.ReLU())
+    x = torch.rand(2, 4)
+    with nn.utils.parametrize.cached():
+        wanted = net(x)
+        torch.testing.assert_close(bounded(net, x), wanted)
+        assert net[0].weight is net[0].weight
+        net(x).sum().backward()
+    with torch.no_grad():
+        net[0].parametrizations.weight.original0.mul_(3)
+    torch.testing.assert_close(bounded(net, x), net(x))
+
+
+FACTORS: dict[nn.Module, float] = {}
+
+
+def test_what_hangs_on_the_identity_of_a_module_is_refused():
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * FACTORS.get(self, 1.0)
+
+    net, x = Keyed(), torch.rand(2, 4)
+    torch.testing.assert_close(bounded(net, x), net(x))
+    FACTORS[net] = 3.0
+    with pytest.raises(ox.UnsupportedOpError, match="a copy of the module is another function than the module itself"):
+        bounded(net, x)
