@@ -1,5 +1,6 @@
 """What every test runs under: shapes and types of the library checked, no data but what a test asks for."""
 
+import gc
 import os
 import shutil
 from importlib.util import find_spec
@@ -33,6 +34,30 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 DATA = os.environ.get("OPTRELAX_DATA")
+
+
+TESTS_BETWEEN_FREEZES = 200
+"""What is alive then (modules, caches of PyTorch's compiler) is never searched for garbage again, which took up to an
+eighth of the suite's time: its processes hold millions of objects."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tests_run() -> list[int]:
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def _old_objects_are_no_garbage(_tests_run: list[int]) -> None:
+    _tests_run[0] += 1
+    if _tests_run[0] % TESTS_BETWEEN_FREEZES == 0:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
