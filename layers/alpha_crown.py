@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
+from optrelax.checks import require_range
 from optrelax.layers.network_lp import shared
 from optrelax.layers.slope_climb import ascend
 from optrelax.layers.slope_rows import swept_numbers, windowed
@@ -70,16 +71,11 @@ class AlphaCrown(Relaxation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 0:
-            raise ValueError(f"AlphaCrown: iterations must be >= 0, got {self.iterations}")
-        if not self.step > 0:
-            raise ValueError(f"AlphaCrown: step must be > 0, got {self.step}")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"AlphaCrown: decay must lie in (0, 1], got {self.decay}")
-        if not self.tol >= 0:
-            raise ValueError(f"AlphaCrown: tol must be >= 0, got {self.tol}")
-        if self.patience < 1:
-            raise ValueError(f"AlphaCrown: patience must be >= 1, got {self.patience}")
+        require_range("AlphaCrown", ">= 0", iterations=self.iterations)
+        require_range("AlphaCrown", "> 0", step=self.step)
+        require_range("AlphaCrown", "in (0, 1]", decay=self.decay)
+        require_range("AlphaCrown", ">= 0", tol=self.tol)
+        require_range("AlphaCrown", ">= 1", patience=self.patience)
         if self.threshold is not None and math.isnan(self.threshold):
             raise ValueError("AlphaCrown: threshold must be a number, got nan")
         source = resolve(self.preactivation)

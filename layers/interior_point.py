@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import best_points, evaluate
@@ -69,12 +70,9 @@ class InteriorPoint(NetworkSolver):
     warm: DualAscent = field(default_factory=lambda: DualAscent(max_iterations=16))
 
     def __post_init__(self) -> None:
-        if not self.tol > 0:
-            raise ValueError(f"InteriorPoint: tol must be > 0, got {self.tol}")
-        if self.max_iterations < 1:
-            raise ValueError(f"InteriorPoint: max_iterations must be >= 1, got {self.max_iterations}")
-        if self.max_bytes is not None and self.max_bytes <= 0:
-            raise ValueError(f"InteriorPoint: max_bytes must be positive, got {self.max_bytes}")
+        require_range("InteriorPoint", "> 0", tol=self.tol)
+        require_range("InteriorPoint", ">= 1", max_iterations=self.max_iterations)
+        require_range("InteriorPoint", "positive", optional=True, max_bytes=self.max_bytes)
 
     def for_programs(self) -> InteriorPrograms:
         """The method for `LinearProgram` and `QuadraticProgram`, with the same options."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.layers.affine_maps import AffineMaps
 from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.layers.programs.highs_model import new_highs
@@ -70,10 +71,8 @@ class Milp:
     preactivation: Any = "crown"
 
     def __post_init__(self) -> None:
-        if not self.time_limit > 0:
-            raise ValueError(f"Milp: time_limit must be > 0 seconds, got {self.time_limit}")
-        if self.threads < 1:
-            raise ValueError(f"Milp: threads must be >= 1, got {self.threads}")
+        require_range("Milp", "> 0 seconds", time_limit=self.time_limit)
+        require_range("Milp", ">= 1", threads=self.threads)
         found = resolve(self.preactivation)
         if not found.sound:
             raise ValueError("Milp: preactivation is an estimate, not a bound; choose another relaxation")

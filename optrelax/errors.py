@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,9 +75,3 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return f"known: {', '.join(names)}"
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
     return f"nearest of {len(names)}: {', '.join(nearest)}"
-
-
-def require_number(owner: str, what: str, value: object) -> None:
-    """TypeError unless a real number (a bool is none)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{owner}: {what} must be a number, got {value!r}")

@@ -27,6 +27,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_choice
+
 Rounding = Literal["nearest", "outward"]
 
 SLACK = 1.02  # covers the rounding of the allowances themselves, see the module's docstring
@@ -95,5 +97,4 @@ def up(x: Tensor) -> Tensor:
 
 def check_rounding(owner: str, rounding: str) -> None:
     """ValueError unless `rounding` is one of the two modes."""
-    if rounding not in ("nearest", "outward"):
-        raise ValueError(f"{owner}: rounding must be 'nearest' or 'outward', got {rounding!r}")
+    require_choice(owner, "rounding", rounding, "nearest", "outward")

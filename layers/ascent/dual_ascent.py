@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_choice, require_range
 from optrelax.layers.ascent import composed_ascent
 from optrelax.layers.ascent.dense_ascent import Chain, DenseAscent, chain, part
 from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, finished, rates, tiny
@@ -84,22 +85,13 @@ class DualAscent(NetworkSolver):
             except (TypeError, ValueError):
                 wanted = "an integer" if whole else "a number"
                 raise TypeError(f"DualAscent: {name} must be {wanted}, got {given!r}") from None
-        for name, low in (("tol", 0.0), ("step", 0.0)):
-            value = getattr(self, name)
-            if not value > low:
-                raise ValueError(f"DualAscent: {name} must be > {low:g}, got {value}")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"DualAscent: decay must lie in (0, 1], got {self.decay}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"DualAscent: floor must lie in [0, 1], got {self.floor}")
-        if self.max_iterations < 0:
-            raise ValueError(f"DualAscent: max_iterations must be >= 0, got {self.max_iterations}")
-        if self.precision not in ("same", "float32"):
-            raise ValueError(f"DualAscent: precision must be 'same' or 'float32', got {self.precision!r}")
-        if self.check_every < 1:
-            raise ValueError(f"DualAscent: check_every must be >= 1, got {self.check_every}")
-        if self.max_bytes is not None and self.max_bytes <= 0:
-            raise ValueError(f"DualAscent: max_bytes must be positive, got {self.max_bytes}")
+        require_range("DualAscent", "> 0", tol=self.tol, step=self.step)
+        require_range("DualAscent", "in (0, 1]", decay=self.decay)
+        require_range("DualAscent", "in [0, 1]", floor=self.floor)
+        require_range("DualAscent", ">= 0", max_iterations=self.max_iterations)
+        require_choice("DualAscent", "precision", self.precision, "same", "float32")
+        require_range("DualAscent", ">= 1", check_every=self.check_every)
+        require_range("DualAscent", "positive", optional=True, max_bytes=self.max_bytes)
 
     @property
     def products(self) -> bool:  # type: ignore[override]

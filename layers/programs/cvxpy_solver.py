@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_choice, require_range
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, binding, without_open_rows
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
 from optrelax.layers.solutions import Status
@@ -52,14 +53,10 @@ class Cvxpy(ProgramSolver):
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.solver not in ("SCS", "CLARABEL"):
-            raise ValueError(f"Cvxpy: solver must be 'SCS' or 'CLARABEL', got {self.solver!r}")
-        if not self.eps > 0:
-            raise ValueError(f"Cvxpy: eps must be > 0, got {self.eps}")
-        if not self.tol >= 0:
-            raise ValueError(f"Cvxpy: tol must be >= 0, got {self.tol}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"Cvxpy: workers must be >= 1, got {self.workers}")
+        require_choice("Cvxpy", "solver", self.solver, "SCS", "CLARABEL")
+        require_range("Cvxpy", "> 0", eps=self.eps)
+        require_range("Cvxpy", ">= 0", tol=self.tol)
+        require_range("Cvxpy", ">= 1", optional=True, workers=self.workers)
         if self.tol == 0:
             object.__setattr__(self, "tol", 100 * self.eps)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.layers.programs.claims import believed
 from optrelax.layers.programs.highs_model import Array, Model, Run
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, stack_rows
@@ -80,14 +81,10 @@ class Highs(ProgramSolver):
     sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ValueError(f"Highs: threads must be >= 1, got {self.threads}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"Highs: workers must be >= 1, got {self.workers}")
-        if self.time_limit is not None and not self.time_limit >= 0:
-            raise ValueError(f"Highs: time_limit must be >= 0 seconds, got {self.time_limit}")
-        if not self.tol > 0:
-            raise ValueError(f"Highs: tol must be > 0, got {self.tol}")
+        require_range("Highs", ">= 1", threads=self.threads)
+        require_range("Highs", ">= 1", optional=True, workers=self.workers)
+        require_range("Highs", ">= 0 seconds", optional=True, time_limit=self.time_limit)
+        require_range("Highs", "> 0", tol=self.tol)
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems; a start is of no use to the simplex method and is ignored."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from optrelax.checks import require_range
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import KKT, PrimalGradient, Regularity
 from optrelax.layers.programs.certificates import carry, certify, has_no_value, in_dtype, judge
@@ -98,8 +99,7 @@ class LinearProgram(nn.Module):
         check_rounding(self._owner, rounding)
         self.solver = self._default() if solver == "auto" else solver
         self._solver = solver_of_programs(self._owner, self.solver, self._quadratic)
-        if feasibility is not None and not feasibility > 0:
-            raise ValueError(f"{self._owner}: feasibility must be > 0, got {feasibility}")
+        require_range(self._owner, "> 0", optional=True, feasibility=feasibility)
         self.rounding = rounding
         self.value_gradient: ValueGradient = value_gradient or EnvelopeGradient()
         self.primal_gradient = primal_gradient

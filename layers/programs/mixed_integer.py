@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import PrimalGradient
 from optrelax.layers.programs.gomory import root_cuts
@@ -110,12 +111,8 @@ class MixedIntegerProgram(LinearProgram):
             raise TypeError(
                 f"{self._owner}: integer must be a mask [n] of booleans, got {mask.dtype} {list(mask.shape)}"
             )
-        if time_limit is not None and not time_limit > 0:
-            raise ValueError(f"{self._owner}: time_limit must be > 0 seconds, got {time_limit}")
-        if cuts < 0:
-            raise ValueError(f"{self._owner}: cuts must be >= 0, got {cuts}")
-        if not mip_gap >= 0:
-            raise ValueError(f"{self._owner}: mip_gap must be >= 0, got {mip_gap}")
+        require_range(self._owner, "> 0 seconds", optional=True, time_limit=time_limit)
+        require_range(self._owner, ">= 0", cuts=cuts, mip_gap=mip_gap)
         self.register_buffer("integer", mask, persistent=False)
         self.cuts, self.time_limit, self.mip_gap, self.workers = cuts, time_limit, mip_gap, workers
 

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_choice, require_range
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 from optrelax.layers.programs.pdhg_steps import Best, Iterate, Scaled, take
 from optrelax.layers.programs.rays import proves_infeasible, proves_unbounded
@@ -62,14 +63,10 @@ class PDHG(ProgramSolver):
     sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.tol > 0:
-            raise ValueError(f"PDHG: tol must be > 0, got {self.tol}")
-        if self.max_iterations < 0:
-            raise ValueError(f"PDHG: max_iterations must be >= 0, got {self.max_iterations}")
-        if self.check_every < 1:
-            raise ValueError(f"PDHG: check_every must be >= 1, got {self.check_every}")
-        if self.restart not in ("adaptive", "never"):
-            raise ValueError(f"PDHG: restart must be 'adaptive' or 'never', got {self.restart!r}")
+        require_range("PDHG", "> 0", tol=self.tol)
+        require_range("PDHG", ">= 0", max_iterations=self.max_iterations)
+        require_range("PDHG", ">= 1", check_every=self.check_every)
+        require_choice("PDHG", "restart", self.restart, "adaptive", "never")
 
     @torch.no_grad()
     def solve(self, data: LPData, start: Answer | None) -> Answer:

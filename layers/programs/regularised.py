@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.layers.programs.argmin import Active, differentiable
 from optrelax.layers.programs.lp_data import LPData, stack_rows, transposed_times
 from optrelax.layers.programs.quadratic import project
@@ -53,8 +54,7 @@ class Regularised:
     strength: float
 
     def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise ValueError(f"Regularised: strength must be > 0, got {self.strength}")
+        require_range("Regularised", "> 0", strength=self.strength)
 
     def primal(self, data: LPData, point: Tensor, duals: Tensor, status: Tensor) -> Tensor:
         """The argmin with its gradient; `point` where there is none."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net, prepare, prepare_specification
+from optrelax.checks import require_range
 from optrelax.joined_specifications import Spec
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -26,8 +27,7 @@ __all__ = ["PGD", "Attack", "AttackResult", "Hunt", "find_counterexamples", "req
 def require_whole(attack: Attack, **least: int) -> None:
     """ValueError where an option of an attack is less than it may be."""
     for name, number in least.items():
-        if (got := getattr(attack, name)) < number:
-            raise ValueError(f"{type(attack).__name__}: {name} must be at least {number}, got {got}")
+        require_range(type(attack).__name__, f"at least {number}", **{name: getattr(attack, name)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,8 +115,7 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         require_whole(self, restarts=1, steps=0, targets=0, samples=1, seed=0)
-        if not 0 < self.step < float("inf"):
-            raise ValueError(f"PGD: step must be positive, in radii of the region, got {self.step}")
+        require_range("PGD", "positive and finite, in radii of the region", step=self.step)
 
     def run(self, hunt: Hunt) -> None:
         """Descend from each start, once a target."""

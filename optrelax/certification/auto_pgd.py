@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optrelax.certification.attacks import Attack, Hunt, require_whole
+from optrelax.checks import require_choice
 from optrelax.layers.batched import Batched
 from optrelax.regions import Region
 
@@ -52,8 +53,7 @@ class APGD(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss not in ("ce", "dlr"):
-            raise ValueError(f"APGD: loss must be 'ce' or 'dlr', got {self.loss!r}")
+        require_choice("APGD", "loss", self.loss, "ce", "dlr")
         require_whole(self, targets=0, restarts=1, steps=1, seed=0)
 
     def run(self, hunt: Hunt) -> None:

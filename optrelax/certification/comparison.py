@@ -15,6 +15,7 @@ from optrelax.analysis import Net
 from optrelax.certification.certifiers import Certifier
 from optrelax.certification.contests import MILP, ComparisonProgress, Contest, ContestResult, ExactMargins
 from optrelax.certification.preparation import asked_samples, batch_size_of, milp_of
+from optrelax.checks import require_range
 from optrelax.joined_specifications import Spec
 from optrelax.output.tables import text_table
 from optrelax.regions import Region
@@ -164,10 +165,8 @@ def compare(
         >>> box <= crown
         True
     """
-    if repeats < 1:
-        raise ValueError(f"compare: repeats must be at least 1, got {repeats}")
-    if not patience >= 0:
-        raise ValueError(f"compare: patience must be >= 0 seconds, got {patience}")
+    require_range("compare", "at least 1", repeats=repeats)
+    require_range("compare", ">= 0 seconds", patience=patience)
     samples, region, asked = asked_samples(data, subset, region, spec)
     solver = milp_of(milp)
     if solver is not None and asked is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.data.samples import Samples, gather
 from optrelax.joined_specifications import Spec, as_specification
 from optrelax.networks.graph import Network
@@ -60,8 +61,7 @@ def radius_of(owner: str, eps: Number | None, region: Region | None) -> float | 
     if eps is None:
         return None
     eps = as_number(owner, "eps", eps)
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
+    require_range(owner, "a finite number >= 0", eps=eps)
     return float(eps)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optrelax.certification.attacks import PGD, Attack, Hunt, generator, require_whole
 from optrelax.certification.auto_pgd import APGD
+from optrelax.checks import require_range
 from optrelax.regions import Region
 
 __all__ = ["Square", "StrongAttack", "attack_of"]
@@ -48,8 +49,7 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         require_whole(self, queries=1, seed=0)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"Square: share must lie in (0, 1], got {self.share}")
+        require_range("Square", "in (0, 1]", share=self.share)
 
     def run(self, hunt: Hunt) -> None:
         """All queries; examples that are found leave."""

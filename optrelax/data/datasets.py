@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from optrelax.checks import require_choice
 from optrelax.data.data_files import Arrays, DataFolder, DatasetError, read_cifar, read_svhn
 from optrelax.data.fetching import FetchError, FetchProgress, Source, fetch_source, is_whole, sources_text
 from optrelax.data.splits import Dataset, Split
@@ -121,8 +122,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, spli
         (torch.Size([8, 1, 8, 8]), torch.Size([8]))
     """
     entry = _entry(name)
-    if split not in ("train", "test"):
-        raise ValueError(f"load_dataset: split must be 'train' or 'test', got {split!r}")
+    require_choice("load_dataset", "split", split, "train", "test")
     images, labels = entry.read(DataFolder(name, data_dir, entry.aliases), split)
     pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32)).div_(entry.white)
     return Dataset(name, split, pixels, torch.from_numpy(labels.astype(np.int64)), entry.classes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
+from optrelax.checks import require_range
 from optrelax.measurements.questions import ask, require_positive
 from optrelax.measurements.stages import ReportProgress, reporter
 from optrelax.measurements.weight_lines import filter_normalised, moving
@@ -137,8 +138,7 @@ def measure_landscape(
     require_positive(_OWNER, radius=radius)
     if points < 3 or points % 2 == 0:
         raise ValueError(f"{_OWNER}: points must be odd and at least 3, got {points}")
-    if examples < 1:
-        raise ValueError(f"{_OWNER}: examples must be at least 1, got {examples}")
+    require_range(_OWNER, "at least 1", examples=examples)
     question = ask(_OWNER, net, data, relaxations, eps, clip, examples, norm)
     half = points // 2
     steps = [radius * i / half for i in range(-half, half + 1)]

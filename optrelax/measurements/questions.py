@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optrelax.analysis import Net
 from optrelax.certification.preparation import device_of
+from optrelax.checks import is_number, require_range
 from optrelax.data.samples import Samples, gather
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
@@ -69,7 +70,7 @@ def ask(
 
     count: evenly spaced examples to take.  Estimates such as `cauchy` are allowed: this is about training.
     """
-    if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+    if not (is_number(eps) and 0 <= eps < math.inf):
         raise ValueError(f"{owner}: eps must be a finite number >= 0, got {eps!r}")
     everything = gather(data)
     if count > len(everything):
@@ -94,6 +95,4 @@ def ask(
 
 def require_positive(owner: str, **numbers: float | None) -> None:
     """ValueError for a number that is not positive and finite; None is one's default."""
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{owner}: {name} must be positive and finite, got {value}")
+    require_range(owner, "positive and finite", optional=True, **numbers)

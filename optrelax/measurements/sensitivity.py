@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrelax.analysis import Net
+from optrelax.checks import require_range
 from optrelax.measurements.questions import MarginProblem, ask
 from optrelax.measurements.stages import ReportProgress, reporter
 from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, length_of, moving
@@ -113,9 +114,7 @@ def measure_sensitivity(
     """
     if not steps or any(not 0 < s < math.inf for s in steps):
         raise ValueError(f"{_OWNER}: steps must be positive and finite, got {list(steps)}")
-    for name, value in (("draws", draws), ("ascent", ascent), ("examples", examples)):
-        if value < 1:
-            raise ValueError(f"{_OWNER}: {name} must be at least 1, got {value}")
+    require_range(_OWNER, "at least 1", draws=draws, ascent=ascent, examples=examples)
     question = ask(_OWNER, net, data, relaxations, eps, clip, examples, norm)
     rows: list[dict[str, Any]] = []
     with moving(question.network) as weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from optrelax.analysis import Net
 from optrelax.certification.attacks import PGD, Attack
 from optrelax.certification.certifiers import Certifier
 from optrelax.certification.preparation import batch_size_of
+from optrelax.checks import require_range
 from optrelax.data.samples import gather
 from optrelax.measurements.radii import RadiusSearch
 from optrelax.measurements.radius_rows import (
@@ -181,22 +181,17 @@ def _limit(owner: str, limit: float | None, clip: tuple[float, float] | None) ->
         if clip is None:
             raise ValueError(f"{owner}: without clip say the largest eps of interest, limit=...")
         limit = float(clip[1]) - float(clip[0])
-    if not 0 < limit < math.inf:
-        raise ValueError(f"{owner}: limit must be positive and finite, got {limit}")
+    require_range(owner, "positive and finite", limit=limit)
     return float(limit)
 
 
 def _require(owner: str, resolution: float, points: int, confidence: float, resamples: int, at: float | None) -> None:
-    if not 0 < resolution < math.inf:
-        raise ValueError(f"{owner}: resolution must be positive, got {resolution}")
-    if points < 1:
-        raise ValueError(f"{owner}: points must be at least 1, got {points}")
+    require_range(owner, "positive and finite", resolution=resolution)
+    require_range(owner, "at least 1", points=points)
     if not 0 < confidence < 1:
         raise ValueError(f"{owner}: confidence must lie between 0 and 1, got {confidence}")
-    if resamples < 1:
-        raise ValueError(f"{owner}: resamples must be at least 1, got {resamples}")
-    if at is not None and not 0 <= at < math.inf:
-        raise ValueError(f"{owner}: at must be a finite eps >= 0, got {at}")
+    require_range(owner, "at least 1", resamples=resamples)
+    require_range(owner, "a finite eps >= 0", optional=True, at=at)
 
 
 def _table(rows: Sequence[RadiusRow]) -> pl.DataFrame:

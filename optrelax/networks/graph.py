@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_choice
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.batch_norms import BatchNorm
 from optrelax.networks.nodes import Graph as Graph
@@ -140,8 +141,7 @@ class Network(nn.Module):
 
     def on_batch(self, x: Tensor, statistics: Statistics = "batch") -> tuple[Network, Tensor]:
         """See `optrelax.on_batch`."""
-        if statistics not in ("batch", "population"):
-            raise ValueError(f"on_batch: statistics must be 'batch' or 'population', got {statistics!r}")
+        require_choice("on_batch", "statistics", statistics, "batch", "population")
         self.require_current()
         graph = self.graph
         if not graph.in_training:

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_choice
 from optrelax.errors import suggest
 
 __all__ = [
@@ -388,8 +389,7 @@ def resnet(
     batch_norm: behind every convolution but the shortcuts' and the first (the competition's files have it folded in).
     [batch, *input_shape] -> [batch, classes], in training mode.
     """
-    if size not in ("2b", "4b"):
-        raise ValueError(f"resnet: size must be '2b' or '4b', got {size!r}")
+    require_choice("resnet", "size", size, "2b", "4b")
     inputs, *spatial = _image_shape("resnet", input_shape)
     width = 8 if size == "2b" else 16
     strides = (2, 1) if size == "2b" else (2, 1, 2, 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from optrelax.errors import require_number
+from optrelax.checks import require_number
 from optrelax.networks.activations import Activation, Hull, Line, relu
 from optrelax.relaxations import Relaxation, name_of, names, resolve
 

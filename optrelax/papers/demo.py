@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifying import certify
 from optrelax.certification.comparison import Comparison, compare
+from optrelax.checks import require_range
 from optrelax.data.datasets import load_dataset
 from optrelax.data.splits import Dataset
 from optrelax.networks.graph import Network
@@ -65,8 +66,7 @@ class Demo:
         for name in ("methods", "relaxations"):
             if not getattr(self, name):
                 raise ValueError(f"Demo: {name} must name at least one")
-        if self.eps is not None and not self.eps > 0:
-            raise ValueError(f"Demo: eps must be > 0, got {self.eps}")
+        require_range("Demo", "> 0", optional=True, eps=self.eps)
         self.recipes()
         for name in (*self.relaxations, *self.slow):
             if not resolve(name).sound:

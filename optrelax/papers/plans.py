@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from optrelax.checks import require_range
 from optrelax.errors import suggest
 from optrelax.papers.budgets import BUDGETS
 from optrelax.papers.network_rows import (
@@ -288,6 +289,5 @@ def plan(table: str, budget: str, seed: int = 0) -> TablePlan:
         raise ValueError(f"paper: no table {table!r}; {suggest(table, TABLES)}")
     if budget not in BUDGETS:
         raise ValueError(f"paper: no budget {budget!r}; {suggest(budget, BUDGETS)}")
-    if seed < 0:
-        raise ValueError(f"paper: seed must be >= 0, got {seed}")
+    require_range("paper", ">= 0", seed=seed)
     return _MAKERS[table](BUDGETS[budget], seed)

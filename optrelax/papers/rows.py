@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from optrelax.checks import require_range
 from optrelax.data.datasets import load_dataset
 from optrelax.data.splits import Dataset
 from optrelax.papers.row_files import Outcome, Row
@@ -58,8 +59,7 @@ def do_rows(
     A row that fails is an `Outcome` with an error, and the others go on.
     Raises ValueError where `folder` holds a row of other settings or a damaged one, FileNotFoundError for missing data.
     """
-    if workers < 1:
-        raise ValueError(f"do_rows: workers must be at least 1, got {workers}")
+    require_range("do_rows", "at least 1", workers=workers)
     wanted = _unique(rows)
     outcomes: dict[str, Outcome] = {}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from optrelax.checks import is_number
 from optrelax.enclosures import check_order
 from optrelax.errors import UnsupportedRegionError
 from optrelax.kernels.band_step import range_over_box
@@ -216,7 +216,7 @@ class LinfBall(InputBox):
         if x.dim() == 0:
             raise ValueError("LinfBall: needs a batch dimension, got a scalar; pass x[None]")
         least, greatest = extremes("LinfBall", x)
-        size: float | Tensor = float(eps) if isinstance(eps, numbers.Real) else as_tensor("LinfBall", "eps", eps)
+        size: float | Tensor = float(eps) if is_number(eps) else as_tensor("LinfBall", "eps", eps)
         radius = as_radius("LinfBall", x, size)
         lower, upper = x - radius, x + radius
         low: float | Tensor = -math.inf

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from optrelax.checks import is_number
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
 from optrelax.regions.ball_splits import CutBall, Splitting, extent, falls, least, minimisers, nearest, safely
@@ -43,7 +43,7 @@ class NormBall(Splitting, Region):
         if x.dim() == 0:
             raise ValueError(f"{name}: needs a batch dimension, got a scalar; pass x[None]")
         check_finite(name, "x", x)
-        size = float(eps) if isinstance(eps, numbers.Real) else None
+        size = float(eps) if is_number(eps) else None
         found = torch.as_tensor(as_tensor(name, "eps", eps) if size is None else size, dtype=x.dtype, device=x.device)
         if found.dim() > 1 or (found.dim() == 1 and len(found) != len(x)):
             raise ValueError(f"{name}: eps must be a number or [batch] of {len(x)}, got {tuple(found.shape)}")

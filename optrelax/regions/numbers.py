@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from optrelax.checks import is_number
 
 Number = float | Tensor | Any  # a Python or NumPy number, or a tensor or array of one
 Numbers = float | Tensor | Any  # these, or a tensor, array or nested list that broadcasts
@@ -43,7 +44,7 @@ def as_number(owner: str, what: str, value: object) -> float:
         if found.numel() != 1:
             raise ValueError(f"{owner}: {what} must be one number, got shape {tuple(found.shape)}")
         return float(found.detach())
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise ValueError(f"{owner}: {what} must be a finite number, got {value!r}")
     return float(value)
 
@@ -54,7 +55,7 @@ def as_range(owner: str, x: Tensor, clip: object) -> tuple[float | Tensor, float
         raise TypeError(f"{owner}: clip must be (low, high) or None, got {clip!r}")
     ends: list[float | Tensor] = []
     for name, end in zip(("low", "high"), clip, strict=True):
-        if isinstance(end, numbers.Real):
+        if is_number(end):
             ends.append(float(end))
             continue
         found = as_tensor(owner, f"clip's {name} end", end).to(x.device, torch.float64)

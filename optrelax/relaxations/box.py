@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
+from optrelax.checks import require_number, require_range
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains.noise_terms import Zonotope
 from optrelax.domains.row_rules import end_in
 from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.enclosures import Bounds, from_below, ordered
-from optrelax.errors import require_number
 from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.regions import InputBox, Region
@@ -65,12 +65,10 @@ class Box(Relaxation):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("Box", "omega", self.omega)
-        if not 0 <= self.omega < math.inf:
-            raise ValueError(f"Box: omega must be >= 0 and finite, got {self.omega}")
+        require_range("Box", ">= 0 and finite", omega=self.omega)
         if self.F is not None:
             require_number("Box", "F", self.F)
-            if not 0 < self.F < math.inf:
-                raise ValueError(f"Box: F must be > 0 and finite, got {self.F}")
+            require_range("Box", "> 0 and finite", F=self.F)
 
     @property
     def monotone(self) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optrelax.checks import require_number, require_range
 from optrelax.domains import lines as named
 from optrelax.domains.lines import Lines, LowerSlope
-from optrelax.errors import require_number
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.relaxations.box import Box
@@ -56,8 +55,7 @@ class Crown(Substitution):
         if (self.tria or self.continuous) and self.lower not in (0, 1):
             raise ValueError(f"Crown: tria and continuous need lower 0 or 1, got lower={self.lower!r}")
         require_number("Crown", "gamma", self.gamma)
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"Crown: gamma must be > 0 and finite, got {self.gamma}")
+        require_range("Crown", "> 0 and finite", gamma=self.gamma)
 
     @property
     def jumps(self) -> Jumps:

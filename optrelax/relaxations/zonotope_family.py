@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from optrelax import memory, memory_counts
+from optrelax.checks import require_number, require_range
 from optrelax.domains import lines as named
 from optrelax.domains import zonotope
 from optrelax.domains.lines import Lines
 from optrelax.domains.zonotope_rows import frontier, project
 from optrelax.enclosures import Bounds, from_below, ordered
-from optrelax.errors import require_number
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, require_box
@@ -49,10 +49,8 @@ class ZonotopeFamily(LineRelaxation):
             raise ValueError(f"{name}: continuous=True is the -diag-c form, it needs slope='diag', got {self.slope!r}")
         require_number(name, "gamma", self.gamma)
         require_number(name, "kappa", self.kappa)
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"{name}: gamma must be > 0 and finite, got {self.gamma}")
-        if not 0 <= self.kappa <= 1:
-            raise ValueError(f"{name}: kappa must lie in [0, 1] (unsound beyond), got {self.kappa}")
+        require_range(name, "> 0 and finite", gamma=self.gamma)
+        require_range(name, "in [0, 1] (unsound beyond)", kappa=self.kappa)
 
     @property
     def jumps(self) -> Jumps:

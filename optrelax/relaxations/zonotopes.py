@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from optrelax import memory
+from optrelax.checks import require_choice
 from optrelax.domains import frames, zonotope
 from optrelax.domains import lines as named
 from optrelax.enclosures import Bounds
@@ -132,8 +133,7 @@ class DeepZ(_EitherWay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.direction not in ("auto", "forward", "backward"):
-            raise ValueError(f"DeepZ: direction must be 'auto', 'forward' or 'backward', got {self.direction!r}")
+        require_choice("DeepZ", "direction", self.direction, "auto", "forward", "backward")
 
     def _backward(self, network: Network, region: Region, rows: int) -> Substitution | None:
         sides = 2 if self.outward or pooled(network) else 1

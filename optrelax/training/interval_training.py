@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_range
 from optrelax.domains import interval
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
@@ -63,12 +64,9 @@ class IntervalRegularised(WrappedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"IntervalRegularised: eps must be > 0 and finite, got {self.eps}")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"IntervalRegularised: weight must be >= 0 and finite, got {self.weight}")
-        if not 0 < self.tolerance <= 1:
-            raise ValueError(f"IntervalRegularised: tolerance must lie in (0, 1], got {self.tolerance}")
+        require_range("IntervalRegularised", "> 0 and finite", eps=self.eps)
+        require_range("IntervalRegularised", ">= 0 and finite", weight=self.weight)
+        require_range("IntervalRegularised", "in (0, 1]", tolerance=self.tolerance)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.checks import require_range
 from optrelax.domains import zonotope
 from optrelax.domains.noise_terms import Zonotope
 from optrelax.networks.graph import Network
@@ -39,8 +40,7 @@ class LatentLoss(WeightedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stage < 0:
-            raise ValueError(f"LatentLoss: stage must be >= 0, got {self.stage}")
+        require_range("LatentLoss", ">= 0", stage=self.stage)
         AdversarialLoss(steps=self.steps, step=self.step)  # checks both
 
     def _robust(self, batch: Batch) -> Robust:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optrelax.checks import require_choice, require_range
 from optrelax.joined_specifications import Spec, as_specification
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
@@ -43,8 +44,7 @@ def certified_cross_entropy(m: Tensor, reduction: Reduction = "mean") -> Tensor:
         >>> ox.certified_cross_entropy(torch.zeros(2, 1)).exp()  # even odds
         tensor(2.)
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"certified_cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    require_choice("certified_cross_entropy", "reduction", reduction, "mean", "sum", "none")
     if m.dim() == 0:
         raise ValueError("certified_cross_entropy: wants margins [*batch, classes - 1], got a scalar")
     # The label's own logit is 0, the others -m. Not logsumexp: its gradient exp(x - logsumexp(x)) loses the share of
@@ -146,8 +146,7 @@ class WeightedLoss:
 
     def __post_init__(self) -> None:
         require_share(self, kappa=self.kappa)
-        if not 0 <= self.l1 < math.inf:
-            raise ValueError(f"{type(self).__name__}: l1 must be >= 0 and finite, got {self.l1}")
+        require_range(type(self).__name__, ">= 0 and finite", l1=self.l1)
 
     def _robust(self, batch: Batch) -> Robust:
         """The robust part: by default the cross-entropy of `_margins`."""
@@ -241,6 +240,4 @@ def l1_norm(network: Network) -> Tensor:
 
 def require_share(owner: object, **values: float) -> None:
     """ValueError for a share outside [0, 1]."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{type(owner).__name__}: {name} must lie in [0, 1], got {value}")
+    require_range(type(owner).__name__, "in [0, 1]", optional=False, **values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.analysis import bounds, lower_bounds
+from optrelax.checks import require_range
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Cauchy, Relaxation, resolve
@@ -102,10 +102,8 @@ class AdversarialLoss(WeightedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 0:
-            raise ValueError(f"AdversarialLoss: steps must be at least 0, got {self.steps}")
-        if not 0 < self.step < math.inf:
-            raise ValueError(f"AdversarialLoss: step must be positive, in radii of the region, got {self.step}")
+        require_range("AdversarialLoss", "at least 0", steps=self.steps)
+        require_range("AdversarialLoss", "positive and finite, in radii of the region", step=self.step)
 
     def _margins(self, batch: Batch) -> Tensor:
         points = self.points(batch.network, batch.region, batch.labels, batch.generator)

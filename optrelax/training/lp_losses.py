@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_choice, require_range
 from optrelax.joined_specifications import Spec
 from optrelax.layers.evaluation import Evaluation, evaluate
 from optrelax.layers.exported import network_solver
@@ -41,8 +42,7 @@ class DualMemory:
     """
 
     def __init__(self, examples: int) -> None:
-        if examples < 1:
-            raise ValueError(f"DualMemory: examples must be at least 1, got {examples}")
+        require_range("DualMemory", "at least 1", examples=examples)
         self.examples = examples
         self._weights: dict[str, Tensor] = {}  # uint8 [capacity, slots, width]
         self._seen: dict[str, Tensor] = {}  # bool [capacity, slots]
@@ -133,10 +133,8 @@ class LPLoss(WeightedLoss):
             raise ValueError(f"LPLoss: layer must be an LP layer, 'triangle' or 'layerwise', got {self.layer!r}")
         if isinstance(layer.preactivation, Mapping):
             raise ValueError("LPLoss: the layer's pre-activation bounds must be a relaxation; numbers fit one batch")
-        if self.fallback not in ("slopes", "crown"):
-            raise ValueError(f"LPLoss: fallback must be 'slopes' or 'crown', got {self.fallback!r}")
-        if self.memory_bytes < 0:
-            raise ValueError(f"LPLoss: memory_bytes must be >= 0, got {self.memory_bytes}")
+        require_choice("LPLoss", "fallback", self.fallback, "slopes", "crown")
+        require_range("LPLoss", ">= 0", memory_bytes=self.memory_bytes)
         object.__setattr__(self, "layer", layer)
 
     def memory(self, examples: int) -> DualMemory | None:

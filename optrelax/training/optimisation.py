@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_range
 from optrelax.errors import suggest
 from optrelax.training.augmentation import AUGMENTATIONS
 
@@ -48,12 +48,9 @@ class Optimisation:
             raise ValueError(f"{owner}: no optimizer {self.optimizer!r}; {suggest(self.optimizer, OPTIMIZERS)}")
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             raise ValueError(f"{owner}: no augment {self.augment!r}; {suggest(self.augment, AUGMENTATIONS)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"{owner}: weight_decay must be >= 0 and finite, got {self.weight_decay}")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"{owner}: clip_norm must be > 0 and finite, got {self.clip_norm}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"{owner}: average must lie in [0, 1), got {self.average}")
+        require_range(owner, ">= 0 and finite", weight_decay=self.weight_decay)
+        require_range(owner, "> 0 and finite", optional=True, clip_norm=self.clip_norm)
+        require_range(owner, "in [0, 1)", average=self.average)
 
     @property
     def optimisation(self) -> dict[str, Any]:

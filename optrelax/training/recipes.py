@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from optrelax.checks import require_choice, require_range
 from optrelax.data.datasets import normalization
 from optrelax.data.splits import Dataset
 from optrelax.errors import suggest
@@ -101,19 +102,14 @@ class Recipe(Optimisation):
             )
         if self.norm not in norms():
             raise ValueError(f"{where}: norm must be one of {', '.join(norms())}, got {self.norm!r}")
-        if not self.eps >= 0:
-            raise ValueError(f"{where}: eps must be >= 0, got {self.eps}")
+        require_range(where, ">= 0", eps=self.eps)
         for name, known in (("ramp", tuple(_RAMPS)), ("initial", ("default", "interval"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{where}: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.smoothing not in (None, "rgs", "pgpe"):
-            raise ValueError(f"{where}: smoothing must be 'rgs', 'pgpe' or None, got {self.smoothing!r}")
-        if self.iterations < 0:
-            raise ValueError(f"{where}: iterations must be >= 0, got {self.iterations}")
-        if not 0 <= self.natural_start <= 1:
-            raise ValueError(f"{where}: natural_start must lie in [0, 1], got {self.natural_start}")
-        if self.latent < 1:
-            raise ValueError(f"{where}: latent must be at least 1, got {self.latent}")
+        require_choice(where, "smoothing", self.smoothing, "rgs", "pgpe", None)
+        require_range(where, ">= 0", iterations=self.iterations)
+        require_range(where, "in [0, 1]", natural_start=self.natural_start)
+        require_range(where, "at least 1", latent=self.latent)
         if self.stages and self.stages[-1][0] != self.relaxation:
             raise ValueError(
                 f"{where}: the last of stages must be the relaxation {self.relaxation!r}, got {self.stages[-1][0]!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import lower_bounds
+from optrelax.checks import require_choice, require_range
 from optrelax.domains import backsubstitution, interval
 from optrelax.domains.lines import Lines
 from optrelax.domains.planes import product_planes, square_planes
@@ -125,8 +125,7 @@ class ExpressiveLoss(WeightedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("mtl", "cc", "exp"):
-            raise ValueError(f"ExpressiveLoss: form must be 'mtl', 'cc' or 'exp', got {self.form!r}")
+        require_choice("ExpressiveLoss", "form", self.form, "mtl", "cc", "exp")
         require_share(self, alpha=self.alpha)
         object.__setattr__(self, "relaxation", resolve(self.relaxation))
 
@@ -160,8 +159,7 @@ class LandscapeLoss(WeightedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.step < math.inf:
-            raise ValueError(f"LandscapeLoss: step must be >= 0 and finite, got {self.step}")
+        require_range("LandscapeLoss", ">= 0 and finite", step=self.step)
 
     def _margins(self, batch: Batch) -> Tensor:
         network, region = batch.network, batch.region

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from optrelax.checks import require_range
+
 __all__ = ["ConstantSchedule", "LinearRamp", "Schedule", "SmoothRamp", "Stages", "StepDecay"]
 
 
@@ -70,10 +72,8 @@ class SmoothRamp:
     def __post_init__(self) -> None:
         _require_finite(self, start=self.start, end=self.end)
         _require_span(self, self.begin, self.length)
-        if not 0 < self.mid <= 1:
-            raise ValueError(f"SmoothRamp: mid must lie in (0, 1], got {self.mid}")
-        if not 1 <= self.power < math.inf:
-            raise ValueError(f"SmoothRamp: power must be at least 1 and finite, got {self.power}")
+        require_range("SmoothRamp", "in (0, 1]", mid=self.mid)
+        require_range("SmoothRamp", "at least 1 and finite", power=self.power)
 
     def __call__(self, epoch: float) -> float:
         t, mid, power = _fraction(epoch, self.begin, self.length), self.mid, self.power

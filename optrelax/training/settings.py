@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from optrelax.checks import require_choice, require_range
 from optrelax.networks.graph import Statistics
 from optrelax.regions import Region, ball_of
 from optrelax.training.loss_terms import Loss
@@ -51,16 +52,12 @@ class Training(Optimisation):
 
     def __post_init__(self) -> None:
         ball_of(self.norm)
-        for name in ("epochs", "batch", "pieces"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Training: {name} must be at least 1, got {getattr(self, name)}")
+        require_range("Training", "at least 1", epochs=self.epochs, batch=self.batch, pieces=self.pieces)
         if self.pieces > self.batch:
             raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")
-        if self.statistics not in ("batch", "population"):
-            raise ValueError(f"Training: statistics must be 'batch' or 'population', got {self.statistics!r}")
+        require_choice("Training", "statistics", self.statistics, "batch", "population")
         self.require_known()
-        if self.seed < 0:
-            raise ValueError(f"Training: seed must be >= 0, got {self.seed}")
+        require_range("Training", ">= 0", seed=self.seed)
         for name in self._moving():
             for loss in self.losses:
                 if not _has(loss, name):

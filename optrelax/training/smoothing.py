@@ -6,7 +6,6 @@ one sample: gradients are added up as they come.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optrelax.checks import require_range
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -55,10 +55,8 @@ class _Smoothed(WrappedLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if not 0 <= self.sigma < math.inf:
-            raise ValueError(f"{name}: sigma must be >= 0 and finite, got {self.sigma}")
-        if self.samples < 1:
-            raise ValueError(f"{name}: samples must be at least 1, got {self.samples}")
+        require_range(name, ">= 0 and finite", sigma=self.sigma)
+        require_range(name, "at least 1", samples=self.samples)
 
     def __call__(
         self,

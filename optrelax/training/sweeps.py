@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optrelax.checks import require_choice, require_range
 from optrelax.training.recipes import BUDGETS, Recipe, recipe
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ class Sweep:
                 raise ValueError(f"Sweep: {name} must name at least one")
         if self.budget not in BUDGETS:
             raise ValueError(f"Sweep: budget must be one of {', '.join(BUDGETS)}, got {self.budget!r}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"Sweep: seeds must be >= 0, got {min(self.seeds)}")
+        require_range("Sweep", ">= 0", seeds=min(self.seeds))
         if doubled := [run.name for run in self.runs() if [r.name for r in self.runs()].count(run.name) > 1]:
             raise ValueError(f"Sweep: {doubled[0]} comes twice")
 
@@ -123,11 +123,8 @@ def run_sweep(
         import submitit
     except ModuleNotFoundError:
         raise RuntimeError("run_sweep: needs submitit; pip install 'optrelax[sweep]'") from None
-    for name, value in (("workers", workers), ("threads", threads)):
-        if value < 1:
-            raise ValueError(f"run_sweep: {name} must be at least 1, got {value}")
-    if cluster not in ("local", "slurm"):
-        raise ValueError(f"run_sweep: cluster must be 'local' or 'slurm', got {cluster!r}")
+    require_range("run_sweep", "at least 1", workers=workers, threads=threads)
+    require_choice("run_sweep", "cluster", cluster, "local", "slurm")
     executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=cluster)
     executor.update_parameters(
         **({"timeout_min": 24 * 60, "cpus_per_task": threads, "name": "optrelax"} | dict(options or {}))

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from optrelax.certification.journals import tensor_digest
+from optrelax.checks import require_range
 from optrelax.data.samples import gather
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
@@ -104,7 +105,5 @@ def _require(folder: object, checkpoint_every: float, keep_every: int | None, wa
     for name, given in {**wanted, "keep_every": keep_every is not None}.items():
         if given and folder is None:
             raise ValueError(f"train: {name} needs the folder of the run")
-    if keep_every is not None and keep_every < 1:
-        raise ValueError(f"train: keep_every must be at least 1 epoch, got {keep_every}")
-    if not checkpoint_every >= 0:
-        raise ValueError(f"train: checkpoint_every must be >= 0 minutes, got {checkpoint_every}")
+    require_range("train", "at least 1 epoch", optional=True, keep_every=keep_every)
+    require_range("train", ">= 0 minutes", checkpoint_every=checkpoint_every)

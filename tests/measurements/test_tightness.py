@@ -246,7 +246,7 @@ BAD = {
     "estimate": ({"relaxations": ["cauchy"]}, "cauchy is an estimate"),
     "limit": ({"limit": -1.0}, "limit must be positive and finite, got -1"),
     "no limit": ({"clip": None}, "without clip say the largest eps"),
-    "resolution": ({"resolution": 0.0}, "resolution must be positive, got 0"),
+    "resolution": ({"resolution": 0.0}, "resolution must be positive and finite, got 0"),
     "points": ({"points": 0}, "points must be at least 1, got 0"),
     "confidence": ({"confidence": 1.0}, "confidence must lie between 0 and 1"),
     "resamples": ({"resamples": 0}, "resamples must be at least 1"),
