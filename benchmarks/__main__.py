@@ -33,6 +33,8 @@ SUITES = (
     "programs",
     "balls",
     "ball_steps",
+    "smooth_lines",
+    "smooth_steps",
     "training_steps",
     "relaxation_steps",
     "vnncomp",

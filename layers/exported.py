@@ -26,6 +26,7 @@ from optrelax.layers.programs.lp_data import LPData, ProgramSolver
 from optrelax.layers.programs.pdhg import PDHG
 from optrelax.layers.solutions import Status
 from optrelax.layers.sweeps import nearest_point
+from optrelax.regions import Region
 from optrelax.rounding import Rounding
 
 Solver = NetworkSolver | ProgramSolver
@@ -96,8 +97,8 @@ def solved_under_given_bounds(
     """R problems whose pre-activation bounds are constraints that the LP does not imply.
 
     A solver that does not know them has a valid bound all the same, and its point counts where it happens to keep
-    them; what it leaves open goes to HiGHS, as the LP with the bounds as constraints, or the proof that they
-    contradict each other: INFEASIBLE, for every problem of the example.
+    them; what it leaves open over a polyhedron goes to HiGHS, as the LP with the bounds as constraints, or the proof
+    that they contradict each other: INFEASIBLE, for every problem of the example.
     """
     first = network_solver(solver, implied=False)
     found = solved(first, problems, starts, rounding=rounding, implied=False).points_alone()
@@ -106,12 +107,17 @@ def solved_under_given_bounds(
         if known:  # multipliers of the bounds that an earlier solve has found
             found = _better_bound(problems, found, known, first.tol, rounding)
         index = (~_settled(found, first.threshold)).nonzero()[:, 0]
-        if index.numel() and not isinstance(solver, Highs):
+        if index.numel() and not isinstance(solver, Highs) and _has_rows(problems.region):
             rest = ProgramSolverAdapter(Highs(tol=first.tol), implied=False)
             mine = [s.select(index) for s in (*starts, found.dual)]
             part = solved(rest, problems.select(index), mine, rounding=rounding, implied=False).points_alone()
             found = found.put(index, replace(part, iterations=part.iterations + found.iterations[index]))
         return _spread(found, problems.example)
+
+
+def _has_rows(region: Region) -> bool:
+    """Whether an explicit LP can hold it: HiGHS knows no balls."""
+    return region.select(slice(0, 1)).polyhedron() is not None
 
 
 def _settled(found: Evaluation, threshold: float | None) -> Tensor:

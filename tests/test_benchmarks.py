@@ -188,6 +188,30 @@ def test_deep_networks_are_measured_by_windows_and_by_whole_rows(tmp_path):
     assert record["bars"] == []
 
 
+def test_lines_of_smooth_activations_are_held_against_the_best(tmp_path):
+    main("smooth_lines", "--out", tmp_path)
+    record = stored(tmp_path, "smooth_lines")
+    rows = record["tables"][0]["rows"]
+    assert [row["function"] for row in rows] == ["sigmoid", "tanh", "gelu", "sin"]
+    # Samples' envelopes lie a little within the function's.
+    assert all(-1e-9 < row["median %"] <= row["most %"] < 0.1 for row in rows)
+    assert len(record["bars"]) in (4, 12)  # the others want auto_LiRPA
+    assert all(bar["held"] for bar in record["bars"])
+
+
+def test_steps_of_smooth_activations_are_measured_and_stored(tmp_path, monkeypatch):
+    from benchmarks import smooth_steps
+
+    monkeypatch.setattr(smooth_steps, "_RELAXATIONS", ("box",))
+    monkeypatch.setattr(smooth_steps, "_ACTIVATIONS", {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh})
+    main("smooth_steps", "--out", tmp_path)
+    record = stored(tmp_path, "smooth_steps")
+    relu, tanh = record["tables"][0]["rows"]
+    assert relu["/ relu"] == 1
+    assert tanh["/ relu"] == pytest.approx(tanh["step ms"] / relu["step ms"])
+    assert [bar["got"] for bar in record["bars"]] == [tanh["/ relu"]]
+
+
 def test_relaxation_steps_are_measured_and_stored(tmp_path):
     main("relaxation_steps", "--out", tmp_path)
     (table,) = stored(tmp_path, "relaxation_steps")["tables"]

@@ -28,7 +28,7 @@ from optrelax.certification.verdict_rules import with_verdict
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
 from optrelax.disjunctions import group_bounds
-from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.errors import Problem, UnsupportedOpError, UnsupportedRegionError
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
@@ -157,7 +157,7 @@ class Certifier(SampleQuestions):
         """
         try:
             judged = self._batch(positions)
-        except UnsupportedOpError:
+        except (UnsupportedOpError, UnsupportedRegionError):
             raise
         except _FAILURES as error:
             self._require_working(error)
