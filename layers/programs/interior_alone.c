@@ -10,13 +10,6 @@ INLINE void F(dots)(const double *K, i64 N, i64 n, const double *x, double *out,
     for (int o = 0; o < rows; o++) out[o] = sum_of(t[o]);
 }
 
-/* K x. */
-static void F(times)(const Problem *p, const V *x, V *out) {
-    i64 i = 0, N = p->N;
-    for (; i + 8 <= p->rows; i += 8) F(dots)(p->K + i * N, N, N, x, out + i, 8);
-    for (; i < p->rows; i++) F(dots)(p->K + i * N, N, N, x, out + i, 1);
-}
-
 /* out += K^T y. */
 INLINE void F(adds)(const double *K, i64 N, i64 n, const double *y, double *out, const int rows) {
     for (i64 j = 0; j < n; j += W) {
@@ -24,14 +17,6 @@ INLINE void F(adds)(const double *K, i64 N, i64 n, const double *y, double *out,
         for (int o = 0; o < rows; o++) t += y[o] * CVEC(K + o * N + j);
         VEC(out + j) = t;
     }
-}
-
-/* K^T y. */
-static void F(transposed)(const Problem *p, const V *y, V *out) {
-    i64 i = 0, N = p->N;
-    memset(out, 0, N * sizeof(double));
-    for (; i + 8 <= p->rows; i += 8) F(adds)(p->K + i * N, N, N, y + i, out, 8);
-    for (; i < p->rows; i++) F(adds)(p->K + i * N, N, N, y + i, out, 1);
 }
 
 /* P x. */

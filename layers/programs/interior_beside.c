@@ -10,37 +10,21 @@ INLINE void F(fill)(Problem *p, i64 i, V f, const V *from, i64 step, i64 count) 
     for (int o = 0; j + o < count; o++) PANEL(p, j)[i * 4 + o] = f * from[(j + o) * step];
 }
 
-/* K x. */
-static void F(times)(const Problem *p, const V *x, V *out) {
-    i64 i = 0, n = p->n;
-    for (; i + 8 <= p->rows; i += 8) {
-        V t[8] = {{0}};
-        const V *row = p->K + i * n;
-        for (i64 j = 0; j < n; j++)
-            for (int o = 0; o < 8; o++) t[o] += row[o * n + j] * x[j];
-        for (int o = 0; o < 8; o++) out[i + o] = t[o];
-    }
-    for (; i < p->rows; i++) {
-        V t = {0};
-        for (i64 j = 0; j < n; j++) t += p->K[i * n + j] * x[j];
-        out[i] = t;
-    }
+/* `rows` dot products of n entries. */
+INLINE void F(dots)(const V *K, i64 N, i64 n, const V *x, V *out, const int rows) {
+    V t[8] = {{0}};
+    for (i64 j = 0; j < n; j++)
+        for (int o = 0; o < rows; o++) t[o] += K[o * N + j] * x[j];
+    for (int o = 0; o < rows; o++) out[o] = t[o];
 }
 
-/* K^T y. */
-static void F(transposed)(const Problem *p, const V *y, V *out) {
-    i64 i = 0, n = p->n;
-    for (i64 j = 0; j < n; j++) out[j] = (V){0};
-    for (; i + 8 <= p->rows; i += 8) {
-        const V *row = p->K + i * n;
-        for (i64 j = 0; j < n; j++) {
-            V t = out[j];
-            for (int o = 0; o < 8; o++) t += y[i + o] * row[o * n + j];
-            out[j] = t;
-        }
+/* out += K^T y. */
+INLINE void F(adds)(const V *K, i64 N, i64 n, const V *y, V *out, const int rows) {
+    for (i64 j = 0; j < n; j++) {
+        V t = out[j];
+        for (int o = 0; o < rows; o++) t += y[o] * K[o * N + j];
+        out[j] = t;
     }
-    for (; i < p->rows; i++)
-        for (i64 j = 0; j < n; j++) out[j] += y[i] * p->K[i * n + j];
 }
 
 /* P x. */
@@ -53,24 +37,36 @@ static void F(quadratic)(const Problem *p, const V *x, V *out) {
     }
 }
 
-/* One tile, height x breadth values of B^T B + P - R^T R, and what it makes of R; which lanes break down. */
-INLINE M F(tile)(Problem *p, const V *diag, i64 j, i64 k, const int height, const int breadth) {
-    const V *left = PANEL(p, j), *right = PANEL(p, k), *P = p->by_rows ? 0 : p->P;
+/* sum += or -= left^T right, of one row. */
+INLINE void F(outer)(const V *left, const V *right, V sum[4][4], const int plus, const int height, const int breadth) {
+    V b[4];
+    for (int o = 0; o < breadth; o++) {
+        b[o] = right[o];
+        HELD(b[o]);
+    }
+    for (int t = 0; t < height; t++) {
+        V a = left[t];
+        HELD(a);
+        for (int o = 0; o < breadth; o++) sum[t][o] = plus ? sum[t][o] + a * b[o] : sum[t][o] - a * b[o];
+    }
+}
+
+/* What rows `from` to `to` of the panels add to one tile, height x breadth values of B^T B + P - R^T R; with the last of
+   them the tile becomes R. Which lanes break down. */
+INLINE M F(tile)(Problem *p, const V *diag, i64 j, i64 k, i64 from, i64 to, const int height, const int breadth) {
+    const V *left = PANEL(p, j) + from * 4, *right = PANEL(p, k) + from * 4, *P = p->by_rows ? 0 : p->P;
     V *R = PANEL(p, k) + (p->q_ + j) * 4, sum[4][4];
     M broken = {0};
     for (int t = 0; t < height; t++)
         for (int o = 0; o < breadth; o++) {
-            sum[t][o] = P ? P[(j + t) * p->r + k + o] : (V){0};
-            if (j == k && t == o) sum[t][o] += diag[j + t];
+            sum[t][o] = from ? R[t * 4 + o] : P ? P[(j + t) * p->r + k + o] : (V){0};
+            if (!from && j == k && t == o) sum[t][o] += diag[j + t];
         }
-    for (i64 i = 0; i < p->q_; i++, left += 4, right += 4)
-        for (int t = 0; t < height; t++)
-            for (int o = 0; o < breadth; o++) sum[t][o] += left[t] * right[o];
-    for (i64 i = 0; i < j; i++, left += 4, right += 4)
-        for (int t = 0; t < height; t++)
-            for (int o = 0; o < breadth; o++) sum[t][o] -= left[t] * right[o];
+    i64 i = from;
+    for (; i < to && i < p->q_; i++, left += 4, right += 4) F(outer)(left, right, sum, 1, height, breadth);
+    for (; i < to; i++, left += 4, right += 4) F(outer)(left, right, sum, 0, height, breadth);
     const V *corner = PANEL(p, j) + (p->q_ + j) * 4;
-    for (int t = 0; t < height; t++) {
+    for (int t = 0; t < height && to == p->q_ + j; t++) {
         for (int e = 0; e < t; e++)
             for (int o = 0; o < breadth; o++) sum[t][o] -= (j == k ? sum[e][t] : corner[e * 4 + t]) * sum[e][o];
         if (j == k) {
@@ -85,19 +81,21 @@ INLINE M F(tile)(Problem *p, const V *diag, i64 j, i64 k, const int height, cons
     return broken;
 }
 
-/* R^T R = P + diag + B^T B, upper R; which lanes break down. */
+/* R^T R = P + diag + B^T B, upper R; which lanes break down. Panels are taken a few rows at a time, which stay near. */
 static M F(factor)(Problem *p, const V *diag) {
-    i64 r = p->r, whole = r / 4 * 4;
+    i64 r = p->r, whole = r / 4 * 4, rest = r - whole;
     M broken = {0};
-    for (i64 j = 0; j < whole; j += 4) {
-        for (i64 k = j; k < whole; k += 4) broken |= F(tile)(p, diag, j, k, 4, 4);
-        if (r - whole == 1) F(tile)(p, diag, j, whole, 4, 1);
-        if (r - whole == 2) F(tile)(p, diag, j, whole, 4, 2);
-        if (r - whole == 3) F(tile)(p, diag, j, whole, 4, 3);
-    }
-    if (r - whole == 1) broken |= F(tile)(p, diag, whole, whole, 1, 1);
-    if (r - whole == 2) broken |= F(tile)(p, diag, whole, whole, 2, 2);
-    if (r - whole == 3) broken |= F(tile)(p, diag, whole, whole, 3, 3);
+    for (i64 j = 0; j < whole; j += 4)
+        for (i64 from = 0, all = p->q_ + j, to; from < all || !from; from = to) {
+            to = least(all, from + NEAR);
+            for (i64 k = j; k < whole; k += 4) broken |= F(tile)(p, diag, j, k, from, to, 4, 4);
+            if (rest == 1) F(tile)(p, diag, j, whole, from, to, 4, 1);
+            if (rest == 2) F(tile)(p, diag, j, whole, from, to, 4, 2);
+            if (rest == 3) F(tile)(p, diag, j, whole, from, to, 4, 3);
+        }
+    if (rest == 1) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 1, 1);
+    if (rest == 2) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 2, 2);
+    if (rest == 3) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 3, 3);
     return broken;
 }
 

@@ -55,8 +55,6 @@ INLINE V F(root)(V a) {
 #else
 #include "interior_beside.c"
 #endif
-#define times F(times)
-#define transposed F(transposed)
 #define quadratic F(quadratic)
 #include "interior_newton.c"
 #include "interior_step.c"
@@ -76,7 +74,5 @@ INLINE V F(root)(V a) {
 #undef PANEL
 #undef VEC
 #undef CVEC
-#undef times
-#undef transposed
 #undef quadratic
 #undef LANE

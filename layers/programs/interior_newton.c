@@ -23,33 +23,57 @@ static M F(factorise)(Problem *p) {
     return F(factor)(p, diag);
 }
 
-/* (dx, dy) of the regularised system for right-hand sides g, h, with K dx or, by rows, K^T dy. */
-static void F(direction)(Problem *p, const V *g, const V *h, V *dx, V *dy, V *Kdx, V *Kdy) {
+/* K x. */
+static void F(times)(const Problem *p, const V *x, V *out) {
+    i64 i = 0, N = p->N;
+    for (; i + 8 <= p->rows; i += 8) F(dots)(p->K + i * N, N, N, x, out + i, 8);
+    for (; i < p->rows; i++) F(dots)(p->K + i * N, N, N, x, out + i, 1);
+}
+
+/* K^T y. */
+static void F(transposed)(const Problem *p, const V *y, V *out) {
+    i64 i = 0, N = p->N;
+    memset(out, 0, N * sizeof(V));
+    for (; i + 8 <= p->rows; i += 8) F(adds)(p->K + i * N, N, N, y + i, out, 8);
+    for (; i < p->rows; i++) F(adds)(p->K + i * N, N, N, y + i, out, 1);
+}
+
+INLINE void F(part)(const Problem *p, i64 i, const V *x, const V *h, V *Kx, V *y, V *back, const int rows) {
+    const V *K = p->K + i * p->N;
+    F(dots)(K, p->N, p->N, x, Kx + i, rows);
+    for (int o = 0; o < rows; o++) y[i + o] = p->omega[i + o] * (Kx[i + o] - h[i + o]);
+    if (back) F(adds)(K, p->N, p->N, y + i, back, rows);
+}
+
+/* K x and y = omega (K x - h), where asked for with K^T y: rows are read once. */
+static void F(there)(const Problem *p, const V *x, const V *h, V *Kx, V *y, V *back) {
+    i64 i = 0;
+    if (back) memset(back, 0, p->N * sizeof(V));
+    for (; i + 8 <= p->rows; i += 8) F(part)(p, i, x, h, Kx, y, back, 8);
+    for (; i < p->rows; i++) F(part)(p, i, x, h, Kx, y, back, 1);
+}
+
+/* (dx, dy) of the regularised system for right-hand sides g, h, with K dx or, by rows, K^T dy; if `whole`, with both. */
+static void F(direction)(Problem *p, const V *g, const V *h, V *dx, V *dy, V *Kdx, V *Kdy, int whole) {
     i64 n = p->n, rows = p->rows;
     V *w = p->w;
     if (p->by_rows) {
         for (i64 j = 0; j < n; j++) p->w2[j] = p->omega[j] * g[j];
-        times(p, p->w2, w);
+        F(times)(p, p->w2, w);
         for (i64 i = 0; i < p->r; i++) w[i] = i < rows ? w[i] - h[i] : (V){0};
         F(solve)(p, w);
         for (i64 i = 0; i < rows; i++) dy[i] = w[i];
-        transposed(p, dy, Kdy);
+        F(transposed)(p, dy, Kdy);
         for (i64 j = 0; j < n; j++) dx[j] = p->omega[j] * (g[j] - Kdy[j]);
+        if (whole) F(times)(p, dx, Kdx);
         return;
     }
     for (i64 i = 0; i < rows; i++) p->w2[i] = p->omega[i] * h[i];
-    transposed(p, p->w2, w);
+    F(transposed)(p, p->w2, w);
     for (i64 j = 0; j < n; j++) w[j] = keep(NOT(p->fixed[j]), w[j] + g[j]);
     F(solve)(p, w);
     for (i64 j = 0; j < n; j++) dx[j] = keep(NOT(p->fixed[j]), w[j]);
-    times(p, dx, Kdx);
-    for (i64 i = 0; i < rows; i++) dy[i] = p->omega[i] * (Kdx[i] - h[i]);
-}
-
-/* The product that `direction` leaves open. */
-static void F(complete)(Problem *p, const V *dx, const V *dy, V *Kdx, V *Kdy) {
-    if (p->by_rows) times(p, dx, Kdx);
-    else transposed(p, dy, Kdy);
+    F(there)(p, dx, h, Kdx, dy, whole ? Kdy : 0);
 }
 
 static void F(newton)(Problem *p, int rounds) {
@@ -63,11 +87,8 @@ static void F(newton)(Problem *p, int rounds) {
         p->h[i] = -p->rp[i] - (i < m ? p->ts[i] * p->iy[i] : (V){0});
         size = larger(size, size_of(p->rp[i]));
     }
-    F(direction)(p, p->g, p->h, p->dx, p->dy, p->Kdx, p->Kdy);
-    if (rounds) {
-        F(complete)(p, p->dx, p->dy, p->Kdx, p->Kdy);
-        quadratic(p, p->dx, p->Pdx);
-    }
+    F(direction)(p, p->g, p->h, p->dx, p->dy, p->Kdx, p->Kdy, rounds > 0);
+    if (rounds) quadratic(p, p->dx, p->Pdx);
     M go = p->live;
     for (int round = 0; round < rounds; round++) {
         V worst = {0}, *e1 = p->g, *e2 = p->h; /* the right-hand sides become what is left of them */
@@ -85,8 +106,7 @@ static void F(newton)(Problem *p, int rounds) {
         if (!any(go)) break;
         before = worst;
         V *more_x = p->tmp_n[0], *more_y = p->tmp_rows[0], *Kmore = p->tmp_rows[1], *more_K = p->tmp_n[1];
-        F(direction)(p, p->bx, p->by, more_x, more_y, Kmore, more_K);
-        F(complete)(p, more_x, more_y, Kmore, more_K);
+        F(direction)(p, p->bx, p->by, more_x, more_y, Kmore, more_K, 1);
         for (i64 j = 0; j < n; j++) {
             p->dx[j] += keep(go, more_x[j]);
             p->Kdy[j] += keep(go, more_K[j]);

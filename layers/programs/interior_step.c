@@ -56,8 +56,8 @@ static void F(rays)(const Problem *p, V lx, V ly, M *farkas, M *descent) {
 static void F(products)(Problem *p, M anew) {
     if (!any(anew)) return;
     V *Kx = p->tmp_rows[0], *Ky = p->tmp_n[0];
-    times(p, p->x, Kx);
-    transposed(p, p->y, Ky);
+    F(times)(p, p->x, Kx);
+    F(transposed)(p, p->y, Ky);
     for (i64 i = 0; i < p->rows; i++) p->Kx[i] = select(anew, Kx[i], p->Kx[i]);
     for (i64 j = 0; j < p->n; j++) p->Ky[j] = select(anew, Ky[j], p->Ky[j]);
     if (!p->P) return;
