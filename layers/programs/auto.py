@@ -1,4 +1,4 @@
-"""The solver of a linear program chosen by counted work."""
+"""The solver of a program chosen by counted work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from optrelax.layers.interior_point import InteriorPoint
+from optrelax.layers.programs.active_set import ActiveSet
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 
@@ -18,6 +19,7 @@ _PRODUCTS = 1e8
 class Auto(ProgramSolver):
     """InteriorPoint where its products are few, with Highs for what that leaves unsettled; Highs elsewhere.
 
+    Quadratic programs go to InteriorPoint, and where products are few what that leaves unsettled to ActiveSet.
     `LPSolution.solver` says who solved.
 
     Args:
@@ -36,18 +38,21 @@ class Auto(ProgramSolver):
     tol: float = 1e-6
     interior: InteriorPoint = field(default_factory=InteriorPoint)
     exact: Highs = field(default_factory=Highs)
+    quadratic: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
 
     def solve(self, data: LPData, start: Answer | None) -> Answer:
         """Solve B >= 1 problems."""
-        if _products(data) > _PRODUCTS:
+        if data.P is None and _products(data) > _PRODUCTS:
             return replace(self.exact.solve(data, start), solver="Highs")
         found = replace(self.interior, tol=self.tol).for_programs().solve(data.dense(), start)
         return replace(found, solver="InteriorPoint")
 
     def fallback(self, data: LPData) -> ProgramSolver | None:
-        """`exact`, where it has not been asked yet."""
-        return None if _products(data) > _PRODUCTS else self.exact
+        """`exact`, where it has not been asked yet; of quadratic programs `ActiveSet`."""
+        if _products(data) > _PRODUCTS:
+            return None
+        return self.exact if data.P is None else ActiveSet(self.tol, self.exact)
 
 
 def _products(data: LPData) -> float:

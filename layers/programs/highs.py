@@ -145,7 +145,7 @@ class Highs(ProgramSolver):
 
     def _chunk(self, data: LPData, chunk: Indices) -> SparseAnswer:
         """Solve the problems of one worker."""
-        shared = _by_columns(stack_rows(data.A, data.E)) if data.shares_matrices else None
+        shared = by_columns(stack_rows(data.A, data.E)) if data.shares_matrices else None
         model, results = Model(self.threads, self.time_limit), []
         for i in chunk:
             one = data.select(slice(int(i), int(i) + 1))
@@ -153,7 +153,7 @@ class Highs(ProgramSolver):
             row_lower = torch.cat([torch.full_like(one.b[0], -torch.inf), one.d[0]]).numpy()
             cost, lower, upper = one.c[0].numpy(), one.lower[0].numpy(), one.upper[0].numpy()
             if shared is None or not model.loaded:
-                matrix = shared if shared is not None else _by_columns(stack_rows(one.A, one.E)[0])
+                matrix = shared if shared is not None else by_columns(stack_rows(one.A, one.E)[0])
                 model.load(matrix, row_lower, row_upper, lower, upper)
             else:
                 model.change(row_lower, row_upper, lower, upper)
@@ -161,7 +161,7 @@ class Highs(ProgramSolver):
         return _collect(results, data.c.shape[1], data.b.shape[1] + data.d.shape[1])
 
 
-def _by_columns(matrix: Tensor) -> csc_matrix:
+def by_columns(matrix: Tensor) -> csc_matrix:
     """A matrix of any layout as HiGHS takes it."""
     from scipy.sparse import coo_matrix, csc_matrix
 

@@ -94,8 +94,16 @@ class Model:
         self.loaded = False
         self.ok = False
 
-    def load(self, matrix: csc_matrix, row_lower: Array, row_upper: Array, lower: Array, upper: Array) -> None:
-        """Pass a whole model, with zero costs."""
+    def load(
+        self,
+        matrix: csc_matrix,
+        row_lower: Array,
+        row_upper: Array,
+        lower: Array,
+        upper: Array,
+        curvature: csc_matrix | None = None,
+    ) -> None:
+        """Pass a whole model, with zero costs; `curvature`: the lower triangle of P in x.P x / 2."""
         program = self.api.HighsLp()
         program.num_row_, program.num_col_ = matrix.shape
         program.col_cost_, program.col_lower_, program.col_upper_ = np.zeros(len(lower)), lower, upper
@@ -107,6 +115,14 @@ class Model:
         program.a_matrix_.value_ = matrix.data
         self.shape = matrix.shape
         self.loaded = self.ok = self.highs.passModel(program) != self.api.HighsStatus.kError
+        if curvature is not None and curvature.nnz:
+            hessian = self.api.HighsHessian()
+            hessian.dim_, hessian.format_ = len(lower), self.api.HessianFormat.kTriangular
+            hessian.start_ = curvature.indptr.astype(np.int32, copy=False)
+            hessian.index_ = curvature.indices.astype(np.int32, copy=False)
+            hessian.value_ = curvature.data
+            self.highs.setOptionValue("solver", "choose")
+            self.ok &= self.highs.passHessian(hessian) != self.api.HighsStatus.kError
 
     def change(self, row_lower: Array, row_upper: Array, lower: Array, upper: Array) -> None:
         """Other sides and bounds on the same matrix."""

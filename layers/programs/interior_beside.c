@@ -85,14 +85,17 @@ INLINE M F(tile)(Problem *p, const V *diag, i64 j, i64 k, i64 from, i64 to, cons
 static M F(factor)(Problem *p, const V *diag) {
     i64 r = p->r, whole = r / 4 * 4, rest = r - whole;
     M broken = {0};
-    for (i64 j = 0; j < whole; j += 4)
-        for (i64 from = 0, all = p->q_ + j, to; from < all || !from; from = to) {
-            to = least(all, from + NEAR);
+    for (i64 j = 0; j < whole; j += 4) {
+        i64 from = 0, to;
+        do {
+            to = least(p->q_ + j, from + NEAR);
             for (i64 k = j; k < whole; k += 4) broken |= F(tile)(p, diag, j, k, from, to, 4, 4);
             if (rest == 1) F(tile)(p, diag, j, whole, from, to, 4, 1);
             if (rest == 2) F(tile)(p, diag, j, whole, from, to, 4, 2);
             if (rest == 3) F(tile)(p, diag, j, whole, from, to, 4, 3);
-        }
+            from = to;
+        } while (to < p->q_ + j);
+    }
     if (rest == 1) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 1, 1);
     if (rest == 2) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 2, 2);
     if (rest == 3) broken |= F(tile)(p, diag, whole, whole, 0, p->q_ + whole, 3, 3);

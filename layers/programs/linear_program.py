@@ -97,7 +97,7 @@ class LinearProgram(nn.Module):
         """
         super().__init__()
         check_rounding(self._owner, rounding)
-        self.solver = self._default() if solver == "auto" else solver
+        self.solver = _auto() if solver == "auto" else solver
         self._solver = solver_of_programs(self._owner, self.solver, self._quadratic)
         require_range(self._owner, "> 0", optional=True, feasibility=feasibility)
         self.rounding = rounding
@@ -143,11 +143,6 @@ class LinearProgram(nn.Module):
         """Solve the batch; `start` is the solution of a nearby batch of the same shape, for solvers that warm-start."""
         sparse = self._sparse and self._solver.sparse and self.primal_gradient is None
         return self._solve(arguments.gather(c, A, b, E, d, lower, upper, owner=self._owner, sparse=sparse), start)
-
-    def _default(self) -> object:
-        from optrelax.layers.programs.auto import Auto
-
-        return Auto()
 
     def _solve(self, given: dict[str, Tensor], start: LPSolution | None) -> LPSolution:
         if torch.is_autocast_enabled(given["c"].device.type):
@@ -273,6 +268,12 @@ class LinearProgram(nn.Module):
             return primal
         wanted = [tensor for tensor in given if tensor.requires_grad]
         return NoRule.apply(primal, self._owner, *wanted) if wanted else primal
+
+
+def _auto() -> object:
+    from optrelax.layers.programs.auto import Auto
+
+    return Auto()
 
 
 def _shaped(tensor: Tensor, batch: torch.Size) -> Tensor:

@@ -67,7 +67,7 @@ class QuadraticProgram(LinearProgram):
         feasibility: float | None = None,
         throw: bool = False,
     ) -> None:
-        """`solver`: "auto" is `InteriorPoint()`."""
+        """`solver`: "auto" is `Auto()`."""
         super().__init__(
             solver,
             rounding=rounding,
@@ -76,11 +76,6 @@ class QuadraticProgram(LinearProgram):
             feasibility=feasibility,
             throw=throw,
         )
-
-    def _default(self) -> object:
-        from optrelax.layers.interior_point import InteriorPoint
-
-        return InteriorPoint()
 
     @uncompiled
     def forward(  # type: ignore[override]

@@ -56,6 +56,17 @@ def test_statuses_of_a_batch_are_those_of_its_problems_alone(name: str) -> None:
     assert layer(*data).status.tolist() == alone
 
 
+@pytest.mark.parametrize("name", ["auto", "highs", "interior", "pdhg"])
+def test_what_falls_by_less_than_rounding_has_a_nearest_bound_alone(name: str) -> None:
+    """Equal columns whose costs differ: x0 - x1 falls for ever, at that difference."""
+    A, b = torch.tensor([[-1.0, -1.0]], dtype=f64), torch.tensor([-1.0], dtype=f64)
+    for rate, rounding in ((1e-15, "outward"), (1e-12, "nearest"), (1e-12, "outward"), (1e-9, "nearest")):
+        c = torch.tensor([1.0, 1.0 + rate], dtype=f64)
+        assert LinearProgram(SOLVERS[name], rounding=rounding)(c, A, b).lower == -math.inf
+    near = LinearProgram(SOLVERS[name])(torch.tensor([1.0, 1.0 + 1e-15], dtype=f64), A, b).lower
+    assert near == -math.inf or abs(near - 1) < 1e-9
+
+
 def test_no_ray_is_unbounded_without_a_feasible_point() -> None:
     """x0 falls for ever, but x1 <= -1 and x1 >= 0."""
     data = Data(

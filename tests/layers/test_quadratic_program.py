@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optrelax.layers import Highs, InteriorPoint, QuadraticProgram, Status
 from optrelax.layers.programs import arguments
+from optrelax.layers.programs.active_set import ActiveSet
 from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 
@@ -244,3 +245,22 @@ def test_the_default_solver_has_its_public_name() -> None:
     one = torch.ones(1, dtype=f64)
     names = [QuadraticProgram(solver)(torch.eye(1, dtype=f64), one).solver for solver in ("auto", InteriorPoint())]
     assert names == ["InteriorPoint"] * 2
+
+
+def test_what_interior_points_leave_open_is_settled_by_active_sets() -> None:
+    """A flat direction that falls; rows that exclude each other; "no limit" as 1e8 beside open ends."""
+    flat = torch.ones(2, 2, dtype=f64)
+    none = torch.zeros(0, 2, dtype=f64)
+    A = torch.tensor([[[3.0, 3, 2, -1], [-1, -1, -1, -1], [3, 3, -1, 1], [2, 2, 3, -3]]], dtype=f64)
+    P = torch.tensor([[2.0, 2, 1, 4], [2, 8, 2, 4], [1, 2, 6, 2], [4, 4, 2, 8]], dtype=f64)
+    c, b = torch.tensor([0.0, 0, -2, -3], dtype=f64), torch.tensor([7.0, -2, 1, 1e8], dtype=f64)
+    ends = torch.tensor([[0.0, 0, 0, 1], [torch.inf, torch.inf, 5, 1]], dtype=f64)
+    for solver in (ActiveSet(), "auto"):
+        layer = QuadraticProgram(solver, rounding="outward")
+        assert layer(flat, torch.tensor([1.0, -1.0], dtype=f64)).status == Status.UNBOUNDED
+        rows = torch.cat([flat[:1], -flat[:1], none])
+        assert layer(flat, flat[0], rows, torch.tensor([0.0, -1.0], dtype=f64)).status == Status.INFEASIBLE
+        found = layer(P, c, A, b, lower=ends[0], upper=ends[1])
+        assert found.status == Status.OPTIMAL
+        assert Fraction(found.lower.item()) <= Fraction(47, 12)
+        torch.testing.assert_close(found.lower, torch.tensor([47 / 12], dtype=f64), rtol=1e-6, atol=0)
