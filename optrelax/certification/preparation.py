@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ def radius_of(owner: str, eps: Number | None, region: Region | None) -> float | 
         raise ValueError(f"{owner}: give eps, or a region of every input, and not both")
     if eps is None:
         return None
-    eps = as_number(owner, "eps", eps)
+    eps = _one_number(owner, "eps", eps)
     require_range(owner, "a finite number >= 0", eps=eps)
     return float(eps)
 
@@ -69,7 +70,18 @@ def range_of(owner: str, clip: tuple[Number, Number] | None) -> tuple[float, flo
     """Both ends of clip as numbers."""
     if clip is None:
         return None
-    return float(as_number(owner, "clip's low end", clip[0])), float(as_number(owner, "clip's high end", clip[1]))
+    if isinstance(clip, str) or len(clip) != 2:
+        raise ValueError(f"{owner}: clip must be (low, high) or None, got {clip!r}")
+    return _one_number(owner, "clip's low end", clip[0]), _one_number(owner, "clip's high end", clip[1])
+
+
+def _one_number(owner: str, what: str, value: object) -> float:
+    try:
+        return as_number(owner, what, value)
+    except ValueError as error:
+        if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0):
+            raise ValueError(f"{error}; for one a channel or an input: region=ox.LinfBall(x, eps, clip)") from error
+        raise
 
 
 def require_dtype(owner: str, dtype: torch.dtype) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,11 @@ def _file(path: PathLike) -> Path:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The graph and the tensors of a file, sealed by the digest."""
+    if zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file}: expected a complete safetensors file, got an archive as torch.save writes it; a pickle "
+            "is never read: load a state_dict into its module: net.load_state_dict(torch.load(path))"
+        )
     tensors, found = read_tensors(file)
     text = found.get(_KEY)
     if text is None:

@@ -66,7 +66,7 @@ def problem_of(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
     elif "missing a required argument" in text or "positional argument" in text:
         reason = f"the network must take one tensor: {sentence(error)}"
     else:
-        reason = f"fails on an input of shape {shape}: {sentence(error)}"
+        reason = f"fails on an input of shape {shape} behind the batch: {sentence(error)}"
     return Problem(path or "(root)", kind, reason, _line_of(error))
 
 

@@ -354,6 +354,8 @@ def test_progress_counts_up():
         ({"relaxation": []}, ValueError, r"at least one relaxation"),
         ({"dtype": torch.float16}, ValueError, r"dtype must be torch.float32 or torch.float64"),
         ({"clip": (1.0, 0.0)}, ValueError, r"clip must be \(low, high\)"),
+        ({"clip": ([0.0], [1.0])}, ValueError, r"for one a channel or an input: region=ox.LinfBall\(x, eps, clip\)"),
+        ({"eps": torch.tensor([0.1, 0.2])}, ValueError, r"for one a channel or an input: region=ox.LinfBall"),
         ({"clip": (0.0, 0.5)}, ValueError, r"x lies outside clip \[0, 0.5\] in \d+ of 96 entries \(first at \[0, 0\]"),
         ({"batch_size": 0}, ValueError, r"batch_size must be at least 1"),
         ({"subset": 25}, ValueError, r"subset: must lie in 1 .. 24, the examples there are, got 25"),
