@@ -24,11 +24,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from optrelax.errors import Problem
 from optrelax.networks.attention import keep_batch_in_front
 from optrelax.networks.batches import two_sizes, unify
+from optrelax.networks.entries import read_in_front
 from optrelax.networks.functional_graphs import flatten, mutations, renamed, transforms
 from optrelax.networks.gradients import stopped_at_weights
 from optrelax.networks.leaves import Leaf, RegisteredCalls, current, keep_leaves, kept_functions
 from optrelax.networks.ops import Source
 from optrelax.networks.places import MIXES, TRANSFORMED, ExportRefused, problem_of, sentence
+from optrelax.networks.recurrences import unroll
 from optrelax.networks.replicas import Replica, replicate
 
 BATCH_SIZE = 3  # of the example input; no number that the graph may depend on
@@ -130,6 +132,7 @@ def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
         raise ExportRefused(Problem("(root)", type(net).__name__, reason)) from error
     keep_leaves(replica)
     keep_batch_in_front(replica)
+    unroll(replica)
     try:
         try:
             return _program(net, replica, example, batch, gradients=True)
@@ -184,6 +187,7 @@ def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
         else:
             sources[node] = _constant(constant, net)
     assert given is not None
+    read_in_front(graph)
     returned = program.call_spec.out_spec
     if returned.type is not None:
         problems.append(_returns(returned.type.__name__))

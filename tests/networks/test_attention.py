@@ -134,15 +134,3 @@ def test_layers_whose_batch_comes_second_are_refused_in_a_sentence_each():
     assert not report.ok
     assert len(report.problems) == 1
     assert "self_attn: MultiheadAttention: mixes the batch" in str(report)
-
-
-def test_a_recurrent_layer_has_no_rule():
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cells = nn.LSTM(4, 3, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.cells(x)[0][:, -1]
-
-    assert [(p.op, p.reason) for p in ox.check(Last(), (2, 4)).problems] == [("LSTM", "has no rule")]
