@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--threads", type=int, default=cores(), help="of torch, and LPs of other solvers at a time; default %(default)s"
     )
     add(
-        "--processor-time", action="store_true", help="deep and alpha_crown on one thread of a machine that is not idle"
+        "--processor-time",
+        action="store_true",
+        help="of deep, alpha_crown and smooth_steps, on one thread of a machine that is not idle",
     )
     add("--device", help="where the relaxations and layers run; default cpu, of gpu cuda where there is one")
     add("--minutes", type=float, default=8.0, help="of gpu, after which no part begins; default %(default)s")

@@ -46,7 +46,7 @@ class Options:
     out: str | None = None
     """Folder of the results, for suites that store what they have before they end."""
     processor_time: bool = False
-    """`deep` and `alpha_crown` count processor time, which other work on the machine does not lengthen."""
+    """`deep`, `alpha_crown` and `smooth_steps` count processor time, which other work does not lengthen."""
     minutes: float | None = None
     """No part of `gpu` begins after these."""
     networks: tuple[str, ...] = ()

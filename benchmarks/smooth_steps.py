@@ -41,7 +41,7 @@ def run(options: Options) -> Report:
 def _steps(relaxation: str, widths: tuple[int, ...], x: Tensor, labels: Tensor, options: Options) -> list[Row]:
     loss = ox.CertifiedLoss(relaxation)
     tasks = {name: _step(loss, _network(kind, widths, options.seed), x, labels) for name, kind in _ACTIVATIONS.items()}
-    timed = interleaved(tasks, runs=options.runs)
+    timed = interleaved(tasks, runs=options.runs, clock=options.clock)
     return [
         {
             "relaxation": relaxation,

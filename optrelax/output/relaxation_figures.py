@@ -139,8 +139,12 @@ def _draw(axes: Axes, hull: Hull, activation: Activation, lower: float, upper: f
             style.pop("label", None)  # one entry in the legend for both lines of a side
     axes.fill_between(xs, low, high, color="0.88", linewidth=0, zorder=0.5, label="what they allow")
     axes.set_xlim(lower - beyond, upper + beyond)
-    axes.set_xticks(sorted({lower, upper} | {at for at in activation.breaks if lower < at < upper}))
-    axes.xaxis.set_major_formatter("{x:g}")
+    ticks = [lower, upper]
+    for at in activation.breaks:  # but where labels would run into each other
+        if lower < at < upper and min(abs(at - other) for other in ticks) > 0.15 * (upper - lower):
+            ticks.append(at)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("pre-activation", fontsize=8)
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=8)

@@ -132,6 +132,20 @@ def test_the_band_is_the_narrowest(f):
     assert float(ratio.max()) < 1.05
 
 
+def numbers_of_lines(f: Smooth, l: Tensor, u: Tensor) -> list[Tensor]:
+    found = [number for _, *line in all_lines(f, l, u) for number in line]
+    return [*found, *f.supporting(l, u, f.closest_share(l, u, 1.0), 1.0)[0]] if f.slides else found
+
+
+@each_function
+def test_one_interval_without_a_batch_has_the_lines_of_a_batch_of_one(f):
+    for l, u in zip(*(ends[::5] for ends in intervals(f, 1)), strict=True):
+        alone, batched = (numbers_of_lines(f, *ends) for ends in ((l, u), (l[None], u[None])))
+        for number, batch in zip(alone, batched, strict=True):
+            assert number.shape == ()
+            assert number == batch[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @each_function
 def test_tabulated_points_of_tangency_are_those_that_a_search_finds(f, dtype):

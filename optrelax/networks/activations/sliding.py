@@ -33,7 +33,8 @@ def sliding_line(f: Smooth, l: Tensor, u: Tensor, share: Tensor, sign: float) ->
     slope = torch.where(curved, steep + torch.where(begins, chord - steep.detach(), 0.0), chord)
     points = [x] if supports.single is None else [*map(supports.attached, (touching.p, touching.q)), x]
     line = supports.known(supports.line(slope, sign, tuple(points)))
-    return line, torch.ones_like(curved) if supports.several is None else ~supports.several
+    there = torch.ones_like(curved) if supports.several is None else ~supports.several
+    return line, there.reshape(supports.shape)
 
 
 def closest_share(f: Smooth, l: Tensor, u: Tensor, sign: float) -> Tensor:
@@ -44,7 +45,7 @@ def closest_share(f: Smooth, l: Tensor, u: Tensor, sign: float) -> Tensor:
         x = torch.minimum(torch.maximum(supports.m, low), high)
         wide = curved & (high > low)
         share = (x - low) / torch.where(wide, high - low, 1.0)
-        return torch.where(wide, share, 0.5).nan_to_num(0.5).clamp(0, 1)
+        return torch.where(wide, share, 0.5).nan_to_num(0.5).clamp(0, 1).reshape(supports.shape)
 
 
 def _stretch(supports: Supports, sign: float) -> tuple[Touching, Tensor, Tensor, Tensor]:

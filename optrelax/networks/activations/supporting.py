@@ -45,7 +45,9 @@ class Supports:
     def __init__(self, f: Smooth, l: Tensor, u: Tensor) -> None:
         most = torch.finfo(l.dtype).max / 4
         self.f = f
-        self.l, self.u = (end.clamp(-most, most) for end in torch.broadcast_tensors(l, u))
+        l, u = torch.broadcast_tensors(l, u)
+        self.shape = l.shape
+        self.l, self.u = (end.clamp(-most, most).reshape(l.shape or (1,)) for end in (l, u))  # places want a dimension
         self.m = (self.l + self.u) / 2
         with torch.no_grad():
             self._sort()
@@ -251,11 +253,13 @@ class Supports:
         return at, best
 
     def known(self, line: Line) -> Line:
-        """Beyond the domain nothing is known."""
+        """In the shape of l and u; beyond the domain nothing is known."""
+        slope, intercept = (number.reshape(self.shape) for number in line)
         beyond = self.f.beyond_domain(self.l, self.u)
-        if beyond is None:
-            return line
-        return line[0].masked_fill(beyond, torch.nan), line[1].masked_fill(beyond, torch.nan)
+        if beyond is not None:
+            beyond = beyond.reshape(self.shape)
+            slope, intercept = slope.masked_fill(beyond, torch.nan), intercept.masked_fill(beyond, torch.nan)
+        return slope, intercept
 
     def parallel_slope(self) -> Tensor:
         """The slope whose band is narrowest.
@@ -263,6 +267,9 @@ class Supports:
         The width is convex in the slope; it falls while the lowest point of f(x) - slope x lies left of the highest.
         Over one inflection these trade places where one of them reaches an end: at the slope of the line that touches.
         """
+        return self._parallel_slope().reshape(self.shape)
+
+    def _parallel_slope(self) -> Tensor:
         slope = self.chord(self.l.detach(), self.u.detach())
         if self.single is None:
             return slope
