@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from optrelax.errors import Problem
 from optrelax.networks.graph import normalises_by_batch
 from optrelax.networks.ops import Source
-from optrelax.networks.places import DependsOnValues, is_users
+from optrelax.networks.places import DependsOnValues, is_tracings, is_users
 from optrelax.networks.registry import Rule, function_rule, module_rule, plain_functions
 from optrelax.networks.replicas import Replica
 from optrelax.networks.rules.layers import batch_norm_in_training
@@ -110,6 +110,8 @@ def _runs(frame: types.FrameType, function: types.FunctionType) -> bool:
 def _own_backward() -> Problem | None:
     """What is wrong with the `torch.autograd.Function` that the call under way is in; None where it is in none."""
     frame: types.FrameType | None = sys._getframe(2)
+    if is_tracings(frame):
+        return None
     inner, forwards, kind = frame, _forwards(), None
     while frame is not None and kind is None:  # at each call of each op: no more than this
         kind = next((k for k, f in forwards.get(frame.f_code, ()) if _runs(frame, f)), None)

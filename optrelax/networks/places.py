@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import types
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from optrelax.networks.ops import Shape
 
 _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(__file__)
+_TRACING = tuple(os.path.join(_TORCH, part, "") for part in ("_export", "_subclasses", "fx"))
 AUTOCAST = "autocast inside forward rounds to half precision; take it out, or put it around the call of the network"
 TRANSFORMED = "torch.vmap and torch.func inside forward cannot be followed; write the operation on whole batches"
 NO_RULE = "has no rule"
@@ -93,6 +95,16 @@ def is_users(filename: str) -> bool:
     """Whether a file is neither torch's nor the capture's own."""
     checks = ("contextlib.py", "copy.py", "jaxtyping/_decorator.py")
     return not filename.startswith((_TORCH, _HERE, "<")) and not filename.endswith(checks)
+
+
+def is_tracings(frame: types.FrameType | None) -> bool:
+    """Whether a call comes from torch's tracing itself, which asks every tensor for its facts, and not from forward."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if frame.f_code.co_name != "__torch_function__" and (name.startswith(_TORCH) or is_users(name)):
+            return name.startswith(_TRACING)  # its modes hand on the calls of forward too
+        frame = frame.f_back
+    return False
 
 
 def op_name(target: Any) -> str:
