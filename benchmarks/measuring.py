@@ -22,6 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 Task = Callable[[], object]
 
+LEAST = 0.2
+"""Seconds that a measurement takes at least."""
 _PROBE_SECONDS = 600  # a probe that takes longer hangs
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """For glibc: freed memory goes back at once, so that what is resident is what is in use."""
@@ -53,22 +55,26 @@ def interleaved(
     *,
     runs: int,
     device: str = "cpu",
-    least: float = 0.2,
+    least: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Samples:
     """Time every task once a round, in turn: A B C A B C.
 
-    Each is run beforehand, which is not counted. A task shorter than `least` seconds is repeated within a round until
-    it takes as long, and counts with its mean.
+    Each is run beforehand, which is not counted. A task shorter than `least` seconds (LEAST) is repeated within a round
+    until it takes as long, and counts with its mean.
     """
     if runs < 1:
         raise ValueError(f"interleaved: runs must be >= 1, got {runs}")
-    repeats = {name: _repeats(task, device, least, clock) for name, task in tasks.items()}
+    repeats = {name: _repeats(task, device, LEAST if least is None else least, clock) for name, task in tasks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(runs):
-        for name, task in tasks.items():
-            gc.collect()
-            seconds[name].append(_time(task, repeats[name], device, clock))
+    gc.freeze()  # what was there before is not looked through again and again
+    try:
+        for _ in range(runs):
+            for name, task in tasks.items():
+                gc.collect()
+                seconds[name].append(_time(task, repeats[name], device, clock))
+    finally:
+        gc.unfreeze()
     return Samples({name: tuple(times) for name, times in seconds.items()})
 
 

@@ -22,6 +22,9 @@ CLOSED_FORMS = [name for name in names() if name not in ("alpha-crown", "triangl
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import measuring
+
+    monkeypatch.setattr(measuring, "LEAST", 0.01)  # the figures are looked at for what they are, not for how exact
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

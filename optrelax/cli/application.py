@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ class _Command(TyperCommand):
             for name in parameter.opts
             if name.startswith("--") and name.endswith("s")
         }
-        return super().parse_args(ctx, _expanded(args, spread))
+        return super().parse_args(ctx, _expanded([_HOME.sub(_home, arg) for arg in args], spread))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(command_page(self, ctx, self.examples, None))
@@ -71,6 +72,14 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(group_page(self, ctx))
+
+
+_HOME = re.compile(r"^(--[\w-]+=)?~(?=/|$)")
+
+
+def _home(found: re.Match[str]) -> str:
+    """A folder that the shell leaves as it is: `--out=~/runs`."""
+    return (found[1] or "") + os.path.expanduser("~")
 
 
 app = typer.Typer(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from optrelax.cli.application import command, fail, print_json, stderr, stdout
+from optrelax.cli.inputs import legal_range
 from optrelax.cli.option_sets import (
     AttackOptions,
     BoundOptions,
@@ -138,7 +139,7 @@ def certify(
     results.write({"examples": report.examples, "table": report.table()}, facts)
     if lock is not None:
         lock.close()
-    _show(report, facts, results.json)
+    _show(report, facts, inputs.x.shape[1:], results.json)
     failed = round(report.errors * report.examples.height)
     if failed:
         first = report.examples.filter(report.examples["verdict"] == "error").row(0, named=True)
@@ -159,16 +160,14 @@ def _certified(network: Any, data: Any, eps: float, journal: Path | None, **opti
         raise
 
 
-def _show(report: CertificationReport, facts: Mapping[str, Any], json: bool) -> None:
+def _show(report: CertificationReport, facts: Mapping[str, Any], shape: Sequence[int], json: bool) -> None:
     from optrelax.output.tables import rich_table
 
     if json:
         print_json(facts)
         return
     console = stdout()
-    clip = facts["clip"]
-    within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
-    ball = f"{facts['norm']} eps {facts['eps']:g}, {within}"
+    ball = f"{facts['norm']} eps {facts['eps']:g}, {legal_range(shape, facts['clip'])}"
     title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, {ball}"
     decimals = {"certified %": 2, "misclassified at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
     console.print(title, markup=False, highlight=False, soft_wrap=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from optrelax.cli.application import WorkError, command, print_json, stdout
+from optrelax.cli.inputs import legal_range
 from optrelax.cli.option_sets import BoundOptions, MilpOptions, NetworkOptions, OutputOptions, RadiusOptions
 from optrelax.cli.options import Format, Relaxations, Rounding, option
 
@@ -101,7 +102,7 @@ def compare(
     if results.json:
         print_json(facts | {"pictures": [str(path) for path in pictures]})
         return
-    show_comparison(result, _title(facts))
+    show_comparison(result, _title(facts, inputs.x.shape[1:]))
     for path in pictures:
         stdout().print(f"tightness against time: {path}", markup=False, highlight=False, soft_wrap=True)
 
@@ -132,9 +133,8 @@ def show_comparison(result: Comparison, title: str) -> None:
     console.print(result.legend, markup=False, highlight=False, soft_wrap=True)
 
 
-def _title(facts: Mapping[str, Any]) -> str:
-    clip = facts["clip"]
-    within = f"pixels in [{clip[0]:g}, {clip[1]:g}]" if clip else "pixels unlimited"
+def _title(facts: Mapping[str, Any], shape: Sequence[int]) -> str:
+    within = legal_range(shape, facts["clip"])
     return (
         f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, accuracy "
         f"{100 * facts['accuracy']:.2f} %, {facts['norm']} eps {facts['eps']:g}, {within}, {facts['dtype']}"

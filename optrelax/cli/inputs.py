@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from optrelax.networks.graph import Network
 
-__all__ = ["Inputs", "parse_number", "read_data", "read_device", "read_dtype", "read_inputs"]
+__all__ = ["Inputs", "legal_range", "parse_number", "read_data", "read_device", "read_dtype", "read_inputs", "size_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,17 +68,50 @@ def _own_data(path: Path) -> tuple[Tensor, Tensor, int]:
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / 255
     if x.dtype not in (np.float32, np.float64):
-        raise ValueError(f"{path}: x must be float32, float64 or bytes (uint8), got {x.dtype}")
+        how = "whole numbers from 0 to 255 as x.astype(numpy.uint8), others as x.astype(float)"
+        raise ValueError(f"{path}: x must be float32, float64 or bytes (uint8), got {x.dtype}; {how}")
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{path}: x must be [n, *input_shape] with n >= 1, got {list(x.shape)}")
     if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
-        raise ValueError(f"{path}: labels must be {len(x)} integers, got {labels.dtype} {list(labels.shape)}")
+        got = f"got {labels.dtype} {list(labels.shape)}{_mended(labels, len(x))}"
+        raise ValueError(f"{path}: labels must be {len(x)} integers, {got}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{path}: labels must count classes from 0, got {int(labels.min())}")
     wrong = np.argwhere(~np.isfinite(x))
     if len(wrong):
         raise ValueError(
             f"{path}: x has {len(wrong)} NaN or infinite of {x.size} entries (first at {wrong[0].tolist()})"
         )
     return torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
+
+
+def _mended(labels: Any, count: int) -> str:
+    """What makes integers of such labels, as the end of an error message."""
+    if labels.shape == (count, 1):
+        return "; store labels.ravel()"
+    if labels.ndim == 2 and len(labels) == count:
+        return "; one-hot ones as labels.argmax(1)"
+    if labels.shape != (count,):
+        return ""
+    return (
+        "; names as numpy.unique(labels, return_inverse=True)[1]"
+        if labels.dtype.kind in "US"
+        else ("; store labels.astype(int)")
+    )
+
+
+def size_of(shape: Sequence[int]) -> str:
+    """What an example is made of: `12 features`, `1x8x8 pixels`."""
+    return f"{'x'.join(map(str, shape))} {_entries(shape)}"
+
+
+def legal_range(shape: Sequence[int], clip: Sequence[float] | None) -> str:
+    """`pixels in [0, 1]`, of examples of a shape."""
+    return f"{_entries(shape)} in [{clip[0]:g}, {clip[1]:g}]" if clip else f"{_entries(shape)} unlimited"
+
+
+def _entries(shape: Sequence[int]) -> str:
+    return {1: "features", 3: "pixels"}.get(len(shape), "entries")
 
 
 def read_device(name: str) -> torch.device:

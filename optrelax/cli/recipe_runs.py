@@ -14,6 +14,7 @@ from optrelax.cli.progress_bars import training_bar
 if TYPE_CHECKING:
     from torch import nn
 
+    from optrelax.data.samples import Samples
     from optrelax.training.recipes import Recipe
     from optrelax.training.trainer import TrainingResult
 
@@ -66,10 +67,10 @@ class RecipeRun:
     device: str
     init: Path | None
 
-    def run(self, first: bool = True, **how: Any) -> tuple[TrainingResult, float]:
+    def run(self, first: bool = True, **how: Any) -> tuple[TrainingResult, Samples]:
         """The work itself, under a bar on the first process; a word about resuming after Ctrl-C.  how: for `train`.
 
-        Returns the share of the most frequent label, too.
+        Returns the training examples, too.
         """
         from optrelax.data.samples import gather
         from optrelax.output.tables import require_writable
@@ -86,9 +87,7 @@ class RecipeRun:
         bar = training_bar(row.name) if first else contextlib.nullcontext()
         try:
             with bar as watch:
-                labels = gather(data).labels
-                result = work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how)
-                return result, int(labels.bincount().max()) / len(labels)
+                return work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how), gather(data)
         except KeyboardInterrupt:
             stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
             raise

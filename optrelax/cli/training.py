@@ -154,9 +154,9 @@ def train(
     with launched(read_device(device)) as processes:
         first = processes.rank == 0
         work = RecipeRun(row, folder, data_dir, processes.count if pieces is None else pieces, seed, device, init)
-        result, share = work.run(first=first, **kept.settings(first))
+        result, examples = work.run(first=first, **kept.settings(first))
         if first:
-            show_result(row, folder, result, share, json)
+            show_result(row, folder, result, examples, json)
             if budget == "smoke" and not json:
                 stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
 

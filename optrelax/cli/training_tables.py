@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optrelax.cli.application import print_json, stdout
+from optrelax.cli.inputs import size_of
 
 if TYPE_CHECKING:
+    from optrelax.data.samples import Samples
     from optrelax.training.recipes import Recipe
     from optrelax.training.trainer import TrainingResult
 
@@ -49,8 +51,8 @@ def show_recipes(json: bool, part: str, budget: str) -> None:
     stdout().print(rich_table(frame, decimals={"core seconds": 0}))
 
 
-def show_result(row: Recipe, folder: Path, result: TrainingResult, share: float, json: bool) -> None:
-    """What came out.  share: of the most frequent class among the training images."""
+def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Samples, json: bool) -> None:
+    """What came out of a run on these examples."""
     import polars as pl
 
     from optrelax.output.tables import rich_table
@@ -78,7 +80,9 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, share: float,
         figures |= {"LPs unfinished %": 100 * last.unfinished, "median gap": last.median_gap}
     console = stdout()
     decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0, "LPs unfinished %": 2, "median gap": 6}
-    console.print(f"{row.name}: means over the training images of the last epoch", highlight=False, soft_wrap=True)
+    of = f"{len(examples):,} examples of {size_of(examples.x.shape[1:])}"
+    title = f"{row.name}: {row.model} on {row.data}, {of}; means over the last epoch"
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
     name = row.relaxation or "crown"
     norm = "" if row.norm == "linf" else f" --norm {row.norm}"
@@ -86,6 +90,7 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, share: float,
     # A file of one's own is what was trained on: what is certified there says little.
     data = "TEST.npz" if row.data.endswith(".npz") else row.data
     advice = f"optrelax certify {folder} --data {data} --eps {eps:g}{norm} --relaxation {name}"
+    share = int(examples.labels.bincount().max()) / len(examples)  # of the most frequent class
     if last.natural_accuracy < share + 0.02:
         console.print(
             f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "

@@ -181,6 +181,8 @@ def _spellings(file: str, source: Source) -> list[str]:
 def _entry(name: str) -> _Entry:
     if name in _REGISTRY:
         return _REGISTRY[name]
+    if any(sign in name for sign in "./\\"):
+        raise ValueError(f"{name}: data of your own must be an npz file: numpy.savez('FILE.npz', x=x, labels=labels)")
     raise ValueError(f"unknown data set {name!r}; {suggest(name.lower(), _REGISTRY)}")
 
 

@@ -45,7 +45,8 @@ class Samples:
             count = f"{int(outside.sum())} of {outside.numel()} entries"
             first = f"first at {outside.nonzero()[0].tolist()}: {float(self.x[outside][0]):g}"
             raise ValueError(
-                f"{owner}: x lies outside clip [{low:g}, {high:g}] in {count} ({first}); scale pixels to that range"
+                f"{owner}: x lies outside clip [{low:g}, {high:g}] in {count} ({first}); scale pixels to that range, "
+                "or allow any values (clip=None, --no-clip)"
             )
 
 

@@ -204,12 +204,15 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
         if entry.shape == shape and entry.rules == generation() and entry.snapshot.holds(net):
             return entry.graph
     if problems := _unreadable(net):
-        raise UnsupportedOpError(problems, supported())
+        raise UnsupportedOpError(problems)
     with _EXPORTING, uncached():
         snapshot = Snapshot(net)
         graph, problems = _capture(net, shape, snapshot)
         if problems or graph is None:
-            raise UnsupportedOpError(problems, supported())
+            from optrelax.networks.places import NO_RULE
+
+            without = any(NO_RULE in problem.reason for problem in problems)
+            raise UnsupportedOpError(problems, supported() if without else "")
         graph.snapshot = snapshot  # a network that someone holds looks at what can be seen
         if snapshot.known:
             _CACHE[net] = [_Kept(snapshot, shape, generation(), graph), *_CACHE.get(net, ())][:_KEPT]

@@ -106,6 +106,8 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
         target, preset = _NAMES[name]
         factory = _imported(target)
     else:
+        if "," in name:
+            raise ValueError(f"relaxation {relaxation!r}: several are a list of names; on a command line, with spaces")
         raise ValueError(f"unknown relaxation {name!r}; {suggest(name, names())}")
     options = dict(preset) | _options(relaxation, text)
     _require_known(relaxation, factory, options)

@@ -306,6 +306,15 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
     np.savez(tmp / "bare.npz", pixels=np.zeros((2, 64), np.float32))
     np.savez(tmp / "wide.npz", x=np.full((2, 64), 7.0, np.float32), labels=np.array([1, 2]))
     np.savez(tmp / "many.npz", x=np.zeros((2, 64), np.float32), labels=np.array([1, 12]))
+    for name, dtype, y in (
+        ("column", np.float32, np.array([[1], [2]])),
+        ("one-hot", np.float32, np.eye(10)[:2]),
+        ("whole", np.float32, np.array([1.0, 2.0])),
+        ("named", np.float32, np.array(["cat", "dog"])),
+        ("negative", np.float32, np.array([-1, 1])),
+        ("integers", np.int64, np.array([1, 2])),
+    ):
+        np.savez(tmp / f"{name}.npz", x=np.zeros((2, 64), dtype), labels=y)
     np.savez(tmp / "gap.npz", weight0=np.zeros((3, 64), np.float32), weight2=np.zeros((10, 3), np.float32))
     np.savez(tmp / "unchained.npz", weight0=np.zeros((3, 64), np.float32), weight1=np.zeros((10, 4), np.float32))
     (tmp / "cut.npz").write_bytes(Path(checkpoint).read_bytes()[:200])
@@ -343,6 +352,14 @@ def bad(checkpoint: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
         "a single array": (data("array.npz"), "expected a complete npz of plain arrays"),
         "no arrays": (data("bare.npz"), "expected arrays x (or X, images) and labels (or y), got ['pixels']"),
         "labels too few": (data("short.npz"), "labels must be 2 integers"),
+        "labels in a column": (data("column.npz"), "got int64 [2, 1]; store labels.ravel()"),
+        "labels one-hot": (data("one-hot.npz"), "got float64 [2, 10]; one-hot ones as labels.argmax(1)"),
+        "labels of floats": (data("whole.npz"), "got float64 [2]; store labels.astype(int)"),
+        "labels with names": (data("named.npz"), "names as numpy.unique(labels, return_inverse=True)[1]"),
+        "labels below 0": (data("negative.npz"), "labels must count classes from 0, got -1"),
+        "pixels of integers": (data("integers.npz"), "whole numbers from 0 to 255 as x.astype(numpy.uint8)"),
+        "a table of text": (data("table.csv"), "table.csv: data of your own must be an npz file: numpy.savez("),
+        "relaxations by commas": (certify(checkpoint, "--relaxations", "box,crown"), "on a command line, with spaces"),
         "pixels out of range": (data("wide.npz"), "scale pixels to that range"),
         "labels out of range": (data("many.npz"), "labels must lie in [0, 9], got 12"),
         "eps": (["certify", checkpoint, "--data", "digits", "--eps", "big"], "--eps must be a number or a ratio"),
@@ -373,6 +390,26 @@ def test_bad_input_is_one_line_and_exit_code_2(run, checkpoint, tmp_path, monkey
         assert message in err, (what, err)
         assert err.startswith("error: "), (what, err)
         assert "╭" not in err, (what, err)
+
+
+def test_a_folder_that_the_shell_left_as_it_is_is_the_users(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in (["--data=~/none.npz"], ["--data", "~/none.npz"]):
+        assert f"error: {tmp_path / 'none.npz'}: no such file" in run("certify", "~/net", *given, "--eps", "1")[2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "clip", "words"),
+    [
+        ((12,), (0, 1), "12 features: features in [0, 1]"),
+        ((1, 8, 8), None, "1x8x8 pixels: pixels unlimited"),
+        ((4, 5), (-1, 0.5), "4x5 entries: entries in [-1, 0.5]"),
+    ],
+)
+def test_tables_say_what_an_example_is_made_of(shape, clip, words):
+    from optrelax.cli.inputs import legal_range, size_of
+
+    assert f"{size_of(shape)}: {legal_range(shape, clip)}" == words
 
 
 def test_an_unwritable_folder_is_found_before_the_work(run, checkpoint, tmp_path, monkeypatch):
