@@ -154,6 +154,7 @@ def test_devices_of_region_and_network(entry):
 # Arguments of a wrong type, as a user meets them: in a process without the tests' own check of types.
 PRELUDE = """
 import json, sys, torch, optrelax as ox
+from optrelax.training import Training
 net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
 x = torch.full((2, 3), 0.5)
 ball, rows = ox.LinfBall(x, 0.1), torch.eye(2)
@@ -196,8 +197,15 @@ RAW = {
     "ox.Cauchy(k=2.5)": "ValueError: Cauchy: k must be an integer of at least 1, got 2.5",
     "ox.Cauchy(seed='a')": "ValueError: Cauchy: seed must be an integer, got 'a'",
     "ox.Intersect(3)": "TypeError: relaxation: wants a name or a relaxation object, got int",
-    "ox.LinfBall([0.5], 0.1)": "TypeError: LinfBall: x must be a tensor, got list",
-    "ox.InputBox(x, 1.0)": "TypeError: InputBox: upper must be a tensor, got float",
+    "ox.LinfBall([0.5], 0.1)": "TypeError: LinfBall: x must be a tensor, got list; use torch.as_tensor(x)",
+    "ox.LinfBall(x, torch.ones(3))": (
+        "ValueError: LinfBall: eps has 3 entries for a batch of 2; for one a feature type eps[None]"
+    ),
+    "Training(loss=ox.CertifiedLoss('box'), epochs=1, eps=0.05)": (
+        "TypeError: Training: eps must be a schedule, got float; use ConstantSchedule(0.05) or LinearRamp of "
+        "optrelax.training.schedules"
+    ),
+    "ox.InputBox(x, 1.0)": "TypeError: InputBox: upper must be a tensor, got float; use torch.as_tensor(upper)",
     "ox.LinfBall(x, 'wide')": "TypeError: LinfBall: eps must be a number or a tensor, got str",
     "ox.LinfBall(x, None)": "TypeError: LinfBall: eps must be a number or a tensor, got NoneType",
     "ox.LinfBall(x, 0.1, clip=1.0)": "TypeError: LinfBall: clip must be (low, high) or None, got 1.0",

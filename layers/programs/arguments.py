@@ -77,7 +77,8 @@ def _check_kinds(given: dict[str, Tensor | None], owner: str) -> None:
         if value is None and name != "c":
             continue
         if not isinstance(value, Tensor):
-            raise TypeError(f"{owner}: {name} must be a tensor, got {type(value).__name__}")
+            how = f"use torch.as_tensor({name})"
+            raise TypeError(f"{owner}: {name} must be a tensor, got {type(value).__name__}; {how}")
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{owner}: {name} must be float32 or float64, got {value.dtype}")
         assert c is not None

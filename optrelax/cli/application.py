@@ -193,8 +193,9 @@ def _options(
 
 
 def stdout() -> Console:
-    """For tables and their captions; in a pipe or a file a table may take its full width."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    """For tables and their captions; in a pipe or a file a table keeps to COLUMNS, else it may take its full width."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(file=sys.stdout, width=width, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -107,12 +107,16 @@ def _tensor(name: str, value: Any) -> Tensor:
     raise TypeError(f"data: {name} must be a tensor or an array, got {type(value).__name__}")
 
 
+def _integers(labels: Tensor) -> str:
+    return "labels.argmax(1), if they are one-hot" if labels.dim() == 2 else "labels.long()"
+
+
 def _require_fit(x: Tensor, labels: Tensor) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"data: x must be float32 or float64, got {x.dtype}; scale pixels, such as x / 255")
     if x.dim() < 2 or x.shape[0] == 0:
         raise ValueError(f"data: x must be [n, *input_shape] with n >= 1, got {tuple(x.shape)}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise ValueError(f"data: labels must be integers, got {labels.dtype}")
+        raise ValueError(f"data: labels must be integers, got {labels.dtype}; use {_integers(labels)}")
     if labels.shape != x.shape[:1]:
         raise ValueError(f"data: labels must be [{x.shape[0]}], one an example, got {tuple(labels.shape)}")

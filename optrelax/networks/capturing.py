@@ -209,10 +209,7 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
         snapshot = Snapshot(net)
         graph, problems = _capture(net, shape, snapshot)
         if problems or graph is None:
-            from optrelax.networks.places import NO_RULE
-
-            without = any(NO_RULE in problem.reason for problem in problems)
-            raise UnsupportedOpError(problems, supported() if without else "")
+            raise UnsupportedOpError(problems, supported() if any("no rule" in p.reason for p in problems) else "")
         graph.snapshot = snapshot  # a network that someone holds looks at what can be seen
         if snapshot.known:
             _CACHE[net] = [_Kept(snapshot, shape, generation(), graph), *_CACHE.get(net, ())][:_KEPT]

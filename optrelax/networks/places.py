@@ -68,13 +68,15 @@ def problem_of(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
     elif "missing a required argument" in text or "positional argument" in text:
         reason = f"the network must take one tensor: {sentence(error)}"
     else:
-        reason = f"fails on an input of shape {shape} behind the batch: {sentence(error)}{_channels_last(shape)}"
+        reason = f"fails on an input of shape {shape} behind the batch: {sentence(error)}{_other_shape(shape)}"
     return Problem(path or "(root)", kind, reason, _line_of(error))
 
 
-def _channels_last(shape: Shape) -> str:
-    """A hint where an input looks like an image with its channels behind."""
+def _other_shape(shape: Shape) -> str:
+    """A hint where an input looks like an example without its batch, or an image with its channels behind."""
     behind = len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] == shape[1] > 4
+    if shape == ():
+        return "; x is [batch, ...], one example x[None]"
     return "; images have their channels in front: x.transpose(0, 3, 1, 2) in NumPy" if behind else ""
 
 

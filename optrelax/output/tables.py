@@ -40,12 +40,15 @@ def rich_table(
 ) -> "Table":
     """A data frame as a table for a terminal: numbers to the right, missing values as a dash.
 
+    No width cuts a name or a number: where it is small, text breaks at spaces, then the lines between columns go, and
+    what is still wider than the terminal is wider.
     decimals: places of a column of floats; the others are shown to four significant digits.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    from optrelax.output.fitted_tables import FittedTable
+
+    table = FittedTable(title=title, title_justify="left")
     places = decimals or {}
     for name, kind in frame.schema.items():
         table.add_column(Text(name), justify="right" if kind.is_numeric() else "left")

@@ -81,8 +81,10 @@ def _against(owner: str, x: Tensor, value: Tensor, what: str) -> Tensor:
 
 
 def _channel_hint(x: Tensor, value: Tensor, what: str) -> str:
-    if value.dim() != 1 or x.dim() < 3 or len(value) != x.shape[1]:
+    if value.dim() != 1 or x.dim() < 2 or len(value) != x.shape[1]:
         return ""
+    if x.dim() == 2:
+        return f"; for one a feature type {what}[None]" if what == "eps" else ""
     shape = ", ".join(map(str, (len(value), *[1] * (x.dim() - 2))))
     return f"; for one a channel type {'eps' if what == 'eps' else 'torch.tensor(...)'}.reshape({shape})"
 
@@ -114,7 +116,7 @@ def as_radius(owner: str, x: Tensor, eps: float | Tensor) -> Tensor:
 def check_floating(owner: str, what: str, value: object) -> None:
     """TypeError unless a tensor, ValueError unless float32 or float64."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{owner}: {what} must be a tensor, got {type(value).__name__}")
+        raise TypeError(f"{owner}: {what} must be a tensor, got {type(value).__name__}; use torch.as_tensor({what})")
     if value.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{owner}: {what} must be float32 or float64, got {value.dtype}; use {what}.float()")
 

@@ -34,7 +34,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     file = Path(path)
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
+        given = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{file}: no such file; `optrelax train RECIPE --show` prints one to begin with"

@@ -52,6 +52,11 @@ class Training(Optimisation):
 
     def __post_init__(self) -> None:
         ball_of(self.norm)
+        for name in ("eps", "kappa", "beta", "sigma", "lr"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                how = f"use ConstantSchedule({given!r}) or LinearRamp of optrelax.training.schedules"
+                raise TypeError(f"Training: {name} must be a schedule, got {type(given).__name__}; {how}")
         require_range("Training", "at least 1", epochs=self.epochs, batch=self.batch, pieces=self.pieces)
         if self.pieces > self.batch:
             raise ValueError(f"Training: pieces must be at most batch {self.batch}, got {self.pieces}")

@@ -373,7 +373,11 @@ def test_bad_options(change, error, message):
         ((torch.zeros(2, 4), torch.tensor([0, 3])), ValueError, r"labels must lie in \[0, 2\], got 3"),
         ((torch.zeros(2, 4), torch.tensor([0, -1])), ValueError, r"labels must lie in \[0, 2\], got -1"),
         ((torch.zeros(2, 4), torch.tensor([0])), ValueError, r"labels must be \[2\], one an example, got \(1,\)"),
-        ((torch.zeros(2, 4), torch.tensor([0.0, 1.0])), ValueError, r"labels must be integers, got torch.float32"),
+        (
+            (torch.zeros(2, 4), torch.tensor([0.0, 1.0])),
+            ValueError,
+            r"labels must be integers, got torch.float32; use labels.long\(\)",
+        ),
         ((torch.zeros(2, 4).byte(), torch.tensor([0, 1])), ValueError, r"x must be float32 or float64.*x / 255"),
         ((torch.zeros(0, 4), torch.zeros(0).long()), ValueError, r"n >= 1"),
         ((torch.zeros(2), torch.tensor([0, 1])), ValueError, r"x must be \[n, \*input_shape\]"),

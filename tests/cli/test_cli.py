@@ -398,6 +398,14 @@ def test_a_folder_that_the_shell_left_as_it_is_is_the_users(run, monkeypatch, tm
         assert f"error: {tmp_path / 'none.npz'}: no such file" in run("certify", "~/net", *given, "--eps", "1")[2]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_in_a_pipe_keeps_to_columns(run, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run("relaxations")[1].splitlines()
+    assert max(map(len, lines[:-1])) <= width
+    assert any("input noise shared" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("shape", "clip", "words"),
     [

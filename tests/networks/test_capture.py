@@ -401,6 +401,7 @@ LAYERS = {
     "indices": (nn.MaxPool2d(2, return_indices=True), (1, 4, 4), "fails on an input of shape (1, 4, 4)"),
     "no batch": (nn.Conv2d(3, 1, 1), (4, 4), "mixes the batch"),
     "too small": (nn.Conv2d(1, 1, 5), (1, 4, 4), "fails on an input of shape (1, 4, 4)"),
+    "no example": (nn.Linear(5, 2), (), "x is [batch, ...], one example x[None]"),
     "wrong width": (nn.Linear(5, 2), (4,), "fails on an input of shape (4,)"),
     "channels last": (nn.Conv2d(3, 1, 1), (8, 8, 3), "channels in front: x.transpose(0, 3, 1, 2)"),
     "unknown": (Lambda(lambda m, x: x.erfinv()), (4,), "erfinv: has no rule"),

@@ -48,6 +48,29 @@ def test_plain_text_is_the_terminal_table_at_any_width():
     assert "\x1b" not in wide
 
 
+LONG = pl.DataFrame(
+    {
+        "relaxation": ["crown", "triangle:preactivation=crown"],
+        "misclassified at most %": [2.125, 100.0],
+        "median gap": [7.994e-13, None],
+        "what it is": ["lines at slopes of the smaller area", "the LP"],
+    }
+)
+
+
+@pytest.mark.parametrize("width", [20, 60, 64, 70, 80, 100, 160])
+def test_no_width_cuts_a_word_or_a_number(width):
+    text = io.StringIO()
+    Console(file=text, width=width, soft_wrap=True).print(rich_table(LONG))
+    lines = text.getvalue().splitlines()
+    cells = [LONG.columns, *([str(cell) for cell in row] for row in LONG.drop_nulls().iter_rows())]
+    words = {word for row in cells for cell in row for word in cell.split()} - {"7.994e-13"}
+    assert {"7.994e-13", "2.125"} | words <= {word for line in lines for word in line.split()} | {"100.0"}
+    least = len("triangle:preactivation=crown misclassified 7.994e-13 smaller")
+    assert max(map(len, lines)) <= max(width, least)
+    assert ("│" in text.getvalue()) == (width >= least + 10)  # three more columns between columns, two at each end
+
+
 def test_numbers_stand_to_the_right():
     table = rich_table(FRAME)
     assert [column.justify for column in table.columns] == ["left", "right", "right", "right"]

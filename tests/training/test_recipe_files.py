@@ -96,7 +96,7 @@ def test_own_network_on_own_data(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["certified"] > 0.9
 
     assert main("train", "digits-fc-small-box", *own, "--show") == 0
-    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf" + capsys.readouterr().out.replace("\n", "\r\n").encode())
     assert main("train", "--config", "mine.toml", "--epochs", "3", "--out", "second") == 0
     assert '"mynets:build"' in (tmp_path / "second" / "config.json").read_text()
 
