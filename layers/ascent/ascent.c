@@ -1,6 +1,6 @@
 /* Passes over vectors of the dense dual ascent (layers/ascent/dense_ascent.py), one a layer and direction.
 
-R problems stand in rows. Lines (s0, ds, sa, ia), center and radius belong to examples: problem r reads row ex[r].
+R problems stand in rows. Lines (s0, ds, sa, ia), center and radius belong to E examples: problem r reads row ex[r].
 Every function is the same computation as its namesake in EagerPasses. */
 
 #include <math.h>
@@ -11,8 +11,9 @@ Every function is the same computation as its namesake in EagerPasses. */
 #define KERNELS(T, NAME, SQRT, COPYSIGN)                                                                               \
                                                                                                                        \
     /* Coefficients A of a layer's values become those of its pre-activations, nu; value[r] gains the intercepts. */   \
-    void backward_##NAME(int64_t R, int64_t n, const int64_t *ex, const T *A, const T *w, const T *s0, const T *ds,    \
-                         const T *sa, const T *ia, const T *m, T *nu, const T *before, T *value, int64_t threads) {    \
+    void backward_##NAME(int64_t R, int64_t n, int64_t E, const int64_t *ex, const T *A, const T *w, const T *s0,      \
+                         const T *ds, const T *sa, const T *ia, const T *m, T *nu, const T *before, T *value,          \
+                         int64_t threads) {                                                                            \
         _Pragma("omp parallel for num_threads(threads) if (R * n > FEW)") for (int64_t r = 0; r < R; r++) {            \
             const int64_t at = r * n, e = ex[r] * n;                                                                   \
             T sum = 0;                                                                                                 \
@@ -27,8 +28,9 @@ Every function is the same computation as its namesake in EagerPasses. */
     }                                                                                                                  \
                                                                                                                        \
     /* The corner v of the box with the least a.v, its average, and whether the value is the best so far. */           \
-    void corner_##NAME(int64_t R, int64_t d, const int64_t *ex, const T *a, const T *center, const T *radius,          \
-                       double rate, T *v, T *mean, T *value, T *best, uint8_t *better, int64_t threads) {              \
+    void corner_##NAME(int64_t R, int64_t d, int64_t E, const int64_t *ex, const T *a, const T *center,                \
+                       const T *radius, double rate, T *v, T *mean, T *value, T *best, uint8_t *better,                \
+                       int64_t threads) {                                                                              \
         _Pragma("omp parallel for num_threads(threads) if (R * d > FEW)") for (int64_t r = 0; r < R; r++) {            \
             const int64_t at = r * d, e = ex[r] * d;                                                                   \
             const T share = (T)rate;                                                                                   \
@@ -46,7 +48,7 @@ Every function is the same computation as its namesake in EagerPasses. */
     }                                                                                                                  \
                                                                                                                        \
     /* Values y of a layer on the lines its coefficients took; averages; the step of Adam on its weights w. */         \
-    void forward_##NAME(int64_t R, int64_t n, const int64_t *ex, const T *p, const T *m, const T *A, T *w,             \
+    void forward_##NAME(int64_t R, int64_t n, int64_t E, const int64_t *ex, const T *p, const T *m, const T *A, T *w,  \
                         const T *s0, const T *ds, const T *sa, const T *ia, T *y, T *taken, T *mean, double rate,      \
                         T *moment, T *square, const uint8_t *better, T *best, double first, double second,             \
                         double correction, double step, double tiny, int64_t threads) {                                \
@@ -76,8 +78,8 @@ Every function is the same computation as its namesake in EagerPasses. */
     }                                                                                                                  \
                                                                                                                        \
     /* Feasible values y of a layer: from the hull's floor up by the share of iterations that took the upper line. */  \
-    void primal_##NAME(int64_t R, int64_t n, const int64_t *ex, const T *p, const T *m, const T *s0, const T *ds,      \
-                       const T *sa, const T *ia, const T *taken, T *y, int64_t threads) {                              \
+    void primal_##NAME(int64_t R, int64_t n, int64_t E, const int64_t *ex, const T *p, const T *m, const T *s0,        \
+                       const T *ds, const T *sa, const T *ia, const T *taken, T *y, int64_t threads) {                 \
         _Pragma("omp parallel for num_threads(threads) if (R * n > FEW)") for (int64_t r = 0; r < R; r++) {            \
             const int64_t at = r * n, e = ex[r] * n;                                                                   \
             _Pragma("omp simd") for (int64_t j = 0; j < n; j++) {                                                      \

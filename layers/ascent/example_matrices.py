@@ -28,8 +28,8 @@ _SIGNATURES = (
     "double floor, double tol, double threshold, double first_memory, double second_memory, double tiny, "
     "int64 first[layers], int64 count[E * layers], int64 back[layers], int64 ahead[layers], int64 begin[E + 1], "
     "int64 rows[E * K], *M[direct], radius[E * d], N[E * K * K], m[E * K], flat[E * K], spread[E * K], slope[E * K], "
-    "intercept[E * K], c_v[R * d], c_y[R * K], offset[R], start[starts * R * K], room[room_size], int64 index[], "
-    "w[R * K], on_lower[R * K], v[R * d], int64 iterations[R])",
+    "intercept[E * K], c_v[R * d], c_y[R * K], offset[R], start[starts * R * K], room[threads * room_size], "
+    "int64 index[threads * (4 * K + layers + 1)], w[R * K], on_lower[R * K], v[R * d], int64 iterations[R])",
 )
 
 

@@ -116,18 +116,20 @@ class NativePasses:
         self.kernels, self.example = kernels, example.contiguous()
         self.lines = lines
         self.center, self.radius = center, radius
-        self.dtype = center.dtype
+        self.dtype, self.count = center.dtype, len(center)
 
     def backward(self, t: int, A: Tensor, w: Tensor, m: Tensor, nu: Tensor, before: Tensor, value: Tensor) -> None:
         """As `EagerPasses.backward`."""
         of = self.lines[t]
-        self.kernels.call("backward", self.dtype, *A.shape, self.example, A, w, *of, m, nu, before, value)
+        self.kernels.call("backward", self.dtype, *A.shape, self.count, self.example, A, w, *of, m, nu, before, value)
 
     def corner(self, a: Tensor, rate: float, v: Tensor, mean: Tensor, value: Tensor, best: Tensor) -> Tensor:
         """As `EagerPasses.corner`."""
         better = torch.empty(len(a), dtype=torch.bool, device=a.device)
         box = (self.center, self.radius)
-        self.kernels.call("corner", self.dtype, *a.shape, self.example, a, *box, rate, v, mean, value, best, better)
+        self.kernels.call(
+            "corner", self.dtype, *a.shape, self.count, self.example, a, *box, rate, v, mean, value, best, better
+        )
         return better
 
     def forward(
@@ -143,27 +145,28 @@ class NativePasses:
         rates: Rates,
     ) -> None:
         """As `EagerPasses.forward`."""
-        given = (*p.shape, self.example, p, m, A, state.w, *self.lines[t], y, state.on_lower, mean, rates.average)
+        given = (*p.shape, self.count, self.example, p, m, A, state.w, *self.lines[t], y, state.on_lower, mean)
         adam = (state.moment, state.square, better, state.best, FIRST, SECOND, rates.correction, rates.step)
-        self.kernels.call("forward", self.dtype, *given, *adam, tiny(self.dtype))
+        self.kernels.call("forward", self.dtype, *given, rates.average, *adam, tiny(self.dtype))
 
     def primal(self, t: int, p: Tensor, m: Tensor, on_lower: Tensor, y: Tensor) -> None:
         """As `EagerPasses.primal`."""
-        self.kernels.call("primal", self.dtype, *p.shape, self.example, p, m, *self.lines[t], on_lower, y)
+        self.kernels.call("primal", self.dtype, *p.shape, self.count, self.example, p, m, *self.lines[t], on_lower, y)
 
 
 Passes = EagerPasses | NativePasses
 
 
 _SIGNATURES = (
-    "backward(R, n, int64 example[R], A[R * n], w[R * n], flat[], spread[], slope[], intercept[], m[n], nu[R * "
-    "n], before[R], value[R])",
-    "corner(R, d, int64 example[R], a[R * d], center[], radius[], double rate, v[R * d], mean[R * d], value[R], "
-    "best[R], bool better[R])",
-    "forward(R, n, int64 example[R], p[R * n], m[n], A[R * n], w[R * n], flat[], spread[], slope[], intercept[], "
-    "y[R * n], on_lower[R * n], mean?[R * n], double average, moment[R * n], square[R * n], bool better[R], "
-    "best[R * n], double first, double second, double correction, double step, double tiny)",
-    "primal(R, n, int64 example[R], p[R * n], m[n], flat[], spread[], slope[], intercept[], on_lower[R * n], y[R * n])",
+    "backward(R, n, E, int64 example[R], A[R * n], w[R * n], flat[E * n], spread[E * n], slope[E * n], "
+    "intercept[E * n], m[n], nu[R * n], before[R], value[R])",
+    "corner(R, d, E, int64 example[R], a[R * d], center[E * d], radius[E * d], double rate, v[R * d], mean[R * d], "
+    "value[R], best[R], bool better[R])",
+    "forward(R, n, E, int64 example[R], p[R * n], m[n], A[R * n], w[R * n], flat[E * n], spread[E * n], slope[E * n], "
+    "intercept[E * n], y[R * n], on_lower[R * n], mean?[R * n], double average, moment[R * n], square[R * n], "
+    "bool better[R], best[R * n], double first, double second, double correction, double step, double tiny)",
+    "primal(R, n, E, int64 example[R], p[R * n], m[n], flat[E * n], spread[E * n], slope[E * n], intercept[E * n], "
+    "on_lower[R * n], y[R * n])",
 )
 
 

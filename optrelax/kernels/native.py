@@ -64,7 +64,7 @@ class Signature:
         self._numbers = [i for i, a in enumerate(self.arguments) if not a.array]
         lengths = "".join(f"{a.length or 0}, " for _, a in self._arrays)
         # A declaration is a constant of the module beside the source, as the source is.
-        self._lengths = eval(f"lambda {', '.join(self.names[i] for i in self._numbers)}: ({lengths})")
+        self._lengths = eval(f"lambda threads, {', '.join(self.names[i] for i in self._numbers)}: ({lengths})")
 
     @property
     def kinds(self) -> list[Any]:
@@ -82,7 +82,7 @@ class Signature:
         found: list[Any] = list(given)
         if len(found) != len(self.arguments):
             raise RuntimeError(f"{self.name}: takes {', '.join(self.names)}; got {len(found)} arguments")
-        lengths = self._lengths(*[found[i] for i in self._numbers])
+        lengths = self._lengths(torch.get_num_threads(), *[found[i] for i in self._numbers])
         for (i, argument), length in zip(self._arrays, lengths, strict=True):
             if found[i] is None and argument.optional:
                 continue

@@ -25,9 +25,9 @@ _BLOCK = 2**20  # bytes a thread of the product that are in work
 _SIGNATURES = (
     "ends(batch, k, n, product[batch * k * n], center[batch * n], radius[batch * n], middle[batch * k], "
     "spread[batch * k], uint8 signs[batch * ((k + 3) // 4) * n], int32 zeros[batch * k])",
-    "to_rows(batch, k, n, full, m, uint8 signs[batch * ((k + 3) // 4) * n], weight[full * m], radius[batch * "
-    "full], centered[batch * m], to_middle[batch * k], to_spread[batch * k], uint8 index[], sums[], found[batch * "
-    "k * m])",
+    "to_rows(batch, k, n, full, m, uint8 signs[batch * ((k + 3) // 4) * n], weight[full * m], radius[batch * full], "
+    "centered[batch * m], to_middle[batch * k], to_spread[batch * k], uint8 index[threads * ((k + 3) // 4) * full], "
+    "sums[threads * k], found[batch * k * m])",
     "to_weight(batch, k, n, m, uint8 signs[batch * ((k + 3) // 4) * n], a[batch * k * m], radius[batch * n], "
     "to_spread[batch * k], found[n * m])",
 )

@@ -183,13 +183,13 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
     }                                                                                                                  \
                                                                                                                        \
     /* Rows pulled through an activation: windows [n, kh, kw, c] of maps [batch, high, wide, c], row r at pixel        \
-       place[r] * step + offset of example place[r][0]. a: row which[r] where `which` is given, else row r. Without    \
-       slopes the rows end in a box, whose ends are the intercepts. w [n, kh, kw, c], where given: a row's own lower   \
-       lines have the slope ls + w ds and the intercept li + w di. */                                                  \
-    void relax_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,        \
-                      int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place, const int64_t *which,  \
-                      const T *a, const T *ls, const T *li, const T *us, const T *ui, const T *w, const T *ds,         \
-                      const T *di, T *pulled, T *constant, int64_t threads) {                                          \
+       place[r] * step + offset of example place[r][0]. a: `given` rows, row which[r] where `which` is given, else     \
+       row r. Without slopes the rows end in a box, whose ends are the intercepts. w [n, kh, kw, c], where given: a    \
+       row's own lower lines have the slope ls + w ds and the intercept li + w di. */                                  \
+    void relax_##NAME(int64_t n, int64_t given, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide,         \
+                      int64_t step_y, int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place,        \
+                      const int64_t *which, const T *a, const T *ls, const T *li, const T *us, const T *ui, const T *w,\
+                      const T *ds, const T *di, T *pulled, T *constant, int64_t threads) {                             \
         const int64_t size = kh * kw * c;                                                                              \
         _Pragma("omp parallel for num_threads(threads) if (n * size > FEW)") for (int64_t b = 0; b < n; b += BLOCK) {  \
             const int64_t last = b + BLOCK < n ? b + BLOCK : n;                                                        \
@@ -230,8 +230,8 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
     }                                                                                                                  \
     /* Its gradient: grad as pulled, column [n] -> to_a [n, kh, kw, c], which may be grad itself, and maps, added up   \
        (null: not wanted). A thread takes every so-many-th row of the maps, so that no two write to one place. */      \
-    void relax_back_##NAME(int64_t n, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide, int64_t step_y,   \
-                           int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place,                   \
+    void relax_back_##NAME(int64_t n, int64_t given, int64_t kh, int64_t kw, int64_t c, int64_t high, int64_t wide,    \
+                           int64_t step_y, int64_t step_x, int64_t offset_y, int64_t offset_x, const int64_t *place,   \
                            const int64_t *which, const T *a, const T *ls, const T *li, const T *us, const T *ui,       \
                            const T *w, const T *ds, const T *di, const T *grad, const T *column, T *to_a, T *to_ls,    \
                            T *to_li, T *to_us, T *to_ui, T *to_w, T *to_ds, T *to_di, int64_t threads) {               \

@@ -19,22 +19,21 @@ from optrelax.kernels import native
 from optrelax.kernels.convolutions import ConvGeometry, Pair
 
 _SIGNATURES = (
-    "spread(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, a[n * high * wide "
-    "* out], weight[kh * out * kw * into], found[n * rows * columns * into])",
-    "back(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, a[n * high * wide * out], "
-    "grad[n * rows * columns * into], turned[kh * kw * into * out], to_a?[n * high * wide * out], to_weight?[kh * out "
-    "* kw * into])",
-    "relax(n, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], int64 which?[n], "
-    "a[], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], ui[high * wide * c], "
-    "w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], pulled?[n * kh * kw * c], "
-    "constant[n])",
-    "relax_back(n, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], int64 which?[n], "
-    "a[], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], ui[high * wide * c], "
-    "w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], grad?[n * kh * kw * c], "
+    "spread(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, "
+    "a[n * high * wide * out], weight[kh * out * kw * into], found[n * rows * columns * into])",
+    "back(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, "
+    "a[n * high * wide * out], grad[n * rows * columns * into], turned[kh * kw * into * out], "
+    "to_a?[n * high * wide * out], to_weight?[kh * out * kw * into])",
+    "relax(n, given, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], int64 which?[n], "
+    "a[given * kh * kw * c], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], ui[high * wide * c], "
+    "w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], pulled?[n * kh * kw * c], constant[n])",
+    "relax_back(n, given, kh, kw, c, high, wide, step_y, step_x, offset_y, offset_x, int64 place[n * 3], "
+    "int64 which?[n], a[given * kh * kw * c], ls?[high * wide * c], li[high * wide * c], us?[high * wide * c], "
+    "ui[high * wide * c], w?[n * kh * kw * c], ds?[high * wide * c], di?[high * wide * c], grad?[n * kh * kw * c], "
     "column[n], to_a[n * kh * kw * c], to_ls?[high * wide * c], to_li?[high * wide * c], to_us?[high * wide * c], "
     "to_ui?[high * wide * c], to_w?[n * kh * kw * c], to_ds?[high * wide * c], to_di?[high * wide * c])",
-    "gather(batch, maps, lists, places, high, wide, c, kh, kw, back, int64 corners[lists * places * 2], map[maps "
-    "* high * wide * c], windows[batch * places * kh * kw * c])",
+    "gather(batch, maps, lists, places, high, wide, c, kh, kw, back, int64 corners[lists * places * 2], "
+    "map[maps * high * wide * c], windows[batch * places * kh * kw * c])",
 )
 
 

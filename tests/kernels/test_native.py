@@ -101,20 +101,21 @@ def test_what_a_kernel_would_misread_is_refused_and_leaves_it_as_it_was():
     given = arguments(torch.float64, 5, 17)
     example, lines, on_lower = given["example"], given["lines"], given["on_lower"]
     y = torch.empty_like(given["p"])
-    fitting = [5, 17, example, given["p"], given["m"], *lines, on_lower, y]
+    fitting = [5, 17, len(lines[0]), example, given["p"], given["m"], *lines, on_lower, y]
     found = native.Build(kernels().library, "with nothing remembered", kernels().signatures)
     for place, wrong, said in (
         (0, 6, "example wants 6 entries"),
         (1, 17.0, "argument 2: TypeError"),
-        (2, example.int(), "example wants torch.int64"),
-        (3, given["p"].mT, "wants contiguous"),
-        (3, given["p"].float(), "wants contiguous torch.float64"),
-        (4, given["m"][1:].contiguous(), "m wants 17 entries"),
-        (9, None, "on_lower must be given"),
+        (2, 99, "flat wants 1683 entries"),
+        (3, example.int(), "example wants torch.int64"),
+        (4, given["p"].mT, "wants contiguous"),
+        (4, given["p"].float(), "wants contiguous torch.float64"),
+        (5, given["m"][1:].contiguous(), "m wants 17 entries"),
+        (10, None, "on_lower must be given"),
     ):
         with pytest.raises((RuntimeError, ctypes.ArgumentError), match=said):
             found.call("primal", torch.float64, *fitting[:place], wrong, *fitting[place + 1 :])
-    with pytest.raises(RuntimeError, match=r"primal: takes R, n, example, .*; got 10 arguments"):
+    with pytest.raises(RuntimeError, match=r"primal: takes R, n, E, example, .*; got 11 arguments"):
         found.call("primal", torch.float64, *fitting[:-1])
     found.call("primal", torch.float64, *fitting)
     wanted = torch.empty_like(y)

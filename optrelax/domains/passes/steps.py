@@ -52,15 +52,17 @@ class RelaxStep(PassStep):
     def forward(self, work: RowsAtWork) -> None:
         lines, weights = work.space.tensors.mixed_lines(self.activation, work.part)
         to = None if self.to is None else work.at(self.to)
-        given = (work.place, work.shared(self.source), work.at(self.source), *lines, *weights, to, work.column)
-        work.call("relax", *work.frame(self.source), *given)
+        rows = work.at(self.source)
+        given = (work.place, work.shared(self.source), rows, *lines, *weights, to, work.column)
+        work.call("relax", len(rows), *work.frame(self.source), *given)
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
         lines, weights = work.space.tensors.mixed_lines(self.activation, work.part)
         to, to_weights = sums.mixed_lines(self.activation, work.part)
         grad = None if self.to is None else work.gradient(self.to)
-        given = (work.place, work.shared(slot), work.at(slot), *lines, *weights, grad, work.column, found)
-        work.call("relax_back", *work.frame(slot), *given, *to, *to_weights)
+        rows = work.at(slot)
+        given = (work.place, work.shared(slot), rows, *lines, *weights, grad, work.column, found)
+        work.call("relax_back", len(rows), *work.frame(slot), *given, *to, *to_weights)
 
     def trace(self, work: TracedRows) -> None:
         frame, a = work.rows[self.source].frame, work.at(self.source)
