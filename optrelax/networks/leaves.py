@@ -181,12 +181,14 @@ class RegisteredCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if (func.__self__.__name__ if name == "__get__" else name) in _SHOWN:
+            return func(*args, **kwargs)  # export asks these hundreds of times an op
         if (problem := _own_backward()) is not None:
             tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             if any(t.requires_grad for t in tensors):
                 current.backwards[problem.where] = problem
             current.backwards.setdefault(problem.where, None)
-        name = getattr(func, "__name__", "")
         if name in _READS and isinstance(args[0], Tensor):
             return self._read(func, args, kwargs)
         if func in _FEATURE_DROPOUT and kwargs.get("training", args[2] if len(args) > 2 else True) is False:
@@ -232,6 +234,12 @@ class RegisteredCalls(TorchFunctionMode):
         return tuple(found) if isinstance(index, tuple) or len(found) > 1 else found[0]
 
 
+# What a tensor shows of itself; no number of it is read.
+_SHOWN = frozenset({
+    "_is_view", "device", "dim", "dtype", "grad", "grad_dtype", "is_conj", "is_inference",
+    "is_leaf", "is_mkldnn", "is_neg", "is_nested", "is_quantized", "is_sparse", "layout", "numel",
+    "requires_grad", "shape", "size", "storage_offset", "stride", "sym_max", "untyped_storage",
+})  # fmt: skip
 _FEATURE_DROPOUT = (F.dropout1d, F.dropout2d, F.dropout3d)
 _READS = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "__array__", "__contains__")
 
