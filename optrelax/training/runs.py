@@ -137,7 +137,7 @@ class RunFolder:
         surroundings: dict[str, Json] = {"versions": versions(), "threads": torch.get_num_threads()}
         if self._config.exists():
             if not resume:
-                raise ValueError(f"{self.path}: holds a run already; resume it or choose another folder")
+                raise ValueError(f"{self.path}: holds a run already; resume it (--resume) or choose another folder")
             stored = _parsed(self._config, self._config.read_text(encoding="utf-8"))
             if changed := sorted(differences(stored.get("configuration"), json.loads(json.dumps(config)))):
                 raise ValueError(

@@ -219,7 +219,7 @@ def test_a_run_folder_holds_the_run(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
+    with pytest.raises(ValueError, match=r"holds a run already; resume it \(--resume\) or choose another folder"):
         trained(tmp_path)
     file = tmp_path / "file"
     file.write_text("")
