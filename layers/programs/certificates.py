@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,17 @@ from optrelax.rounding import Rounding, down
 
 def certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
     """The safe bound of the answer's multipliers and the gap of its point."""
-    if data.P is not None:
-        return certify_quadratic(data, answer.primal, answer.inequality, answer.equality, rounding, feasibility)
     # A solver that differentiates itself may leave the variables' bounds by its tolerance.
     primal = answer.primal
     primal = primal if answer.objective is None else primal.detach().clamp(data.lower, data.upper)
-    return certify_duals(data, primal, answer.inequality, answer.equality, rounding, feasibility)
+    rule = certify_duals if data.P is None else certify_quadratic
+    found = rule(data, primal, answer.inequality, answer.equality, rounding, feasibility)
+    # A bound above the value of a point is what rounding makes of terms far larger than both.
+    false = found.gap < -feasibility * found.lower.abs().clamp(min=1)
+    if rounding == "outward" or not bool(false.any()):
+        return found
+    lower, gap = torch.where(false, -torch.inf, found.lower), torch.where(false, torch.inf, found.gap)
+    return replace(found, lower=lower, gap=gap)
 
 
 def judge(claimed: Tensor, certificate: Certificate, tol: float) -> Tensor:

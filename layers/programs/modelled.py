@@ -8,6 +8,7 @@ Source: Agrawal et al. 2019, "Differentiable convex optimization layers".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,15 +36,15 @@ class ModelledProgram(nn.Module):
     ) -> None:
         super().__init__()
         self.program = program
-        owner = f"{type(program).__name__}.from_cvxpy"
-        kind = type(program).__name__
+        owner, kind = self._owner, type(program).__name__
         canonical, self.bounds, renamed = _canonical(owner, problem, kind)
+        if not parameters:
+            raise ValueError(f"{owner}: parameters is empty; a problem without parameters needs no layer")
         self.rows = int(canonical.A.shape[0]) // (canonical.x.size + 1)
         self.columns, self.equalities = canonical.x.size, int(canonical.cone_dims.zero)
-        self.parameters_of = [(_place(owner, canonical.param_id_to_col, p, "parameter"), p.shape) for p in parameters]
-        self.variables_of = [
-            (_place(owner, canonical.var_id_to_col, renamed.get(v.id, v), "variable"), v.shape) for v in variables
-        ]
+        places, found = canonical.param_id_to_col, canonical.var_id_to_col
+        self.parameters_of = [_Leaf.of(p, _place(owner, places, p, renamed, "parameter")) for p in parameters]
+        self.variables_of = [_Leaf.of(v, _place(owner, found, v, renamed, "variable")) for v in variables]
         missing = {p.id for p in problem.parameters()} - {p.id for p in parameters}
         if missing:
             names = sorted(p.name() for p in problem.parameters() if p.id in missing)
@@ -57,10 +58,15 @@ class ModelledProgram(nn.Module):
             self.register_buffer(f"{name}_constant", constant, persistent=False)
             self.register_buffer(f"{name}_map", part, persistent=False)
 
-    def forward(self, *parameters: Tensor) -> tuple[Tensor, ...]:
-        """The variables asked for, at these parameters."""
+    def forward(self, *parameters: Tensor, solver_args: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+        """The variables asked for, at these parameters; `solver_args` must be empty: options are the solver's."""
+        if solver_args:
+            raise TypeError(
+                f"{self._owner}: solver_args are another library's, got {sorted(solver_args)}; give "
+                "from_cvxpy(..., solver=InteriorPoint(tol=1e-8)), or another solver with its options"
+            )
         primal = self.solve(*parameters).primal
-        return tuple(_unflattened(primal, place, shape) for place, shape in self.variables_of)
+        return tuple(leaf.spread(primal) for leaf in self.variables_of)
 
     @uncompiled
     def solve(self, *parameters: Tensor) -> LPSolution:
@@ -81,26 +87,42 @@ class ModelledProgram(nn.Module):
         solution: LPSolution = self.program(*data)
         return solution
 
+    @property
+    def _owner(self) -> str:
+        return f"{type(self.program).__name__}.from_cvxpy"
+
     def _vector(self, parameters: Sequence[Tensor]) -> Tensor:
         """All parameters in CVXPY's order, [*batch, size]."""
-        name = f"{type(self.program).__name__}.from_cvxpy"
         if len(parameters) != len(self.parameters_of):
-            raise ValueError(f"{name}: layer wants {len(self.parameters_of)} parameter(s), got {len(parameters)}")
-        parts, leading = [], []
-        for i, (value, (_, shape)) in enumerate(zip(parameters, self.parameters_of, strict=True)):
-            if tuple(value.shape[value.dim() - len(shape) :]) != tuple(shape):
-                raise ValueError(f"{name}: parameter {i} has shape {tuple(value.shape)}, wanted [*batch, *{shape}]")
-            lead = value.shape[: value.dim() - len(shape)]
-            # CVXPY counts down columns.
-            order = [*range(len(lead)), *reversed(range(len(lead), value.dim()))]
-            parts.append(value.permute(order).reshape(*lead, -1))
-            leading.append(lead)
-        batch = torch.broadcast_shapes(*leading)
-        vector = parts[0].new_zeros(*batch, self.size)
-        for part, (place, _) in zip(parts, self.parameters_of, strict=True):
-            index = torch.arange(place, place + part.shape[-1], device=part.device)
+            raise ValueError(
+                f"{self._owner}: layer wants {len(self.parameters_of)} parameter(s), got {len(parameters)}"
+            )
+        for i, (value, leaf) in enumerate(zip(parameters, self.parameters_of, strict=True)):
+            self._check(i, value, leaf, parameters[0])
+        leading = [v.shape[: v.dim() - len(leaf.shape)] for v, leaf in zip(parameters, self.parameters_of, strict=True)]
+        try:
+            batch = torch.broadcast_shapes(*leading)
+        except RuntimeError as error:
+            listed = ", ".join(str(tuple(lead)) for lead in leading)
+            raise ValueError(f"{self._owner}: leading shapes of the parameters do not broadcast: {listed}") from error
+        vector = parameters[0].new_zeros(*batch, self.size)
+        for value, leaf in zip(parameters, self.parameters_of, strict=True):
+            part = leaf.gathered(value)
+            index = torch.arange(leaf.place, leaf.place + part.shape[-1], device=part.device)
             vector = vector.index_copy(-1, index, part.expand(*batch, -1))
         return vector
+
+    def _check(self, i: int, value: object, leaf: _Leaf, first: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self._owner}: parameter {i} must be a tensor, got {type(value).__name__}")
+        if value.shape[max(0, value.dim() - len(leaf.shape)) :] != leaf.shape:
+            wanted = ", ".join(["*batch", *map(str, leaf.shape)])
+            raise ValueError(f"{self._owner}: parameter {i} has shape {tuple(value.shape)}, wanted [{wanted}]")
+        if value.dtype != first.dtype or value.device != first.device:
+            raise ValueError(
+                f"{self._owner}: parameter {i} is {value.dtype} on {value.device}, parameter 0 {first.dtype} on "
+                f"{first.device}; give one dtype and device"
+            )
 
     def _affine(self, name: str, vector: Tensor) -> Tensor:
         """constant + map x parameters; without a batch where no parameter matters, so that problems share it."""
@@ -109,16 +131,57 @@ class ModelledProgram(nn.Module):
             return constant
         flat = vector.reshape(-1, self.size)
         moved = torch.sparse.mm(part.to(vector), flat.mT).mT
-        return (constant + moved).reshape(*vector.shape[:-1], -1)
+        return (constant + moved).reshape(*vector.shape[:-1], len(constant))
 
 
-def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[Any, Any], dict[int, Any]]:
+@dataclass(frozen=True)
+class _Leaf:
+    """Where the entries of a parameter or a variable lie in CVXPY's vector of all."""
+
+    place: int
+    """Of the first."""
+    shape: torch.Size
+    entries: list[int]
+    """For each entry, by rows, its place after the first; -1 where it is always 0."""
+
+    @classmethod
+    def of(cls, leaf: Any, place: int) -> _Leaf:
+        """CVXPY counts down columns; it keeps the upper triangle of symmetric matrices, by rows, or the diagonal."""
+        import numpy as np
+
+        if any(leaf.attributes[name] for name in ("symmetric", "PSD", "NSD")):
+            upper = np.zeros(leaf.shape, dtype=int)
+            upper[np.triu_indices(leaf.shape[-1])] = np.arange(leaf.shape[-1] * (leaf.shape[-1] + 1) // 2)
+            entries = np.maximum(upper, upper.T)
+        elif leaf.attributes["diag"]:
+            entries = np.diag(np.arange(leaf.shape[0]) + 1) - 1
+        else:
+            entries = np.arange(leaf.size).reshape(leaf.shape, order="F")
+        return cls(place, torch.Size(leaf.shape), entries.ravel().tolist())
+
+    def gathered(self, value: Tensor) -> Tensor:
+        """A parameter [*batch, *shape] as CVXPY's vector."""
+        kept = {k: i for i, k in reversed([*enumerate(self.entries)]) if k >= 0}
+        order = torch.tensor([kept[k] for k in range(len(kept))], device=value.device)
+        lead = value.shape[: value.dim() - len(self.shape)]
+        return value.reshape(*lead, self.shape.numel())[..., order]
+
+    def spread(self, primal: Tensor) -> Tensor:
+        """A variable [*batch, *shape] out of the canonical one."""
+        entries = torch.tensor(self.entries, device=primal.device)
+        flat = primal[..., self.place + entries.clamp(min=0)]
+        flat = torch.where(entries < 0, 0.0, flat) if min(self.entries, default=0) < 0 else flat
+        return flat.reshape(primal.shape[:-1] + self.shape)
+
+
+def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[Any, Any], dict[int, int]]:
     """(CVXPY's parametrised cone program, bounds of its variable, variables that stand for others)."""
     import cvxpy as cp
 
     if not problem.is_dcp(dpp=True):
         raise ValueError(
-            f"{owner}: problem must satisfy DPP (problem.is_dcp(dpp=True)); see CVXPY's guide to parameters"
+            f"{owner}: problem must satisfy DPP (problem.is_dcp(dpp=True)); see CVXPY's guide to parameters. A "
+            "parameter P in quad_form(x, P) goes in by its root: sum_squares(root @ x), where P = root.T @ root"
         )
     integer = bool(problem.is_mixed_integer())
     if integer != (kind == "MixedIntegerProgram"):
@@ -126,21 +189,35 @@ def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[Any, Any
             f"{owner}: problem is {'' if integer else 'not '}mixed-integer; use "
             f"{'MixedIntegerProgram' if integer else 'LinearProgram'}.from_cvxpy"
         )
-    quadratic = kind == "QuadraticProgram"
-    options = {"use_quad_obj": quadratic}
-    data, chain, inverse = problem.get_problem_data(cp.HIGHS if integer else cp.CLARABEL, solver_opts=options)
+    data, chain, inverse = _data(problem, kind)
     canonical = data[cp.settings.PARAM_PROB]
     dims = canonical.cone_dims
-    if dims.soc or dims.psd or dims.exp or dims.p3d:
-        raise ValueError(
-            f"{owner}: problem has cones beyond linear constraints (norms, exponentials, matrices); use cvxpylayers"
-        )
-    if canonical.P is not None and canonical.P.nnz and not quadratic:
-        raise ValueError(f"{owner}: problem has a quadratic objective; use QuadraticProgram.from_cvxpy")
+    curved = canonical.P is not None and canonical.P.nnz and kind != "QuadraticProgram"
+    if curved or dims.soc or dims.psd or dims.exp or dims.p3d:
+        raise ValueError(f"{owner}: {_instead(problem, kind)}")
     ends = data.get("lower_bounds"), data.get("upper_bounds")
     if integer and len(data["bool_vars_idx"]):
         ends = _within_zero_and_one(ends, [int(i) for i in data["bool_vars_idx"]], canonical.x.size)
     return canonical, ends, _renamed(chain, inverse)
+
+
+def _data(problem: Any, kind: str) -> Any:
+    """CVXPY's data for a solver of this kind, its chain of reductions, and what inverts them."""
+    import cvxpy as cp
+
+    solver = cp.HIGHS if kind == "MixedIntegerProgram" else cp.CLARABEL
+    try:
+        return problem.get_problem_data(solver, solver_opts={"use_quad_obj": kind == "QuadraticProgram"})
+    except cp.error.SolverError as error:
+        raise ValueError(f"{kind}.from_cvxpy: {_instead(problem, kind)}") from error
+
+
+def _instead(problem: Any, kind: str) -> str:
+    if kind == "MixedIntegerProgram":
+        return "problem has integers beside cones or a quadratic objective; use problem.solve()"
+    if kind == "LinearProgram" and problem.is_qp():
+        return "problem has a quadratic objective; use QuadraticProgram.from_cvxpy"
+    return "problem has cones beyond linear constraints (norms, exponentials, matrices); use cvxpylayers"
 
 
 def _within_zero_and_one(ends: tuple[Any, Any], index: list[int], size: int) -> tuple[Any, Any]:
@@ -153,13 +230,13 @@ def _within_zero_and_one(ends: tuple[Any, Any], index: list[int], size: int) -> 
     return low, high
 
 
-def _renamed(chain: Any, inverse: Any) -> dict[int, Any]:
-    """Variables with attributes, such as nonneg, that CVXPY replaced by ones without, of equal shape."""
-    found = {}
+def _renamed(chain: Any, inverse: Any) -> dict[int, int]:
+    """Variables and parameters with attributes, such as nonneg, that CVXPY replaced by ones without."""
+    found: dict[int, int] = {}
     for reduction, data in zip(chain.reductions, inverse, strict=False):
         if type(reduction).__name__ == "CvxAttr2Constr" and data:
-            new, old = data[0], data[1]
-            found = {id_: new[id_] for id_ in new if id_ in old and new[id_].shape == old[id_].shape}
+            found |= {old: new.id for old, new in data[0].items()}
+            found |= {old: new[0] for old, new in getattr(reduction, "param_id_map", {}).items()}
     return found
 
 
@@ -167,20 +244,21 @@ def integers_of(problem: Any) -> Tensor:
     """Which entries of the canonical variable are integers."""
     import cvxpy as cp
 
-    data, _, _ = problem.get_problem_data(cp.HIGHS)
+    data, _, _ = _data(problem, "MixedIntegerProgram")
     mask = torch.zeros(data[cp.settings.PARAM_PROB].x.size, dtype=torch.bool)
     for name in ("bool_vars_idx", "int_vars_idx"):
         mask[torch.as_tensor([int(i) for i in data[name]], dtype=torch.long)] = True
     return mask
 
 
-def _place(owner: str, places: dict[int, int], leaf: Any, kind: str) -> int:
-    if leaf.id not in places:
+def _place(owner: str, places: dict[int, int], leaf: Any, renamed: dict[int, int], kind: str) -> int:
+    name = renamed.get(leaf.id, leaf.id)
+    if name not in places or leaf.attributes["sparsity"]:
         raise ValueError(
             f"{owner}: {kind} {leaf.name()} is not in the canonical problem; is it in the problem, and are attributes "
-            "such as symmetric or diag written as constraints?"
+            "such as sparsity written as constraints?"
         )
-    return places[leaf.id]
+    return places[name]
 
 
 def _split(matrix: Any, size: int) -> tuple[Tensor | None, Tensor | None]:
@@ -198,11 +276,3 @@ def _split(matrix: Any, size: int) -> tuple[Tensor | None, Tensor | None]:
     index = torch.from_numpy(np.stack([part.row, part.col]).astype(np.int64))
     values = torch.from_numpy(np.asarray(part.data, dtype=np.float64))
     return constant, torch.sparse_coo_tensor(index, values, part.shape, check_invariants=False).coalesce()
-
-
-def _unflattened(primal: Tensor, place: int, shape: tuple[int, ...]) -> Tensor:
-    """One variable out of the canonical one; CVXPY counts down columns."""
-    count = torch.Size(shape).numel()
-    flat = primal[..., place : place + count].reshape(*primal.shape[:-1], *reversed(shape))
-    lead = primal.dim() - 1
-    return flat.permute(*range(lead), *reversed(range(lead, flat.dim())))

@@ -68,6 +68,10 @@ def certify_quadratic(
     loose = torch.cat([held, -error_half], -1) if rounding == "outward" else held
     reduced_box, ends, extra = _open_ends(reduced, error, box, z, curvature, rounding)
     lower = box_bound(reduced_box, error, ends, torch.cat([loose, extra], -1), rounding)
+    # Far out what rounding cannot tell from 0 is no small thing.
+    unclear = (ends[0].isinf() | ends[1].isinf()) & (reduced_box.abs() <= error)
+    drift = torch.where(unclear, error * z.abs(), 0.0).sum(-1)
+    lower = torch.where(drift > feasibility * lower.abs().clamp(min=1), -torch.inf, lower)
     lost = lower == -torch.inf
     if bool(lost.any()):
         lower, y, v, reduced = _balanced(data, box, (z, y, v), (lower, reduced), rounding, lost)

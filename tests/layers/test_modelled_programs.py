@@ -68,9 +68,65 @@ def test_what_is_no_such_program_says_what_to_use() -> None:
         LinearProgram.from_cvxpy(cp.Problem(cp.Minimize(c @ whole)), [c], [whole])
     with pytest.raises(ValueError, match="problem must satisfy DPP"):
         LinearProgram.from_cvxpy(cp.Problem(cp.Minimize(c @ c * x[0]), [x >= 0]), [c], [x])
+    with pytest.raises(ValueError, match=r"quadratic objective; use QuadraticProgram\.from_cvxpy"):
+        LinearProgram.from_cvxpy(made, parameters, variables)
+    with pytest.raises(ValueError, match=r"integers beside cones or a quadratic objective; use problem\.solve\(\)"):
+        MixedIntegerProgram.from_cvxpy(cp.Problem(cp.Minimize(cp.sum_squares(whole - c))), [c], [whole])
+    with pytest.raises(ValueError, match="parameters is empty"):
+        LinearProgram.from_cvxpy(cp.Problem(cp.Minimize(x[0]), [x >= 0]), [], [x])
+
+
+def test_what_is_no_such_call_says_what_is() -> None:
+    made, parameters, variables = problem(True)
     layer = QuadraticProgram.from_cvxpy(made, parameters, variables)
-    with pytest.raises(ValueError, match=r"parameter 0 has shape \(2,\), wanted \[\*batch, \*\(3,\)\]"):
+    given = torch.ones(3), torch.ones(2, 3), torch.ones(2)
+    with pytest.raises(
+        TypeError, match=r"solver_args are another library's, got \['eps'\]; give from_cvxpy\(\.\.\., solver="
+    ):
+        layer(*given, solver_args={"eps": 1e-8})
+    with pytest.raises(ValueError, match=r"parameter 2 is torch\.float64 on cpu, parameter 0 torch\.float32 on cpu"):
+        layer(*given[:2], given[2].double())
+    with pytest.raises(ValueError, match=r"leading shapes of the parameters do not broadcast: \(2,\), \(3,\), \(\)"):
+        layer(given[0].expand(2, 3), given[1].expand(3, 2, 3), given[2])
+    with pytest.raises(ValueError, match=r"parameter 0 has shape \(2,\), wanted \[\*batch, 3\]"):
         layer(torch.ones(2), torch.ones(2, 3), torch.ones(2))
+
+
+def test_scalars_and_empty_batches_of_a_modelled_layer() -> None:
+    x, a = cp.Variable(), cp.Parameter()
+    layer = QuadraticProgram.from_cvxpy(cp.Problem(cp.Minimize((x - a) ** 2), [x <= 1]), [a], [x])
+    for value in (torch.tensor(0.5, dtype=f64), torch.tensor([0.5, 3.0], dtype=f64), torch.zeros(0, 2, dtype=f64)):
+        (found,) = layer(value, solver_args={})
+        torch.testing.assert_close(found, value.clamp(max=1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["parameter", "variable"])
+@pytest.mark.parametrize("attribute", ["symmetric", "PSD", "diag"])
+def test_matrices_with_attributes(of: str, attribute: str) -> None:
+    """The nearest matrix of trace 1; gradients of a symmetric parameter go to its upper triangle, as in cvxpylayers."""
+    if (of, attribute) == ("variable", "PSD"):
+        with pytest.raises(ValueError, match="problem has cones"):
+            _nearest(of, attribute)
+        return
+    layer = _nearest(of, attribute)
+    value = torch.tensor([[[2.0, 1.0], [1.0, 3.0]], [[1.0, -0.5], [-0.5, 1.0]]], dtype=f64)
+    value = torch.diag_embed(value.diagonal(dim1=-2, dim2=-1)) if attribute == "diag" else value
+    leaf = value.clone().requires_grad_()
+    (found,) = layer(leaf)
+    middle = (1 - value.diagonal(dim1=-2, dim2=-1).sum(-1)) / 2
+    torch.testing.assert_close(found, value + middle[:, None, None] * torch.eye(2, dtype=f64), rtol=0, atol=1e-6)
+    weight = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=f64)
+    (grad,) = torch.autograd.grad((found * weight).sum(), leaf)
+    off = 0.0 if attribute == "diag" else 1.5
+    apart = [[-1.5, off], [off, 1.5]] if of == "variable" else [[-1.5, 2 * off], [0.0, 1.5]]
+    torch.testing.assert_close(grad, torch.tensor([apart, apart], dtype=f64), rtol=0, atol=1e-5)
+
+
+def _nearest(of: str, attribute: str) -> Any:
+    kinds = {of: {attribute: True}}
+    y, w = cp.Variable((2, 2), **kinds.get("variable", {})), cp.Parameter((2, 2), **kinds.get("parameter", {}))
+    made = cp.Problem(cp.Minimize(cp.sum_squares(y - w)), [cp.trace(y) == 1])
+    return QuadraticProgram.from_cvxpy(made, [w], [y])
 
 
 def test_integer_programs_equal_scipys() -> None:
