@@ -128,7 +128,8 @@ def _require_whole(tensor: onnx.TensorProto) -> None:
     import onnx
 
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        raise ValueError(f"weights of {tensor.name!r} lie in another file; store the network with all its weights")
+        cure = "put them into this one: onnx.save(onnx.load(path), 'whole.onnx')"
+        raise ValueError(f"weights of {tensor.name!r} lie in another file; {cure}")
     if any(d < 0 for d in tensor.dims):
         raise ValueError(f"tensor {tensor.name!r} has a negative dimension")
     size = math.prod(tensor.dims)
