@@ -136,14 +136,25 @@ class Cell:
         return torch.stack([region.project(x) for x in found])
 
     @property
+    def norm(self) -> str | None:
+        """Of the ball, where it is one."""
+        return next((norm for norm in norms() if type(self.region) is ball_of(norm)), None)
+
+    @property
     def refusal(self) -> str | None:
         """What it is to be refused with, a pattern; None where it is to run."""
-        box = isinstance(self.region, InputBox)
+        products = bool(self.network.products)
+        box = isinstance(self.region, InputBox) or (self.use == "measure" and self.norm is None)
         if self.use == "verify" and not box:
             return "^Property: takes boxes .*; give the box around it$"
-        if self.relaxation == "hbox" and self.use in ("outward", "certify", "compare") and not box:
-            return "^hbox.* rounded outward: takes boxes .*; deepz, fast-lin and crown take any region$"
-        if self.relaxation == "given" and self.network.products and self.use not in ("attack", "measure"):
+        if self.relaxation == "hbox" and not box:
+            if self.use in ("outward", "certify", "compare"):
+                return "^hbox.* rounded outward: takes boxes .*; deepz, fast-lin and crown take any region$"
+            if products and self.use != "attack":
+                return (
+                    "^hbox.* with max-pooling or products: takes boxes .*; deepz, fast-lin and crown take any region$"
+                )
+        if self.relaxation == "given" and products and self.use not in ("attack", "measure"):
             return "Multiply: the product of two values wants pre-activation bounds .*; take box or crown"
         return None
 
@@ -262,7 +273,7 @@ def _attack(cell: Cell) -> None:
 def _measure(cell: Cell) -> None:
     """Radii of a ball's norm; of other regions in linf."""
     _, (x, labels) = _data(cell)
-    norm = next((norm for norm in norms() if cell.region.__class__ is ball_of(norm)), "linf")
+    norm = cell.norm or "linf"
     made = "triangle" if cell.relaxation == "given" else cell.relaxation
     how = {"limit": 0.2, "resolution": 0.1, "points": 2, "resamples": 2, "subset": 1, "attack": ox.PGD(steps=2)}
     ox.measure_tightness(cell.network, (x, labels), made, norm=norm, clip=None, **how)

@@ -81,6 +81,22 @@ def test_a_line_that_is_off_by_less_than_a_unit_is_found():
     assert exact_lines.violations(f, one, one, torch.Generator()).beaten
 
 
+@pytest.mark.parametrize(("dtype", "x"), [(torch.float32, 1e38), (torch.float64, 1e308)])
+def test_a_number_that_six_times_itself_overflows_bounds_hardswish(dtype, x):
+    f = elementary.known("hardswish", ())
+    ends = torch.tensor([x], dtype=dtype)
+    assert not exact_lines.violations(f, ends, ends, torch.Generator()).beaten
+    assert f(ends).isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "x"), [(torch.float32, -90.0), (torch.float64, -712.0)])
+def test_what_is_left_of_silu_where_its_exponential_overflows_is_not_lost(dtype, x):
+    f = elementary.known("silu", ())
+    ends = torch.tensor([x], dtype=dtype)
+    assert not exact_lines.violations(f, 1e9 * ends, ends, torch.Generator()).beaten
+    assert -1e-35 < float(f(ends)) < 0
+
+
 @pytest.mark.parametrize("x", [800.0, 1e300])
 def test_what_a_function_never_reaches_bounds_it_and_what_it_passes_does_not(x):
     """tanh(x) < 1 by less than 10^-600, which no float and no 200 bits tell apart: 1 lies above it, and not below."""

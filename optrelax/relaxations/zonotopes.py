@@ -99,7 +99,7 @@ class HBox(_EitherWay):
         if region.as_box is not None and not (back and _backward_pays(network, rows, sides=1, born=False)):
             return None
         if not back:
-            why = "rounded outward" if self.outward else "with max-pooling"
+            why = "rounded outward" if self.outward else "with max-pooling or products"
             require_box(f"{name_of(replace(self, rounding='nearest'))} {why}", region, INSTEAD)
         return PulledHybrid(lines_of=self, max_bytes=self.max_bytes)
 

@@ -18,6 +18,10 @@ _ROOT = math.sqrt(2 / math.pi)
 def silu() -> Smooth:
     """x * sigmoid(x): SiLU, Swish."""
 
+    def function(x: Tensor) -> Tensor:
+        # Of PyTorch's, exp(-x) overflows before x * exp(x) vanishes; from here on its denominator is 1 to rounding.
+        return torch.where(x < -40, x * torch.exp(x.clamp_max(0)), F.silu(x))
+
     def derivative(x: Tensor) -> Tensor:
         return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
 
@@ -25,7 +29,9 @@ def silu() -> Smooth:
         return torch.sigmoid(x) * (1 + x.abs())
 
     bend = 2.3993572805154677
-    return Smooth("silu", F.silu, derivative, (-bend, bend), (-1.278464542761074,), size=F.silu, steepness=steepness)
+    return Smooth(
+        "silu", function, derivative, (-bend, bend), (-1.278464542761074,), size=function, steepness=steepness
+    )
 
 
 @elementary
@@ -82,7 +88,11 @@ def mish() -> Smooth:
 def hardswish() -> Smooth:
     """x * min(max(x + 3, 0), 6) / 6: a parabola between two straight ends."""
 
+    def function(x: Tensor) -> Tensor:
+        # PyTorch's multiplies by 6 before it divides, which overflows where x itself does not.
+        return torch.where(x.abs() < 3, F.hardswish(x), x.clamp_min(0))
+
     def derivative(x: Tensor) -> Tensor:
         return torch.where(x < -3, 0.0, torch.where(x > 3, 1.0, x / 3 + 0.5))
 
-    return Smooth("hardswish", F.hardswish, derivative, (-3.0, 3.0), (-1.5,), size=torch.abs)
+    return Smooth("hardswish", function, derivative, (-3.0, 3.0), (-1.5,), size=torch.abs)
