@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from optrelax.output.files import replacing
 
@@ -22,11 +22,6 @@ __all__ = ["FetchError", "Source", "fetch_source", "is_whole", "sources_text"]
 FetchProgress = Callable[[str, int, int], None]  # the file, bytes so far, bytes in all
 
 _CHUNK = 1 << 20
-
-
-@runtime_checkable
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 class FetchError(OSError):
@@ -74,7 +69,7 @@ def fetch_source(source: Source, folder: Path, progress: FetchProgress | None = 
 def is_whole(source: Source, path: Path) -> bool:
     """Whether a file on disk holds what a source publishes; what is gzipped by its ending is unpacked on the way."""
     with path.open("rb") as stream:
-        chunks = _read(stream)
+        chunks = _chunks(stream.read)
         digest, size = hashlib.sha256(), 0
         try:
             for chunk in _unpacked(chunks, source.size) if path.suffix == ".gz" else chunks:
@@ -98,7 +93,7 @@ def _download(source: Source, url: str, part: Path, progress: FetchProgress | No
     """The file, unpacked if it is gzipped, to `part`; ValueError for another size or checksum."""
     digest, size = hashlib.sha256(), 0
     with urllib.request.urlopen(url, timeout=30) as answer, part.open("wb") as out:
-        chunks = _unpacked(_read(answer), source.size) if source.packing == "gzip" else _read(answer)
+        chunks = _unpacked(_chunks(answer.read), source.size) if source.packing == "gzip" else _chunks(answer.read)
         for chunk in chunks:
             digest.update(chunk)
             size += len(chunk)
@@ -122,14 +117,14 @@ def _unpack(packed: Path, paths: list[Path]) -> None:
             if path is None or content is None:
                 continue
             with content, replacing(path) as whole, whole.open("wb") as out:
-                for chunk in _read(content):
+                for chunk in _chunks(content.read):
                     out.write(chunk)
     if wanted:
         raise ValueError(f"expected {', '.join(wanted)} in the archive")
 
 
-def _read(stream: _Readable) -> Iterator[bytes]:
-    return iter(lambda: stream.read(_CHUNK), b"")
+def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    return iter(lambda: read(_CHUNK), b"")
 
 
 def _unpacked(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
