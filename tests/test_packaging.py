@@ -102,7 +102,7 @@ def test_wheel_holds_every_module_and_the_type_marks(wheel):
     expected |= {
         PurePosixPath(package.replace(".", "/"), path.name)
         for package, folder in folders().items()
-        for path in folder.glob("*.c")
+        for path in folder.glob("*.[ch]")
     }
     assert any(path.suffix == ".c" for path in expected)
     assert held == expected

@@ -1,5 +1,7 @@
 """Compiled back-substitution: any rows of any target, few at a time, with gradients to any order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,11 @@ from torch import nn
 import optrelax as ox
 from optrelax.domains import frames
 from optrelax.domains.passes import planning, programs, running
+from optrelax.domains.passes.lanes import LaneSpace, lanes_of
 from optrelax.domains.passes.line_maps import LineMaps
-from optrelax.domains.passes.neurons import Neurons
+from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.programs import Program
+from optrelax.kernels import lane_step
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +82,57 @@ def test_few_rows_at_a_time_are_the_same(rows, kept, monkeypatch):
     monkeypatch.setattr(programs, "KEPT", kept)
     for a, b in zip(bounds_and_gradients(net, captured, region), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def stacked():
+    """Windows up to the input, which leave the image."""
+    torch.manual_seed(5)
+    convs = [nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 3, 3, 1, 1)]
+    layers = [m for conv in convs for m in (conv, nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3))
+    return net.double().eval(), (2, 15, 15)
+
+
+@pytest.mark.parametrize(("build", "rows"), [(small, None), (small, 24), (stacked, None), (stacked, 8)])
+def test_rows_side_by_side_are_rows_one_by_one(build, rows, monkeypatch):
+    """Blocks of six and eight rows of a place, some padded; a channel never fires, another always does."""
+    net, shape = build()
+    with torch.no_grad():
+        net[0].bias[0], net[0].bias[1] = -1e3, 1e3
+        (net[2].body[0] if build is small else net[2]).bias[2] = -1e3
+    captured, region = ox.capture(net, shape), region_of(shape)
+    taken = []
+    monkeypatch.setattr(running, "LaneSpace", lambda *given: taken.append(given[-1]) or LaneSpace(*given))
+    if rows is not None:
+        monkeypatch.setattr(Program, "at_once", lambda *_, **__: rows)
+    torch.use_deterministic_algorithms(True)  # what is not written is no number
+    try:
+        side = bounds_and_gradients(net, captured, region)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert taken
+    monkeypatch.setattr(running, "lanes_of", lambda *_: 0)
+    for a, b in zip(side, bounds_and_gradients(net, captured, region), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_blocks_have_two_vectors_where_rows_fill_them():
+    one = lane_step.vector(torch.float32)
+    rows = EveryNeuron(1, torch.zeros(1, 2, dtype=torch.int64), 4 * one)
+    assert lanes_of(rows, 4 * one, torch.float32) == 2 * one
+    assert lanes_of(rows, 2 * one - 1, torch.float32) == one
+    assert lanes_of(rows, one - 1, torch.float32) == 0
+    assert lanes_of(replace(rows, k=one + 1), 4 * one, torch.float32) == one
+    assert lanes_of(replace(rows, k=one // 2), 4 * one, torch.float32) == 0
+
+
+def test_lists_leave_out_what_is_zero_alone():
+    """A line that is 0 beside one that is not, and what is no number, are kept."""
+    maps = [torch.zeros(1, 1, 5) for _ in range(4)]
+    maps[0][..., 1], maps[1][..., 2], maps[2][..., 4] = 1.0, float("nan"), 1e-40
+    found = torch.full((1, 1, 6), -1, dtype=torch.int32)
+    lane_step.lines().call("keep", torch.float32, 1, 5, *maps, found)
+    assert found.flatten()[:4].tolist() == [3, 1, 2, 4]
 
 
 def test_a_second_backward_pass_is_the_first():

@@ -16,6 +16,8 @@ class Neurons:
     """Example and place in the grid, [n, 3], int64."""
     which: Tensor
     """[n], int64: into the flat rows given to `lower_bounds`."""
+    together: int = 1
+    """So many rows after each other stand in one place, from the first on."""
 
     @property
     def count(self) -> int:
@@ -42,6 +44,11 @@ class EveryNeuron:
     """Shared rows."""
 
     @property
+    def together(self) -> int:
+        """So many rows after each other stand in one place."""
+        return self.k
+
+    @property
     def count(self) -> int:
         """Rows in all."""
         return self.batch * self.places.shape[0] * self.k
@@ -62,4 +69,4 @@ def rows_of_examples(given: int, k: int, batch: int, device: torch.device) -> Ne
     """Rows [given, k, ...] in their target's own shape, for every example; given: the batch, or 1 for all."""
     place = torch.zeros(batch * k, 3, dtype=torch.int64, device=device)
     place[:, 0] = torch.arange(batch, device=device).repeat_interleave(k)
-    return Neurons(place, torch.arange(given * k, device=device).repeat(batch if given == 1 else 1))
+    return Neurons(place, torch.arange(given * k, device=device).repeat(batch if given == 1 else 1), k)

@@ -29,7 +29,9 @@ from optrelax.networks.ops import Add, Linear, Reshape, Scale
 from optrelax.regions import Region
 
 DEPTH = 3
-"""Convolutions on the way at least: through fewer, making few coefficients again costs more than it saves."""
+"""Convolutions on the way at least: through fewer, making few coefficients again costs more than it saves.
+
+Of maps one fewer: the rows of a place go side by side."""
 
 _PROGRAMS: WeakKeyDictionary[Graph, dict[str, Program | None]] = WeakKeyDictionary()
 
@@ -37,7 +39,7 @@ _PROGRAMS: WeakKeyDictionary[Graph, dict[str, Program | None]] = WeakKeyDictiona
 def program(network: Network, target: str, depth: int | None = None) -> Program | None:
     """The steps for rows of a node; None where the rules have to do it, or do it as fast.
 
-    depth: convolutions on the way at least; None: `DEPTH`.
+    depth: convolutions on the way at least; None: `DEPTH`, of maps one fewer.
     Kept as long as the graph, which is another one as soon as the network is.
     """
     known = _PROGRAMS.setdefault(network.graph, {})
@@ -47,7 +49,10 @@ def program(network: Network, target: str, depth: int | None = None) -> Program 
         except NoPassError:
             known[target] = None
     found = known[target]
-    return found if found is not None and found.depth >= (DEPTH if depth is None else depth) else None
+    if found is None:
+        return None
+    least = max(2, DEPTH - found.windows) if depth is None else depth
+    return found if found.depth >= least else None
 
 
 def available(region: Region) -> bool:

@@ -13,7 +13,15 @@ from torch import Tensor
 from optrelax.domains.frames import Plan
 from optrelax.domains.passes.folding import channels_last
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
-from optrelax.domains.passes.steps import ConvolutionStep, PassStep, RelaxStep, seen_at
+from optrelax.domains.passes.steps import (
+    ConvolutionStep,
+    ImageStep,
+    PaddingStep,
+    PassStep,
+    RelaxStep,
+    SumStep,
+    seen_at,
+)
 from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.window_step import scatter
@@ -38,6 +46,23 @@ class Program:
     entry: str
     """Node at which rows end in the box: the input, or what diagonal ops make of it."""
     layouts: dict[bool, Layout] = field(default_factory=dict)
+    makers: dict[int, str] = field(init=False)
+    """Activations by the slot that holds what came out of them."""
+    readers: dict[int, str | None] = field(init=False)
+    """Activations by the slots that these alone read, perhaps behind sums; None: any other step does, too."""
+
+    def __post_init__(self) -> None:
+        self.makers, self.readers = {}, {}
+        for step in reversed(self.steps):
+            reader = None
+            if isinstance(step, RelaxStep):
+                reader = step.activation
+            elif isinstance(step, (SumStep, PaddingStep, ImageStep)):
+                reader = self.readers.get(step.to)
+            for slot in step.sources:
+                self.readers[slot] = reader if self.readers.get(slot, reader) == reader else None
+            if isinstance(step, RelaxStep) and step.to is not None and step.activation is not None:
+                self.makers[step.to] = step.activation
 
     def layout(self, gradient: bool) -> Layout:
         """Where coefficients and, where wanted, their gradients lie."""

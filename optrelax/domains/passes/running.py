@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optrelax.domains import backsubstitution
 from optrelax.domains.passes.folding import channels_last, diagonals, folded_weight
+from optrelax.domains.passes.lanes import LaneSpace, lanes_of
 from optrelax.domains.passes.line_maps import LineMaps, MixedMaps
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.programs import Program
@@ -83,12 +84,13 @@ class _Pass(torch.autograd.Function):
         like, n = given[0], neurons.count
         constant = like.new_zeros(n)
         keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size())
-        space = _workspace(found, n, found.by_name(given, mixed), like, room, gradient=keep, keep=keep)
+        space = _workspace(found, neurons, found.by_name(given, mixed), like, room, gradient=keep, keep=keep)
         ctx.kept = keep
         # As a saved tensor, so that who drops those and computes them again drops this.
         ctx.save_for_backward(*given, *([space.arenas] if keep else []))
         for work in space.parts(neurons, constant):
             _forward(found, work)
+            work.finish()
         return constant
 
     @staticmethod
@@ -110,11 +112,12 @@ class _Pass(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, False
         arena = saved[-1] if len(saved) > len(given) else None
         tensors, sums = found.by_name(given, mixed), found.by_name(totals, mixed)
-        space = _workspace(found, neurons.count, tensors, given[0], ctx.room, gradient=True, arena=arena)
+        space = _workspace(found, neurons, tensors, given[0], ctx.room, gradient=True, arena=arena)
         for work in space.parts(neurons, grad):
             if not kept:
                 _forward(found, replace(work, column=torch.zeros_like(work.column)))
             _backward(found, work, sums)
+        space.finish(sums)
         return None, None, None, None, *(t if needed else None for t, needed in zip(totals, need, strict=True))
 
 
@@ -131,7 +134,7 @@ def _together(found: Program, totals: list[Tensor | None], given: Sequence[Tenso
 
 def _workspace(
     found: Program,
-    n: int,
+    neurons: Neurons | EveryNeuron,
     tensors: PassTensors,
     like: Tensor,
     room: float,
@@ -139,10 +142,18 @@ def _workspace(
     keep: bool = False,
     arena: Tensor | None = None,
 ) -> Workspace:
-    """Room for as many of n rows as may be alive at once, or for all of them, so many at a time."""
-    layout, count = found.layout(gradient), max(1, min(n, found.at_once(like, room, gradient)))
+    """Room for as many rows as may be alive at once, or for all of them, so many at a time."""
+    layout, most, n = found.layout(gradient), found.at_once(like, room, gradient), neurons.count
+    # Whichever way the rows went, the gradient goes the same: there is most room forward.
+    together = 0 if tensors.own else lanes_of(neurons, min(most, found.at_once(like, room, gradient=True)), like.dtype)
+    if together:
+        n = neurons.count // neurons.together * -(-neurons.together // together) * together
+        most -= most % together
+    count = max(1, min(n, most))
     if arena is None:
         arena = like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers)
+    if together:
+        return LaneSpace(found, layout, tensors, count, arena, gradient, together)
     return Workspace(found.rows, layout, tensors, count, arena, gradient)
 
 
@@ -167,7 +178,7 @@ def _backward(found: Program, work: RowsAtWork, sums: PassTensors) -> None:
                 own += more
     for slot, rows in enumerate(found.rows):
         if rows.stop is not None and (total := sums.stops[rows.stop]) is not None:
-            total.index_add_(0, work.which, work.gradient(slot))
+            work.add_shared(slot, total)
 
 
 def _traced(found: Program, neurons: Neurons | EveryNeuron, tensors: Sequence[Tensor], mixed: bool) -> Tensor:

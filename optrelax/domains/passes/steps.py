@@ -50,19 +50,10 @@ class RelaxStep(PassStep):
     activation: str | None
 
     def forward(self, work: RowsAtWork) -> None:
-        lines, weights = work.space.tensors.mixed_lines(self.activation, work.part)
-        to = None if self.to is None else work.at(self.to)
-        rows = work.at(self.source)
-        given = (work.place, work.shared(self.source), rows, *lines, *weights, to, work.column)
-        work.call("relax", len(rows), *work.frame(self.source), *given)
+        work.relax(self.source, self.to, self.activation)
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
-        lines, weights = work.space.tensors.mixed_lines(self.activation, work.part)
-        to, to_weights = sums.mixed_lines(self.activation, work.part)
-        grad = None if self.to is None else work.gradient(self.to)
-        rows = work.at(slot)
-        given = (work.place, work.shared(slot), rows, *lines, *weights, grad, work.column, found)
-        work.call("relax_back", len(rows), *work.frame(slot), *given, *to, *to_weights)
+        work.relax_back(slot, self.to, self.activation, found, sums)
 
     def trace(self, work: TracedRows) -> None:
         frame, a = work.rows[self.source].frame, work.at(self.source)
@@ -93,26 +84,14 @@ class ConvolutionStep(PassStep):
     corner: Pair
 
     def forward(self, work: RowsAtWork) -> None:
-        a, to = work.at(self.source), work.at(self.to)
-        work.call("spread", *self._sizes(a, to, work.space.tensors), a, work.space.turned[self.weight], to)
+        work.spread(self.source, self.to, self.weight, self.geometry, self.corner)
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
-        a, grad, into = work.at(slot), work.gradient(self.to), sums.weights[self.weight]
-        turned = None if into is None else into.new_zeros(work.space.turned[self.weight].shape)
-        sizes = self._sizes(a, grad, work.space.tensors)
-        work.call("back", *sizes, a, grad, work.space.back[self.weight], found, turned)
-        if into is not None and turned is not None:
-            (kh, out, run), kw = turned.shape, into.shape[3]
-            into += turned.view(kh, out, kw, run // kw).permute(1, 3, 0, 2)
+        work.spread_back(slot, self.to, self.weight, self.geometry, self.corner, found, sums)
 
     def trace(self, work: TracedRows) -> None:
         weight, size = work.tensors.weights[self.weight], work.rows[self.to].frame.size
         work.kept[self.to] = spread(work.at(self.source), weight, self.geometry, self.corner, size)
-
-    def _sizes(self, a: Tensor, to: Tensor, tensors: PassTensors) -> tuple[int, ...]:
-        out, into, kh, kw = tensors.weights[self.weight].shape
-        g = self.geometry
-        return (*a.shape[1:3], out, into, kh, kw, *g.stride, g.dilation[0], *self.corner, *to.shape[1:3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +102,10 @@ class MatrixStep(PassStep):
     weight: str
 
     def forward(self, work: RowsAtWork) -> None:
-        to = work.at(self.to)
-        torch.mm(work.at(self.source).flatten(1), work.space.tensors.weights[self.weight], out=to.view(len(to), -1))
+        work.multiply(self.source, self.to, self.weight)
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
-        weight, into, n = work.space.tensors.weights[self.weight], sums.weights[self.weight], work.count
-        grad = work.gradient(self.to).view(n, -1)
-        torch.mm(grad, weight.mT, out=found.view(n, -1))
-        if into is not None:
-            into.addmm_(work.at(slot).flatten(1).mT, grad)
+        work.multiply_back(slot, self.to, self.weight, found, sums)
 
     def trace(self, work: TracedRows) -> None:
         pulled = work.at(self.source).flatten(1) @ work.tensors.weights[self.weight]
@@ -145,7 +119,7 @@ class SelectionStep(PassStep):
     to: int
 
     def forward(self, work: RowsAtWork) -> None:
-        torch.index_select(work.at(self.source), 0, work.which, out=work.at(self.to))
+        work.at(self.to).copy_(work.selected(self.source))
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
         found.copy_(work.gradient(self.to))
@@ -175,8 +149,8 @@ class PaddingStep(PassStep):
         work.kept[self.to] = F.pad(a, (0, 0, left, right, top, below))
 
     def _inside(self, t: Tensor, shape: Sequence[int]) -> Tensor:
-        """The part of windows [n, h, w, c] that has the smaller one's shape."""
-        (top, left), (_, high, wide, _) = self.corner, shape
+        """The part of windows [n, h, w, ...] that has the smaller one's shape."""
+        (top, left), (high, wide) = self.corner, shape[1:3]
         return t[:, top : top + high, left : left + wide]
 
 
@@ -188,11 +162,12 @@ class ImageStep(PassStep):
 
     def forward(self, work: RowsAtWork) -> None:
         a, size = work.at(self.source), work.space.rows[self.to].frame.size
-        work.at(self.to).copy_(scatter(a[:, None], work.corners(self.source), size, work.count))
+        image = scatter(a.flatten(3)[:, None], work.corners(self.source), size, len(a))
+        work.at(self.to).copy_(image.view(work.at(self.to).shape))
 
     def backward(self, work: RowsAtWork, slot: int, found: Tensor, sums: PassTensors) -> None:
         size = work.space.rows[slot].frame.size
-        found.copy_(gather(work.gradient(self.to), work.corners(slot), size)[:, 0])
+        found.copy_(gather(work.gradient(self.to).flatten(3), work.corners(slot), size)[:, 0].view(found.shape))
 
     def trace(self, work: TracedRows) -> None:
         a, size = work.at(self.source), work.rows[self.to].frame.size

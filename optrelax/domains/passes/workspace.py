@@ -13,8 +13,9 @@ from torch import Tensor
 from optrelax.domains.frames import Frame
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.kernels import window_step
+from optrelax.kernels.convolutions import ConvGeometry, Pair
 
-WORKSPACE = 2**23
+WORKSPACE = 12 * 2**20
 """Bytes of coefficients that are alive at once, a thread; calls of less cost more than what caches save."""
 KEPT = 2**26
 """Bytes of coefficients up to which a gradient keeps those of all rows: making them again is the slower way."""
@@ -100,10 +101,20 @@ class Workspace:
         self.back: dict[str, Tensor] = {}
         for name, w in tensors.weights.items():
             if w.dim() == 4:
-                out, into, kh, kw = w.shape
-                self.turned[name] = w.permute(2, 0, 3, 1).reshape(kh, out, kw * into).contiguous()
+                self.turned[name] = self._turned(w)
                 if gradient:
-                    self.back[name] = w.permute(2, 3, 1, 0).reshape(kh, kw * into, out).contiguous()
+                    self.back[name] = self._back(w)
+
+    def _turned(self, w: Tensor) -> Tensor:
+        """A convolution's weight [out, in, kh, kw] as the kernel of its transpose reads it."""
+        return w.permute(2, 0, 3, 1).flatten(2).contiguous()
+
+    def _back(self, w: Tensor) -> Tensor:
+        """As the kernel of the gradient reads it."""
+        return w.permute(2, 3, 1, 0).flatten(1, 2).contiguous()
+
+    def finish(self, sums: PassTensors) -> None:
+        """Add up what all parts have left behind."""
 
     def parts(self, neurons: Neurons | EveryNeuron, column: Tensor) -> Iterator[RowsAtWork]:
         """As many rows at a time as there is room for; column [n]: what their bounds are added to, or its gradient."""
@@ -153,6 +164,10 @@ class RowsAtWork:
         """Which of the shared rows each is, where a slot holds such."""
         return None if self.space.rows[slot].stop is None else self.which
 
+    def selected(self, slot: int) -> Tensor:
+        """Shared rows, one a neuron."""
+        return self.at(slot).index_select(0, self.which)
+
     def corners(self, slot: int) -> Tensor:
         """Corner of each row's window in the image, [n, 1, 2]."""
         return self.space.rows[slot].frame.corners(self.place[:, 1:])[:, None].contiguous()
@@ -168,6 +183,63 @@ class RowsAtWork:
     def call(self, name: str, *given: Any) -> None:
         """A kernel on all of these rows."""
         window_step.kernels().call(name, self.arena.dtype, self.count, *given)
+
+    def relax(self, source: int, to: int | None, activation: str | None) -> None:
+        """Through an activation; None: into the box of the input."""
+        lines, weights = self.space.tensors.mixed_lines(activation, self.part)
+        rows = self.at(source)
+        given = (self.place, self.shared(source), rows, *lines, *weights, None if to is None else self.at(to))
+        self.call("relax", len(rows), *self.frame(source), *given, self.column)
+
+    def relax_back(self, source: int, to: int | None, activation: str | None, found: Tensor, sums: PassTensors) -> None:
+        """The gradient of `relax`, to `found` and `sums`."""
+        lines, weights = self.space.tensors.mixed_lines(activation, self.part)
+        more, to_weights = sums.mixed_lines(activation, self.part)
+        grad = None if to is None else self.gradient(to)
+        rows = self.at(source)
+        given = (self.place, self.shared(source), rows, *lines, *weights, grad, self.column, found)
+        self.call("relax_back", len(rows), *self.frame(source), *given, *more, *to_weights)
+
+    def spread(self, source: int, to: int, weight: str, g: ConvGeometry, corner: Pair) -> None:
+        """Through the transpose of a convolution."""
+        sizes = self._sizes(source, to, weight, g, corner)
+        self.call("spread", *sizes, self.at(source), self.space.turned[weight], self.at(to))
+
+    def spread_back(
+        self, source: int, to: int, weight: str, g: ConvGeometry, corner: Pair, found: Tensor, sums: PassTensors
+    ) -> None:
+        """The gradient of `spread`."""
+        into = sums.weights[weight]
+        turned = None if into is None else into.new_zeros(self.space.turned[weight].shape)
+        sizes = self._sizes(source, to, weight, g, corner)
+        self.call("back", *sizes, self.at(source), self.gradient(to), self.space.back[weight], found, turned)
+        if into is not None and turned is not None:
+            (kh, out, run), kw = turned.shape, into.shape[3]
+            into += turned.view(kh, out, kw, run // kw).permute(1, 3, 0, 2)
+
+    def _sizes(self, source: int, to: int, weight: str, g: ConvGeometry, corner: Pair) -> tuple[int, ...]:
+        out, into, kh, kw = self.space.tensors.weights[weight].shape
+        before, behind = self.space.rows[to].frame.size, self.space.rows[source].frame.size
+        return (*behind, out, into, kh, kw, *g.stride, g.dilation[0], *corner, *before)
+
+    def multiply(self, source: int, to: int, weight: str) -> None:
+        """Through a matrix."""
+        found = self.at(to)
+        torch.mm(self.at(source).flatten(1), self.space.tensors.weights[weight], out=found.view(self.count, -1))
+
+    def multiply_back(self, source: int, to: int, weight: str, found: Tensor, sums: PassTensors) -> None:
+        """The gradient of `multiply`."""
+        grad, into = self.gradient(to).view(self.count, -1), sums.weights[weight]
+        torch.mm(grad, self.space.tensors.weights[weight].mT, out=found.view(self.count, -1))
+        if into is not None:
+            into.addmm_(self.at(source).flatten(1).mT, grad)
+
+    def add_shared(self, slot: int, total: Tensor) -> None:
+        """Gradients of rows that several neurons share, added up."""
+        total.index_add_(0, self.which, self.gradient(slot))
+
+    def finish(self) -> None:
+        """Bounds are where they were asked for."""
 
 
 class TracedRows:
