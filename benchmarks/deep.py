@@ -83,6 +83,10 @@ _CASES = (
 
 
 _TRAINED = _Case("cnn7, width 16, trained", _cnn7, 2, 2 / 255, step=True, at_least=4.0, trained=True)
+_BATCHES = tuple(_Case("cnn7, width 16", _cnn7, batch, 2 / 255, step=True) for batch in (1, 2, 4, 8))
+_EVERY = (*_CASES, _TRAINED, *_BATCHES)
+_LINEAR = 1.25
+"""Bar: cost of an example in the greatest batch, as a share of its cost alone."""
 _WAYS = ("windows", "whole rows", "auto_LiRPA")
 _PEER = "auto_LiRPA / windows"
 
@@ -92,7 +96,7 @@ def run(options: Options) -> Report:
     cases = _CASES[1:2] if options.quick else _cases(options)
     machine = environment(options)
     theirs = peers.auto_lirpa_version()
-    rows = [_row(i, case, options) for i, case in enumerate(cases)]
+    rows = [_row(case, options) for case in cases]
     table = Table(
         title="CROWN, seconds",
         keys=("network", "batch", "what"),
@@ -112,7 +116,42 @@ def run(options: Options) -> Report:
         for case, row in zip(cases, rows, strict=True)
         if row[_PEER] is not None
     ]
-    return Report("deep", TITLE, options, [table], bars, machine)
+    tables = [table]
+    if not options.quick:
+        tables.append(_growth([_alone(case, options) for case in _BATCHES]))
+        first, last = tables[1].rows[0], tables[1].rows[-1]
+        for what in ("s an example", "MiB an example"):
+            if first[what] is not None and last[what] is not None:
+                name = f"cnn7, width 16: {what}, batch {last['batch']} / batch {first['batch']}"
+                bars.append(Bar(name, _LINEAR, None, last[what] / first[what]))
+    return Report("deep", TITLE, options, tables, bars, machine)
+
+
+def _growth(rows: list[Row]) -> Table:
+    """How a step's cost grows with the batch."""
+    return Table(
+        title="CROWN step by batch",
+        keys=("network", "batch"),
+        rows=rows,
+        notes=("Time and peak memory of a step by windows, random weights, as above.",),
+    )
+
+
+def _alone(case: _Case, options: Options) -> Row:
+    """Time and peak memory of one case by windows."""
+    of = _Given.of(case, options.seed, None, None)
+    seconds = interleaved({"windows": _ours(of, True)}, runs=options.runs, clock=options.clock).median("windows")
+    peak = _peak(case, "windows", options)
+    row: Row = {"network": case.network, "batch": case.batch, "s": seconds, "s an example": seconds / case.batch}
+    return row | {"MiB": peak, "MiB an example": None if peak is None else peak / case.batch}
+
+
+def _peak(case: _Case, way: str, options: Options) -> float | None:
+    """MiB of a second call in a process of its own."""
+    given = {"index": _EVERY.index(case), "way": way, "seed": options.seed}
+    stored = {"trained": options.trained, "data_dir": options.data_dir} if case.trained else {}
+    found = peak_bytes(build, threads=options.threads, **given, **stored)
+    return None if found is None else found / 2**20
 
 
 def _cases(options: Options) -> tuple[_Case, ...]:
@@ -176,7 +215,7 @@ def _folded(run: str) -> tuple[nn.Module, nn.Module]:
     return nn.Sequential(*found).eval(), normalize
 
 
-def _row(index: int, case: _Case, options: Options) -> Row:
+def _row(case: _Case, options: Options) -> Row:
     of = _Given.of(case, options.seed, options.trained, options.data_dir)
     ways = {"windows": _ours(of, True)}
     if not case.step:
@@ -196,10 +235,7 @@ def _row(index: int, case: _Case, options: Options) -> Row:
     for name in _WAYS[1:]:
         row[f"{name} / windows"] = samples.ratio(name, "windows") if name in ways else None
     for name in _WAYS[::2]:
-        given = {"index": index, "way": name, "seed": options.seed}
-        stored = {"trained": options.trained, "data_dir": options.data_dir} if case.trained else {}
-        peak = peak_bytes(build, threads=options.threads, **given, **stored) if name in ways else None
-        row[f"{name} [MiB]"] = None if peak is None else peak / 2**20
+        row[f"{name} [MiB]"] = _peak(case, name, options) if name in ways else None
     return row
 
 
@@ -207,7 +243,7 @@ def build(
     *, index: int, way: str, seed: int, device: str, trained: str | None = None, data_dir: str | None = None
 ) -> Callable[[], Tensor]:
     """One call for `peak_bytes`, the first made beforehand: it imports and compiles."""
-    of = _Given.of((*_CASES, _TRAINED)[index], seed, trained, data_dir)
+    of = _Given.of(_EVERY[index], seed, trained, data_dir)
     found = _ours(of, True) if way == "windows" else _theirs(of)
     found()
     return found
