@@ -215,6 +215,12 @@ def test_steps_of_smooth_activations_are_measured_and_stored(tmp_path, monkeypat
     assert [bar["got"] for bar in record["bars"]] == [tanh["/ relu"]]
 
 
+def test_deep_networks_are_told_apart_by_what_a_probe_is_given():
+    from benchmarks import deep
+
+    assert [deep._EVERY.index(case) for case in deep._EVERY] == list(range(len(deep._EVERY)))
+
+
 def test_relaxation_steps_are_measured_and_stored(tmp_path):
     main("relaxation_steps", "--out", tmp_path)
     (table,) = stored(tmp_path, "relaxation_steps")["tables"]

@@ -37,7 +37,7 @@ _LINES = (
 _PRODUCTS = (
     f"push*({_CONVOLUTION}a{_BEHIND}, given?[], weight[kh * kw * out * into], found{_BEFORE})",
     f"pull*({_CONVOLUTION}a?[], given{_BEFORE}, weight[kh * kw * out * into], found{_BEHIND})",
-    f"outer*({_CONVOLUTION}a{_BEHIND}, given{_BEFORE}, weight?[], found[kh * kw * out * into])",
+    f"outer*({_CONVOLUTION}a{_BEHIND}, given{_BEFORE}, weight?[], found[threads * kh * kw * out * into])",
 )
 
 
