@@ -43,7 +43,7 @@ class InteriorPoint(NetworkSolver):
     `Triangle(solver=InteriorPoint())` starts from a few sweeps of `warm`, and works on the problems those leave open;
     `LinearProgram(InteriorPoint())` and `QuadraticProgram(InteriorPoint())` solve each problem of a batch in cache by a
     compiled kernel, where there is a C compiler, else all of them at once in PyTorch (`programs.interior`).
-    A start is ignored.
+    Of network LPs a start is ignored, of programs the compiled kernel begins at it.
 
     Args:
         tol: certified relative gap that counts as OPTIMAL.

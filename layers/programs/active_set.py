@@ -66,7 +66,8 @@ class ActiveSet(ProgramSolver):
         m = data.size[2]
         model = Model(1, self.exact.time_limit or _SECONDS)
         K = stack_rows(data.A, data.E)
-        P = data.P if data.P is None or data.P.dim() == 2 else data.P[0]
+        assert data.P is not None
+        P = (data.P if data.P.dim() == 2 else data.P[0]).numpy()
         upper = torch.cat([data.b[0], data.d[0]]).numpy()
         lower = np.concatenate([np.full(m, -np.inf), data.d[0].numpy()])
         ends = (data.lower[0].numpy(), data.upper[0].numpy())
