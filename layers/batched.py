@@ -63,12 +63,13 @@ def join(parts: Sequence[B]) -> B:
 
 
 def _combined(change: Change, value: Any, others: list[Any]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value, *others)
-    if isinstance(value, Batched | Region):
-        return value.combine(change, *others)
-    if isinstance(value, tuple):
-        return tuple(_combined(change, item, [other[i] for other in others]) for i, item in enumerate(value))
-    if isinstance(value, Mapping):
-        return {key: _combined(change, item, [other[key] for other in others]) for key, item in value.items()}
+    match value:
+        case Tensor():
+            return change(value, *others)
+        case Batched() | Region():
+            return value.combine(change, *others)
+        case tuple():
+            return tuple(_combined(change, item, [other[i] for other in others]) for i, item in enumerate(value))
+        case Mapping():
+            return {key: _combined(change, item, [other[key] for other in others]) for key, item in value.items()}
     return value

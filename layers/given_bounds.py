@@ -43,8 +43,10 @@ def given_bounds(network: Network, region: Region, given: Mapping[str, Bounds]) 
 
 def same_options(mine: object, other: object) -> bool:
     """Equality of options, given bounds entry by entry."""
-    if not (isinstance(mine, Mapping) and isinstance(other, Mapping)):
-        return bool(mine == other)
-    return mine.keys() == other.keys() and all(
-        torch.equal(b.lower, other[name].lower) and torch.equal(b.upper, other[name].upper) for name, b in mine.items()
-    )
+    match mine, other:
+        case Mapping(), Mapping() if mine.keys() == other.keys():
+            pairs = [(b, other[name]) for name, b in mine.items()]
+            return all(torch.equal(b.lower, c.lower) and torch.equal(b.upper, c.upper) for b, c in pairs)
+        case Mapping(), Mapping():
+            return False
+    return bool(mine == other)

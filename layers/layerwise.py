@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -140,7 +139,7 @@ class Layerwise(NetworkLayer):
         contradict the network: they stay as they are there, so that the LP of the output finds the contradiction.
         """
         low, high = torch.maximum(before.lower, lower), torch.minimum(before.upper, upper)
-        if not isinstance(self.preactivation, Mapping):
+        if self.given is None:
             return ordered(low, high)
         empty = low.detach() > high.detach()
         return Bounds(torch.where(empty, before.lower, low), torch.where(empty, before.upper, high))

@@ -95,8 +95,8 @@ class NetworkLayer(Relaxation, nn.Module):
         """Who sees every evaluated solve before its gradient rule does."""
         Relaxation.__post_init__(self)
         name = type(self).__name__
-        if not isinstance(self.preactivation, Mapping):
-            source = resolve(self.preactivation)
+        if self.given is None:
+            source = resolve(self.preactivation)  # type: ignore[arg-type]
             if not source.sound:
                 raise ValueError(f"{name}: preactivation={name_of(source)} is an estimate, not a bound")
             object.__setattr__(self, "preactivation", source)
@@ -117,8 +117,18 @@ class NetworkLayer(Relaxation, nn.Module):
         return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
 
     @property
+    def given(self) -> Mapping[str, Bounds] | None:
+        """The user's own pre-activation bounds, where these take the place of a relaxation."""
+        return self.preactivation if isinstance(self.preactivation, Mapping) else None
+
+    @property
+    def source(self) -> Relaxation | None:
+        """The relaxation that bounds pre-activations, where there is one."""
+        return self.preactivation if isinstance(self.preactivation, Relaxation) else None
+
+    @property
     def parts(self) -> tuple[Relaxation, ...]:
-        return (self.preactivation,) if isinstance(self.preactivation, Relaxation) else ()
+        return () if self.source is None else (self.source,)
 
     def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
         return activation.hull(l, u)
@@ -168,11 +178,10 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def closed_form(self, network: Network, region: Region, room: float = math.inf) -> Preactivation:
         """The pre-activation bounds that the layer starts from, rounded as the layer is, in `room` bytes."""
-        source = self.preactivation
-        if isinstance(source, Mapping):
-            return given_bounds(network, region, source)
-        assert isinstance(source, Relaxation)
-        return limited(with_rounding(source, self.rounding), room).preactivation_bounds(network, region)
+        if self.given is not None:
+            return given_bounds(network, region, self.given)
+        assert self.source is not None
+        return limited(with_rounding(self.source, self.rounding), room).preactivation_bounds(network, region)
 
     def problem_count(self, network: Network, batch: int, k: int) -> int:
         """LPs at most for k rows of the output."""
@@ -250,8 +259,8 @@ class NetworkLayer(Relaxation, nn.Module):
         True of sound relaxations, not of given numbers. The two lines a side of a smooth activation, and the planes of
         a product, imply interval bounds and CROWN's, but not a zonotope's.
         """
-        source = self.preactivation
-        if isinstance(source, Mapping):
+        source = self.source
+        if source is None:
             return False
         parts = source.parts if isinstance(source, Intersect) else (source,)
         curved = any(node.product or node.of(Smooth) for node in network.relaxed)

@@ -89,10 +89,9 @@ def beside_pools(layer: NetworkLayer, network: Network, region: Region, rows: Te
     Composed of ReLUs, a maximum's LP does not imply that it is at most the greatest upper bound of its entries.
     A bound above the LP's feasible point has the gap 0.  Gradient: of the bound taken.
     """
-    source = layer.preactivation
-    if network.lowered is network or not isinstance(source, Relaxation):
+    if network.lowered is network or layer.source is None:
         return found
-    crown = Crown(preactivation=source, rounding=layer.rounding, max_bytes=layer.max_bytes)
+    crown = Crown(preactivation=layer.source, rounding=layer.rounding, max_bytes=layer.max_bytes)
     lower = torch.maximum(found.lower, crown.lower_bounds(network, region, rows))
     gained = (lower - found.lower).detach()
     gap = torch.where(gained.isfinite() & found.gap.isfinite(), (found.gap - gained).clamp_min(0), found.gap)

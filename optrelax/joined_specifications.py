@@ -22,12 +22,13 @@ Spec = Specification | Tensor | Mapping[str, Any]
 
 def as_specification(spec: Any) -> Specification:
     """Rows, a specification, or a mapping of these by name, all of which must hold; TypeError for another thing."""
-    if isinstance(spec, Specification):
-        return spec
-    if isinstance(spec, Tensor):
-        return Specification(spec)
-    if isinstance(spec, Mapping) and spec:
-        return all_of(*(as_specification(part).named(str(name)) for name, part in spec.items()))
+    match spec:
+        case Specification():
+            return spec
+        case Tensor():
+            return Specification(spec)
+        case Mapping() if spec:
+            return all_of(*(as_specification(part).named(str(name)) for name, part in spec.items()))
     wanted = "a tensor of rows, an ox.Specification or a mapping of these by name"
     raise TypeError(f"specification: wants {wanted}, got {type(spec).__name__}")
 

@@ -246,15 +246,15 @@ def recomputed(network: Network, call: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if first is None:
-        return None
-    if isinstance(first, dict):
-        return {key: _join([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_join(items) for items in zip(*parts, strict=True))
-    if isinstance(first, Bounds):
-        return Bounds.known(torch.cat([b.lower for b in parts]), torch.cat([b.upper for b in parts]))
+    match parts[0]:
+        case None:
+            return None
+        case dict() as first:
+            return {key: _join([part[key] for part in parts]) for key in first}
+        case tuple():
+            return tuple(_join(items) for items in zip(*parts, strict=True))
+        case Bounds():
+            return Bounds.known(torch.cat([b.lower for b in parts]), torch.cat([b.upper for b in parts]))
     return torch.cat(list(parts))
 
 

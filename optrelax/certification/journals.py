@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from optrelax.certification.verdicts import Example, Verdict
 from optrelax.networks.graph import Network
-from optrelax.output.json_lines import JsonLines, read_lines
+from optrelax.output.json_lines import JsonLines, json_ready, read_lines
 
 __all__ = ["Journal", "tensor_digest", "weights_digest"]
 
@@ -64,7 +63,8 @@ class Journal:
     def append(self, examples: Iterable[Example]) -> None:
         """Add finished examples; whoever kills the process now loses none of them."""
         for example in examples:
-            self._lines.append(_encoded(asdict(example)))
+            # Floats that JSON cannot hold as strings, which `float` reads back.
+            self._lines.append(json_ready(asdict(example), str))
 
     def _read(self, header: Mapping[str, Any]) -> None:
         found, *records = self._lines.records
@@ -100,17 +100,6 @@ def is_finished(path: Path) -> bool:
         return len({record["index"] for record in records}) >= header["examples"]
     except (ValueError, TypeError, KeyError):
         return False
-
-
-def _encoded(value: Any) -> Any:
-    """Floats that JSON cannot hold as strings, which `float` reads back."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encoded(item) for item in value]
-    return value
 
 
 def _number(value: Any) -> float | None:

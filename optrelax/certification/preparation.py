@@ -79,7 +79,7 @@ def _one_number(owner: str, what: str, value: object) -> float:
     try:
         return as_number(owner, what, value)
     except ValueError as error:
-        if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0):
+        if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", None):
             raise ValueError(f"{error}; for one a channel or an input: region=ox.LinfBall(x, eps, clip)") from error
         raise
 

@@ -97,10 +97,13 @@ def verify(
 
 
 def _property(prop: Property | Spec | PathLike, region: Region | None) -> Property:
-    if isinstance(prop, (Property, str, os.PathLike)):
-        if region is not None:
+    match prop:
+        case Property() | str() | os.PathLike() if region is not None:
             raise ValueError("verify: a property has its own boxes; leave region out, or give a specification")
-        return prop if isinstance(prop, Property) else read_property(prop)
+        case Property():
+            return prop
+        case str() | os.PathLike():
+            return read_property(prop)
     if region is None:
         raise ValueError("verify: a specification wants a region, such as region=ox.LinfBall(x, eps)")
     return Property.of(region, as_specification(prop))

@@ -56,17 +56,18 @@ def gather(data: Any, subset: int | None = None) -> Samples:
     subset: that many evenly spaced examples of it.
     Raises TypeError for another form, ValueError for types, shapes or lengths that do not fit.
     """
-    if isinstance(data, Tensor):
-        found = gather((data, torch.zeros(len(data), dtype=torch.int64)), subset)
-        return replace(found, labelled=False)
-    if isinstance(data, (tuple, list)):
-        if len(data) != 2:
-            raise ValueError(f"data: a pair (x, labels) has two entries, got {len(data)}")
-        x, labels = (_tensor(name, value) for name, value in zip(("x", "labels"), data, strict=True))
-    elif isinstance(data, Dataset):
-        x, labels = data.images, data.labels
-    else:
-        x, labels = _iterated(data)
+    match data:
+        case Tensor():
+            found = gather((data, torch.zeros(len(data), dtype=torch.int64)), subset)
+            return replace(found, labelled=False)
+        case tuple() | list():
+            if len(data) != 2:
+                raise ValueError(f"data: a pair (x, labels) has two entries, got {len(data)}")
+            x, labels = _tensor("x", data[0]), _tensor("labels", data[1])
+        case Dataset():
+            x, labels = data.images, data.labels
+        case _:
+            x, labels = _iterated(data)
     _require_fit(x, labels)
     index = torch.arange(len(x)) if subset is None else evenly_spaced(len(x), subset)
     chosen = index.to(x.device)

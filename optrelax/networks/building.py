@@ -17,6 +17,7 @@ from optrelax.networks.exported_nodes import (
     arguments_by_name,
     is_batch,
     is_random,
+    is_symbol,
     size_at,
     with_ancestors,
 )
@@ -130,7 +131,7 @@ class Building:
             found = self._values[node.args[0]][node.args[1]]  # type: ignore[index]
             if found is None:
                 self._problem(node, "this output has no rule")
-                found = Value("", (self._shape(value) if isinstance(value, Tensor) else None) or ())
+                found = self._broken(value)
             self._values[node] = found
         elif is_random(node):
             self._problem(node, _DROPOUT if "dropout" in name else _RANDOM)
@@ -161,7 +162,7 @@ class Building:
 
     def _moves(self, size: Any) -> bool:
         """Whether a size depends on the batch."""
-        return isinstance(size, torch.SymInt) or is_batch(size, self.batch)
+        return is_symbol(size) or is_batch(size, self.batch)
 
     def _constant(self, node: fx.Node, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -198,10 +199,10 @@ class Building:
 
     def _counts_batch(self, size: torch.SymInt) -> bool:
         """Whether a size is decided by that of the batch, and not a symbol of its own."""
-        return isinstance(self.batch, torch.SymInt) and size.node.expr.free_symbols == {self.batch.node.expr}
+        return is_symbol(self.batch) and size.node.expr.free_symbols == {self.batch.node.expr}
 
     def _sizes(self, value: Tensor) -> str:
-        if any(isinstance(n, torch.SymInt) and not self._counts_batch(n) for n in value.shape):
+        if any(is_symbol(n) and not self._counts_batch(n) for n in value.shape):
             return _OPEN
         sizes = tuple(size_at(n, self.batch, 3) for n in value.shape)
         return f"a batch of 3 gives {sizes}"
@@ -209,11 +210,11 @@ class Building:
     # --- calls by rule --------------------------------------------------------------------------------------------
 
     def _apply(self, node: fx.Node, value: Any) -> None:
-        outputs = list(value) if isinstance(value, (list, tuple)) else [value]
+        single = not isinstance(value, (list, tuple))
+        outputs = [value] if single else list(value)
         key = self._key(node)
         leaf = None if key is None else self.exported.leaves[key]
         rule = rule_of(node.target) if leaf is None else leaf.rule
-        single = not isinstance(value, (list, tuple))
         read = {0} if single else {user.args[1] for user in node.users}
         shapes = [self._shape(v) if isinstance(v, Tensor) and i in read else () for i, v in enumerate(outputs)]
         broken = [Value("", s or ()) for s in shapes]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 # Read a value's shape, type and device alone.
@@ -49,15 +49,26 @@ def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     return defaults | dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
 
 
+def is_symbol(size: Any) -> TypeGuard[torch.SymInt]:
+    """Whether a size is a symbol, and no number."""
+    return isinstance(size, torch.SymInt)
+
+
+def tensor_of(node: fx.Node) -> Tensor | None:
+    """The example value of a node, where that is a tensor."""
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else None
+
+
 def size_at(size: Any, batch: Any, value: int) -> int:
     """A size where the batch has that many examples."""
-    if isinstance(size, torch.SymInt):
+    if is_symbol(size):
         return int(size.node.expr.subs({batch.node.expr: value}))
     return value if is_batch(size, batch) else int(size)
 
 
 def is_batch(size: Any, batch: Any) -> bool:
     """Whether a size is that of the batch: a symbol, or, in a graph made of two, a number that no other size is."""
-    if isinstance(size, torch.SymInt):
-        return isinstance(batch, torch.SymInt) and bool(size.node.expr == batch.node.expr)
+    if is_symbol(size):
+        return is_symbol(batch) and bool(size.node.expr == batch.node.expr)
     return type(batch) is int and size == batch

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from optrelax.errors import Problem
+from optrelax.networks.exported_nodes import tensor_of
 from optrelax.networks.places import AUTOCAST, TRANSFORMED, ExportRefused, line_of, op_name
 
 
@@ -63,7 +64,7 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, values: dict[fx.Node, Any]) -
 
 def detached(graph: fx.Graph, value: Any) -> Any:
     """A node that detaches a tensor; at the end of the graph."""
-    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), Tensor):
+    if not isinstance(value, fx.Node) or tensor_of(value) is None:
         return value
     found = graph.call_function(torch.ops.aten.detach.default, (value,))
     found.meta = dict(value.meta)
@@ -81,8 +82,8 @@ def _written(node: fx.Node) -> list[fx.Node]:
 
 
 def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    value = tensor_of(node)
+    return None if value is None else value.untyped_storage()._cdata
 
 
 def mutations(graph: fx.Graph, program: Any) -> list[Problem]:

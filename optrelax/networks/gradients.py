@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from optrelax.networks.exported_nodes import tensor_of
 from optrelax.networks.functional_graphs import detached
 
 aten = torch.ops.aten
@@ -32,7 +33,7 @@ def stopped_at_weights(graph: fx.Graph, given: fx.Node) -> None:
     constants: dict[fx.Node, fx.Node] = {}
     for node in [n for n in graph.nodes if n in before or n in ends]:
         for argument in node.all_input_nodes:
-            if argument not in depends and isinstance(argument.meta.get("val"), Tensor):
+            if argument not in depends and tensor_of(argument) is not None:
                 if argument not in constants:
                     with graph.inserting_after(argument):
                         constants[argument] = detached(graph, argument)

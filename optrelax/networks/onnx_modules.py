@@ -67,8 +67,13 @@ class OnnxModule(nn.Module):
         for name in self.order:
             step: _NodeStep = getattr(self, name)
             found = step(values)
-            values.update(zip(step.outputs, found if isinstance(found, (tuple, list)) else (found,), strict=False))
+            values.update(zip(step.outputs, _several(found), strict=False))
         return values[self.output]
+
+
+def _several(found: Any) -> tuple[Any, ...]:
+    """What a function returned, one an output."""
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 class GraphBuilder:
@@ -134,8 +139,7 @@ class GraphBuilder:
             require_small(found.shape if constant else found.shape[1:])
         if constant:
             results = function(*(None if v is None else v.constant for v in kept))
-            results = results if isinstance(results, (tuple, list)) else (results,)
-            for output, result in zip(outputs, results, strict=False):
+            for output, result in zip(outputs, _several(results), strict=False):
                 self.add_constant(output, result.contiguous())
             return
         for output, two, three in zip(outputs, *shapes, strict=False):
@@ -159,7 +163,7 @@ class GraphBuilder:
             else:
                 given.append(torch.empty((batch, *v.shape[1:]), dtype=v.dtype, device="meta"))
         found = function(*given)
-        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        return _several(found)
 
     def _argument(self, step: _NodeStep, value: OnnxValue, trained: bool) -> tuple[str, str]:
         if value.constant is None:

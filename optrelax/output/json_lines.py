@@ -8,16 +8,17 @@ elsewhere is an error, never another record.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from optrelax.output.locks import Lock
 
-__all__ = ["JsonLines", "lock_of", "read_lines"]
+__all__ = ["JsonLines", "json_ready", "lock_of", "read_lines"]
 
 _CHECK = ', "check": "'  # how every line ends: this, eight digits, and the two marks that close it
 _WRITING = threading.Lock()
@@ -109,6 +110,18 @@ def read_lines(path: Path) -> list[Any]:
     """
     content = path.read_bytes()
     return _records(path, content[: content.rfind(b"\n") + 1])
+
+
+def json_ready(value: Any, odd: Callable[[float], Any]) -> Any:
+    """What JSON can hold of a value: `odd(x)` in place of NaN and infinities, for which it has no word."""
+    match value:
+        case float() if not math.isfinite(value):
+            return odd(value)
+        case Mapping():
+            return {str(key): json_ready(item, odd) for key, item in value.items()}
+        case list() | tuple():
+            return [json_ready(item, odd) for item in value]
+    return value
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ Every file appears whole or not at all.
 
 import io
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optrelax.errors import suggest
 from optrelax.output.files import replacing, write_whole
+from optrelax.output.json_lines import json_ready
 
 if TYPE_CHECKING:
     import polars as pl
@@ -133,17 +133,7 @@ def write_results(
 
 def json_text(value: Any) -> str:
     """Strict JSON, indented: NaN and infinities become null, as JSON has no word for them."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+    return json.dumps(json_ready(value, lambda _: None), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:

@@ -63,7 +63,7 @@ def as_range(owner: str, x: Tensor, clip: object) -> tuple[float | Tensor, float
     low, high = ends
     if not bool((torch.as_tensor(low) <= torch.as_tensor(high)).all()):
         raise ValueError(f"{owner}: clip must be (low, high) with low <= high, got {clip}")
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
+    if any(isinstance(end, Tensor) for end in ends):
         return tuple(torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in ends)  # type: ignore[return-value]
     return low, high
 

@@ -86,14 +86,15 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
     Names joined by "+", options at the last alone, are the intersection: "box+crown" is `Intersect(Box(), Crown())`.
     Raises ValueError for an unknown name (with the nearest known one) or option.
     """
-    if not isinstance(relaxation, str):
-        if isinstance(relaxation, type):
-            name = relaxation.__name__
+    match relaxation:
+        case Relaxation():
+            return relaxation
+        case type(__name__=name):
             raise TypeError(f"relaxation: wants a relaxation object, got the class {name}; write {name}()")
-        if not isinstance(relaxation, Relaxation):
+        case str():
+            name, _, text = relaxation.partition(":")
+        case _:
             raise TypeError(f"relaxation: wants a name or a relaxation object, got {type(relaxation).__name__}")
-        return relaxation
-    name, _, text = relaxation.partition(":")
     if "+" in name:
         # What stands behind a colon belongs to the last, a "+" of its own included.
         *parts, _ = name.split("+")
@@ -207,9 +208,12 @@ def _joined(relaxation: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    if isinstance(value, Mapping):  # bounds that the user gave: numbers of a batch, which no string tells
-        return "given"
-    return name_of(value) if isinstance(value, Relaxation) else value
+    match value:
+        case Mapping():  # bounds that the user gave: numbers of a batch, which no string tells
+            return "given"
+        case Relaxation():
+            return name_of(value)
+    return value
 
 
 def _differences(relaxation: Any, other: Any) -> str:

@@ -131,7 +131,7 @@ class LPLoss(WeightedLoss):
         layer = resolve(self.layer)
         if not isinstance(layer, NetworkLayer):
             raise ValueError(f"LPLoss: layer must be an LP layer, 'triangle' or 'layerwise', got {self.layer!r}")
-        if isinstance(layer.preactivation, Mapping):
+        if layer.given is not None:
             raise ValueError("LPLoss: the layer's pre-activation bounds must be a relaxation; numbers fit one batch")
         require_choice("LPLoss", "fallback", self.fallback, "slopes", "crown")
         require_range("LPLoss", ">= 0", memory_bytes=self.memory_bytes)

@@ -53,10 +53,8 @@ def versions() -> dict[str, str]:
 
 def differences(old: Json, new: Json, name: str = "") -> list[str]:
     """Dotted names of the settings that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for key in sorted(old.keys() | new.keys())
-            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        ]
+    match old, new:
+        case dict(), dict():
+            keys = {key: f"{name}.{key}" if name else key for key in sorted(old.keys() | new.keys())}
+            return [found for key, whole in keys.items() for found in differences(old.get(key), new.get(key), whole)]
     return [] if old == new else [f"{name} ({old} there, {new} here)"]

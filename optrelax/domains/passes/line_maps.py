@@ -14,6 +14,9 @@ from optrelax.networks.graph import Network
 class LineMaps(dict[str, Enclosure]):
     """Lines of each activation by its name; as maps they are made once for all targets behind it."""
 
+    constant = False
+    """As of `MixedMaps`."""
+
     def __init__(self) -> None:
         super().__init__()
         self._maps: dict[str, tuple[Tensor, ...]] = {}

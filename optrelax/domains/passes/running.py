@@ -57,9 +57,8 @@ def lower_bounds(
     given += [walk.stops[name].reshape(-1, *shapes[name]) for name in found.stops]
     for name in found.activations:
         given += lines.maps(network, name)
-    constant = isinstance(lines, MixedMaps) and lines.constant
     matrices = [folded_weight(network, name, region.lower) for name in found.weights]
-    given += [t.detach() if constant else t for t in matrices]
+    given += [t.detach() if lines.constant else t for t in matrices]
     if weights is not None:
         given += [weights[name] for name in found.activations]
     center, radius = region.center, region.radius
