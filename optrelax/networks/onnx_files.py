@@ -1,7 +1,7 @@
 """Networks from ONNX files, which are not trusted: everything is checked before it is used, and nothing is run.
 
-An initializer must hold as many bytes as its shape says, weights in other files are not looked for, shapes are
-followed without numbers, and every op is a rule of `onnx_ops`, `onnx_windows`, `onnx_shapes` or `onnx_resizing`.
+An initializer must hold as many bytes as its shape says (`onnx_weights`), shapes are followed without numbers, and
+every op is a rule of `onnx_ops`, `onnx_windows`, `onnx_shapes` or `onnx_resizing`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from optrelax.networks.onnx_modules import GraphBuilder, OnnxModule
 from optrelax.networks.onnx_nodes import MOST_ENTRIES
+from optrelax.networks.onnx_weights import MOST_BYTES, load_weights
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["is_onnx", "read_onnx", "read_proto"]
 
-_MOST_BYTES = 2**31  # of a protobuf
 _OLDEST = 7  # before opset 7 arithmetic broadcast in another way
 
 
@@ -39,7 +39,8 @@ def read_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
     input_shape: without the batch, of as many numbers as the file's input, which it is reshaped to; default the
     file's own. The first dimension of the file's input is the batch, 1 or open, and becomes free.
     Raises FileNotFoundError; UnsupportedOpError that lists every node without a rule; ValueError for a file that is
-    malformed, refers to other files, or cannot have a free batch dimension; RuntimeError without the onnx package.
+    malformed, keeps weights outside its folder, or cannot have a free batch dimension; RuntimeError without the onnx
+    package.
     """
     return module_of(read_proto(path), path, input_shape)
 
@@ -52,7 +53,7 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
-    if file.stat().st_size > _MOST_BYTES:
+    if file.stat().st_size > MOST_BYTES:
         raise ValueError(f"{file}: larger than the 2 GiB that an ONNX file can hold")
     model = onnx.ModelProto()
     try:
@@ -60,7 +61,7 @@ def read_proto(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except DecodeError as error:
         raise ValueError(f"{file}: expected an ONNX file, got one that is none, or truncated") from error
     try:
-        _require_own_weights(model)
+        load_weights(model, file.parent)
         onnx.checker.check_model(model)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -108,42 +109,6 @@ def _package() -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _require_own_weights(model: onnx.ModelProto) -> None:
-    """ValueError for tensors that lie elsewhere, or whose bytes are not those of their shape."""
-    if not model.HasField("graph") or not model.graph.node:
-        raise ValueError("expected an ONNX file with a graph of nodes, got none")
-    if model.graph.sparse_initializer:
-        raise ValueError("sparse initializers have no rule; store them dense")
-    for tensor in model.graph.initializer:
-        _require_whole(tensor)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _require_whole(attribute.t)
-
-
-def _require_whole(tensor: onnx.TensorProto) -> None:
-    import onnx
-
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        cure = "put them into this one: onnx.save(onnx.load(path), 'whole.onnx')"
-        raise ValueError(f"weights of {tensor.name!r} lie in another file; {cure}")
-    if any(d < 0 for d in tensor.dims):
-        raise ValueError(f"tensor {tensor.name!r} has a negative dimension")
-    size = math.prod(tensor.dims)
-    if tensor.HasField("raw_data"):
-        try:
-            item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"tensor {tensor.name!r} is of an unknown type") from error
-        held = len(tensor.raw_data) // item
-    else:
-        lists = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
-        held = max(*(len(numbers) for numbers in lists), len(tensor.string_data))
-    if held != size:
-        raise ValueError(f"tensor {tensor.name!r} holds {held} numbers, its shape {list(tensor.dims)} wants {size}")
 
 
 def tensor_of(proto: onnx.TensorProto) -> Tensor:

@@ -239,6 +239,49 @@ def test_a_bad_file_is_refused_without_its_memory(make, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
+def beside(tmp_path):
+    """The same network with its weights in net.onnx.data, as `torch.onnx.export` writes it."""
+    made, path = small(tmp_path)
+    onnx.save(made, path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    assert (tmp_path / "net.onnx.data").stat().st_size >= 4 * (5 * 6 + 5 + 4 * 5 + 4)
+    return small(tmp_path / "whole")[0], path, onnx.load(path, load_external_data=False)
+
+
+def test_weights_beside_the_file_are_read(tmp_path):
+    (tmp_path / "whole").mkdir()
+    made, path, _ = beside(tmp_path)
+    x = torch.rand(3, 2, 3)
+    torch.testing.assert_close(ox.load(path)(x), reference(made, x))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"location": "../net.onnx.data"}, "no file of the same folder"),
+        ({"location": ".."}, "no file of the same folder"),
+        ({"location": "other.data"}, "put the file there"),
+        ({"location": "link.data"}, "is a link"),
+        ({"location": "short.data"}, "too short"),
+        ({"length": "8"}, "8 bytes, its shape"),
+        ({"offset": "-4"}, "net.onnx"),
+        ({"offset": "200000"}, "net.onnx"),
+        ({"offset": "x"}, "net.onnx"),
+    ],
+)
+def test_weights_from_elsewhere_are_refused(place, message, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "sub").mkdir()
+    _, _, made = beside(tmp_path)
+    (tmp_path / "link.data").symlink_to(tmp_path / "net.onnx.data")
+    (tmp_path / "short.data").write_bytes(b"1234")
+    for entry in made.graph.initializer[0].external_data:
+        entry.value = place.get(entry.key, entry.value)
+    target = tmp_path / ("sub/net.onnx" if place.get("location") == "../net.onnx.data" else "net.onnx")
+    target.write_bytes(made.SerializeToString())
+    with pytest.raises(ValueError, match=message):
+        read_onnx(target)
+
+
 def test_no_prefix_and_no_flipped_byte_of_a_file_escapes(tmp_path):
     _, path = small(tmp_path)
     content = path.read_bytes()
