@@ -18,6 +18,7 @@ from torch import Tensor
 
 from optrelax.networks.onnx_modules import GraphBuilder, OnnxModule
 from optrelax.networks.onnx_nodes import MOST_ENTRIES
+from optrelax.networks.onnx_patterns import whole_nodes
 from optrelax.networks.onnx_weights import MOST_BYTES, load_weights
 
 if TYPE_CHECKING:
@@ -144,10 +145,10 @@ def _built(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> OnnxMod
     builder = GraphBuilder(inputs[0].name, own, dtype, opset)
     for name, tensor in constants.items():
         builder.add_constant(name, tensor)
-    for node in graph.node:
+    for node, more in whole_nodes(graph, constants):
         name = node.name or f"{node.op_type}_{node.output[0] if node.output else ''}"
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        attributes = {a.name: _attribute(a) for a in node.attribute}
+        attributes = {a.name: _attribute(a) for a in node.attribute} | more
         builder.add(op, name, list(node.input), list(node.output), attributes)
     return builder.module(graph.output[0].name, input_shape)
 

@@ -17,7 +17,14 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.onnx_nodes import RULES, Function, OnnxNode, OnnxValue, require_small
 
 # Their rules register on import.
-from optrelax.networks import onnx_ops, onnx_resizing, onnx_shapes, onnx_windows  # isort: skip  # noqa: F401
+from optrelax.networks import (  # isort: skip
+    onnx_normalising,  # noqa: F401
+    onnx_ops,  # noqa: F401
+    onnx_reductions,  # noqa: F401
+    onnx_resizing,  # noqa: F401
+    onnx_shapes,  # noqa: F401
+    onnx_windows,  # noqa: F401
+)
 
 __all__ = ["GraphBuilder", "OnnxModule"]
 

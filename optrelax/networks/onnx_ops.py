@@ -1,4 +1,4 @@
-"""Rules of ONNX ops that calculate: arithmetic, products, convolutions, pooling, activations, reductions.
+"""Rules of ONNX ops that calculate: arithmetic, products, activations.
 
 Each says in torch what the operator's specification says (onnx.ai/onnx/operators), in every opset from 7 on.
 """
@@ -31,8 +31,9 @@ for _name, _function in {
     "Neg": torch.neg,
     "Sin": torch.sin,
     "Cos": torch.cos,
+    "Sinh": torch.sinh,
+    "Atan": torch.atan,
     "Erf": torch.erf,
-    "Softplus": F.softplus,
     "Softsign": F.softsign,
     "Reciprocal": torch.reciprocal,
     "Sign": torch.sign,
@@ -102,6 +103,12 @@ def variadic(node: OnnxNode) -> Function:
         return first / count if node.op == "Mean" and count > 1 else first
 
     return fold
+
+
+@rule("Softplus")
+def softplus(node: OnnxNode) -> Function:
+    threshold = float(node.get("threshold", 20.0))
+    return lambda x: F.softplus(x, threshold=threshold)
 
 
 @rule("LeakyRelu")
@@ -213,7 +220,9 @@ def matmul(node: OnnxNode) -> Function:
     if node.is_constant:
         return torch.matmul
     if a.constant is None and b.constant is None:
-        raise ValueError("both operands depend on the network's input; products have no rule")
+        if len(a.shape) != len(b.shape) or len(a.shape) < 3:
+            raise ValueError(f"{a.name} {list(a.shape)} times {b.name} {list(b.shape)} mixes examples")
+        return torch.matmul
     left = a.constant is None
     if left and b.constant is not None and b.constant.dim() == 2 and len(a.shape) >= 2:
         return lambda x, w: F.linear(x, w.mT)
@@ -224,36 +233,3 @@ def matmul(node: OnnxNode) -> Function:
             f"{a.name} {list(a.shape)} times {b.name} {list(b.shape)} mixes examples: the batch must stay first"
         )
     return torch.matmul
-
-
-@rule("BatchNormalization")
-def batch_normalization(node: OnnxNode) -> Function:
-    if node.get("training_mode", 0) or node.outputs > 1:
-        raise ValueError("is in training mode; export the network in eval mode")
-    if not node.get("spatial", 1):
-        raise ValueError("spatial=0 has no rule")
-    eps = float(node.get("epsilon", 1e-5))
-    for place in range(1, 5):
-        node.constant(place)
-    node.statistics.update((3, 4))
-    return lambda x, scale, bias, mean, var: F.batch_norm(x, mean, var, scale, bias, False, 0.0, eps)
-
-
-@rule("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
-def reduction(node: OnnxNode) -> Function:
-    rank = len(node.value(0).shape)
-    axes = node.axes(1)
-    keep = bool(node.get("keepdims", 1))
-    if not axes:
-        if node.get("noop_with_empty_axes", 0):
-            return lambda x, *_: x
-        axes = list(range(rank))
-    dims = tuple(node.axis(a, rank) for a in axes)
-    named: dict[str, Any] = {
-        "ReduceMean": torch.mean,
-        "ReduceSum": torch.sum,
-        "ReduceMax": torch.amax,
-        "ReduceMin": torch.amin,
-    }
-    function: Callable[..., Tensor] = named[node.op]
-    return lambda x, *_: function(x, dim=dims, keepdim=keep)

@@ -272,3 +272,18 @@ def numbers_between(node: OnnxNode) -> Function:
     require_small([max(0, math.ceil((limit - start) / step))])
     dtype = node.value(0).dtype
     return lambda *_: torch.arange(start, limit, step, dtype=dtype)
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def depth_and_space(node: OnnxNode) -> Function:
+    block, mode = int(node.get("blocksize", 0)), text_of(node.get("mode", "DCR"))
+    if node.op == "DepthToSpace" and mode == "CRD":
+        return lambda x: F.pixel_shuffle(x, block)
+    _, c, h, w = node.value(0).shape
+    if node.op == "DepthToSpace":
+        c = c // block**2
+        split, order, merged = (block, block, c, h, w), (0, 3, 4, 1, 5, 2), (c, h * block, w * block)
+    else:
+        h, w = h // block, w // block
+        split, order, merged = (c, h, block, w, block), (0, 3, 5, 1, 2, 4), (c * block**2, h, w)
+    return lambda x: x.reshape(-1, *split).permute(order).reshape(-1, *merged)

@@ -326,7 +326,7 @@ def test_the_command_prints_the_table(run, checkpoint):
     assert code == 0
     assert all(line.startswith("compare: ") for line in err.splitlines())  # progress alone
     for row in direct("box", "crown", "triangle").table.iter_rows(named=True):
-        (line,) = [line for line in out.splitlines() if f" {row['relaxation']} " in line]
+        (line,) = [line for line in out.splitlines() if row["relaxation"] in line.split()]
         assert f"{row['certified %']:.2f}" in line
         assert f"{row['mean bound']:.4f}" in line
     assert "20 examples, accuracy" in out

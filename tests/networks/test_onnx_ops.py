@@ -28,6 +28,64 @@ CASES = {
         op: ([node(op, ["x"])], [1, 5], {}, 17)
         for op in ("Relu", "Sigmoid", "Tanh", "Exp", "Abs", "Neg", "Erf", "Softplus", "Identity", "Selu", "HardSwish")
     },
+    **{op: ([node(op, ["x"])], [1, 5], {}, 17) for op in ("Sinh", "Atan")},
+    **{
+        f"{op} {axes} {keep}": ([node(op, ["x"], axes=axes, keepdims=keep)], IMAGE, {}, 13 if op == "ReduceL1" else 17)
+        for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
+        for axes, keep in (([1], 1), ([2, 3], 0))
+    },
+    "softplus as PyTorch writes it": (
+        [
+            node("Softplus", ["x"], ["s"]),
+            node("Greater", ["x", "threshold"], ["g"]),
+            node("Where", ["g", "x", "s"], ["p"]),
+            node("Neg", ["p"]),
+        ],
+        [1, 5],
+        {"threshold": np.float64(20.0)},
+        17,
+    ),
+    "log of a sum": ([node("Exp", ["x"], ["e"]), node("ReduceLogSum", ["e"], axes=[1])], [1, 5], {}, 17),
+    **{
+        f"running sum {e} {v}": (
+            [node("CumSum", ["x", "axis"], exclusive=e, reverse=v)],
+            [1, 3, 4],
+            {"axis": np.int64(-1)},
+            17,
+        )
+        for e, v in ((0, 0), (1, 0), (0, 1), (1, 1))
+    },
+    "products of values": (
+        [node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), node("MatMul", ["x", "t"])],
+        [1, 3, 4],
+        {},
+        17,
+    ),
+    "layer norm": (
+        [node("LayerNormalization", ["x", "scale", "bias"], epsilon=0.01)],
+        [1, 3, 4],
+        {"scale": r(4), "bias": r(4)},
+        17,
+    ),
+    "layer norm of images": ([node("LayerNormalization", ["x", "scale"], axis=1)], IMAGE, {"scale": r(4, 7, 6)}, 17),
+    "rms norm": ([node("RMSNormalization", ["x", "scale"], axis=-1)], [1, 3, 4], {"scale": r(4)}, 23),
+    "instance norm": (
+        [node("InstanceNormalization", ["x", "scale", "bias"])],
+        IMAGE,
+        {"scale": r(4), "bias": r(4)},
+        17,
+    ),
+    "group norm": (
+        [node("GroupNormalization", ["x", "scale", "bias"], num_groups=2)],
+        IMAGE,
+        {"scale": r(4), "bias": r(4)},
+        21,
+    ),
+    **{
+        f"depth to space {mode}": ([node("DepthToSpace", ["x"], blocksize=2, mode=mode)], [1, 8, 3, 2], {}, 17)
+        for mode in ("DCR", "CRD")
+    },
+    "space to depth": ([node("SpaceToDepth", ["x"], blocksize=2)], [1, 3, 4, 6], {}, 17),
     **{
         f"{op}-opset{opset}": ([node(op, ["x", "c"])], [1, 3, 4], {"c": r(*shape)}, opset)
         for op in ("Add", "Sub", "Mul", "Div")
