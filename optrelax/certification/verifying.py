@@ -116,8 +116,10 @@ def default_attack(inputs: int, seed: int = 0) -> PGD:
 
 
 def _attack(attack: Attack | str | bool, inputs: int) -> Attack | None:
-    if isinstance(attack, bool) or attack == "pgd":
-        return default_attack(inputs) if attack else None
+    if attack in (True, "pgd"):
+        return default_attack(inputs)
+    if attack is False:
+        return None
     return attack_of("verify", attack)
 
 

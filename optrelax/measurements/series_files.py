@@ -59,10 +59,9 @@ def _epoch(path: Path) -> int | None:
     if not path.is_dir() and path.suffix != ".safetensors":
         return None
     try:
-        epochs = files.read_extra(path).get("epochs")
+        return files.read_epochs(path)
     except ValueError:  # plain weights, or damaged: reading the network says which
         return None
-    return epochs if isinstance(epochs, int) else None
 
 
 def series_networks(

@@ -141,6 +141,12 @@ def read_extra(path: PathLike) -> dict[str, Any]:
     return extra
 
 
+def read_epochs(path: PathLike) -> int | None:
+    """Finished epochs of the stored network; None where the file does not say.  Errors as `load`."""
+    epochs = read_extra(path).get("epochs")
+    return epochs if isinstance(epochs, int) else None
+
+
 _UNFIT = "expected an optrelax network, got one that does not fit together"
 
 

@@ -138,9 +138,11 @@ def _table(frame: pl.DataFrame, decimals: Mapping[str, int]) -> list[str]:
 
 
 def _cell(value: Any, places: int | None) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return "–"
     if isinstance(value, float):
+        if math.isnan(value):
+            return "–"
         if places is None or (value != 0 and abs(value) < 0.5 * 10.0**-places):
             return f"{value:.3g}"
         return f"{value:.{places}f}"

@@ -192,10 +192,12 @@ class ChoiceBox(Region):
 
 
 def _choice(key: int | Sequence[int], values: Tensor, n: int, like: Tensor) -> Choice:
-    index = torch.as_tensor([key] if isinstance(key, int) else list(key), dtype=torch.int64, device=like.device)
     found = torch.as_tensor(values, dtype=like.dtype, device=like.device)
-    if isinstance(key, int) and found.dim() == 1:
-        found = found[:, None]
+    if isinstance(key, int):
+        keys, found = [key], found[:, None] if found.dim() == 1 else found
+    else:
+        keys = list(key)
+    index = torch.as_tensor(keys, dtype=torch.int64, device=like.device)
     if index.numel() == 0 or not bool(((index >= 0) & (index < n)).all()):
         raise ValueError(f"ChoiceBox: coordinates must lie in [0, {n}), got {key}")
     if found.dim() != 2 or found.shape[0] == 0 or found.shape[1] != len(index):

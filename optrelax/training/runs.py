@@ -198,10 +198,9 @@ class RunFolder:
     def stored_epochs(self) -> int | None:
         """The finished epochs of the stored network; None where there is no valid one."""
         try:
-            epochs = checkpoints.read_extra(self.net).get("epochs")
+            return checkpoints.read_epochs(self.net)
         except (FileNotFoundError, ValueError):
             return None
-        return epochs if isinstance(epochs, int) else None
 
     def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer, repair: bool = True) -> State:
         """Put the stored weights and optimiser state back; where the run stands, at its begin where nothing is stored.

@@ -71,7 +71,11 @@ class Training(Optimisation):
     @property
     def losses(self) -> tuple[Any, ...]:
         """The loss, or those of every stage."""
-        return self.loss.values if isinstance(self.loss, Stages) else (self.loss,)
+        return self._stages.values
+
+    @property
+    def _stages(self) -> Stages:
+        return self.loss if isinstance(self.loss, Stages) else Stages((self.loss,), (0.0,))
 
     def region(self, x: Tensor, eps: float) -> Region:
         """What each image is trained in, around images [batch, *input_shape]."""
@@ -83,8 +87,7 @@ class Training(Optimisation):
 
     def loss_at(self, epoch: float) -> Any:
         """The loss with its settings at a position in epochs."""
-        loss = self.loss(epoch) if isinstance(self.loss, Stages) else self.loss
-        return _with(loss, {name: schedule(epoch) for name, schedule in self._moving().items()})
+        return _with(self._stages(epoch), {name: schedule(epoch) for name, schedule in self._moving().items()})
 
 
 def _fields(loss: object) -> set[str]:

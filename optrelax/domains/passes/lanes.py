@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
-from optrelax.domains.passes.steps import ConvolutionStep
 from optrelax.domains.passes.workspace import Layout, PassTensors, RowsAtWork, Workspace
 from optrelax.kernels import lane_step
 from optrelax.kernels.convolutions import ConvGeometry, Pair
@@ -45,9 +44,9 @@ class LaneSpace(Workspace):
         self.lanes, self.makers, self.readers = lanes, found.makers, found.readers
         # What convolutions alone read or make needs no zeros where a list leaves a channel out.
         every = [step for step in found.steps for _ in step.sources]
-        others = {slot for step in every if not isinstance(step, ConvolutionStep) for slot in step.sources}
+        others = {slot for step in every if not step.convolves for slot in step.sources}
         self.convolved = {step.source for step in every} - others
-        self.convolving = {step.to for step in every if isinstance(step, ConvolutionStep)}
+        self.convolving = {step.to for step in every if step.convolves}
         self.partial: dict[str, Tensor] = {}
         self.kept: dict[str | None, Tensor] = {}
         for name in found.activations:

@@ -14,12 +14,7 @@ from optrelax.domains.frames import Plan
 from optrelax.domains.passes.folding import channels_last
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.steps import (
-    ConvolutionStep,
-    ImageStep,
-    PaddingStep,
     PassStep,
-    RelaxStep,
-    SumStep,
     seen_at,
 )
 from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
@@ -54,15 +49,11 @@ class Program:
     def __post_init__(self) -> None:
         self.makers, self.readers = {}, {}
         for step in reversed(self.steps):
-            reader = None
-            if isinstance(step, RelaxStep):
-                reader = step.activation
-            elif isinstance(step, (SumStep, PaddingStep, ImageStep)):
-                reader = self.readers.get(step.to)
+            reader = self.readers.get(step.to) if step.aligns else step.relaxes
             for slot in step.sources:
                 self.readers[slot] = reader if self.readers.get(slot, reader) == reader else None
-            if isinstance(step, RelaxStep) and step.to is not None and step.activation is not None:
-                self.makers[step.to] = step.activation
+            if step.to is not None and step.relaxes is not None:
+                self.makers[step.to] = step.relaxes
 
     def layout(self, gradient: bool) -> Layout:
         """Where coefficients and, where wanted, their gradients lie."""
@@ -73,12 +64,12 @@ class Program:
     @property
     def depth(self) -> int:
         """Convolutions on the way."""
-        return sum(isinstance(step, ConvolutionStep) for step in self.steps)
+        return sum(step.convolves for step in self.steps)
 
     @property
     def weighed(self) -> dict[str, RowShape]:
         """Rows at each activation: the shape of weights that a row has of its own there."""
-        met = [(step.activation, step.source) for step in self.steps if isinstance(step, RelaxStep)]
+        met = [(step.relaxes, step.source) for step in self.steps]
         return {name: self.rows[source] for name, source in met if name is not None}
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,17 @@ from optrelax.kernels.window_step import gather, scatter, spread
 class PassStep(ABC):
     """Coefficients of a slot become those of another."""
 
+    convolves: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
+    """Whether it only brings rows to one frame, so that what reads `to` reads its sources."""
+
     source: int
     to: int | None
+
+    @property
+    def relaxes(self) -> str | None:
+        """The activation that it goes through."""
+        return None
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -48,6 +58,10 @@ class RelaxStep(PassStep):
     """Through an activation; or, without one, into the box of the input."""
 
     activation: str | None
+
+    @property
+    def relaxes(self) -> str | None:
+        return self.activation
 
     def forward(self, work: RowsAtWork) -> None:
         work.relax(self.source, self.to, self.activation)
@@ -78,6 +92,7 @@ class RelaxStep(PassStep):
 class ConvolutionStep(PassStep):
     """Through the transpose of a convolution, of whose reach `corner` says what is kept."""
 
+    convolves: ClassVar[bool] = True
     to: int
     weight: str
     geometry: ConvGeometry
@@ -132,6 +147,7 @@ class SelectionStep(PassStep):
 class PaddingStep(PassStep):
     """A window as part of a greater one, at `corner`."""
 
+    aligns: ClassVar[bool] = True
     to: int
     corner: Pair
 
@@ -158,6 +174,7 @@ class PaddingStep(PassStep):
 class ImageStep(PassStep):
     """A window as part of the whole image, where its place says."""
 
+    aligns: ClassVar[bool] = True
     to: int
 
     def forward(self, work: RowsAtWork) -> None:
@@ -179,6 +196,7 @@ class ImageStep(PassStep):
 class SumStep(PassStep):
     """Where branches meet."""
 
+    aligns: ClassVar[bool] = True
     to: int
     other: int
 
