@@ -116,7 +116,7 @@ def default_attack(inputs: int, seed: int = 0) -> PGD:
 
 
 def _attack(attack: Attack | str | bool, inputs: int) -> Attack | None:
-    if attack in (True, "pgd"):
+    if attack is True or attack == "pgd":
         return default_attack(inputs)
     if attack is False:
         return None

@@ -49,7 +49,7 @@ class Program:
     def __post_init__(self) -> None:
         self.makers, self.readers = {}, {}
         for step in reversed(self.steps):
-            reader = self.readers.get(step.to) if step.aligns else step.relaxes
+            reader = self.readers.get(step.to) if step.aligns and step.to is not None else step.relaxes
             for slot in step.sources:
                 self.readers[slot] = reader if self.readers.get(slot, reader) == reader else None
             if step.to is not None and step.relaxes is not None:
