@@ -84,7 +84,7 @@ def run(options: Options) -> Report:
         notes=(
             f"Bounds are means over the margins of all examples; random weights; eps {EPS} at MNIST's shape, 2/255 of "
             "cnn7, else 0.004; without gradients. auto_LiRPA takes its 20 iterations; ours the least number that "
-            f"reaches its mean bound to {_EQUAL:g}; `-` where none does. Memory: the peak of a call in its own process. "
+            f"reaches its mean bound to {_EQUAL:g}; `-` where none does. Memory: a call's peak in its own process. "
             f"{_UNFINISHED[0]}: auto_LiRPA 0.7.1 gave no bound in 400 s; ours takes {_ALONE} iterations.",
         ),
     )
