@@ -28,7 +28,7 @@ from optrelax.networks import (  # isort: skip
 
 __all__ = ["GraphBuilder", "OnnxModule"]
 
-_FAILURES = (ValueError, TypeError, RuntimeError, IndexError, KeyError, OverflowError)
+_FAILURES = (ValueError, TypeError, RuntimeError, IndexError, KeyError, ArithmeticError)
 
 
 class _NodeStep(nn.Module):

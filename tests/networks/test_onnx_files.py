@@ -215,6 +215,19 @@ def without_nodes():
     return model([], [1, 4], output="x")
 
 
+def blocks_of_nothing():
+    return model([node("DepthToSpace", ["x"], blocksize=0)], [1, 4, 2, 2])
+
+
+def no_space_in_blocks():
+    return model([node("SpaceToDepth", ["x"], blocksize=0)], [1, 4, 2, 2])
+
+
+def no_groups():
+    nodes = [node("GroupNormalization", ["x", "c", "c"], num_groups=0)]
+    return model(nodes, [1, 4, 2, 2], {"c": np.ones(4)}, opset=21)
+
+
 def of_strings():
     made = model([node("Add", ["x", "c"])], [1, 4])
     made.graph.initializer.append(helper.make_tensor("c", TensorProto.STRING, [1], [b"rm -rf"]))
@@ -226,6 +239,7 @@ BAD = [
     *(huge_resized, huge_outer_product, declared_by_an_initializer, too_short, outside, outside_in_a_constant, cycle),
     *(undefined, given_twice, without_output, of_a_later_opset, of_another_domain, with_a_subgraph, wrong_weight),
     *(kernel_too_large, infinite_weight, two_inputs, without_nodes, of_strings),
+    *(blocks_of_nothing, no_space_in_blocks, no_groups),
 ]
 
 

@@ -13,10 +13,7 @@ from torch import Tensor
 from optrelax.domains.frames import Plan
 from optrelax.domains.passes.folding import channels_last
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
-from optrelax.domains.passes.steps import (
-    PassStep,
-    seen_at,
-)
+from optrelax.domains.passes.steps import PassStep, seen_at
 from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.window_step import scatter
