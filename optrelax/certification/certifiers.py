@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
+from optrelax.certification.answers import Answers
 from optrelax.certification.attacks import Attack
 from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.preparation import (
@@ -58,6 +59,8 @@ class Certifier(SampleQuestions):
     """By the name that the user gave."""
     attack: Attack | None = None
     exact: Milp | None = None
+    cascade: bool = False
+    """Whether a relaxation is asked only what those before it left open."""
 
     @classmethod
     def prepared(
@@ -116,6 +119,7 @@ class Certifier(SampleQuestions):
             "clip": None if self.clip is None else list(self.clip),
             "norm": self.norm,
             "relaxations": list(self.relaxations),
+            "cascade": self.cascade,
             "dtype": str(self.dtype).removeprefix("torch."),
             "rounding": self.rounding,
             "attack": record(self.attack),
@@ -210,8 +214,7 @@ class Certifier(SampleQuestions):
         self._require_agreement(x)
         logits = self.network(x).reshape(len(x), -1)
         natural = spec.worst(spec.values(logits)).amin(1)
-        attacked = self._attacked(ball, spec, natural, positions) if self.attack is not None else None
-        lower, spent = self._bounds(ball, spec)
+        answers = Answers(self, positions, ball, spec, natural).ask()
         seconds = (time.perf_counter() - begin) / len(positions)
         judged: list[tuple[Example, _Question | None]] = []
         for i, position in enumerate(positions.tolist()):
@@ -221,43 +224,16 @@ class Certifier(SampleQuestions):
                 prediction=self.prediction(logits[i]),
                 verdict=Verdict.UNDECIDED,
                 natural_margin=float(natural[i]),
-                attack_margin=None if attacked is None else float(attacked[i]),
-                lower=tuple(float(bound[i].amin()) for bound in lower),
-                rows=tuple(tuple(bound[i].tolist()) for bound in lower) if spec.names else (),
-                bound_seconds=tuple(spent),
                 seconds=seconds,
+                **answers.of(i),
             )
             example = with_verdict(self, example)
             question = None
             if example.verdict == Verdict.UNDECIDED and self.exact is not None:
-                best = torch.stack([bound[i] for bound in lower]).amax(0)
+                best = torch.stack([bound[i] for bound in answers.lower]).amax(0)
                 question = ball.select(slice(i, i + 1)), spec.rows.expand(len(x), -1, -1)[i : i + 1], best
             judged.append((example, question))
         return judged
-
-    def _attacked(self, ball: Region, spec: Specification, natural: Tensor, positions: Tensor) -> Tensor:
-        """Smallest margin found, the input's among them, replayed in float64 at points of the region: [batch]."""
-        assert self.attack is not None
-        keys = self.samples.index[positions].tolist()
-        found = self.attack.search(self.network, ball.to(self.dtype), spec.to(dtype=self.dtype), keys)
-        points = ball.project(found.points.double())
-        if not bool(ball.contains(points).all()):
-            raise RuntimeError("the attack left the region")
-        replayed = spec.worst(spec.values(self.network(points).reshape(len(points), -1))).amin(1)
-        return torch.minimum(natural, replayed)  # a NaN stays one
-
-    def _bounds(self, ball: Region, spec: Specification) -> tuple[list[Tensor], list[float]]:
-        """Lower bounds [batch, groups] of each relaxation and its seconds an example."""
-        region, spec = self.rounded(ball), spec.to(dtype=self.dtype)
-        lower, spent = [], []
-        for relaxation in self.relaxations.values():
-            begin = time.perf_counter()
-            bound = group_bounds(relaxation, self.network, region, spec, sign=True)
-            if bound.is_cuda:
-                torch.cuda.synchronize(bound.device)
-            spent.append((time.perf_counter() - begin) / max(1, len(bound)))
-            lower.append(bound.detach().double())
-        return lower, spent
 
     def _decided(self, example: Example, ball: Region, rows: Tensor, lower: Tensor) -> Example:
         """What the MILP solver says about one undecided example; lower [k]: each margin's best sound bound."""

@@ -52,6 +52,7 @@ def certify(
     spec: Spec | None = None,
     attack: Attack | str | None = _PGD,
     exact: Milp | bool = False,
+    cascade: bool = False,
     rounding: Rounding = "outward",
     dtype: torch.dtype = torch.float64,
     norm: str = "linf",
@@ -76,6 +77,8 @@ def certify(
         attack: an attack, "pgd", "strong" (`StrongAttack`: hundreds of times the work), or None or "none": only inputs
             that are misclassified then count as attacked.
         exact: True or a `Milp`: a MILP solver takes the examples left undecided; what it proves is reported apart.
+        cascade: try the relaxations in the order given, each on those examples alone that are classified rightly and
+            that the ones before it left open; the attack, after the first, likewise.
         rounding: "outward", or "nearest", which leaves floating-point error out.
         dtype: in which bounds are computed.
         norm: "linf", "l2" or "l1".
@@ -108,7 +111,7 @@ def certify(
     run = Certifier.prepared(
         net, samples, eps, clip, relaxation, rounding, dtype, max_bytes, norm=norm, region=region, spec=asked
     )
-    run = replace(run, attack=attack_of("certify", attack), exact=milp_of(exact))
+    run = replace(run, attack=attack_of("certify", attack), exact=milp_of(exact), cascade=cascade)
     if run.exact is not None and asked is not None and not (asked.single and bool((asked.offsets == 0).all())):
         raise ValueError("certify: exact=True settles plain rows, not offsets or 'any of'; leave it out")
     size = batch_size_of("certify", run.network, batch_size)

@@ -30,20 +30,20 @@ def with_verdict(run: Certifier, example: Example) -> Example:
 
 def _verdict(names: Collection[str], example: Example) -> tuple[Verdict, str]:
     """What an example's numbers come to, and why where that is an error."""
-    lower = [bound for bound in example.lower if bound is not None]
+    told = [(name, b) for name, b in zip(names, example.lower, strict=True) if b is not None]
     assert example.natural_margin is not None
     if math.isnan(example.natural_margin):
         return Verdict.ERROR, "the network gives NaN at the input"
     if example.attack_margin is not None and math.isnan(example.attack_margin):
         return Verdict.ERROR, "the network gives NaN within the region"
-    wrong = [name for name, b in zip(names, lower, strict=True) if math.isnan(b) or b == math.inf]
+    wrong = [name for name, b in told if math.isnan(b) or b == math.inf]
     if wrong:
         message = f"the bound of {', '.join(wrong)} is not a number; the network may overflow on this region"
         return Verdict.ERROR, message
     worst = example.natural_margin
     if example.attack_margin is not None:
         worst = min(worst, example.attack_margin)
-    proofs = [f"{name} ({b:.9g})" for name, b in zip(names, lower, strict=True) if b > 0]
+    proofs = [f"{name} ({b:.9g})" for name, b in told if b > 0]
     if worst <= 0 and proofs:
         message = f"contradiction: certified by {', '.join(proofs)}, but a point of the region has margin {worst:.9g}"
         return Verdict.ERROR, message
@@ -69,11 +69,13 @@ def _contradiction(run: Certifier, example: Example) -> str:
     label = run.label(places[0])
     if example.label != label:
         return f"its label is {example.label} there and {label} in the data"
-    if len(example.lower) != len(run.relaxations) or None in (example.natural_margin, *example.lower):
+    if len(example.lower) != len(run.relaxations) or example.natural_margin is None:
         return f"it lacks bounds of {len(run.relaxations)} relaxations and a margin"
-    if (example.attack_margin is None) != (run.attack is None):
+    bounded, attacked = _asked(run, example)
+    if [bound is not None for bound in example.lower] != bounded:
+        return "it lacks a bound that this run asks for, or has one more"
+    if (example.attack_margin is not None) != attacked:
         return "it was attacked and this run attacks none, or the other way round"
-    assert example.natural_margin is not None
     if example.attack_margin is not None and example.attack_margin > example.natural_margin:
         return "its attack found less than its input"
     right = example.prediction == label
@@ -91,3 +93,19 @@ def _contradiction(run: Certifier, example: Example) -> str:
     if example.verdict not in wanted:
         return f"its own bounds and margins make it {' or '.join(map(repr, map(str, wanted)))}"
     return ""
+
+
+def _asked(run: Certifier, example: Example) -> tuple[list[bool], bool]:
+    """Of which relaxations a run asks an example with these numbers, and whether it attacks it (see `Answers.ask`)."""
+    attack = run.attack is not None
+    if not run.cascade:
+        return [True] * len(run.relaxations), attack
+    assert example.natural_margin is not None
+    still, asked, attacked = example.natural_margin > 0, [], False
+    for i, bound in enumerate(example.lower):
+        asked.append(still)
+        still = still and (bound is None or not bound > 0)
+        if i == 0 and attack:
+            attacked = still
+            still = still and example.attack_margin is not None and example.attack_margin > 0
+    return asked, attacked

@@ -43,15 +43,15 @@ class Example:
     natural_margin: float | None = None
     """Smallest margin at the input."""
     attack_margin: float | None = None
-    """Smallest margin found by the attack, the input included; None with the attack off."""
+    """Smallest margin found by the attack, the input included; None where it was not attacked."""
     lower: tuple[float | None, ...] = ()
-    """Worst margin's lower bound, one a relaxation; None after an error."""
+    """Worst margin's lower bound, one a relaxation; None where it was not asked, and after an error."""
     rows: tuple[tuple[float, ...], ...] = ()
     """Lower bounds of what a specification names, one tuple a relaxation; empty where it names nothing."""
     milp_lower: float | None = None
     """Worst margin's lower bound as the MILP solver claims it; None where it was not asked."""
     bound_seconds: tuple[float, ...] = ()
-    """Time of the bounds, one a relaxation: a batch's time divided by its size."""
+    """Time of the bounds, one a relaxation: a batch's time divided by how many it was asked of; 0 where it was not."""
     seconds: float = 0.0
     """Time of everything."""
     message: str = ""
@@ -125,14 +125,23 @@ class CertificationReport:
 
     @property
     def pgd_accuracy(self) -> float | None:
-        """Examples whose input and every attacked point have margins > 0; None with the attack off."""
+        """Examples whose input and every attacked point have margins > 0; None with the attack off.
+
+        A cascade attacks no example that is misclassified, or certified: the input's margin is theirs.
+        """
         if self.settings["attack"] is None:
             return None
-        return self._fraction(self.examples["attack_margin"] > 0)
+        found = self.examples["attack_margin"]
+        return self._fraction(found.zip_with(found.is_not_null(), self.examples["natural_margin"]) > 0)
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Of how many examples each relaxation was asked: of all but those that failed, unless in a cascade."""
+        return {name: int(self.examples[f"lower:{name}"].count()) for name in self.relaxations}
 
     @property
     def certified_by(self) -> dict[str, float]:
-        """Certified fraction of each relaxation alone."""
+        """Certified fraction of each relaxation alone, of those that it was asked, as a fraction of all examples."""
         good = self.examples["verdict"] != str(Verdict.ERROR)
         return {name: self._fraction((self.examples[f"lower:{name}"] > 0) & good) for name in self.relaxations}
 
@@ -154,26 +163,34 @@ class CertificationReport:
         return float(self.examples["seconds"].sum())
 
     def table(self) -> pl.DataFrame:
-        """One row a relaxation, in percent of all examples: what it certifies, and how tight and fast it is.
+        """One row a relaxation: how many examples it was asked and certified, in seconds, and how tight it was.
 
-        `misclassified at most %` is 100 - certified: the bound on the adversarial error that papers print.
+        `certified %`, of all examples, is by the relaxation alone; in a cascade by it and those before it.
+        `misclassified at most %` is 100 less that: the bound on the adversarial error that papers print.
         """
         import polars as pl
 
-        rows = []
-        for name, share in self.certified_by.items():
+        rows, before = [], 0.0
+        for (name, share), asked in zip(self.certified_by.items(), self.asked.values(), strict=True):
             bounds = [v for v in self.examples[f"lower:{name}"].to_list() if v is not None and math.isfinite(v)]
+            seconds = float(self.examples[f"seconds:{name}"].sum())
+            reached = before + share  # what a cascade certified is asked no more
+            before = reached if self.settings.get("cascade") else 0.0
             rows.append(
                 {
                     "relaxation": name,
-                    "certified %": 100 * share,
-                    "misclassified at most %": 100 * (1 - share),
+                    "asked": asked,
+                    "certified": round(share * self.examples.height),
+                    "certified %": 100 * reached,
+                    "misclassified at most %": 100 * (1 - reached),
                     "mean bound": sum(bounds) / len(bounds) if bounds else None,
                     "worst bound": min(bounds, default=None),
-                    "ms an example": 1e3 * float(self.examples[f"seconds:{name}"].mean() or 0.0),  # type: ignore[arg-type]
+                    "ms an example": 1e3 * seconds / max(1, asked),
+                    "seconds": seconds,
                 }
             )
-        return pl.DataFrame(rows, schema=_TABLE)
+        kinds = {"relaxation": pl.String, "asked": pl.Int64, "certified": pl.Int64}
+        return pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in _TABLE})
 
     def summary(self) -> dict[str, Any]:
         """Everything but the examples, JSON-ready; fractions of 1."""
@@ -183,7 +200,9 @@ class CertificationReport:
             **self.settings,
             "examples": self.examples.height,
             **fractions,
+            "asked": self.asked,
             "certified_by": self.certified_by,
+            "seconds_by": {name: float(self.examples[f"seconds:{name}"].sum()) for name in self.relaxations},
             **({"certified_rows": self.certified_rows} if self.certified_rows else {}),
             "seconds": self.seconds,
         }
@@ -209,7 +228,10 @@ class CertificationReport:
         return float(mask.fill_null(False).sum()) / self.examples.height if self.examples.height else 0.0
 
 
-_TABLE = ("relaxation", "certified %", "misclassified at most %", "mean bound", "worst bound", "ms an example")
+_TABLE = (
+    *("relaxation", "asked", "certified", "certified %", "misclassified at most %"),
+    *("mean bound", "worst bound", "ms an example", "seconds"),
+)
 
 
 def _frame(examples: Sequence[Example], names: Sequence[str], rows: Sequence[str] = ()) -> pl.DataFrame:
@@ -226,7 +248,7 @@ def _frame(examples: Sequence[Example], names: Sequence[str], rows: Sequence[str
                 add(f"lower:{relaxation}", pl.Float64, [e.lower[i] if e.lower else None for e in examples])
             for i, relaxation in enumerate(names if any(e.rows for e in examples) else ()):
                 for j, row in enumerate(rows):
-                    bounds = [e.rows[i][j] if e.rows else None for e in examples]
+                    bounds = [e.rows[i][j] if e.rows and e.rows[i] else None for e in examples]
                     add(f"lower:{relaxation}:{row}", pl.Float64, bounds)
             for i, relaxation in enumerate(names):
                 spent = [e.bound_seconds[i] if e.bound_seconds else 0.0 for e in examples]

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 
+Cascade = Annotated[
+    bool, option("--cascade", group="Bound", help="A relaxation takes only what those before it left open.")
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactOptions(MilpOptions):
     """Whether HiGHS decides what bounds and the attack leave open."""
@@ -109,6 +114,7 @@ def certify(
     asked: NetworkOptions,
     radius: RadiusOptions,
     relaxation: Relaxations = ["crown"],  # noqa: B006, typer reads the default and never changes it
+    cascade: Cascade = False,
     subset: Subset = None,
     exact: ExactOptions,
     search: SearchOptions,
@@ -129,6 +135,7 @@ def certify(
         eps,
         results.journal,
         relaxation=relaxation,
+        cascade=cascade,
         attack=attack,
         exact=exact.solver,
         subset=subset,
@@ -169,7 +176,14 @@ def _show(report: CertificationReport, facts: Mapping[str, Any], shape: Sequence
     console = stdout()
     ball = f"{facts['norm']} eps {facts['eps']:g}, {legal_range(shape, facts['clip'])}"
     title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, {ball}"
-    decimals = {"certified %": 2, "misclassified at most %": 2, "mean bound": 4, "worst bound": 4, "ms an example": 2}
+    decimals = {
+        "certified %": 2,
+        "misclassified at most %": 2,
+        "mean bound": 4,
+        "worst bound": 4,
+        "ms an example": 2,
+        "seconds": 1,
+    }
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(rich_table(report.table(), decimals=decimals))
     console.print(str(report), markup=False, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import oracles
@@ -246,6 +247,90 @@ def test_outward_bounds_lie_below_the_nearest():
     }
     assert (lower["outward"] < lower["nearest"]).all()
     assert np.allclose(lower["outward"], lower["nearest"], atol=1e-9)
+
+
+# --- cascades -----------------------------------------------------------------------------------------------------
+
+
+class Counted(ox.Crown):
+    """CROWN that writes down the centres of the regions that it is asked."""
+
+    asked: ClassVar[list[Tensor]] = []
+
+    def lower_bounds(self, network, region, rows):
+        self.asked.append(region.center)
+        return super().lower_bounds(network, region, rows)
+
+
+CASCADE = {"box": "box", "crown-ibp": "crown-ibp", "counted": Counted()}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_cascade_has_the_verdicts_of_all_relaxations_for_less_work(exact):
+    x, labels = examples()
+    Counted.asked.clear()
+    part = ox.certify(small(), (x, labels), 0.08, relaxation=CASCADE, exact=exact, cascade=True, batch_size=7)
+    asked = torch.cat(Counted.asked)
+    whole = ox.certify(small(), (x, labels), 0.08, relaxation=CASCADE, exact=exact)
+    assert part.examples["verdict"].to_list() == whole.examples["verdict"].to_list()
+    assert (part.certified, part.pgd_accuracy) == (whole.certified, whole.pgd_accuracy)
+    still = [row["natural_margin"] > 0 for row in whole.examples.to_dicts()]
+    for rank, name in enumerate(CASCADE):
+        before, after = whole.examples[f"lower:{name}"].to_list(), part.examples[f"lower:{name}"].to_list()
+        assert [bound is not None for bound in after] == still
+        same = [(a, b) for a, b in zip(before, after, strict=True) if b is not None]
+        assert [b for _, b in same] == pytest.approx([a for a, _ in same], rel=1e-9)
+        still = [s and not b > 0 for s, b in zip(still, before, strict=True)]
+        if rank == 0:
+            assert [m is not None for m in part.examples["attack_margin"]] == still
+            still = [s and m > 0 for s, m in zip(still, whole.examples["attack_margin"], strict=True)]
+    assert 0 < len(asked) == part.asked["counted"] < part.asked["crown-ibp"] < part.asked["box"] == 21
+    assert min(part.table()["certified"]) > 0
+
+
+def test_the_table_of_a_cascade_adds_up():
+    report = ox.certify(small(), examples(), 0.08, relaxation=CASCADE, attack=None, cascade=True)
+    table, shares = report.table(), list(report.certified_by.values())
+    assert sum(shares) == pytest.approx(report.certified)
+    assert table["certified"].sum() == round(24 * report.certified)
+    assert table["certified %"].to_list() == pytest.approx([100 * sum(shares[: i + 1]) for i in range(3)])
+    assert (table["certified %"] + table["misclassified at most %"]).to_list() == pytest.approx([100] * 3)
+    assert table["asked"].to_list() == [21, 21 - table["certified"][0], 21 - sum(table["certified"][:2])]
+    assert report.summary()["asked"] == report.asked
+    for name, share in report.summary()["seconds_by"].items():
+        assert share == report.examples[f"seconds:{name}"].sum() > 0
+
+
+def test_a_cascade_resumes_and_its_journal_is_checked(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    options = {"relaxation": CASCADE, "cascade": True, "batch_size": 5}
+    whole = ox.certify(small(), examples(), 0.08, **options)
+    with pytest.raises(KeyboardInterrupt):
+        ox.certify(small(), examples(), 0.08, resume=path, progress=interrupt_after(2), **options)
+    assert results(ox.certify(small(), examples(), 0.08, resume=path, **options)).equals(results(whole))
+    first = whole.examples.filter(whole.examples["lower:box"] > 0)["index"][0]
+    edit(path, lambda record: record | {"lower": [*record["lower"][:1], 0.5, None]}, first + 2)
+    with pytest.raises(ValueError, match="it lacks a bound that this run asks for, or has one more"):
+        ox.certify(small(), examples(), 0.08, resume=path, **options)
+
+
+def test_a_cascade_keeps_failures_apart_and_its_specification():
+    x, labels = examples()
+    x[3, 1] = torch.nan
+    names = ["box", NotANumber(), Spiteful()]
+    report = ox.certify(small(), (x, labels), 0.08, relaxation=names, cascade=True)
+    assert report.examples["verdict"][3] == "error"
+    failed = report.examples.filter(report.examples["verdict"] == "error")
+    assert all(row["lower:box"] is None or not row["lower:box"] > 0 for row in failed.to_dicts())
+    x, labels = examples()
+    spec = {"first": ox.margins(labels, 3)[:, :1], "second": ox.margins(labels, 3)[:, 1:]}
+    asked = {"region": ox.LinfBall(x, 0.08), "spec": spec, "relaxation": ["box", "crown"]}
+    whole, part = (ox.certify(small(), x, cascade=cascade, **asked) for cascade in (False, True))
+    assert part.examples["verdict"].to_list() == whole.examples["verdict"].to_list()
+    for name in ("first", "second"):
+        told = part.examples[f"lower:box:{name}"]
+        assert told.null_count() == 24 - part.asked["box"] > 0
+        assert 0 < part.certified_rows[name] <= whole.certified_rows[name]
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -559,6 +644,7 @@ def changed_weights() -> nn.Sequential:
         ("rounding", {"rounding": "nearest"}),
         ("attack", {"attack": PGD(seed=1)}),
         ("exact", {"exact": Milp(time_limit=1)}),
+        ("cascade", {"cascade": True}),
     ],
 )
 def test_a_journal_of_other_settings_is_refused(tmp_path, what, change):
@@ -622,6 +708,7 @@ def test_a_digit_changed_anywhere_is_found(tmp_path):
         ("undecided", {"verdict": "certified (MILP)", "milp_lower": 1.0}, "make it 'undecided'"),
         ("undecided", {"lower": [0.5]}, "make it 'certified'"),
         ("undecided", {"lower": []}, "it lacks bounds of 1 relaxations"),
+        ("undecided", {"lower": [None]}, "it lacks a bound that this run asks for"),
         ("undecided", {"attack_margin": None}, "this run attacks none, or the other way round"),
         ("attacked", {"verdict": "certified"}, "make it 'attacked'"),
         ("attacked", {"verdict": "certified", "lower": [0.5]}, "make it 'error'"),

@@ -145,6 +145,22 @@ def test_options_reach_the_work(run, checkpoint):
     assert (found["attack"]["restarts"], found["attack"]["steps"]) == (4, 3)
 
 
+def test_a_cascade_says_what_each_relaxation_was_asked(run, checkpoint, tmp_path):
+    arguments = certify(checkpoint, "--relaxations", "box", "crown", "--cascade", "--out", str(tmp_path))
+    code, out, _ = run(*arguments)
+    report = expected(relaxation=["box", "crown"], cascade=True)
+    assert code == 0
+    assert "asked" in out
+    assert "seconds" in out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cascade"]
+    assert summary["asked"] == report.asked
+    assert set(summary["seconds_by"]) == {"box", "crown"}
+    (tmp_path / "journal.jsonl").write_text("".join((tmp_path / "journal.jsonl").read_text().splitlines(True)[:-3]))
+    assert run(*arguments)[0] == 2
+    assert run(*arguments, "--resume")[0] == 0
+
+
 def test_ratios_are_numbers(run, checkpoint):
     arguments = certify(checkpoint, "--json")
     arguments[arguments.index("0.01")] = "2/255"
