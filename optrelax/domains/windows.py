@@ -95,7 +95,7 @@ def _pull(
     if frame.whole:
         # Pixels of the image that no window reads lie beyond what the transpose gives.
         size = tuple(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))  # type: ignore[assignment]
-        corner, reach = g.padding, [n - m for n, m in zip(image, size, strict=True)]
+        corner, reach = (g.padding[0], g.padding[1]), [n - m for n, m in zip(image, size, strict=True)]
     pulled = spread(a.flatten(0, 1), weight, g, corner, size).unflatten(0, a.shape[:2])
     if reach and any(reach):
         pulled = F.pad(pulled, (0, 0, 0, reach[1], 0, reach[0]))

@@ -25,11 +25,11 @@ _FEW = 4  # channels a group of the image up to which the compiled pass is faste
 
 @dataclass(frozen=True, slots=True)
 class ConvGeometry:
-    """Settings of a convolution, two numbers each."""
+    """Settings of a convolution, one number a dimension of the image."""
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
 
 

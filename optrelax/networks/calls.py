@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from optrelax.networks.activations import Activation
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Affine, Shape, Source
+from optrelax.networks.ops import Affine, Scale, Shape, Source, constant
 from optrelax.networks.products import Multiply
 
 Op = Affine | Activation | Greatest | Multiply
@@ -43,6 +43,8 @@ class Constant(Protocol):
 
     shape: Shape
     dtype: torch.dtype
+    batched: bool
+    """Whether it was made with a batch, of which it is one example's."""
 
     def __call__(self) -> Tensor:
         """The tensor as it is now, differentiable into the parameters it comes from; shape `shape`."""
@@ -168,6 +170,10 @@ class Call:
             raise Refused(f"a constant with batch {shape[0]} mixes the batch")
         return lambda: read()[0]
 
+    def scaled(self, value: Value, factor: float) -> Value:
+        """The value times a number; itself where that is 1."""
+        return value if factor == 1 else self.add(Scale(value.shape, constant(factor), None), value)
+
     def dims(self, dims: int | Sequence[int] | None, position: int = 0) -> tuple[int, ...]:
         """Dimensions counted without the batch, ascending; Refused where the batch is one of them."""
         rank = len(self.shape(position)) + 1
@@ -187,8 +193,7 @@ def as_source(value: Any) -> Source | None:
     if isinstance(value, BatchSize):
         raise Refused("mixes the batch: an argument depends on the batch size")
     if isinstance(value, (bool, int, float)):
-        number = torch.tensor(value, dtype=torch.float64)  # a Python number is no float32
-        return lambda: number
+        return constant(value)
     if not callable(value):
         raise Refused(f"an argument is no tensor but {value!r}")
     read: Source = value

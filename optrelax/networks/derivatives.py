@@ -16,7 +16,7 @@ from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.activations import Activation, Smooth, slopes_of
 from optrelax.networks.activations.slopes import slope_chain
 from optrelax.networks.graph import Graph, Network, Node, Op
-from optrelax.networks.ops import Add, Affine, Reshape, Scale, Shape
+from optrelax.networks.ops import Add, Affine, EntryMap, Reshape, Scale, Shape
 from optrelax.networks.products import Multiply
 from optrelax.networks.views import Expand, Permute
 
@@ -46,7 +46,7 @@ class Directions(Affine):
         return self.count * self.op.cost()
 
 
-class Seed(Affine):
+class Seed(EntryMap):
     """The tangents of the input: the identity, whatever the input is."""
 
     roundings = 0
@@ -60,18 +60,12 @@ class Seed(Affine):
         lead = x.shape[: x.dim() - len(self.input_shapes[0])]
         return x.new_zeros(*lead, *self.shape)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         lead = a.shape[: a.dim() - len(self.shape)]
         return (a.new_zeros(*lead, *self.input_shapes[0]),)
 
     def bias(self, like: Tensor) -> Tensor:
         return torch.eye(self.count, dtype=like.dtype, device=like.device).reshape(self.shape)
-
-    def cost(self) -> int:
-        return 0
 
 
 def derivative(network: Network) -> Network:

@@ -5,110 +5,42 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from optrelax.kernels.convolutions import ConvGeometry, pull_rows
-from optrelax.networks.ops import Affine, Shape, Source, lead_of, magnitude
+from optrelax.networks.convolutions import Convolution
+from optrelax.networks.ops import Affine, Shape, Source, lead_of
 from optrelax.networks.storage import Settings, Tensors, stored
 
 
-def _flat(x: Tensor, shape: Shape) -> Tensor:
-    """[*lead, *shape] -> [n, *shape]."""
-    return x.reshape(-1, *shape)
-
-
-def _describe(geometry: ConvGeometry) -> dict[str, object]:
-    return {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
-
-
-def _geometry(settings: Settings, shape: Shape, groups: int = 1) -> ConvGeometry:
-    """A stored geometry for images of this shape; a padded one may be no larger than a file may ask for."""
-    stride, padding = settings.pair("stride", least=1), settings.pair("padding")
-    # Average pooling was stored without.
-    dilation = (1, 1) if settings.absent("dilation") else settings.pair("dilation", least=1)
-    settings.require_size("padding", (n + 2 * p for n, p in zip(shape, (0, *padding), strict=False)))
-    return ConvGeometry(stride, padding, dilation, groups)
-
-
 def _pool_settings(settings: Settings, shape: Shape) -> tuple[tuple[int, int], ConvGeometry]:
-    kernel, geometry = settings.pair("kernel", least=1), _geometry(settings, shape)
+    """Kernel and geometry from a file, for images of this shape; nothing may be larger than a file may ask for."""
+    kernel = settings.pair("kernel", least=1)
+    stride, padding = settings.pair("stride", least=1), settings.pair("padding")
+    if not settings.absent("dilation"):  # files that have it say 1
+        settings.pair("dilation", least=1)
+    settings.require_size("padding", (n + 2 * p for n, p in zip(shape, (0, *padding), strict=False)))
     settings.require_size("kernel", (*shape[:1], *kernel))
-    if any(2 * p > k for p, k in zip(geometry.padding, kernel, strict=True)):
-        raise ValueError(f"padding: wants at most half of the kernel {kernel}, got {geometry.padding}")
-    return kernel, geometry
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding: wants at most half of the kernel {kernel}, got {padding}")
+    return kernel, ConvGeometry(stride, padding)
 
 
 @stored("conv2d")
-class Conv2d(Affine):
-    """Zero-padded convolution: weight [out, in / groups, kh, kw], bias [out]."""
+class Conv2d(Convolution):
+    """A convolution of images [c, h, w]; rows are pulled back by a compiled pass where that is faster."""
+
+    kernel: tuple[int, int]
 
     def __init__(
         self, input_shape: Shape, weight: Source, bias: Source | None, geometry: ConvGeometry | None = None
     ) -> None:
-        w = weight()
-        geometry = geometry or ConvGeometry()
-        if len(input_shape) != 3 or input_shape[0] != w.shape[1] * geometry.groups:
-            raise ValueError(
-                f"Conv2d: takes {w.shape[1] * geometry.groups} channels [c, h, w], got input of shape {input_shape}"
-            )
-        self.geometry = geometry
-        self.kernel = kernel = (int(w.shape[2]), int(w.shape[3]))
-        spatial = tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(
-                input_shape[1:], kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
-            )
-        )
-        if min(spatial) < 1:
-            raise ValueError(f"Conv2d: kernel {kernel} does not fit input of shape {input_shape}")
-        self.input_shapes = (input_shape,)
-        self.shape = (int(w.shape[0]), *spatial)
-        self.fan_in = int(w.shape[1]) * kernel[0] * kernel[1]
-        self.fan_out = int(w.shape[0]) // geometry.groups * kernel[0] * kernel[1]
-        self._weight, self._bias = weight, bias
-
-    def weight(self, like: Tensor) -> Tensor:
-        """[out, in / groups, kh, kw] in the dtype of `like`."""
-        return self._weight().to(like)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        g = self.geometry
-        y = F.conv2d(_flat(x, self.input_shapes[0]), weight, bias, g.stride, g.padding, g.dilation, g.groups)
-        return y.reshape(*lead_of(x, self.input_shapes[0]), *self.shape)
-
-    def linear(self, *xs: Tensor) -> Tensor:
-        return self._convolve(xs[0], self.weight(xs[0]))
-
-    def apply(self, *xs: Tensor) -> Tensor:
-        bias = None if self._bias is None else self._bias().to(xs[0].dtype)
-        return self._convolve(xs[0], self.weight(xs[0]), bias)
-
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self._convolve(rs[0], magnitude(self.weight(rs[0])))
+        super().__init__(input_shape, weight, bias, geometry or ConvGeometry())
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         _, high, wide = self.input_shapes[0]
-        x = pull_rows(_flat(a, self.shape), self.weight(a), self.geometry, (high, wide))
+        x = pull_rows(a.reshape(-1, *self.shape), self.weight(a), self.geometry, (high, wide))
         return (x.reshape(*lead_of(a, self.shape), *self.input_shapes[0]),)
-
-    def bias(self, like: Tensor) -> Tensor | None:
-        return None if self._bias is None else self._bias().to(like.dtype)[:, None, None]
-
-    def describe(self) -> dict[str, object]:
-        return {**_describe(self.geometry), "groups": self.geometry.groups}
-
-    def tensors(self) -> dict[str, Source]:
-        return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
-
-    @classmethod
-    def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Conv2d:
-        weight, groups = tensors.source("weight", dims=4), settings.integer("groups", least=1)
-        out = weight().shape[0]
-        if weight().numel() == 0 or out % groups:
-            raise ValueError(f"weight: wants no empty dimension, and {groups} groups, got {tuple(weight().shape)}")
-        geometry = _geometry(settings, shapes[0], groups)
-        return cls(shapes[0], weight, tensors.optional("bias", shape=(out,)), geometry)
 
 
 @stored("avg_pool2d")
@@ -161,7 +93,9 @@ class AveragePool2d(Affine):
         return self._conv.transpose(self._scaled(a))
 
     def describe(self) -> dict[str, object]:
-        return {"kernel": self.kernel, **_describe(self.geometry), "divisor": self.divisor}
+        g = self.geometry
+        shared = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation}
+        return {"kernel": self.kernel, **shared, "divisor": self.divisor}
 
     @classmethod
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> AveragePool2d:

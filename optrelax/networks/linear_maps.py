@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Scale, Shape, Source, lead_of, magnitude, wide
+from optrelax.networks.ops import Affine, Scale, Shape, Source, WeightedOp, lead_of, magnitude, wide
 from optrelax.networks.storage import Settings, Tensors, stored
 from optrelax.networks.views import normal_dim
 
@@ -50,7 +50,7 @@ class Sum(Affine):
 
 
 @stored("product")
-class Product(Affine):
+class Product(WeightedOp):
     """Products with a constant tensor, summed over the letters that the output does not show.
 
     `value`, `constant` and `out` are subscripts of an einsum without the batch, one letter a dimension, each letter in
@@ -75,10 +75,6 @@ class Product(Affine):
         self.fan_out = math.prod(sizes[letter] for letter in out if letter not in value)
         self._weight = weight
 
-    def weight(self, like: Tensor) -> Tensor:
-        """The constant in the dtype of `like`."""
-        return self._weight().to(like)
-
     def linear(self, *xs: Tensor) -> Tensor:
         return torch.einsum(f"...{self.value},{self.constant}->...{self.out}", xs[0], self.weight(xs[0]))
 
@@ -98,9 +94,6 @@ class Product(Affine):
         if not all(letter.isascii() and letter.isalpha() for letter in value + constant + out):
             raise ValueError(f"subscripts: wants letters, got {value[:9]!r}, {constant[:9]!r} -> {out[:9]!r}")
         return cls(shapes[0], tensors.source("weight"), value, constant, out)
-
-    def tensors(self) -> dict[str, Source]:
-        return {"weight": self._weight}
 
 
 @stored("slope")

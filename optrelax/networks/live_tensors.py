@@ -19,6 +19,7 @@ class LiveTensor:
     source: Source
     shape: Shape
     dtype: torch.dtype
+    batched: bool = False
 
     def __call__(self) -> Tensor:
         return self.source()

@@ -29,6 +29,12 @@ def wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
+def constant(value: float) -> Source:
+    """A number as what an op reads."""
+    number = torch.tensor(value, dtype=torch.float64)  # a Python number is no float32
+    return lambda: number
+
+
 def lead_of(x: Tensor, shape: Shape) -> torch.Size:
     """The leading dimensions of [*lead, *shape]."""
     return x.shape[: x.dim() - len(shape)]
@@ -83,6 +89,33 @@ class Affine(Storable, ABC):
         return math.prod(self.shape) * self.fan_in
 
 
+class EntryMap(Affine):
+    """An affine op whose coefficients are 0 and 1, one a row: it moves numbers, and is its own absolute value."""
+
+    def absolute(self, *rs: Tensor) -> Tensor:
+        return self.linear(*rs)
+
+    def cost(self) -> int:
+        return math.prod(self.shape) if self.fan_out > 1 else 0
+
+
+class WeightedOp(Affine):
+    """An affine op by a weight, and perhaps a bias, both read at each use."""
+
+    _weight: Source
+    _bias: Source | None = None
+
+    def weight(self, like: Tensor) -> Tensor:
+        """The weight in the dtype of `like`."""
+        return self._weight().to(like)
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        return None if self._bias is None else self._bias().to(like.dtype)
+
+    def tensors(self) -> dict[str, Source]:
+        return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
+
+
 class _Magnitude(torch.autograd.Function):
     """|w| with the gradient sign(w), 0 at 0, made in one buffer: torch's own takes two of the weight's size."""
 
@@ -104,7 +137,7 @@ def magnitude(w: Tensor) -> Tensor:
 
 
 @stored("linear")
-class Linear(Affine):
+class Linear(WeightedOp):
     """Matrix product on the last dimension: weight [out, in], bias [out]."""
 
     def __init__(self, input_shape: Shape, weight: Source, bias: Source | None) -> None:
@@ -115,10 +148,6 @@ class Linear(Affine):
         self.shape = (*input_shape[:-1], out)
         self.fan_in, self.fan_out = fan_in, out
         self._weight, self._bias = weight, bias
-
-    def weight(self, like: Tensor) -> Tensor:
-        """[out, in] in the dtype of `like`."""
-        return self._weight().to(like)
 
     def linear(self, *xs: Tensor) -> Tensor:
         return xs[0] @ self.weight(xs[0]).mT
@@ -132,14 +161,8 @@ class Linear(Affine):
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (a @ self.weight(a),)
 
-    def bias(self, like: Tensor) -> Tensor | None:
-        return None if self._bias is None else self._bias().to(like.dtype)
-
     def describe(self) -> dict[str, object]:
         return {}
-
-    def tensors(self) -> dict[str, Source]:
-        return {"weight": self._weight} | ({} if self._bias is None else {"bias": self._bias})
 
     @classmethod
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Linear:
@@ -208,7 +231,7 @@ class Divide(Scale):
 
 
 @stored("reshape")
-class Reshape(Affine):
+class Reshape(EntryMap):
     """The same numbers in another shape: flatten, view, reshape."""
 
     diagonal = True
@@ -221,9 +244,6 @@ class Reshape(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return xs[0].reshape((*lead_of(xs[0], self.input_shapes[0]), *self.shape))
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (a.reshape((*lead_of(a, self.shape), *self.input_shapes[0])),)
 
@@ -233,9 +253,6 @@ class Reshape(Affine):
     @classmethod
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Reshape:
         return cls(shapes[0], settings.integers("shape"))
-
-    def cost(self) -> int:
-        return 0
 
 
 @stored("add")

@@ -8,13 +8,13 @@ the numbers 0, 1, 2, ... the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optrelax.networks.ops import Affine, Shape, Source, flatten_from, lead_of
+from optrelax.networks.ops import EntryMap, Shape, Source, flatten_from, lead_of
 from optrelax.networks.storage import Settings, Tensors, stored
 
 
@@ -26,7 +26,7 @@ def normal_dim(dim: int, rank: int) -> int:
 
 
 @stored("permute")
-class Permute(Affine):
+class Permute(EntryMap):
     """Dimensions in another order: dims[i] is the input's dimension that output dimension i shows."""
 
     diagonal = True
@@ -45,9 +45,6 @@ class Permute(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return self._moved(xs[0], self.dims)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (self._moved(a, [self.dims.index(d) for d in range(len(self.dims))]),)
 
@@ -58,12 +55,9 @@ class Permute(Affine):
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Permute:
         return cls(shapes[0], settings.integers("dims"))
 
-    def cost(self) -> int:
-        return 0
-
 
 @stored("pad")
-class Pad(Affine):
+class Pad(EntryMap):
     """Zeros around a value, or a slice of it: amounts[i] = (before, after) of dimension i; negative ones cut off."""
 
     diagonal = True
@@ -95,9 +89,6 @@ class Pad(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return self._padded(xs[0], 1)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return (self._padded(a, -1),)
 
@@ -109,12 +100,9 @@ class Pad(Affine):
         before, after = (settings.integers(name, len(shapes[0]), least=-settings.most) for name in ("before", "after"))
         return cls(shapes[0], list(zip(before, after, strict=True)))
 
-    def cost(self) -> int:
-        return 0
-
 
 @stored("concatenate")
-class Concatenate(Affine):
+class Concatenate(EntryMap):
     """Values behind one another along a dimension."""
 
     def __init__(self, input_shapes: Sequence[Shape], dim: int) -> None:
@@ -135,9 +123,6 @@ class Concatenate(Affine):
             xs = tuple(x.expand(*lead, *x.shape[-rank:]) for x in xs)
         return torch.cat(xs, self.dim - rank)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return a.split(self.sizes, self.dim - len(self.shape))
 
@@ -148,12 +133,9 @@ class Concatenate(Affine):
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Concatenate:
         return cls(shapes, settings.integer("dim"))
 
-    def cost(self) -> int:
-        return 0
-
 
 @stored("expand")
-class Expand(Affine):
+class Expand(EntryMap):
     """A value repeated along dimensions of size 1, or along new ones in front: broadcasting."""
 
     def __init__(self, input_shape: Shape, shape: Shape) -> None:
@@ -173,9 +155,6 @@ class Expand(Affine):
         lead = lead_of(x, self.input_shapes[0])
         return x.reshape(*lead, *[1] * self._new, *self.input_shapes[0]).expand(*lead, *self.shape)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
-
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         total = a.sum(self._repeated, keepdim=True) if self._repeated else a
         return (total.reshape((*lead_of(a, self.shape), *self.input_shapes[0])),)
@@ -187,12 +166,9 @@ class Expand(Affine):
     def restore(cls, settings: Settings, tensors: Tensors, shapes: tuple[Shape, ...]) -> Expand:
         return cls(shapes[0], settings.integers("shape"))
 
-    def cost(self) -> int:
-        return 0 if self.diagonal else math.prod(self.shape)
-
 
 @stored("gather")
-class Gather(Affine):
+class Gather(EntryMap):
     """Output entry i is the input's entry index[i], counted in the order of memory, or 0 where index[i] is -1."""
 
     def __init__(self, input_shape: Shape, index: Tensor) -> None:
@@ -207,14 +183,6 @@ class Gather(Affine):
         self.diagonal = self.fan_out <= 1
         self._holes = bool((flat < 0).any())
 
-    @classmethod
-    def moving(cls, function: Callable[[Tensor], Tensor], input_shape: Shape) -> Gather:
-        """What `function` does to [1, *input_shape]; it may only move numbers and pad with zeros."""
-        numbers = torch.arange(1.0, math.prod(input_shape) + 1, dtype=torch.float64, device="cpu").reshape(
-            1, *input_shape
-        )
-        return cls(input_shape, function(numbers)[0].long() - 1)
-
     def linear(self, *xs: Tensor) -> Tensor:
         flat = flatten_from(xs[0], xs[0].dim() - len(self.input_shapes[0]))
         if self._holes:
@@ -224,9 +192,6 @@ class Gather(Affine):
             index = torch.where(index < 0, flat.shape[-1] - 1, index)
         lead = flat.shape[:-1]
         return flat.gather(-1, index.expand(*lead, -1)).reshape((*lead, *self.shape))
-
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.linear(*rs)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         flat = flatten_from(a, a.dim() - len(self.shape))
@@ -246,6 +211,3 @@ class Gather(Affine):
 
     def tensors(self) -> dict[str, Source]:
         return {"index": lambda: self.index}
-
-    def cost(self) -> int:
-        return 0 if self.diagonal else math.prod(self.shape)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.networks.batch_norms import BatchNorm
-from optrelax.networks.convolutions import Convolution, Geometry, TransposedConvolution
+from optrelax.networks.convolutions import Convolution, TransposedConvolution
 from optrelax.networks.images import AveragePool2d, Conv2d
 from optrelax.networks.linear_maps import Product, Separable, Slope, Sum, axis_matrix
 from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
@@ -24,6 +24,10 @@ def weight(*shape: int) -> Tensor:
     """A parameter of both signs, with zeros in it."""
     w = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
     return nn.Parameter(w * (w.abs() > 0.2))
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.arange(math.prod(shape)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,6 @@ class Case:
     def op(self, dtype: torch.dtype = torch.float64) -> tuple[Affine, list[Tensor]]:
         given = [nn.Parameter(weight(*shape).detach().to(dtype)) for shape in self.parameters]
         return self.build(*((lambda p=p: p) for p in given)), given
-
-
-def geometry(stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1) -> Geometry:
-    return Geometry(stride, padding, dilation, groups)
 
 
 def bilinear(n: int, out: int) -> Tensor:
@@ -76,8 +76,8 @@ CASES = [
     Case("expand to itself", lambda: Expand((2, 3), (2, 3)), (), lambda x: x),
     Case("gather", lambda: Gather((2, 3), torch.tensor([[5, -1], [0, 0], [5, 3]])), (),
          lambda x: F.pad(x.flatten(1), (0, 1))[:, [[5, -1], [0, 0], [5, 3]]]),
-    Case("flip", lambda: Gather.moving(lambda x: x.flip(2), (2, 3)), (), lambda x: x.flip(2)),
-    Case("reflect", lambda: Gather.moving(lambda x: F.pad(x, (2, 1), mode="reflect"), (2, 4)), (),
+    Case("flip", lambda: Gather((2, 3), numbers(2, 3).flip(1)), (), lambda x: x.flip(2)),
+    Case("reflect", lambda: Gather((2, 4), numbers(2, 4)[:, [2, 1, 0, 1, 2, 3, 2]]), (),
          lambda x: F.pad(x, (2, 1), mode="reflect")),
     Case("sum", lambda: Sum((2, 3, 4), (0, -1))),
     Case("mean", lambda: Sum((2, 3), (1,), keepdim=True, divisor=3), (), lambda x: x.mean(2, keepdim=True)),
@@ -92,20 +92,21 @@ CASES = [
     Case("slope", lambda a: Slope((3, 2), a), ((3,),), lambda x, a: x * a[:, None]),
     Case("rest of a slope", lambda a: Slope((3, 2), a, rest=True), ((1,),), lambda x, a: x * (1 - a)),
     Case("separable in three", lambda: Separable((3, 2, 2), {0: -bilinear(3, 4), 1: bilinear(2, 3)})),
-    Case("conv1d", lambda w, b: Convolution((2, 7), w, b, geometry((2,), (1,), (1,), 2)), ((4, 1, 3), (4,)),
+    Case("conv1d", lambda w, b: Convolution((2, 7), w, b, ConvGeometry((2,), (1,), (1,), 2)), ((4, 1, 3), (4,)),
          lambda x, w, b: F.conv1d(x, w, b, 2, 1, 1, 2)),
-    Case("conv3d", lambda w: Convolution((2, 3, 4, 3), w, None, geometry((1, 2, 1), (1, 0, 0), (1, 1, 2))),
+    Case("conv3d", lambda w: Convolution((2, 3, 4, 3), w, None, ConvGeometry((1, 2, 1), (1, 0, 0), (1, 1, 2))),
          ((1, 2, 2, 3, 2),), lambda x, w: F.conv3d(x, w, None, (1, 2, 1), (1, 0, 0), (1, 1, 2))),
-    Case("transposed conv1d", lambda w, b: TransposedConvolution((2, 3), w, b, geometry((2,), (1,), (1,)), (1,)),
+    Case("transposed conv1d", lambda w, b: TransposedConvolution((2, 3), w, b, ConvGeometry((2,), (1,), (1,)), (1,)),
          ((2, 3, 3), (3,)), lambda x, w, b: F.conv_transpose1d(x, w, b, 2, 1, 1)),
     Case("transposed conv2d",
-         lambda w, b: TransposedConvolution((4, 2, 3), w, b, geometry((2, 1), (0, 1), (1, 2), 2), (1, 0)),
+         lambda w, b: TransposedConvolution((4, 2, 3), w, b, ConvGeometry((2, 1), (0, 1), (1, 2), 2), (1, 0)),
          ((4, 1, 2, 3), (2,)), lambda x, w, b: F.conv_transpose2d(x, w, b, (2, 1), (0, 1), (1, 0), 2, (1, 2))),
     Case("transposed conv whose extra rows exceed its stride",
-         lambda w: TransposedConvolution((1, 3), w, None, geometry((1,), (1,), (3,)), (2,)),
+         lambda w: TransposedConvolution((1, 3), w, None, ConvGeometry((1,), (1,), (3,)), (2,)),
          ((1, 2, 2),), lambda x, w: F.conv_transpose1d(x, w, None, 1, 1, 2, 1, 3)),
     Case("transposed conv3d",
-         lambda w: TransposedConvolution((1, 2, 1, 2), w, None, geometry((1, 2, 2), (0, 0, 1), (1, 1, 1)), (0, 1, 0)),
+         lambda w: TransposedConvolution(
+             (1, 2, 1, 2), w, None, ConvGeometry((1, 2, 2), (0, 0, 1), (1, 1, 1)), (0, 1, 0)),
          ((1, 2, 2, 1, 3),), lambda x, w: F.conv_transpose3d(x, w, None, (1, 2, 2), (0, 0, 1), (0, 1, 0))),
 ]  # fmt: skip
 each = pytest.mark.parametrize("case", CASES, ids=str)
@@ -227,10 +228,15 @@ def test_rows_that_all_examples_share_go_with_rows_of_each(case):
         (lambda: Product((2,), lambda: torch.ones(3), "i", "i", ""), "2 in the value and 3"),
         (lambda: Product((2,), lambda: torch.ones(3), "i", "j", "i"), "in two of them"),
         (lambda: Separable((2,), {0: torch.ones(2, 3)}), "matrix"),
-        (lambda: Convolution((1, 2), lambda: torch.ones(1, 1, 3), None, geometry((1,), (0,), (1,))), "does not fit"),
-        (lambda: Convolution((1, 4, 4), lambda: torch.ones(1, 1, 3), None, geometry((1,), (0,), (1,))), "spatial"),
         (
-            lambda: TransposedConvolution((2, 4), lambda: torch.ones(1, 1, 3), None, geometry((1,), (0,), (1,)), (0,)),
+            lambda: Convolution((1, 2), lambda: torch.ones(1, 1, 3), None, ConvGeometry((1,), (0,), (1,))),
+            "does not fit",
+        ),
+        (lambda: Convolution((1, 4, 4), lambda: torch.ones(1, 1, 3), None, ConvGeometry((1,), (0,), (1,))), "spatial"),
+        (
+            lambda: TransposedConvolution(
+                (2, 4), lambda: torch.ones(1, 1, 3), None, ConvGeometry((1,), (0,), (1,)), (0,)
+            ),
             "channels",
         ),
     ],

@@ -71,7 +71,7 @@ def random(*shape):
     return lambda: values
 
 
-GEOMETRY = convolutions.Geometry((2,), (1,), (2,), 2)
+GEOMETRY = ConvGeometry((2,), (1,), (2,), 2)
 OPS = {
     "convolution 1d": convolutions.Convolution((2, 9), random(4, 1, 3), random(4), GEOMETRY),
     "permute": views.Permute((2, 3, 4), (2, 0, 1)),

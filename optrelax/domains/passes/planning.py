@@ -197,7 +197,7 @@ class _Planner:
             size = tuple(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))
             seen = Frame((image[0], image[1]), size, (0, 0), (0, 0), whole=True)  # type: ignore[arg-type]
             found = self._add(RowShape(seen, channels))
-            self.steps.append(ConvolutionStep(slot, found, node.name, g, g.padding))
+            self.steps.append(ConvolutionStep(slot, found, node.name, g, (g.padding[0], g.padding[1])))
         self._send(node.inputs[0], found)
 
     def _multiply(self, node: Node, slot: int) -> None:

@@ -1,35 +1,7 @@
 """One rule an ATen op, a file a subject; importing this package registers all of them."""
 
-from optrelax.networks.rules import (
-    arithmetic,
-    convolutions,
-    layers,
-    masks,
-    maxima,
-    moves,
-    nonlinear,
-    normalising,
-    pooling,
-    products,
-    reductions,
-    shapes,
-    smooth,
-    writing,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "arithmetic",
-    "convolutions",
-    "layers",
-    "masks",
-    "maxima",
-    "moves",
-    "nonlinear",
-    "normalising",
-    "pooling",
-    "products",
-    "reductions",
-    "shapes",
-    "smooth",
-    "writing",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from optrelax.networks import activations
-from optrelax.networks.calls import BATCH, HIDDEN, Call, Op, Refused, Value, is_value
-from optrelax.networks.ops import Add, Divide, Scale, Source, wide
+from optrelax.networks.calls import BATCH, HIDDEN, Call, Refused, Value, is_value
+from optrelax.networks.ops import Add, Divide, Scale, Source, constant, wide
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.masks import shifted
 from optrelax.networks.rules.moves import widened
@@ -17,31 +18,20 @@ from optrelax.networks.rules.products import times
 aten = torch.ops.aten
 
 
-@rule(aten.add.Tensor, aten.add.Scalar, hidden=True)
-def add(call: Call) -> Op | Value:
-    return _sum(call, 1.0)
-
-
-@rule(aten.sub.Tensor, aten.sub.Scalar)
-def subtract(call: Call) -> Op | Value:
-    return _sum(call, -1.0)
-
-
 @rule(aten.rsub.Tensor, aten.rsub.Scalar)
-def subtract_from(call: Call) -> Op | Value:
+def subtract_from(call: Call) -> Value:
     this, other, *_ = call.args
     alpha = call["alpha"]
     if alpha is BATCH:
         raise Refused("mixes the batch: an argument depends on the batch size")
-    if is_value(this) and alpha != 1:
-        size = torch.tensor(float(alpha), dtype=torch.float64)
-        this = call.add(Scale(this.shape, lambda: size, None), this)
+    if is_value(this):
+        this = call.scaled(this, float(alpha))
     elif alpha != 1:
         raise Refused("a constant times alpha less a value: multiply first")
     return _sum(replace(call, args=(other, this, 1)), -1.0)
 
 
-def _sum(call: Call, sign: float) -> Op | Value:
+def _sum(call: Call, sign: float) -> Value:
     """First argument + sign * alpha * second."""
     alpha = call["alpha"]
     if alpha is BATCH:
@@ -53,20 +43,11 @@ def _sum(call: Call, sign: float) -> Op | Value:
         if first.shown is not None or second.shown is not None:
             raise Refused(HIDDEN)
         first, second = widened(call, first, shape), widened(call, second, shape)
-        if abs(factor) == 1:
-            return call.add(Add(shape, (1.0, float(factor))), first, second)
-        size = torch.tensor(float(abs(factor)), dtype=torch.float64)
-        scaled = call.add(Scale(shape, lambda: size, None), second)
-        return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, scaled)
+        return call.add(Add(shape, (1.0, 1.0 if factor > 0 else -1.0)), first, call.scaled(second, float(abs(factor))))
     value = widened(call, call.values[0], shape)
     if is_value(first):
         return shifted(call, value, None, _times(call.elementwise(1), factor))
-    read = None if factor == 1 else _times(_one, factor)
-    return shifted(call, value, read, call.elementwise(0))
-
-
-def _one() -> torch.Tensor:
-    return torch.ones((), dtype=torch.float64)
+    return shifted(call, value, None if factor == 1 else constant(float(factor)), call.elementwise(0))
 
 
 def _times(source: Source, factor: float) -> Source:
@@ -76,6 +57,10 @@ def _times(source: Source, factor: float) -> Source:
     if factor == -1:
         return lambda: -source()
     return lambda: wide(source()) * factor
+
+
+rule(aten.add.Tensor, aten.add.Scalar, hidden=True)(partial(_sum, sign=1.0))
+rule(aten.sub.Tensor, aten.sub.Scalar)(partial(_sum, sign=-1.0))
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
@@ -104,9 +89,7 @@ def divide_and_round(call: Call) -> Value:
     return divide(call)
 
 
-@rule(aten.neg)
-def negate(call: Call) -> Op:
-    return Scale(call.output, _times(_one, -1.0), None)
+rule(aten.neg)(lambda call: call.scaled(call.only(0), -1.0))
 
 
 @rule(aten.lerp.Scalar)
@@ -115,8 +98,6 @@ def lerp(call: Call) -> Value:
     if len(call.values) != 2:
         raise Refused("wants two values of the network; write it out with constants")
     weight = float(call["weight"])
-    parts = []
-    for value, factor in zip(call.values, (1 - weight, weight), strict=True):
-        size = torch.tensor(factor, dtype=torch.float64)
-        parts.append(call.add(Scale(call.output, size.clone, None), widened(call, value, call.output)))
+    both = zip(call.values, (1 - weight, weight), strict=True)
+    parts = [call.scaled(widened(call, value, call.output), factor) for value, factor in both]
     return call.add(Add(call.output, (1.0, 1.0)), *parts)

@@ -9,9 +9,9 @@ import torch
 
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.networks.calls import Call, Refused, Value
-from optrelax.networks.convolutions import Convolution, Geometry, TransposedConvolution
+from optrelax.networks.convolutions import Convolution, TransposedConvolution
 from optrelax.networks.images import Conv2d
-from optrelax.networks.ops import Affine, Shape, Source
+from optrelax.networks.ops import Shape, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.views import Pad
 
@@ -68,24 +68,14 @@ def convolved(call: Call, weight: Source, padding: Sequence[tuple[int, int]]) ->
         shape, padding = value.shape, [(0, 0)] * rank
     stride, dilation = numbers(call["stride"], rank), numbers(call["dilation"], rank)
     around, groups, bias = tuple(p for p, _ in padding), int(call["groups"]), call.constant(2)
-    op: Affine
-    if rank == 2:
-        geometry = ConvGeometry(_pair(stride), _pair(around), _pair(dilation), groups)
-        op = Conv2d(shape, weight, bias, geometry)
-    else:
-        op = Convolution(shape, weight, bias, Geometry(stride, around, dilation, groups))
-    return call.add(op, value)
-
-
-def _pair(given: tuple[int, ...]) -> tuple[int, int]:
-    first, second = given
-    return first, second
+    kind = Conv2d if rank == 2 else Convolution
+    return call.add(kind(shape, weight, bias, ConvGeometry(stride, around, dilation, groups)), value)
 
 
 @rule(aten.conv_transpose1d, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def transposed_convolution(call: Call) -> TransposedConvolution:
     weight, rank = _weight(call)
-    geometry = Geometry(
+    geometry = ConvGeometry(
         numbers(call["stride"], rank),
         numbers(call["padding"], rank),
         numbers(call["dilation"], rank),

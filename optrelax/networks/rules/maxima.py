@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Value, as_source
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Reshape, Scale, Source
+from optrelax.networks.ops import Reshape, Scale, Source, constant
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.moves import widened
 from optrelax.networks.views import Concatenate
 
 aten = torch.ops.aten
-_MINUS = torch.tensor(-1.0, dtype=torch.float64)
-
-
-@rule(aten.maximum, aten.max.other, aten.fmax)
-def maximum(call: Call) -> Value:
-    return _larger(call, 1)
-
-
-@rule(aten.minimum, aten.min.other, aten.fmin)
-def minimum(call: Call) -> Value:
-    return _larger(call, -1)
 
 
 def _larger(call: Call, sign: int) -> Value:
@@ -34,52 +23,39 @@ def _larger(call: Call, sign: int) -> Value:
     if len(call.values) == 2:
         shape = call.output
         rows = (1, *shape)
-        values = [_signed(call, widened(call, v, shape), sign) for v in call.values]
+        values = [call.scaled(widened(call, v, shape), sign) for v in call.values]
         both = call.add(Concatenate([rows, rows], 0), *(call.add(Reshape(shape, rows), v) for v in values))
-        return _signed(call, call.add(Greatest.over((2, *shape), (0,)), both), sign)
+        return call.scaled(call.add(Greatest.over((2, *shape), (0,)), both), sign)
     (place,) = call.traced
     value = widened(call, call.values[0], call.output)
     return beyond(call, value, call.elementwise(1 - place), sign)
 
 
-def beyond(call: Call, value: Value, constant: Source, sign: int) -> Value:
+rule(aten.maximum, aten.max.other, aten.fmax)(partial(_larger, sign=1))
+rule(aten.minimum, aten.min.other, aten.fmin)(partial(_larger, sign=-1))
+
+
+def beyond(call: Call, value: Value, edge: Source, sign: int) -> Value:
     """The larger of a value and a constant, or for sign -1 the smaller: c + relu(x - c), c - relu(c - x)."""
-    shape = value.shape
-    if sign > 0:
-        moved = call.add(Scale(shape, None, lambda: -constant()), value)
-    else:
-        moved = call.add(Scale(shape, lambda: _MINUS, constant), value)
-    positive = call.add(activations.relu(), moved)
-    return call.add(Scale(shape, None if sign > 0 else lambda: _MINUS, constant), positive)
+    shape, read = value.shape, None if sign > 0 else constant(-1.0)
+    moved = call.add(Scale(shape, read, (lambda: -edge()) if sign > 0 else edge), value)
+    return call.add(Scale(shape, read, edge), call.add(activations.relu(), moved))
 
 
-def _signed(call: Call, value: Value, sign: int) -> Value:
-    return value if sign > 0 else call.add(Scale(value.shape, lambda: _MINUS, None), value)
+def _along(call: Call, sign: int) -> Value:
+    """The greatest entry along dimensions, or for sign -1 the least."""
+    value = call.scaled(call.only(0), sign)
+    return call.scaled(call.add(Greatest.over(value.shape, call.dims(call["dim"]), call["keepdim"]), value), sign)
 
 
-@rule(aten.amax)
-def greatest(call: Call) -> Value:
-    return _along(call, call["dim"], call["keepdim"], 1)
+def _along_with_index(call: Call, sign: int) -> tuple[Value, None]:
+    return _along(call, sign), None
 
 
-@rule(aten.amin)
-def least(call: Call) -> Value:
-    return _along(call, call["dim"], call["keepdim"], -1)
-
-
-@rule(aten.max.dim)
-def greatest_with_index(call: Call) -> tuple[Value, None]:
-    return _along(call, call["dim"], call["keepdim"], 1), None
-
-
-@rule(aten.min.dim)
-def least_with_index(call: Call) -> tuple[Value, None]:
-    return _along(call, call["dim"], call["keepdim"], -1), None
-
-
-def _along(call: Call, dims: Any, keepdim: bool, sign: int) -> Value:
-    value = _signed(call, call.only(0), sign)
-    return _signed(call, call.add(Greatest.over(value.shape, call.dims(dims), keepdim), value), sign)
+rule(aten.amax)(partial(_along, sign=1))
+rule(aten.amin)(partial(_along, sign=-1))
+rule(aten.max.dim)(partial(_along_with_index, sign=1))
+rule(aten.min.dim)(partial(_along_with_index, sign=-1))
 
 
 @rule(aten.clamp.Tensor, aten.clip.Tensor)

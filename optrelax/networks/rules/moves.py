@@ -6,16 +6,17 @@ same is taken, a view where there is one.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optrelax.networks.calls import Call, Refused, Value, is_value
-from optrelax.networks.ops import Affine, Reshape, Scale, Shape, Source
+from optrelax.networks.live_tensors import LiveTensor
+from optrelax.networks.ops import Add, Affine, Reshape, Scale, Shape, Source
 from optrelax.networks.registry import rule
 from optrelax.networks.views import Concatenate, Expand, Gather, Pad, Permute
 
@@ -120,9 +121,7 @@ for _name in _MOVES.split():
     rule(getattr(aten, _name))(moving(getattr(aten, _name)))
 
 
-@rule(aten.expand, aten.expand_as, aten.broadcast_to)
-def expand(call: Call) -> Value:
-    return widened(call, call.value(), call.output)
+rule(aten.expand, aten.expand_as, aten.broadcast_to)(lambda call: widened(call, call.value(), call.output))
 
 
 def widened(call: Call, value: Value, shape: Shape) -> Value:
@@ -144,12 +143,12 @@ def pad(call: Call) -> Value:
         return moving(aten.pad)(call)
     amounts = [int(n) for n in call["pad"]]
     pairs = [(0, 0)] * len(value.shape)
-    for i, pair in enumerate(itertools.batched(amounts, 2) if hasattr(itertools, "batched") else _pairs(amounts)):
+    for i, pair in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
         if i >= len(pairs):
             if any(pair):
                 raise Refused("mixes the batch: it pads dimension 0, the batch")
             continue
-        pairs[-1 - i] = (int(pair[0]), int(pair[1]))
+        pairs[-1 - i] = pair
     padded = call.add(Pad(value.shape, pairs), value)
     fill = call["value"]
     if not fill:
@@ -160,46 +159,26 @@ def pad(call: Call) -> Value:
     return call.add(Scale(padded.shape, None, lambda: outside), padded)
 
 
-def _pairs(amounts: list[int]) -> list[tuple[int, int]]:
-    return list(zip(amounts[::2], amounts[1::2], strict=True))
-
-
-@rule(aten.cat, aten.concat, aten.concatenate)
-def cat(call: Call) -> Value:
-    return joined(call, call.args[0], call.args[1])
-
-
-@rule(aten.hstack, aten.column_stack)
-def hstack(call: Call) -> Value:
-    return joined(call, call.args[0], 1)
-
-
-@rule(aten.dstack)
-def dstack(call: Call) -> Value:
-    return joined(call, call.args[0], 2)
+rule(aten.cat, aten.concat, aten.concatenate)(lambda call: joined(call, call.args[0], call.args[1]))
+rule(aten.hstack, aten.column_stack)(lambda call: joined(call, call.args[0], 1))
+rule(aten.dstack)(lambda call: joined(call, call.args[0], 2))
 
 
 @rule(aten.stack)
 def stack(call: Call) -> Value:
     dim = _inner(call.args[1], len(call.output))
-    pieces: list[Value | _Piece] = []
+    pieces: list[Value | LiveTensor] = []
     for piece in call.args[0]:
         shape = (*piece.shape[:dim], 1, *piece.shape[dim:])
         if is_value(piece):
             pieces.append(call.add(Reshape(piece.shape, shape), piece))
         else:
-            pieces.append(_Piece(piece, shape))
+            pieces.append(LiveTensor(partial(_reshaped, piece, shape), shape, piece.dtype))
     return joined(call, pieces, dim + 1)
 
 
-class _Piece:
-    """A constant among values that are joined."""
-
-    def __init__(self, read: Source, shape: Shape) -> None:
-        self.read, self.shape = read, shape
-
-    def __call__(self) -> Tensor:
-        return self.read().reshape(self.shape)
+def _reshaped(read: Source, shape: Shape) -> Tensor:
+    return read().reshape(shape)
 
 
 def _inner(dim: int, rank: int) -> int:
@@ -221,27 +200,18 @@ def joined(call: Call, pieces: list[Any], dim: int) -> Value:
         return call.add(Concatenate([v.shape for v in values], place), *values)
     # Constants stand where the values have zeros.
     start = 0
-    found: list[tuple[Value, list[tuple[int, int]]]] = []
-    shift: list[Source | None] = []
-    total = call.output[place]
+    run: list[Value] = []
     for piece in pieces:
-        n = piece.shape[place]
-        around = [(start, total - start - n) if d == place else (0, 0) for d in range(len(call.output))]
+        stop = start + piece.shape[place]
         if is_value(piece):
-            shift.append(None)
-            found.append((piece, around))
-        else:
-            shift.append(piece)
-        start += n
-    run: list[Value] = [call.add(Pad(v.shape, around), v) for v, around in found]
-    from optrelax.networks.ops import Add
-
+            around = [(start, call.output[place] - stop) if d == place else (0, 0) for d in range(len(call.output))]
+            run.append(call.add(Pad(piece.shape, around), piece))
+        start = stop
     value = run[0] if len(run) == 1 else call.add(Add(call.output, (1.0,) * len(run)), *run)
-    shapes = [p.shape for p in pieces]
 
     def constant() -> Tensor:
-        parts = [None if read is None else read() for read in shift]
-        like = next(p for p in parts if p is not None)
-        return torch.cat([like.new_zeros(s) if p is None else p for p, s in zip(parts, shapes, strict=True)], place)
+        parts = [p.shape if is_value(p) else p() for p in pieces]
+        like = next(p for p in parts if isinstance(p, Tensor))
+        return torch.cat([p if isinstance(p, Tensor) else like.new_zeros(p) for p in parts], place)
 
     return call.add(Scale(call.output, None, constant), value)

@@ -10,45 +10,10 @@ import torch
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Op, Refused, Value
 from optrelax.networks.linear_maps import Slope
-from optrelax.networks.ops import Add, Scale, Source
+from optrelax.networks.ops import Add, Scale, constant
 from optrelax.networks.registry import rule
 
 aten = torch.ops.aten
-
-
-@rule(aten.relu)
-def relu(call: Call) -> Op:
-    return activations.relu()
-
-
-@rule(aten.leaky_relu)
-def leaky_relu(call: Call) -> Op:
-    return activations.leaky_relu(float(call["negative_slope"]))
-
-
-@rule(aten.hardtanh)
-def hardtanh(call: Call) -> Op:
-    return activations.clamp(float(call["min_val"]), float(call["max_val"]))
-
-
-@rule(aten.relu6)
-def relu6(call: Call) -> Op:
-    return activations.clamp(0.0, 6.0, "relu6")
-
-
-@rule(aten.clamp.default, aten.clip.default)
-def clamp(call: Call) -> Op | Value:
-    return _clamped(call, call["min"], call["max"])
-
-
-@rule(aten.clamp_min.default)
-def clamp_min(call: Call) -> Op | Value:
-    return _clamped(call, call["min"], None)
-
-
-@rule(aten.clamp_max.default)
-def clamp_max(call: Call) -> Op | Value:
-    return _clamped(call, None, call["max"])
 
 
 def _clamped(call: Call, low: Any, high: Any) -> Op | Value:
@@ -56,6 +21,16 @@ def _clamped(call: Call, low: Any, high: Any) -> Op | Value:
     if high is None:
         return call.only(0) if low is None else activations.relu() if low == 0 else activations.floor(low)
     return activations.ceiling(high) if low is None else activations.clamp(low, high, "clamp")
+
+
+rule(aten.relu)(lambda call: activations.relu())
+rule(aten.leaky_relu)(lambda call: activations.leaky_relu(float(call["negative_slope"])))
+rule(aten.hardtanh)(lambda call: activations.clamp(float(call["min_val"]), float(call["max_val"])))
+rule(aten.relu6)(lambda call: activations.clamp(0.0, 6.0, "relu6"))
+rule(aten.abs)(lambda call: activations.absolute())
+rule(aten.clamp.default, aten.clip.default)(lambda call: _clamped(call, call["min"], call["max"]))
+rule(aten.clamp_min.default)(lambda call: _clamped(call, call["min"], None))
+rule(aten.clamp_max.default)(lambda call: _clamped(call, None, call["max"]))
 
 
 @rule(aten.threshold)
@@ -88,14 +63,8 @@ def softshrink(call: Call) -> Op | Value:
 @rule(aten.hardsigmoid)
 def hardsigmoid(call: Call) -> Value:
     # relu6(x + 3) / 6
-    shifted = call.add(Scale(call.output, None, _number(3.0)), call.only(0))
-    inside = call.add(activations.clamp(0.0, 6.0, "hardsigmoid"), shifted)
-    return call.add(Scale(call.output, _number(1 / 6), None), inside)
-
-
-@rule(aten.abs)
-def absolute(call: Call) -> Op:
-    return activations.absolute()
+    shifted = call.add(Scale(call.output, None, constant(3.0)), call.only(0))
+    return call.scaled(call.add(activations.clamp(0.0, 6.0, "hardsigmoid"), shifted), 1 / 6)
 
 
 @rule(aten.rrelu)
@@ -115,11 +84,6 @@ def prelu(call: Call) -> Value:
     bent = call.add(Slope(value.shape, read), value)
     rest = call.add(Slope(value.shape, read, rest=True), positive)
     return call.add(Add(value.shape, (1.0, 1.0)), bent, rest)
-
-
-def _number(value: float) -> Source:
-    number = torch.tensor(value, dtype=torch.float64)
-    return lambda: number
 
 
 @rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, hidden=True)

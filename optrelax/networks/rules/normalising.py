@@ -11,12 +11,13 @@ import torch
 from optrelax.networks import activations
 from optrelax.networks.calls import Call, Refused, Value, is_value
 from optrelax.networks.linear_maps import Sum
-from optrelax.networks.ops import Add, Reshape, Scale, Shape, Source
+from optrelax.networks.ops import Add, Reshape, Scale, Shape, Source, constant
 from optrelax.networks.registry import rule
 from optrelax.networks.rules.masks import shifted, shows
 from optrelax.networks.rules.moves import move, numbers
 from optrelax.networks.rules.products import multiplied, times
-from optrelax.networks.views import Concatenate, Expand, Pad, Permute
+from optrelax.networks.rules.reductions import log_sum
+from optrelax.networks.views import Expand, Permute
 
 aten = torch.ops.aten
 
@@ -35,27 +36,9 @@ def log_softmax(call: Call) -> Value:
     value = call.only(0)
     (dim,) = call.dims(call["dim"])
     if value.shape[dim] == 1:
-        return call.add(Scale(value.shape, _number(0.0), None), value)
-    total = call.add(activations.softplus(), _log_sum(call, value, dim))
-    return call.add(Scale(value.shape, _number(-1.0), None), total)
-
-
-def _log_sum(call: Call, value: Value, dim: int) -> Value:
-    """log of the sum over the others of exp(x_j - x_i), by pairs."""
-    shape = value.shape
-    left = _differences(call, value, dim)
-    count = left.shape[0]
-    while count > 1:
-        half, before = count // 2, left
-        first, second = (call.add(Pad.slicing((count, *shape), 0, start, start + half), left) for start in (0, half))
-        wide = (half, *shape)
-        more = call.add(activations.softplus(), call.add(Add(wide, (1.0, -1.0)), second, first))
-        left = call.add(Add(wide, (1.0, 1.0)), first, more)
-        if count % 2:
-            rest = call.add(Pad.slicing((count, *shape), 0, count - 1, count), before)
-            left = call.add(Concatenate([wide, (1, *shape)], 0), left, rest)
-        count -= half
-    return call.add(Reshape((1, *shape), shape), left)
+        return call.scaled(value, 0.0)
+    total = log_sum(call, _differences(call, value, dim), 0)
+    return call.scaled(call.add(activations.softplus(), call.add(Reshape(total.shape, value.shape), total)), -1.0)
 
 
 def _shares(call: Call, value: Value, dim: int) -> Value:
@@ -71,7 +54,7 @@ def _total(call: Call, value: Value, dim: int) -> Value:
     """1 + sum over the others of exp(x_j - x_i): an entry less itself is 0, which its bounds would not know."""
     shape, n = value.shape, value.shape[dim]
     if n == 1:
-        return call.add(Scale(shape, _number(0.0), _number(1.0)), value)
+        return call.add(Scale(shape, constant(0.0), constant(1.0)), value)
     wide = (n - 1, *shape)
     shown = None if value.shown is None else partial(_of_others, value.shown, shape, dim)
     left = _differences(call, value, dim)
@@ -80,7 +63,7 @@ def _total(call: Call, value: Value, dim: int) -> Value:
     exponentials = call.add(activations.exp(), left)
     if shown is not None:
         exponentials = call.add(Scale(wide, shown, None), exponentials)
-    return call.add(Scale(shape, None, _number(1.0)), call.add(Sum(wide, [0]), exponentials))
+    return call.add(Scale(shape, None, constant(1.0)), call.add(Sum(wide, [0]), exponentials))
 
 
 def _of_others(read: Source, shape: Shape, dim: int) -> torch.Tensor:
@@ -99,11 +82,6 @@ def _differences(call: Call, value: Value, dim: int) -> Value:
     return call.add(Add(wide, (1.0, -1.0)), others, same)
 
 
-def _number(value: float) -> Source:
-    number = torch.tensor(value, dtype=torch.float64)
-    return lambda: number
-
-
 @rule(aten.scaled_dot_product_attention)
 def attention(call: Call) -> Value:
     """softmax(q k^T / sqrt(d) + mask) v: q [*heads, n, d], k and v [*heads, m, d].
@@ -119,8 +97,7 @@ def attention(call: Call) -> Value:
     turned = call.add(Permute(key.shape, [*range(rank - 2), rank - 1, rank - 2]), key)
     scale = call["scale"]
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    scaled = call.add(Scale(query.shape, _number(factor), None), query)
-    scores = multiplied(call, scaled, turned)
+    scores = multiplied(call, call.scaled(query, factor), turned)
     return multiplied(call, _shares(call, _masked(call, scores), len(scores.shape) - 1), value)
 
 
@@ -201,7 +178,7 @@ def _divided(call: Call, value: Value, dims: Sequence[int], eps: float, limit: f
     shape = value.shape
     square = call.add(activations.square(), value)
     mean = call.add(Sum(shape, dims, True, math.prod(shape[d] for d in dims)), square)
-    root = call.add(activations.rsqrt(), call.add(Scale(mean.shape, None, _number(eps)), mean))
+    root = call.add(activations.rsqrt(), call.add(Scale(mean.shape, None, constant(eps)), mean))
     found = times(call, value, call.add(Expand(mean.shape, shape), root))
     # In real arithmetic this changes nothing; a float of the module's may lie beyond the limit by its rounding.
     return call.add(activations.clamp(-limit * (1 + 1e-6), limit * (1 + 1e-6), "clamp"), found)

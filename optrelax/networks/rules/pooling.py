@@ -32,7 +32,7 @@ def average_pool(call: Call) -> Op:
     counted, ceil_mode = bool(call["count_include_pad"]), bool(call["ceil_mode"])
     if rank == 2 and not ceil_mode:
         by = math.prod(kernel) if divisor is None and counted else divisor
-        geometry = ConvGeometry((stride[0], stride[1]), (padding[0], padding[1]))
+        geometry = ConvGeometry(stride, padding)
         return AveragePool2d(shape, (kernel[0], kernel[1]), geometry, None if by is None else float(by))
     matrices = {}
     for d, (n, k, s, p) in enumerate(zip(shape[1:], kernel, stride, padding, strict=True), start=1):

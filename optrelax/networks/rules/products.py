@@ -11,9 +11,11 @@ import torch
 from optrelax.networks import activations
 from optrelax.networks.calls import PRODUCT, Call, Op, Refused, Value, as_source, is_value
 from optrelax.networks.linear_maps import Product, Separable, Sum
+from optrelax.networks.live_tensors import LiveTensor
 from optrelax.networks.ops import Add, Linear, Reshape, Scale, Shape, Source, wide
 from optrelax.networks.products import Multiply
 from optrelax.networks.registry import rule
+from optrelax.networks.rules.moves import widened
 from optrelax.networks.views import Expand, Permute
 
 aten = torch.ops.aten
@@ -55,17 +57,7 @@ def inner(call: Call) -> Value:
     read, shape = _constant(second), second.shape
     if len(shape) < 2:
         return multiplied(call, first, second)
-    return multiplied(call, first, _Matrix(lambda: read().mT, (*shape[:-2], shape[-1], shape[-2])))
-
-
-class _Matrix:
-    """A constant with a shape."""
-
-    def __init__(self, read: Source, shape: Shape) -> None:
-        self.read, self.shape = read, shape
-
-    def __call__(self) -> torch.Tensor:
-        return self.read()
+    return multiplied(call, first, LiveTensor(lambda: read().mT, (*shape[:-2], shape[-1], shape[-2]), second.dtype))
 
 
 def _constant(argument: Any) -> Source:
@@ -82,7 +74,7 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
     right = is_value(first)
     value, constant = (first, second) if right else (second, first)
     read, shape = _constant(constant), constant.shape
-    if getattr(constant, "batched", False) and len(shape) != len(value.shape):
+    if constant.batched and len(shape) != len(value.shape):
         raise Refused(_BATCH)
     if right and len(shape) == 2 and value.shape:
         return call.add(Linear(value.shape, lambda: read().mT, None), value)
@@ -160,24 +152,15 @@ def product_and_sum(call: Call) -> Value:
     if call.target == "addbmm":
         raise Refused(_BATCH)
     added, first, second = call.args[:3]
-    product = _scaled(call, multiplied(call, first, second), call["alpha"])
+    product = call.scaled(multiplied(call, first, second), float(call["alpha"]))
     beta = float(call["beta"])
     if is_value(added):
-        from optrelax.networks.rules.moves import widened
-
-        other = _scaled(call, widened(call, added, call.output), beta)
+        other = call.scaled(widened(call, added, call.output), beta)
         return call.add(Add(call.output, (1.0, 1.0)), product, other)
     if beta == 0:
         return product
     read = call.elementwise(0)
     return call.add(Scale(call.output, None, read if beta == 1 else lambda: wide(read()) * beta), product)
-
-
-def _scaled(call: Call, value: Value, factor: Any) -> Value:
-    if float(factor) == 1:
-        return value
-    number = torch.tensor(float(factor), dtype=torch.float64)
-    return call.add(Scale(value.shape, lambda: number, None), value)
 
 
 @rule(aten.tensordot)
@@ -221,7 +204,7 @@ def einsum(call: Call) -> Value:
     constant, subscripts = None, ""
     if len(operands) == 2:
         constant, subscripts = operands[1 - places[0]], inputs[1 - places[0]]
-        if getattr(constant, "batched", False) and subscripts[0] == batch:
+        if constant.batched and subscripts[0] == batch:
             subscripts = subscripts[1:]
     if out[:1] != batch or batch in subscripts or batch in out[1:]:
         raise Refused(_BATCH)

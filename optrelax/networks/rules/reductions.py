@@ -23,11 +23,11 @@ def logsumexp(call: Call) -> Value:
     """Dimension by dimension, and there by pairs: log(e^a + e^b) = a + softplus(b - a)."""
     value, dims = call.only(0), call.dims(call["dim"])
     for dim in dims:
-        value = _log_sum(call, value, dim)
+        value = log_sum(call, value, dim)
     return _shaped(call, value)
 
 
-def _log_sum(call: Call, value: Value, dim: int) -> Value:
+def log_sum(call: Call, value: Value, dim: int) -> Value:
     """log of the sum of the exponentials along a dimension, which keeps length 1."""
     while (count := value.shape[dim]) > 1:
         half = count // 2

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from optrelax.networks import activations
-from optrelax.networks.activations import Smooth
 from optrelax.networks.calls import Call, Op, Refused, Value
-from optrelax.networks.ops import Scale
 from optrelax.networks.registry import register_op, rule
 
 aten = torch.ops.aten
 
-_PLAIN: dict[object, Callable[[], Smooth]] = {
+for _target, _make in {
     aten.sigmoid: activations.sigmoid,
     aten.tanh: activations.tanh,
     aten.silu: activations.silu,
@@ -33,56 +30,22 @@ _PLAIN: dict[object, Callable[[], Smooth]] = {
     aten.cos: activations.cos,
     aten.sinh: activations.sinh,
     aten.atan: activations.atan,
-}
-
-
-def _plain(make: Callable[[], Smooth]) -> Callable[[Call], Op]:
-    return lambda call: make()
-
-
-for _target, _make in _PLAIN.items():
-    rule(_target)(_plain(_make))
-
+}.items():
+    rule(_target)(lambda call, make=_make: make())
 
 # In torch a quotient of two values, so taken where it is called.
-register_op(nn.Softsign, nn.functional.softsign)(_plain(activations.softsign))
-
-
-@rule(aten.softplus)
-def softplus(call: Call) -> Op:
-    return activations.softplus(float(call["beta"]), float(call["threshold"]))
+register_op(nn.Softsign, nn.functional.softsign)(lambda call: activations.softsign())
+rule(aten.softplus)(lambda call: activations.softplus(float(call["beta"]), float(call["threshold"])))
+rule(aten.gelu)(lambda call: activations.gelu_tanh() if call["approximate"] == "tanh" else activations.gelu())
+rule(aten.celu)(lambda call: activations.elu(float(call["alpha"]), 1.0, 1 / float(call["alpha"])))
+rule(aten.selu)(lambda call: activations.elu(1.6732632423543772848170429916717, 1.0507009873554804934193349852946))
+rule(aten.elu)(lambda call: activations.elu(float(call["alpha"]), float(call["scale"]), float(call["input_scale"])))
 
 
 @rule(aten.log_sigmoid)
 def log_sigmoid(call: Call) -> Value:
     """-softplus(-x)."""
-    below = call.add(Scale(call.output, _minus_one, None), call.only(0))
-    return call.add(Scale(call.output, _minus_one, None), call.add(activations.softplus(), below))
-
-
-def _minus_one() -> torch.Tensor:
-    return torch.tensor(-1.0, dtype=torch.float64)
-
-
-@rule(aten.elu)
-def elu(call: Call) -> Op:
-    return activations.elu(float(call["alpha"]), float(call["scale"]), float(call["input_scale"]))
-
-
-@rule(aten.celu)
-def celu(call: Call) -> Op:
-    alpha = float(call["alpha"])
-    return activations.elu(alpha, 1.0, 1 / alpha)
-
-
-@rule(aten.selu)
-def selu(call: Call) -> Op:
-    return activations.elu(1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
-
-
-@rule(aten.gelu)
-def gelu(call: Call) -> Op:
-    return activations.gelu_tanh() if call["approximate"] == "tanh" else activations.gelu()
+    return call.scaled(call.add(activations.softplus(), call.scaled(call.only(0), -1.0)), -1.0)
 
 
 @rule(aten.pow.Tensor_Scalar)

@@ -41,7 +41,7 @@ def _written(function: Callable[..., Any], call: Call, source: int, total: int) 
     target, new = numbers(call.args[0].shape), numbers(call.args[source].shape) + total
     count = target.numel() + new.numel()
     # A constant that has no batch is the same for every example.
-    alike = not is_value(call.args[source]) and not getattr(call.args[source], "batched", False)
+    alike = not is_value(call.args[source]) and not call.args[source].batched
     arguments = [a if i in (0, source) else call.fixed(a) for i, a in enumerate(call.args)]
     arguments[0] = torch.stack([target, target + count])
     arguments[source] = new if alike else torch.stack([new, new + count])
