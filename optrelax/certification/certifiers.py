@@ -13,6 +13,7 @@ from torch import Tensor
 from optrelax.analysis import Net
 from optrelax.certification.answers import Answers
 from optrelax.certification.attacks import Attack
+from optrelax.certification.estimates import expected_seconds
 from optrelax.certification.journals import tensor_digest, weights_digest
 from optrelax.certification.preparation import (
     device_of,
@@ -185,6 +186,13 @@ class Certifier(SampleQuestions):
                 except _FAILURES as error:
                     yield self._failed(position, error)
 
+    def expected_seconds(self, positions: Tensor, size: int) -> float | None:
+        """Seconds that these examples take at most, as if each were asked everything but MILP; None where one fails."""
+        try:
+            return expected_seconds(replace(self, cascade=False).numbers, positions, size)
+        except _FAILURES:
+            return None
+
     def _require_working(self, error: BaseException) -> None:
         """Raise `error` if a ball of no width fails in the same way: then the settings are at fault, not an example."""
         x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
@@ -207,14 +215,17 @@ class Certifier(SampleQuestions):
             problem = Problem("(root)", type(self.network.module).__name__, reason)
             raise UnsupportedOpError([problem])
 
-    def _batch(self, positions: Tensor) -> list[tuple[Example, _Question | None]]:
-        """Input, attack, bounds, verdicts, and what is left for the MILP solver to settle."""
-        begin = time.perf_counter()
+    def numbers(self, positions: Tensor) -> tuple[Tensor, Answers]:
+        """Outputs of a batch at its inputs, and what the attack and the relaxations say."""
         x, ball, spec = self.question(positions)
         self._require_agreement(x)
         logits = self.network(x).reshape(len(x), -1)
-        natural = spec.worst(spec.values(logits)).amin(1)
-        answers = Answers(self, positions, ball, spec, natural).ask()
+        return logits, Answers(self, positions, ball, spec, spec.worst(spec.values(logits)).amin(1)).ask()
+
+    def _batch(self, positions: Tensor) -> list[tuple[Example, _Question | None]]:
+        """Input, attack, bounds, verdicts, and what is left for the MILP solver to settle."""
+        begin = time.perf_counter()
+        logits, answers = self.numbers(positions)
         seconds = (time.perf_counter() - begin) / len(positions)
         judged: list[tuple[Example, _Question | None]] = []
         for i, position in enumerate(positions.tolist()):
@@ -223,7 +234,7 @@ class Certifier(SampleQuestions):
                 label=self.label(position),
                 prediction=self.prediction(logits[i]),
                 verdict=Verdict.UNDECIDED,
-                natural_margin=float(natural[i]),
+                natural_margin=float(answers.natural[i]),
                 seconds=seconds,
                 **answers.of(i),
             )
@@ -231,7 +242,8 @@ class Certifier(SampleQuestions):
             question = None
             if example.verdict == Verdict.UNDECIDED and self.exact is not None:
                 best = torch.stack([bound[i] for bound in answers.lower]).amax(0)
-                question = ball.select(slice(i, i + 1)), spec.rows.expand(len(x), -1, -1)[i : i + 1], best
+                rows = answers.spec.rows.expand(len(positions), -1, -1)[i : i + 1]
+                question = answers.ball.select(slice(i, i + 1)), rows, best
             judged.append((example, question))
         return judged
 

@@ -39,6 +39,8 @@ class CertificationProgress:
     total: int
     counts: Mapping[Verdict, int]
     """Examples of each verdict so far."""
+    expected: float | None = None
+    """In the first call, seconds that the rest takes at most, by a few examples beforehand; without MILP."""
 
 
 def certify(
@@ -87,7 +89,7 @@ def certify(
         max_bytes: memory for the coefficients of a relaxation that sets none itself; default 32 MiB on a CPU (what its
             caches like: three times as fast as without a limit), 1 GiB elsewhere.
         resume: a journal (JSON lines): made if it is not there, else continued. Ctrl-C leaves it whole.
-        progress: called after every batch.
+        progress: called before the first batch, with the seconds to expect, and after every batch.
 
     Returns:
         Fractions, and a table with a row an example.
@@ -134,11 +136,12 @@ def _collect(
     for example in found.values():
         counts[example.verdict] += 1
 
-    def tell() -> None:
+    def tell(expected: float | None = None) -> None:
         if progress is not None:
-            progress(CertificationProgress(len(found), len(index), dict(counts)))
+            progress(CertificationProgress(len(found), len(index), dict(counts), expected))
 
-    tell()
+    left = torch.tensor([place for place, i in enumerate(index) if i not in found], dtype=torch.int64)
+    tell(None if progress is None else run.expected_seconds(left, size))
     for chunk in torch.arange(len(index)).split(size) if index else ():
         # Whole batches, as the first run took them: the last bits depend on what is computed together.
         if all(index[position] in found for position in chunk.tolist()):

@@ -146,7 +146,7 @@ def compare(
         repeats: timed runs after the first, which warms up; fewer where they would take more than `patience` seconds;
             where not even one fits, the first run's time counts and `timed runs` is 0.
         patience: seconds.
-        progress: called after every batch.
+        progress: called before the first batch, with the seconds to expect, and after every batch.
 
     Returns:
         A table of the relaxations, and one of the examples.
@@ -177,6 +177,8 @@ def compare(
     size = batch_size_of("compare", run.network, batch_size)
     with torch.no_grad():
         contest = Contest(run, size, progress or (lambda _: None))
+        if progress is not None:
+            contest.announce(repeats, patience)
         results = [contest.measured(name, repeats, patience) for name in run.relaxations]
         exact = None if solver is None else contest.exact(solver, results)
         natural = contest.natural()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier
+from optrelax.certification.estimates import expected_seconds
 from optrelax.disjunctions import group_bounds
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -39,6 +41,8 @@ class ComparisonProgress:
     total: int
     run: int
     """Runs of this relaxation before this one."""
+    expected: float | None = None
+    """In the first call, seconds that all relaxations take, by a few examples beforehand; without MILP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +91,30 @@ class Contest:
         times = [self._once(name, 1 + i)[3] for i in range(fitting)]
         return ContestResult(name, lower, gap, closed, statistics.median(times or [seconds]) / len(lower), fitting)
 
+    def announce(self, repeats: int, patience: float) -> None:
+        """Tell how long all of it will take, before it begins."""
+        places, expected = torch.arange(len(self.run.samples)), 0.0
+        for name in self.run.relaxations:
+            once = expected_seconds(functools.partial(self._bounded, name), places, self.size)
+            expected += once * (1 + (min(repeats, int(patience / once)) if once else repeats))
+        self.progress(ComparisonProgress(next(iter(self.run.relaxations)), 0, len(places), 0, expected))
+
+    def _bounded(self, name: str, positions: Tensor) -> tuple[tuple[Tensor, Tensor | None, Tensor | None], float]:
+        """One batch's bounds, gaps and which are closed, and the seconds of these alone."""
+        _, ball, spec = self.run.question(positions)
+        region, spec = self.run.rounded(ball), spec.to(dtype=self.run.dtype)
+        self._wait()
+        begin = time.perf_counter()
+        found = _bound(self.run.relaxations[name], self.run.network, region, spec)
+        self._wait()
+        return found, time.perf_counter() - begin
+
     def _once(self, name: str, before: int) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
-        relaxation = self.run.relaxations[name]
         parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         seconds = 0.0
         for positions in self._batches():
-            _, ball, spec = self.run.question(positions)
-            region, spec = self.run.rounded(ball), spec.to(dtype=self.run.dtype)
-            self._wait()
-            begin = time.perf_counter()
-            found = _bound(relaxation, self.run.network, region, spec)
-            self._wait()
-            seconds += time.perf_counter() - begin
+            found, spent = self._bounded(name, positions)
+            seconds += spent
             parts.append(found)
             self.progress(ComparisonProgress(name, int(positions[-1]) + 1, len(self.run.samples), before))
         lower, gap, closed = (_joined([part[i] for part in parts]) for i in range(3))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rich.table import Column
 
+from optrelax.certification.estimates import LONG
 from optrelax.cli.application import stderr
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def certification_bar(title: str) -> Iterator[Callable[[certification.Certificat
 
         def update(progress: certification.CertificationProgress) -> None:
             shown = [f"{count} {verdict}" for verdict, count in progress.counts.items() if count]
-            draw(progress.done, progress.total, shown)
+            draw(progress.done, progress.total, shown, expected=progress.expected)
 
         yield update
 
@@ -43,7 +44,7 @@ def comparison_bar(title: str) -> Iterator[Callable[[contests.ComparisonProgress
 
         def update(progress: contests.ComparisonProgress) -> None:
             run = [f"run {progress.run + 1}"] if progress.run else []
-            draw(progress.done, progress.total, [progress.relaxation, *run])
+            draw(progress.done, progress.total, [progress.relaxation, *run], expected=progress.expected)
 
         yield update
 
@@ -106,9 +107,14 @@ def training_bar(title: str) -> Iterator[Callable[[training.TrainingProgress], N
 
 
 class Draw(Protocol):
-    """Shows how far the work is: done, total, fields in the order in which they matter, whether a part has ended."""
+    """Shows how far the work is: done, total, fields in the order in which they matter, whether a part has ended.
 
-    def __call__(self, done: int, total: int, shown: Sequence[str], ended: bool = False, /) -> None: ...
+    expected: seconds that all of it takes, told before it begins.
+    """
+
+    def __call__(
+        self, done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+    ) -> None: ...
 
 
 @contextlib.contextmanager
@@ -130,17 +136,22 @@ class _ProgressLines:
         self.begin, self.printed = time.monotonic(), 0
         self.first, self.since, self.told = -1, self.begin, False
 
-    def __call__(self, done: int, total: int, shown: Sequence[str], ended: bool = False) -> None:
+    def __call__(
+        self, done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+    ) -> None:
+        if expected is not None and expected > LONG:
+            told = f"{self.title}: {done}/{total}, takes at most about {_duration(expected)}, by a few examples"
+            self.console.print(told, markup=False, highlight=False)
         if self.every is not None:
             if done < self.printed:  # the next run of several
                 self.printed = 0
             ended = done > self.printed and (done // self.every > self.printed // self.every or done == total)
         left = self._left(done, total)
-        if ended or (left > _LONG and not self.told):
+        if ended or (left > LONG and not self.told):
             self.printed, self.told = done, True
             seconds = time.monotonic() - self.begin
             line = [f"{self.title}: {done}/{total}", *shown, f"{seconds:.0f} s"]
-            line += [f"about {_duration(left)} left"] if left > _LONG else []
+            line += [f"about {_duration(left)} left"] if left > LONG else []
             self.console.print(", ".join(line), markup=False, highlight=False)
 
     def _left(self, done: int, total: int) -> float:
@@ -152,7 +163,7 @@ class _ProgressLines:
         return spent * (total - done) / (done - self.first) if done > self.first and spent > _KNOWN else 0.0
 
 
-_KNOWN, _LONG = 0.5, 10.0  # seconds that tell a rate; seconds left that are worth a word
+_KNOWN = 0.5  # seconds that tell a rate
 
 
 def _duration(seconds: float) -> str:
@@ -178,7 +189,11 @@ def _drawn_bar(title: str, console: Console) -> Iterator[Draw]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, shown="")
 
-        def draw(done: int, total: int, shown: Sequence[str], ended: bool = False) -> None:
+        def draw(
+            done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+        ) -> None:
+            if expected is not None and expected > LONG:
+                shown = [f"about {_duration(expected)}", *shown]
             fixed = _BAR + 2 * len(str(total)) + 1 + _TIME + 4  # a space between columns
             room = console.width - fixed
             name = title if len(title) <= room else title[: max(0, room - 1)] + "…"

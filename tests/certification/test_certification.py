@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import optrelax as ox
+from optrelax.certification import estimates
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier
 from optrelax.data.samples import gather
@@ -423,6 +424,40 @@ def test_progress_counts_up():
     ox.certify(small(), examples(), EPS, batch_size=10, progress=seen.append)
     assert [p.done for p in seen] == [0, 10, 20, 24]
     assert all(p.total == 24 and sum(p.counts.values()) == p.done for p in seen)
+    assert seen[0].expected > 0
+    assert all(p.expected is None for p in seen[1:])
+
+
+def test_the_time_to_expect_is_that_of_batches_where_they_tell(monkeypatch):
+    """One example that takes a minute is enough; quick ones are tried in lots that double, the first one twice."""
+    now, lots = [0.0], []
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: now[0])
+
+    def expected(of_a_lot: float, of_an_example: float, count: int, size: int = 16) -> float:
+        def work(positions):
+            lots.append(len(positions))
+            now[0] += of_a_lot + of_an_example * len(positions)
+
+        lots.clear()
+        return estimates.expected_seconds(work, torch.arange(count), size)
+
+    assert expected(0, 60, 100) == pytest.approx(6000)
+    assert lots == [1]
+    assert expected(0.01, 0.001, 10_000) == pytest.approx(10_000 * (0.01 / 16 + 0.001))
+    assert lots == [1, 1, 2, 4, 8, 16]
+    assert expected(0.01, 0.001, 100) == pytest.approx(1.1)  # too short for a word: no more is tried
+    assert lots == [1]
+    assert expected(0, 1, 0) == 0
+
+
+def test_a_failure_leaves_the_time_unknown_and_is_reported_by_the_run():
+    x, labels = examples()
+    x[0, 0] = 1.0
+    seen = []
+    report = ox.certify(small(), (x, labels), EPS, relaxation=Spiteful(), progress=seen.append)
+    assert seen[0].expected is None
+    assert report.examples["verdict"][0] == "error"
+    assert report.errors < 1
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

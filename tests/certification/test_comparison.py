@@ -224,10 +224,14 @@ def test_times_are_medians_of_warm_runs():
     seen: list[ComparisonProgress] = []
     result = compare(network(), examples(10), EPS, Sleeper(), batch_size=5, repeats=3, progress=seen.append)
     row = result.table.row(0, named=True)
-    assert SLEPT == [5] * 8
+    assert SLEPT == [1] + [5] * 8  # one example beforehand, whose time tells that of all four runs
+    assert seen[0].expected >= 4 * 10 * 0.3
+    assert all(p.expected is None for p in seen[1:])
     assert row["timed runs"] == 3
     assert 2 <= row["ms an example"] < 25  # 20 ms for ten examples, and what a busy machine adds
-    assert [(p.done, p.total, p.run) for p in seen] == [(d, 10, run) for run in range(4) for d in (5, 10)]
+    assert [(p.done, p.total, p.run) for p in seen] == [(0, 10, 0)] + [
+        (d, 10, run) for run in range(4) for d in (5, 10)
+    ]
 
 
 def test_a_slow_relaxation_is_not_run_again():

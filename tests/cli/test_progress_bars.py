@@ -80,3 +80,18 @@ def test_a_pipe_is_told_early_how_long_it_takes(monkeypatch):
 )
 def test_durations_have_units_to_match(seconds, text):
     assert progress_bars._duration(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_long_work_is_announced_before_its_first_batch(monkeypatch, terminal):
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal)
+    monkeypatch.setattr(progress_bars, "stderr", lambda: console)
+    for expected in (None, 9.0, 600.0):
+        with progress_bars._bar("certify") as draw:
+            draw(0, 250, [], expected=expected)
+    if terminal:
+        assert out.getvalue().count("about 10 min") >= 1
+        assert "about 9 s" not in out.getvalue()
+    else:
+        assert out.getvalue().splitlines() == ["certify: 0/250, takes at most about 10 min, by a few examples"]
