@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.balls import absolute_terms
+from optrelax.domains.lines import Lines
 from optrelax.domains.planes import Planes
 from optrelax.domains.row_walks import Rows, dot
 from optrelax.domains.rules import rule
+from optrelax.domains.window_values import fold
 from optrelax.enclosures import Bounds
 from optrelax.kernels.band_step import band_step
 from optrelax.kernels.relax_step import least_over_box, relax_step
@@ -26,22 +28,27 @@ from optrelax.rounding import gamma, tiny, unit_roundoff
 
 @rule(Affine, domain=Rows)
 def _affine(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
-    b = op.bias(a)
-    if b is not None:
-        b = b.expand(node.shape)
-        size = None if walk.magnitude is None else op.bias_size(a)
-        magnitude = None if size is None else dot(a.abs(), size.expand(node.shape))
-        walk.add_constant(dot(a, b), magnitude, b.numel() + op.roundings)
-    if walk.magnitude is not None and op.cost() > 0:
-        # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|), and the constants' part: see `optrelax.rounding`.
-        size, lost = absolute_terms(op, [walk.magnitude[name] for name in node.inputs])
-        walk.allow(dot(a.abs(), gamma(op.fan_out + op.roundings, a.dtype) * size + lost))
-        for name in node.inputs:
-            walk.allow_underflow(name, 2 * op.fan_out)
+    settle(op, node, a, walk)
     if walk.region is not None and walk.network.entrance[-1:] == (node,) and _end(a, walk, walk.region):
         return
     for name, pulled in zip(node.inputs, op.transpose(a), strict=True):
         walk.add(name, pulled)
+
+
+def settle(op: Affine, node: Node, a: Tensor, walk: Rows) -> None:
+    """Bias and rounding allowance of an affine op, whatever frame its coefficients are in."""
+    b = op.bias(a)
+    if b is not None and node.name not in walk.settled:
+        b = b.expand(node.shape)
+        size = None if walk.magnitude is None else op.bias_size(a)
+        magnitude = None if size is None else walk.dot(node.name, a.abs(), size.expand(node.shape))
+        walk.add_constant(walk.dot(node.name, a, b), magnitude, b.numel() + op.roundings)
+    if walk.magnitude is not None and op.cost() > 0:
+        # (fl(A W) - A W) z is at most gamma(fan_out) |A| (|W| |z|), and the constants' part: see `optrelax.rounding`.
+        size, lost = absolute_terms(op, [walk.magnitude[name] for name in node.inputs])
+        walk.allow(walk.dot(node.name, a.abs(), gamma(op.fan_out + op.roundings, a.dtype) * size + lost))
+        for name in node.inputs:
+            walk.allow_underflow(name, 2 * op.fan_out)
 
 
 def _end(a: Tensor, walk: Rows, region: InputBox) -> bool:
@@ -101,23 +108,27 @@ def _multiply(op: Multiply, node: Node, a: Tensor, walk: Rows) -> None:
 
 @rule(Activation, domain=Rows)
 def _activation(op: Activation, node: Node, a: Tensor, walk: Rows) -> None:
-    lines = walk.lines_of(node)
+    walk.add(node.inputs[0], relax(node, a, walk.lines_of(node), walk))
+
+
+def relax(node: Node, a: Tensor, lines: Lines, walk: Rows) -> Tensor:
+    """Coefficients of what an activation reads, in the frame of its value; lines: as rows in that frame see them."""
     if walk.upper is not None:
         assert lines.parallel, "one row gives both bounds between parallel lines only"
         pulled, low, high = band_step(a, lines)
-        walk.add_constant(low, upper=high)
-        walk.add(node.inputs[0], pulled)
-        return
+        walk.add_constant(fold(low, walk), upper=fold(high, walk))
+        return pulled
     pulled, constant = relax_step(a, lines)
-    if walk.magnitude is not None:
-        reach = torch.maximum(lines.lower_intercept.abs(), lines.upper_intercept.abs())
-        walk.add_constant(constant, dot(a.abs(), reach + tiny(a.dtype)), math.prod(node.shape) + 8)
-        unit = unit_roundoff(a.dtype)
-        walk.allow(2 * unit * dot(pulled.abs(), walk.magnitude[node.inputs[0]]))
-        walk.allow_underflow(node.inputs[0], 1)
-    else:
-        walk.add_constant(constant)
-    walk.add(node.inputs[0], pulled)
+    if walk.magnitude is None:
+        walk.add_constant(fold(constant, walk))
+        return pulled
+    source, own = node.inputs[0], walk.lines_of(node)
+    reach = torch.maximum(own.lower_intercept.abs(), own.upper_intercept.abs())
+    size = walk.dot(node.name, a.abs(), reach + tiny(a.dtype))
+    walk.add_constant(fold(constant, walk), size, math.prod(node.shape) + 8)
+    walk.allow(2 * unit_roundoff(a.dtype) * walk.dot(node.name, pulled.abs(), walk.magnitude[source]))
+    walk.allow_underflow(source, 1)
+    return pulled
 
 
 def end_in(bounds: Bounds, a: Tensor, walk: Rows) -> None:

@@ -57,12 +57,9 @@ class Rows:
         assert isinstance(found, Lines)
         return found
 
-    def add(self, name: str, a: Tensor) -> None:
-        """Send coefficients to a node's value, where branches meet."""
-        self.join(name, window_values.adapt(a, "rows", self.frames.get(name, "rows"), self))
-
-    def join(self, name: str, a: Tensor) -> None:
-        """Send coefficients in the frame that the node expects them in."""
+    def add(self, name: str, a: Tensor, seen: Seen = "rows") -> None:
+        """Send coefficients in any frame to a node's value, where branches meet in the frame that it expects."""
+        a = window_values.adapt(a, seen, self.frames.get(name, "rows"), self)
         if name not in self.pending:
             self.pending[name] = a
             return

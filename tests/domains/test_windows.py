@@ -11,6 +11,7 @@ from torch import nn
 import optrelax as ox
 from optrelax.domains import frames
 from optrelax.domains.passes import planning
+from optrelax.domains.row_walks import Rows
 from optrelax.kernels import window_step
 from optrelax.kernels.convolutions import ConvGeometry
 from optrelax.relaxations import resolve
@@ -162,6 +163,34 @@ def test_values_lie_inside_in_float32(seed, rounding):
                 reach = 1e-5 * (1 + value.abs())  # the values round too
                 assert (bounds.lower - slack - reach <= value).all()
                 assert (value <= bounds.upper + slack + reach).all()
+
+
+@pytest.mark.parametrize("relaxation", ["crown", "fast-lin", "deepz:direction=backward", "hzono"])
+@pytest.mark.parametrize("before", [nn.ConvTranspose2d(2, 3, 2, stride=2), nn.Linear(6, 5)])
+def test_a_bias_behind_the_windows_counts_once(before, relaxation):
+    """An op whose rows are no windows, in front of an activation that windows see."""
+    torch.manual_seed(0)
+    channels = 3 if isinstance(before, nn.ConvTranspose2d) else 2
+    last = nn.Conv2d(channels, 2, 3, padding=1)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), before, nn.ReLU(), last, nn.ReLU()).double()
+    before.bias.data.fill_(0.7)
+    x = torch.rand(1, 1, 6, 6).double()
+    found = ox.preactivation_bounds(net, ox.LinfBall(x, eps=1e-9), relaxation)["5"]
+    torch.testing.assert_close(found.lower, net[:5](x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.upper, net[:5](x), rtol=0, atol=1e-6)
+
+
+def test_the_allowance_of_a_bias_counts_every_pixel_of_a_window(monkeypatch):
+    counted, add_constant = [], Rows.add_constant
+
+    def recorded(walk, amount, magnitude=None, terms=0, upper=None):
+        counted.append(terms)
+        add_constant(walk, amount, magnitude, terms, upper)
+
+    monkeypatch.setattr(Rows, "add_constant", recorded)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3), nn.ReLU())
+    ox.preactivation_bounds(net, ox.LinfBall(torch.zeros(1, 1, 9, 9), eps=0.1), "crown:rounding=outward")
+    assert counted[1] >= 2 * 3 * 3, counted  # the window of the last convolution but one, two channels
 
 
 def test_padding_is_no_value_of_the_op_before():
