@@ -87,19 +87,19 @@ class BoundedRows:
     def part(self, rows: Tensor) -> BoundedRows:
         """Some rows and their values."""
         parameters = [Parameter(p.kind, p.node, p.value[rows], p.low, p.high) for p in self.parameters]
-        place, which = self.neurons.place[rows], self.neurons.which[rows]
-        return BoundedRows(self.node, Neurons(place, which), self.index, self.program, parameters)
+        neurons = self.neurons.select(rows)
+        return BoundedRows(self.node, neurons, self.index, self.program, parameters)
 
     def select(self, rows: Tensor, examples: Tensor, renumbered: Tensor) -> BoundedRows:
         """Some rows: those of some examples, which get new numbers."""
-        place = self.neurons.place[rows]
-        place[:, 0] = renumbered[place[:, 0]]
+        neurons = self.neurons.select(rows)
+        neurons.place[:, 0] = renumbered[neurons.place[:, 0]]
         index = self.index
         if index:
             own = examples[index[0]]
             index = (renumbered[index[0][own]], *(t[own] for t in index[1:]))
         parameters = [p.select(rows) for p in self.parameters]
-        return BoundedRows(self.node, Neurons(place, self.neurons.which[rows]), index, self.program, parameters)
+        return BoundedRows(self.node, neurons, index, self.program, parameters)
 
 
 SWEPT = 12

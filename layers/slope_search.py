@@ -131,7 +131,7 @@ class SlopeSearch:
     def _unit(self, target: BoundedRows, before: Bounds, outward: bool) -> Tensor:
         """Rows up and down, as the way that they take wants them."""
         if target.program is not None and not outward:
-            return target.program.unit_rows(before.lower.shape[1:], before.lower)
+            return target.program.unit_rows(before.lower.shape[1:], before.lower, target.neurons.entries)
         n = math.prod(before.lower.shape[1:])
         flat = before.lower.new_zeros(len(target.example), n)
         at = target.index[0] * 0  # entries of the neurons in their flat activation

@@ -135,6 +135,20 @@ class _Argument:
 
 
 @dataclass(frozen=True, slots=True)
+class BoundCall:
+    """A call of a kernel with all that it takes."""
+
+    function: Any
+    fields: ctypes.Structure
+    threads: int
+    given: tuple[Argument, ...]
+    """What the addresses in `fields` point to stays alive."""
+
+    def __call__(self) -> None:
+        self.function(ctypes.byref(self.fields), self.threads)
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """The outcome for one source file: a library with its functions, or why there is none."""
 
@@ -155,6 +169,24 @@ class Build:
         Tensors are contiguous and go by address.  named: the arguments of a kernel that takes a struct.
         RuntimeError for what is not as declared.
         """
+        signature = self.signatures.get(name)
+        if signature is not None and signature.struct:
+            self.bound(name, dtype, **named)()
+        else:
+            function = self._function(name, dtype)
+            function(*self.signatures[name].plain(dtype, arguments), torch.get_num_threads())
+
+    def bound(self, name: str, dtype: torch.dtype, **named: Argument) -> BoundCall:
+        """A call of a kernel that takes a struct, checked once: it can be made again on the same tensors."""
+        function, signature = self._function(name, dtype), self.signatures[name]
+        unlike = named.keys() ^ set(signature.names)
+        if unlike:
+            raise RuntimeError(f"{name}: {sorted(unlike)} missing or not asked for; takes {signature.names}")
+        given = tuple(named[n] for n in signature.names)
+        fields = signature.fields(*signature.plain(dtype, given))
+        return BoundCall(function, fields, torch.get_num_threads(), given)
+
+    def _function(self, name: str, dtype: torch.dtype) -> Any:
         function = self._functions.get((name, dtype))
         if function is None:
             if dtype not in _SUFFIX:
@@ -165,15 +197,7 @@ class Build:
             self._require_layout(name, dtype)
             function.argtypes, function.restype = self.signatures[name].kinds, None
             self._functions[name, dtype] = function
-        signature = self.signatures[name]
-        if not signature.struct:
-            function(*signature.plain(dtype, arguments), torch.get_num_threads())
-            return
-        unlike = named.keys() ^ set(signature.names)
-        if unlike:
-            raise RuntimeError(f"{name}: {sorted(unlike)} missing or not asked for; takes {signature.names}")
-        fields = signature.fields(*signature.plain(dtype, [named[n] for n in signature.names]))
-        function(ctypes.byref(fields), torch.get_num_threads())
+        return function
 
     def _require_layout(self, name: str, dtype: torch.dtype) -> None:
         """RuntimeError where a struct has other fields in the source."""

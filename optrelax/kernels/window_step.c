@@ -7,6 +7,10 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef __clang__
+#pragma GCC optimize("fp-contract=fast") /* -std=c11 would keep products and sums apart */
+#endif
+
 #ifdef __AVX512F__
 #define BYTES 64
 #define TILE 8 /* pixels: with three vectors, 24 of 32 registers */

@@ -76,8 +76,8 @@ class RowBounds:
             both = self._some(source, crossing)
             low = torch.where(crossing, torch.maximum(both.lower, known.lower), known.lower)
             return ordered(low, torch.where(crossing, torch.minimum(both.upper, known.upper), known.upper))
-        rows = found.unit_rows(shape[1:], self.region.like)
         neurons, index = found.some_neurons(crossing)
+        rows = found.unit_rows(shape[1:], self.region.like, neurons.entries)
         value = running.lower_bounds(found, self.network, rows, neurons, self.region, self.lines, self.room)
         value = value.view(-1, 2)
         low, high = known.lower[index], known.upper[index]

@@ -166,6 +166,22 @@ def test_any_neurons_in_any_order():
         torch.testing.assert_close(got, b.lower[e, c, y, x] if sign > 0 else -b.upper[e, c, y, x])
 
 
+def test_rows_are_made_for_entries_that_some_example_wants():
+    net, shape = small()
+    captured = ox.capture(net, shape)
+    for target in (captured.activations[2].inputs[0], captured.activations[-1].inputs[0]):
+        found, inner = planning.program(captured, target, depth=1), captured.shape_of(target)
+        wanted = torch.zeros(2, *inner, dtype=torch.bool)
+        wanted[0, 2], wanted[1, 1] = True, True
+        neurons, index = found.some_neurons(wanted)
+        like = torch.zeros((), dtype=torch.float64)
+        rows, every = found.unit_rows(inner, like, neurons.entries), found.unit_rows(inner, like)
+        assert rows.shape == (1, 4, *every.shape[2:])
+        assert index[1].unique().tolist() == neurons.entries.tolist() == [1, 2]
+        entry = index[1].repeat_interleave(2) + torch.tensor([0, every.shape[1] // 2]).repeat(len(index[1]))
+        assert torch.equal(rows[0, neurons.which], every[0, entry])
+
+
 def test_gradients_to_second_order():
     net, shape = small(3)
     captured = ox.capture(net, shape)

@@ -1,13 +1,16 @@
 """Kept pages: a setting of the process that changes no number, and says where it cannot be set."""
 
 import ctypes
+import mmap
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from optrelax.kernels.pages import keep_pages
+from optrelax.kernels.pages import huge_pages, keep_pages
 
 # Bounds and gradients of two steps of CROWN large enough that their tensors would be mapped anew, as one hash.
 STEPS = """
@@ -83,3 +86,18 @@ class _Function:
     def __call__(self, *arguments: int) -> int:
         assert self.argtypes == [ctypes.c_int, ctypes.c_int]
         return self.function(*arguments)
+
+
+def test_huge_pages_are_asked_for_large_tensors_alone():
+    for n, asked in ((2**22, hasattr(mmap, "MADV_HUGEPAGE")), (2**10, False)):
+        t = torch.empty(n)
+        assert huge_pages(t) is t
+        middle, flags = t.data_ptr() + 2 * n, []
+        smaps = pathlib.Path("/proc/self/smaps")
+        for line in smaps.read_text().splitlines() if smaps.exists() else ():
+            first, *rest = line.split()
+            if rest and "-" in first and not first.endswith(":"):
+                low, high = (int(end, 16) for end in first.split("-"))
+            elif first == "VmFlags:" and low <= middle < high:
+                flags = rest
+        assert ("hg" in flags) is (asked and bool(flags)), "this kernel's flag of huge pages"

@@ -18,6 +18,8 @@ class Neurons:
     """[n], int64: into the flat rows given to `lower_bounds`."""
     together: int = 1
     """So many rows after each other stand in one place, from the first on."""
+    entries: Tensor | None = None
+    """Entries of the target that the shared rows read, up and down; None: something else."""
 
     @property
     def count(self) -> int:
@@ -27,6 +29,10 @@ class Neurons:
     def part(self, some: slice) -> tuple[Tensor, Tensor]:
         """Place and which of some rows."""
         return self.place[some], self.which[some]
+
+    def select(self, rows: Tensor) -> Neurons:
+        """Some of them, [k] or a mask [n]."""
+        return Neurons(self.place[rows], self.which[rows], entries=self.entries)
 
     def of_each(self, constant: Tensor) -> Tensor:
         """A number a shared row, [*, k], as one a neuron: [n]."""

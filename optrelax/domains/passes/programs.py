@@ -108,12 +108,15 @@ class Program:
         """Entries of a target that rows of its own tell apart: channels of a map, or all."""
         return shape[0] if self.windows else math.prod(shape)
 
-    def unit_rows(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """One row up and one down a channel of a map, or an entry of another target, as `lower_bounds` takes them."""
+    def unit_rows(self, shape: Sequence[int], like: Tensor, entries: Tensor | None = None) -> Tensor:
+        """One row up and one down a channel of a map, or an entry of another target, as `lower_bounds` takes them.
+
+        entries: of some channels or entries alone.
+        """
         n = self.units(shape)
         eye = torch.eye(n, dtype=like.dtype, device=like.device)
-        rows = torch.cat([eye, -eye])
-        return rows.reshape(1, 2 * n, 1, 1, n) if self.windows else rows.reshape(1, 2 * n, *shape)
+        rows = torch.cat([eye, -eye]) if entries is None else torch.cat([eye[entries], -eye[entries]])
+        return rows.reshape(1, -1, 1, 1, n) if self.windows else rows.reshape(1, -1, *shape)
 
     def every_neuron(self, rows: Tensor, batch: int) -> EveryNeuron:
         """Unit rows of every entry of a target: example, place, side, channel."""
@@ -124,8 +127,6 @@ class Program:
 
         Neighbours stay together, so that they read the same lines.
         """
-        shape = wanted.shape[1:]
-        n = self.units(shape)
         if self.windows:
             example, y, x, entry = wanted.permute(0, 2, 3, 1).nonzero(as_tuple=True)
             index: tuple[Tensor, ...] = (example, entry, y, x)
@@ -134,7 +135,8 @@ class Program:
             index = wanted.nonzero(as_tuple=True)
             y = x = torch.zeros_like(example)
         place = torch.stack([example, y, x], 1).repeat_interleave(2, 0)
-        return Neurons(place, torch.stack([entry, entry + n], 1).flatten()), index
+        entries, which = entry.unique(return_inverse=True)
+        return Neurons(place, torch.stack([which, which + len(entries)], 1).flatten(), entries=entries), index
 
     def seen_by(self, name: str, maps: Tensor, neurons: Neurons) -> Tensor:
         """What each row sees of its example's map at an activation: [batch, *shape] -> [n, high, wide, channels]."""

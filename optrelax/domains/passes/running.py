@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.programs import Program
 from optrelax.domains.passes.workspace import PassTensors, RowsAtWork, TracedRows, Workspace, maps_each
 from optrelax.domains.row_walks import Enclosure
+from optrelax.kernels.pages import huge_pages
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 
@@ -114,7 +114,7 @@ class _Pass(torch.autograd.Function):
         space = _workspace(found, neurons, tensors, given[0], ctx.room, gradient=True, arena=arena)
         for work in space.parts(neurons, grad):
             if not kept:
-                _forward(found, replace(work, column=torch.zeros_like(work.column)))
+                _forward(found, work.unread())
             _backward(found, work, sums)
         space.finish(sums)
         return None, None, None, None, *(t if needed else None for t, needed in zip(totals, need, strict=True))
@@ -150,7 +150,7 @@ def _workspace(
         most -= most % together
     count = max(1, min(n, most))
     if arena is None:
-        arena = like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers)
+        arena = huge_pages(like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers))
     if together:
         return LaneSpace(found, layout, tensors, count, arena, gradient, together)
     return Workspace(found.rows, layout, tensors, count, arena, gradient)
@@ -172,7 +172,7 @@ def _backward(found: Program, work: RowsAtWork, sums: PassTensors) -> None:
                 step.backward(work, slot, own, sums)
                 seen.add(slot)
             else:
-                more = torch.empty_like(own)
+                more = work.spare(own)
                 step.backward(work, slot, more, sums)
                 own += more
     for slot, rows in enumerate(found.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,6 +160,14 @@ class RowsAtWork:
         rows, first = self.space.rows[slot], offsets[slot] * self.space.count
         return self.arena[first : first + self.count * rows.numbers].view(self.count, *rows.shape)
 
+    def unread(self) -> RowsAtWork:
+        """The same rows once more, for their coefficients alone."""
+        return replace(self, column=torch.zeros_like(self.column))
+
+    def spare(self, like: Tensor) -> Tensor:
+        """Room of the shape of one slot's gradient, until it is asked for again."""
+        return torch.empty_like(like)
+
     def shared(self, slot: int) -> Tensor | None:
         """Which of the shared rows each is, where a slot holds such."""
         return None if self.space.rows[slot].stop is None else self.which
@@ -170,7 +178,7 @@ class RowsAtWork:
 
     def corners(self, slot: int) -> Tensor:
         """Corner of each row's window in the image, [n, 1, 2]."""
-        return self.space.rows[slot].frame.corners(self.place[:, 1:])[:, None].contiguous()
+        return self.space.rows[slot].frame.corners(self.place[: self.count, 1:])[:, None].contiguous()
 
     def frame(self, slot: int) -> tuple[int, ...]:
         """A slot's window as the kernels take it."""
