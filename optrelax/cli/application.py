@@ -8,15 +8,18 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from optrelax.cli.help_pages import command_page, group_page
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "Group",
@@ -27,7 +30,9 @@ __all__ = [
     "guarded",
     "print_json",
     "run",
+    "say",
     "show_error",
+    "show_table",
     "stderr",
     "stdout",
 ]
@@ -196,6 +201,19 @@ def stdout() -> Console:
     """For tables and their captions; in a pipe or a file a table keeps to COLUMNS, else it may take its full width."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
     return Console(file=sys.stdout, width=width, soft_wrap=True)
+
+
+def say(*lines: str) -> None:
+    """Lines on standard output, as they are."""
+    for line in lines:
+        stdout().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(frame: pl.DataFrame, decimals: Mapping[str, int] | None = None, title: str | None = None) -> None:
+    """A table for people.  decimals: by column."""
+    from optrelax.output.tables import rich_table
+
+    stdout().print(rich_table(frame, title=title, decimals=decimals or {}))
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from optrelax.cli.application import WorkError, command, print_json, stdout
+from optrelax.cli.application import WorkError, command, print_json, say, show_table
 from optrelax.cli.inputs import legal_range
 from optrelax.cli.option_sets import BoundOptions, MilpOptions, NetworkOptions, OutputOptions, RadiusOptions
 from optrelax.cli.options import Format, Relaxations, Rounding, option
@@ -103,8 +103,7 @@ def compare(
         print_json(facts | {"pictures": [str(path) for path in pictures]})
         return
     show_comparison(result, _title(facts, inputs.x.shape[1:]))
-    for path in pictures:
-        stdout().print(f"tightness against time: {path}", markup=False, highlight=False, soft_wrap=True)
+    say(*(f"tightness against time: {path}" for path in pictures))
 
 
 def _drawn(result: Comparison, title: str) -> Figure:
@@ -125,12 +124,10 @@ def _compared(network: Any, data: Any, eps: float, relaxations: list[str], **opt
 def show_comparison(result: Comparison, title: str) -> None:
     """The table for people, and what its columns mean."""
     from optrelax.certification.comparison import DECIMALS
-    from optrelax.output.tables import rich_table
 
-    console = stdout()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(rich_table(result.shown(), decimals=DECIMALS))
-    console.print(result.legend, markup=False, highlight=False, soft_wrap=True)
+    say(title)
+    show_table(result.shown(), DECIMALS)
+    say(result.legend)
 
 
 def _title(facts: Mapping[str, Any], shape: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.application import command, print_json, say, show_table
 from optrelax.cli.comparing import show_comparison
 from optrelax.cli.inputs import parse_number
 from optrelax.cli.options import DataDir, Json, Seed, Subset, option
@@ -70,18 +70,15 @@ def demo(
 
 
 def _show(result: DemoResult) -> None:
-    from optrelax.output.tables import rich_table
-
-    console = stdout()
     what = f"Percent of {result.examples} test images, eps {result.eps:g}: "
     what += "accuracy, accuracy under attack (PGD), certified by"
-    console.print(what, markup=False, highlight=False, soft_wrap=True)
+    say(what)
     seconds = {name: 0 for name in result.table.columns if name.endswith(" s")}
     short = {name: name.removesuffix(" %") for name in result.table.columns if name.endswith(" %")}
     decimals = seconds | dict.fromkeys(short.values(), 1)
-    console.print(rich_table(result.table.rename(short), decimals=decimals))
+    show_table(result.table.rename(short), decimals)
     show_comparison(result.comparison, f"The network trained with {result.table['training'][-1]}, by each relaxation:")
     for path in result.pictures:
         what = "tightness against time" if path.stem == "tightness" else "certified accuracy against eps"
-        console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{result.seconds:.0f} s in all", markup=False, highlight=False)
+        say(f"{what}: {path}")
+    say(f"{result.seconds:.0f} s in all")

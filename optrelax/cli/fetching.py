@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.application import command, print_json, say, show_table
 from optrelax.cli.options import DataDir, Json, option
 
 __all__ = ["data"]
@@ -50,21 +50,19 @@ def _fetch(name: str, to: Path, json: bool) -> None:
     if json:
         print_json({"name": name, "files": done})
         return
-    for path, what in done.items():
-        stdout().print(f"{path}: {what}", markup=False, highlight=False, soft_wrap=True)
+    say(*(f"{path}: {what}" for path, what in done.items()))
     advice = f"--data {name} --data-dir {to}" if done else f"--data {name}; its files come with scikit-learn"
-    stdout().print(f"To use it: {advice}", markup=False, highlight=False, soft_wrap=True)
+    say(f"To use it: {advice}")
 
 
 def _list(data_dir: Path | None, json: bool) -> None:
     import polars as pl
 
     from optrelax.data.datasets import overview
-    from optrelax.output.tables import rich_table
 
     rows = overview(data_dir)
     if json:
         print_json(rows)
         return
-    stdout().print(rich_table(pl.DataFrame(rows)))
-    stdout().print("optrelax data NAME --to DIR fetches one.", markup=False, highlight=False)
+    show_table(pl.DataFrame(rows))
+    say("optrelax data NAME --to DIR fetches one.")

@@ -7,7 +7,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.application import command, print_json, show_table
 from optrelax.cli.options import Json
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ def info(json: Json = False) -> None:
         return
     import polars as pl
 
-    from optrelax.output.tables import rich_table
-
     rows = [{"what": name, "here": _shown(value)} for name, value in found.items()]
-    stdout().print(rich_table(pl.DataFrame(rows)))
+    show_table(pl.DataFrame(rows))
 
 
 def facts() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.application import command, print_json, say, show_table
 from optrelax.cli.options import Json, option
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def relaxations(
         if json:
             print_json({"pictures": pictures})
         else:
-            stdout().print(f"relaxations of one neuron: {pictures[0]}", markup=False, highlight=False, soft_wrap=True)
+            say(f"relaxations of one neuron: {pictures[0]}")
         return
     if not (lower is None and upper is None and not relaxations):
         raise ValueError("--lower, --upper and --relaxations belong to --plot OUT.png, which is missing")
@@ -99,15 +99,10 @@ def relaxations(
     if json:
         print_json(frame.to_dicts())
         return
-    from optrelax.output.tables import rich_table
-
-    console = stdout()
-    console.print(rich_table(frame))
-    console.print(
+    show_table(frame)
+    say(
         "Joined by +, as in box+crown: the best of several, bounding by what pulls rows back only the neurons that the "
-        "others leave crossing.",
-        highlight=False,
-        soft_wrap=True,
+        "others leave crossing."
     )
 
 
@@ -124,11 +119,10 @@ def _show_options(name: str, json: bool) -> None:
             {"name": name, "sound": found.sound, "options": {k: str(v) for k, v in options.items()}, "about": about}
         )
         return
-    console = stdout()
     width = max(map(len, options), default=0)
     lines = [about, "", f"Options, as in {name}:NAME=VALUE,NAME=VALUE, and their defaults:"][: 1 if together else None]
     lines += [f"  {key:<{width}}  {value}" for key, value in options.items()]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 def _shown(value: Any) -> Any:

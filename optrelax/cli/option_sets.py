@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from optrelax.cli.application import print_json, stdout
+from optrelax.cli.application import print_json, say, show_table
 from optrelax.cli.inputs import Inputs, parse_number, read_data, read_dtype, read_inputs
 from optrelax.cli.options import (
     BatchSize,
@@ -215,13 +215,9 @@ class OutputOptions:
         decimals: Mapping[str, int] | None = None,
     ) -> None:
         """JSON for programs; the table, what its columns mean and where the pictures lie for people."""
-        from optrelax.output.tables import rich_table
-
         if self.json:
             print_json({**facts, "pictures": [str(path) for path in pictures]})
             return
-        console = stdout()
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
-        console.print(rich_table(table, decimals=decimals or {}))
-        for line in [*notes, *(f"picture: {path}" for path in pictures)]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(title)
+        show_table(table, decimals)
+        say(*notes, *(f"picture: {path}" for path in pictures))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from optrelax.cli.application import Group, app, command, fail, print_json, stderr, stdout
+from optrelax.cli.application import Group, app, command, fail, print_json, say, show_table, stderr
 from optrelax.cli.options import DataDir, Json, Seed, Subset, option
 from optrelax.cli.progress_bars import report_bar
 
@@ -56,7 +56,7 @@ def barrier(
     Cheap bounds and an attack decide what they can, layerwise LPs the rest; the verdict is exactly LP-ALL's, and what
     the tolerance leaves open is counted as undecided. Errors in percent, as published.
     """
-    from optrelax.output.tables import require_writable, rich_table, write_frame
+    from optrelax.output.tables import require_writable, write_frame
     from optrelax.papers.barrier import barrier_frame
 
     wanted = _rows(rows or ())
@@ -76,9 +76,9 @@ def barrier(
     if json:
         print_json({"rows": frame.to_dicts(), "seconds": seconds, "workers": workers})
         return
-    stdout().print(rich_table(frame, title="errors in percent", decimals={"LP-ALL": 2, "LP-ALL published": 2}))
+    show_table(frame, {"LP-ALL": 2, "LP-ALL published": 2}, title="errors in percent")
     images = sum(len(batch.images) for batch in batches)
-    stdout().print(f"{images} images, {workers} worker(s); this run took {seconds:.1f} s")
+    say(f"{images} images, {workers} worker(s); this run took {seconds:.1f} s")
 
 
 def _rows(keys: Sequence[str]) -> tuple[BarrierRow, ...]:
@@ -187,8 +187,7 @@ def _make(name: str, tables: list[str], options: ReportOptions) -> None:
     if options.json:
         print_json([report.summary() for report in reports])
     else:
-        for report in reports:
-            stdout().print(f"{report.title}: {report.folder / 'report.html'}", soft_wrap=True, highlight=False)
+        say(*(f"{report.title}: {report.folder / 'report.html'}" for report in reports))
     if failed:
         row, error = next(iter(failed.items()))
         raise fail(f"{len(failed)} row(s) failed, {row} first: {error}; the reports list them")

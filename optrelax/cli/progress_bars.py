@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from rich.table import Column
 
@@ -22,38 +22,94 @@ if TYPE_CHECKING:
     from optrelax.training import sweeps
     from optrelax.training import trainer as training
 
-__all__ = ["certification_bar", "comparison_bar", "fetching_bar", "measurement_bar", "report_bar", "training_bar"]
+__all__ = [
+    "certification_bar",
+    "comparison_bar",
+    "fetching_bar",
+    "measurement_bar",
+    "report_bar",
+    "sweep_bar",
+    "training_bar",
+]
 
 
-@contextlib.contextmanager
-def certification_bar(title: str) -> Iterator[Callable[[certification.CertificationProgress], None]]:
-    """A callback for `certify` that draws a bar with the verdicts so far."""
-    with _bar(title) as draw:
+class Standing(NamedTuple):
+    """How far the work is.
 
-        def update(progress: certification.CertificationProgress) -> None:
-            shown = [f"{count} {verdict}" for verdict, count in progress.counts.items() if count]
-            draw(progress.done, progress.total, shown, expected=progress.expected)
+    shown: fields in the order in which they matter; ended: whether a part of it has; expected: seconds that all of it
+    takes, told before it begins.
+    """
 
-        yield update
-
-
-@contextlib.contextmanager
-def comparison_bar(title: str) -> Iterator[Callable[[contests.ComparisonProgress], None]]:
-    """A callback for `compare` that draws a bar a run of each relaxation."""
-    with _bar(title) as draw:
-
-        def update(progress: contests.ComparisonProgress) -> None:
-            run = [f"run {progress.run + 1}"] if progress.run else []
-            draw(progress.done, progress.total, [progress.relaxation, *run], expected=progress.expected)
-
-        yield update
+    done: int
+    total: int
+    shown: Sequence[str]
+    ended: bool = False
+    expected: float | None = None
 
 
-@contextlib.contextmanager
-def measurement_bar(title: str) -> Iterator[Callable[[stages.MeasurementProgress], None]]:
-    """A callback for the measurements that draws a bar a stage."""
-    with _bar(title) as draw:
-        yield lambda progress: draw(progress.done, progress.total, [progress.stage])
+Progress = TypeVar("Progress")
+Bar = Callable[[str], contextlib.AbstractContextManager[Callable[[Progress], None]]]
+
+
+def _bar_of(standing: Callable[[Progress], Standing], every: int | None = 100) -> Bar[Progress]:
+    """Makes bars by their titles: a context manager that gives the callback of the work.  every: as in `_bar`."""
+
+    @contextlib.contextmanager
+    def bar(title: str) -> Iterator[Callable[[Progress], None]]:
+        with _bar(title, every) as draw:
+            yield lambda progress: draw(*standing(progress))
+
+    return bar
+
+
+def _certification(progress: certification.CertificationProgress) -> Standing:
+    """The verdicts so far."""
+    shown = [f"{count} {verdict}" for verdict, count in progress.counts.items() if count]
+    return Standing(progress.done, progress.total, shown, expected=progress.expected)
+
+
+def _comparison(progress: contests.ComparisonProgress) -> Standing:
+    """A run of each relaxation."""
+    run = [f"run {progress.run + 1}"] if progress.run else []
+    return Standing(progress.done, progress.total, [progress.relaxation, *run], expected=progress.expected)
+
+
+def _measurement(progress: stages.MeasurementProgress) -> Standing:
+    return Standing(progress.done, progress.total, [progress.stage])
+
+
+def _sweep(progress: sweeps.SweepProgress) -> Standing:
+    """The runs that have ended."""
+    shown = [f"{progress.running} running", *([f"{progress.failed} failed"] if progress.failed else [])]
+    return Standing(progress.done + progress.failed, progress.total, shown)
+
+
+def _report(progress: rows.RowProgress) -> Standing:
+    """The row that ended last."""
+    failed = [f"{progress.failed} failed"] if progress.failed else []
+    return Standing(progress.done + progress.failed, progress.total, [progress.name, *failed])
+
+
+def _training(progress: training.TrainingProgress) -> Standing:
+    """The epoch, loss, accuracies and eps so far."""
+    shown = [f"epoch {progress.epoch}/{progress.epochs}", f"eps {progress.eps:.3g}"]
+    shown += [f"loss {progress.loss:.3f}", f"accuracy {100 * progress.natural_accuracy:.1f} %"]
+    if progress.robust_accuracy is not None:
+        shown.append(f"robust {100 * progress.robust_accuracy:.1f} %")
+    if progress.unfinished is not None:
+        gap = 0.0 if progress.median_gap is None else progress.median_gap
+        shown.append(f"LPs: {100 * progress.unfinished:.1f} % unfinished, median gap {gap:.0e}")
+    done = (progress.epoch - 1) * progress.steps + progress.step
+    return Standing(done, progress.epochs * progress.steps, shown, progress.step == progress.steps)
+
+
+certification_bar = _bar_of(_certification)
+comparison_bar = _bar_of(_comparison)
+measurement_bar = _bar_of(_measurement)
+sweep_bar = _bar_of(_sweep, every=1)
+report_bar = _bar_of(_report, every=1)
+training_bar = _bar_of(_training, every=None)
+"""Callbacks for `certify`, `compare`, the measurements, `run_sweep`, `do_rows` and `train`."""
 
 
 @contextlib.contextmanager
@@ -63,57 +119,11 @@ def fetching_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda file, done, total: draw(done // 2**20, -(-total // 2**20), ["MB", file])
 
 
-@contextlib.contextmanager
-def sweep_bar(title: str) -> Iterator[Callable[[sweeps.SweepProgress], None]]:
-    """A callback for `run_sweep` that draws a bar with the runs that have ended."""
-    with _bar(title, every=1) as draw:
-
-        def update(progress: sweeps.SweepProgress) -> None:
-            shown = [f"{progress.running} running", *([f"{progress.failed} failed"] if progress.failed else [])]
-            draw(progress.done + progress.failed, progress.total, shown)
-
-        yield update
-
-
-@contextlib.contextmanager
-def report_bar(title: str) -> Iterator[Callable[[rows.RowProgress], None]]:
-    """A callback for `do_rows` that draws a bar with the row that ended last."""
-    with _bar(title, every=1) as draw:
-
-        def update(progress: rows.RowProgress) -> None:
-            failed = [f"{progress.failed} failed"] if progress.failed else []
-            draw(progress.done + progress.failed, progress.total, [progress.name, *failed])
-
-        yield update
-
-
-@contextlib.contextmanager
-def training_bar(title: str) -> Iterator[Callable[[training.TrainingProgress], None]]:
-    """A callback for `train` that draws a bar with the epoch, loss, accuracies and eps so far."""
-    with _bar(title, every=None) as draw:
-
-        def update(progress: training.TrainingProgress) -> None:
-            shown = [f"epoch {progress.epoch}/{progress.epochs}", f"eps {progress.eps:.3g}"]
-            shown += [f"loss {progress.loss:.3f}", f"accuracy {100 * progress.natural_accuracy:.1f} %"]
-            if progress.robust_accuracy is not None:
-                shown.append(f"robust {100 * progress.robust_accuracy:.1f} %")
-            if progress.unfinished is not None:
-                gap = 0.0 if progress.median_gap is None else progress.median_gap
-                shown.append(f"LPs: {100 * progress.unfinished:.1f} % unfinished, median gap {gap:.0e}")
-            done = (progress.epoch - 1) * progress.steps + progress.step
-            draw(done, progress.epochs * progress.steps, shown, progress.step == progress.steps)
-
-        yield update
-
-
 class Draw(Protocol):
-    """Shows how far the work is: done, total, fields in the order in which they matter, whether a part has ended.
-
-    expected: seconds that all of it takes, told before it begins.
-    """
+    """Shows how far the work is, by the fields of a `Standing`."""
 
     def __call__(
-        self, done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+        self, done: int, total: int, shown: Sequence[str], ended: bool = False, expected: float | None = None
     ) -> None: ...
 
 
@@ -137,7 +147,7 @@ class _ProgressLines:
         self.first, self.since, self.told = -1, self.begin, False
 
     def __call__(
-        self, done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+        self, done: int, total: int, shown: Sequence[str], ended: bool = False, expected: float | None = None
     ) -> None:
         if expected is not None and expected > LONG:
             told = f"{self.title}: {done}/{total}, takes at most about {_duration(expected)}, by a few examples"
@@ -190,7 +200,7 @@ def _drawn_bar(title: str, console: Console) -> Iterator[Draw]:
         task = bar.add_task("", total=None, shown="")
 
         def draw(
-            done: int, total: int, shown: Sequence[str], ended: bool = False, *, expected: float | None = None
+            done: int, total: int, shown: Sequence[str], ended: bool = False, expected: float | None = None
         ) -> None:
             if expected is not None and expected > LONG:
                 shown = [f"about {_duration(expected)}", *shown]

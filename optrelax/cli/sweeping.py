@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from optrelax.cli.application import command, fail, print_json, stdout
+from optrelax.cli.application import command, fail, print_json, show_table
 from optrelax.cli.options import DataDir, Json, option
 from optrelax.cli.progress_bars import sweep_bar
 
@@ -79,14 +79,12 @@ def sweep(
 
 def _show(table: pl.DataFrame, json: bool) -> None:
     """A row a run."""
-    from optrelax.output.tables import rich_table
-
     if json:
         print_json(table.to_dicts())
         return
     shown = table if table["error"].is_not_null().any() else table.drop("error")
     decimals = {"loss": 4, "accuracy %": 2, "robust %": 2, "seconds": 0}
-    stdout().print(rich_table(shown.drop("recipe", "seed"), decimals=decimals))
+    show_table(shown.drop("recipe", "seed"), decimals)
 
 
 def _settings(given: list[str]) -> dict[str, tuple[Any, ...]]:

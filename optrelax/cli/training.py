@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from optrelax.cli.application import command, stdout
+from optrelax.cli.application import command, say
 from optrelax.cli.inputs import parse_number, read_device
 from optrelax.cli.options import DataDir, Device, Json, Seed, Subset, option
 from optrelax.cli.recipe_runs import RecipeRun, described_recipe
 from optrelax.cli.training_tables import show_recipes, show_result
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["train"]
 
@@ -158,7 +155,7 @@ def train(
         if first:
             show_result(row, folder, result, examples, json)
             if budget == "smoke" and not json:
-                stdout().print("A smoke run shows that training runs, not what it reaches.", highlight=False)
+                say("A smoke run shows that training runs, not what it reaches.")
 
 
 def _callback(name: str) -> Any:

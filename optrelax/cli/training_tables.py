@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optrelax.cli.application import print_json, stdout
+from optrelax.cli.application import print_json, say, show_table
 from optrelax.cli.inputs import size_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ def show_recipes(json: bool, part: str, budget: str) -> None:
     """The recipes whose name contains `part` within a budget, and what they cost."""
     import polars as pl
 
-    from optrelax.output.tables import rich_table
     from optrelax.training.recipe_budgets import core_seconds
     from optrelax.training.recipes import names, recipe
 
@@ -32,30 +31,15 @@ def show_recipes(json: bool, part: str, budget: str) -> None:
     if json:
         print_json(rows)
         return
-    shown = (
-        "name",
-        "method",
-        "relaxation",
-        "eps",
-        "epochs",
-        "warmup",
-        "mixing",
-        "kappa",
-        "l1",
-        "batch",
-        "subset",
-        "core seconds",
-        "source",
-    )
+    shown = ["name", "method", "relaxation", "eps", "epochs", "warmup", "mixing", "kappa", "l1", "batch", "subset"]
+    shown += ["core seconds", "source"]
     frame = pl.DataFrame([{key: row[key] for key in shown} for row in rows])
-    stdout().print(rich_table(frame, decimals={"core seconds": 0}))
+    show_table(frame, {"core seconds": 0})
 
 
 def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Samples, json: bool) -> None:
     """What came out of a run on these examples."""
     import polars as pl
-
-    from optrelax.output.tables import rich_table
 
     last = result.history[-1]
     seconds = sum(metrics.seconds for metrics in result.history)
@@ -78,12 +62,11 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Sam
     }
     if last.unfinished is not None:
         figures |= {"LPs unfinished %": 100 * last.unfinished, "median gap": last.median_gap}
-    console = stdout()
     decimals = {"accuracy %": 2, "robust %": 2, "loss": 4, "seconds": 0, "LPs unfinished %": 2, "median gap": 6}
     of = f"{len(examples):,} examples of {size_of(examples.x.shape[1:])}"
     title = f"{row.name}: {row.model} on {row.data}, {of}; means over the last epoch"
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(rich_table(pl.DataFrame([figures]), decimals=decimals))
+    say(title)
+    show_table(pl.DataFrame([figures]), decimals)
     name = row.relaxation or "crown"
     norm = "" if row.norm == "linf" else f" --norm {row.norm}"
     eps = row.eps if row.certified_eps is None else row.certified_eps
@@ -92,11 +75,9 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Sam
     advice = f"optrelax certify {folder} --data {data} --eps {eps:g}{norm} --relaxation {name}"
     share = int(examples.labels.bincount().max()) / len(examples)  # of the most frequent class
     if last.natural_accuracy < share + 0.02:
-        console.print(
+        say(
             f"That is no better than the most frequent class alone ({100 * share:.2f} %): the network has not learnt "
-            "yet. More --epochs, another --lr or a smaller --eps may help.",
-            highlight=False,
-            soft_wrap=True,
+            "yet. More --epochs, another --lr or a smaller --eps may help."
         )
     advice += "" if row.clipped else " --no-clip"
-    console.print(f"Network in {folder}. To certify it: {advice}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Network in {folder}. To certify it: {advice}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from optrelax.cli.application import command, print_json, stdout
+from optrelax.cli.application import command, print_json, say
 from optrelax.cli.inputs import read_dtype
 from optrelax.cli.option_sets import AttackOptions
 from optrelax.cli.options import Checkpoint, Json, Precision, Relaxations, Seed, option
@@ -70,15 +70,9 @@ def verify(
 
 
 def _show(found: PropertyVerdict) -> None:
-    console = stdout()
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    line(f"{found}  ({found.seconds:.2f} s, {found.cases} case(s), {found.open_cases} open)")
+    say(f"{found}  ({found.seconds:.2f} s, {found.cases} case(s), {found.open_cases} open)")
     if found.counterexample is not None:
-        for name, values in _entries(found.counterexample):
-            line(f"{name}: {values}")
+        say(*(f"{name}: {values}" for name, values in _entries(found.counterexample)))
 
 
 def _entries(point: Counterexample) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optrelax.output.plots import add_legend, blank_figure, line_styles
+from optrelax.output.plots import add_legend, blank_figure, empty_figure, line_styles, tidy
 
 if TYPE_CHECKING:
     import polars as pl
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "certified_steps",
     "jump_panels",
     "landscape_curves",
     "landscape_maps",
@@ -70,17 +71,18 @@ def tightness_curves(
     return figure
 
 
+def certified_steps(radii: Sequence[float]) -> Curve:
+    """Corners of a step curve: radii ascending from 0, and the fraction of all that is certified up to each."""
+    positive, total = sorted(r for r in radii if r > 0), len(radii)
+    left = len(positive)
+    return [0.0, *positive], [left / total, *((left - 1 - i) / total for i in range(left))]
+
+
 def panels(names: Sequence[str], title: str, *, width: float = 3.2, height: float = 2.3) -> tuple[Figure, list[Axes]]:
     """A figure with one pair of axes a name, at most three in a row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(max(4.0, width * columns), max(2.8, 0.5 + height * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure = empty_figure(title, max(4.0, width * columns), max(2.8, 0.5 + height * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
     every = [axes for row in grid for axes in row]
     for axes in every[len(names) :]:
@@ -110,8 +112,7 @@ def jump_panels(lines: pl.DataFrame, jumps: pl.DataFrame, line: int, *, title: s
         )
         count = f"{len(places)} jump{'s' * (len(places) != 1)}"
         axes.set_title(f"{name}: {count}", fontsize=9, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        tidy(axes, grid=False)
         axes.ticklabel_format(useOffset=False)
         axes.locator_params(nbins=5)
     figure.supxlabel("step along the line (% of the weights' norm)", fontsize=9)
@@ -150,10 +151,8 @@ def sensitivity_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
             axes.plot(ours["step"].to_list(), ours[column].to_list(), label=name, **style)
         axes.set(xscale="log", yscale="log")
-        axes.grid(True, color="0.9", linewidth=0.8)
+        tidy(axes)
         axes.set_title(kind if kind == "gradient step" else f"{kind} steps", fontsize=9, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
         if place % len(kinds) == 0:
             label = "change of the loss / loss" if place == 0 else "change of the gradient\n/ its norm"
             axes.set_ylabel(label, fontsize=9)
@@ -204,9 +203,7 @@ def series_panels(table: pl.DataFrame, *, title: str = "") -> Figure:
         _series_scale(axes, scale, table[column].drop_nulls().to_list())
         axes.set_title(heading, fontsize=9, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.grid(True, color="0.9", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", labelsize=8)
+        tidy(axes)
     handles, labels = max((axes.get_legend_handles_labels() for axes in axes_of), key=lambda found: len(found[1]))
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     figure.supxlabel("epoch", fontsize=9)

@@ -69,10 +69,9 @@ class Tightness:
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Corners of the step curve: radii ascending from 0, and the fraction certified up to each."""
-        everything = self.examples[f"radius:{name}"]
-        radii = sorted(everything.filter(everything > 0).to_list())
-        total, left = len(everything), len(radii)
-        return [0.0, *radii], [left / total, *((left - 1 - i) / total for i in range(left))]
+        from optrelax.measurements.figures import certified_steps
+
+        return certified_steps(self.examples[f"radius:{name}"].to_list())
 
     def figure(self, title: str = "") -> Figure:
         """Certified fraction against eps, one step curve a relaxation, the tightest first; the attack in grey."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from optrelax.networks.nodes import Node as Node
 from optrelax.networks.nodes import Op as Op
 from optrelax.networks.ops import Shape
 from optrelax.uncompiled import uncompiled
-
-if TYPE_CHECKING:
-    pass
 
 HALF = (torch.float16, torch.bfloat16)
 # Modules that are another function (of the batch, or random) in training mode.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from optrelax.networks.activations import PiecewiseLinear, Smooth
 from optrelax.networks.graph import Network, Node
 from optrelax.networks.onnx_graphs import OPSET, OnnxGraph
 from optrelax.output.files import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["OPSET", "write_onnx"]
 

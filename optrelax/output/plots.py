@@ -24,7 +24,9 @@ __all__ = [
     "add_legend",
     "blank_figure",
     "certified_against_eps",
+    "empty_figure",
     "line_styles",
+    "tidy",
     "tightness_against_time",
     "write_figure",
 ]
@@ -191,17 +193,33 @@ def write_figure(figure: Figure, path: str | os.PathLike[str], *, svg: bool = Tr
     return written
 
 
-def blank_figure(title: str) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes and a light grid; it belongs to no window."""
+def empty_figure(title: str, width: float = 6.4, height: float = 4.2) -> Figure:
+    """A figure that belongs to no window, without axes, its title at the left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def tidy(axes: Axes, *, grid: bool = True, small: bool = True) -> None:
+    """No frame above and at the right, a light grid behind everything, and small numbers."""
+    if grid:
+        axes.grid(True, color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    if small:
+        axes.tick_params(which="both", labelsize=8)
+
+
+def blank_figure(title: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes and a light grid; it belongs to no window."""
+    figure = empty_figure("")
+    axes = figure.add_subplot()
+    tidy(axes, small=False)
     if title:
         axes.set_title(title, fontsize=11, loc="left")
     return figure, axes

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optrelax.output.plots import blank_figure, line_styles
+from optrelax.output.plots import blank_figure, empty_figure, line_styles, tidy
 from optrelax.papers.frames import TableOutcomes
 from optrelax.papers.plans import FIVE, Line
 
 if TYPE_CHECKING:
     import polars as pl
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -29,7 +28,7 @@ __all__ = [
 
 def tightness_lines(found: TableOutcomes, names: Sequence[str], title: str) -> Figure | None:
     """Certified fraction against eps of the named relaxations, and the attack's limit."""
-    from optrelax.measurements.figures import tightness_curves
+    from optrelax.measurements.figures import certified_steps, tightness_curves
 
     curves: dict[str, tuple[list[float], list[float]]] = {}
     areas: dict[str, float] = {}
@@ -40,18 +39,11 @@ def tightness_lines(found: TableOutcomes, names: Sequence[str], title: str) -> F
         attack = {"attack": "attack"} if "attack" not in curves else {}
         for label, column in {line.label: line.relaxation, **attack}.items():
             radii = [row[f"radius:{column}"] for row in answer["radii"]]
-            curves[label] = _steps(radii)
+            curves[label] = certified_steps(radii)
             areas[label] = 100 * sum(radii) / len(radii)
     if len(curves) < 2:
         return None
     return tightness_curves(curves, areas, title=title, reference="attack")
-
-
-def _steps(radii: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Corners of the step curve, as `Tightness.curve`."""
-    positive, total = sorted(r for r in radii if r > 0), len(radii)
-    left = len(positive)
-    return [0.0, *positive], [left / total, *((left - 1 - i) / total for i in range(left))]
 
 
 def _named(found: TableOutcomes, names: Sequence[str]) -> list[Line]:
@@ -94,16 +86,10 @@ def sensitivity_lines(found: TableOutcomes, names: Sequence[str], title: str) ->
 
 def paradox(summary: pl.DataFrame, title: str) -> Figure:
     """Certified accuracy after training against tightness on a fixed network: here, and as published."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure = empty_figure(title, 8.4, 3.8)
     left, right = figure.subplots(1, 2)
     for axes, suffix, name in ((left, "", "here"), (right, " (paper)", "published")):
-        _look(axes)
+        tidy(axes)
         for row, (colour, _, marker) in zip(summary.to_dicts(), line_styles(summary["relaxation"]), strict=True):
             x, y = row[f"tightness{suffix}"], row[f"certified %{suffix}"]
             if x is not None and y is not None:
@@ -122,26 +108,15 @@ def paradox(summary: pl.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _look(axes: Axes) -> None:
-    axes.grid(True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
 def accuracy_dots(found: TableOutcomes, frame: pl.DataFrame, title: str) -> Figure:
     """Accuracy, accuracy under attack, certified accuracies: a row a network, dots with different marks.
 
     A published certified accuracy, where there is one, is a hollow diamond. Bars: certified by any, over seeds.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = frame.to_dicts()
-    figure = Figure(figsize=(7.4, 1.2 + 0.27 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(title, 7.4, 1.2 + 0.27 * len(rows))
     axes = figure.add_subplot()
-    _look(axes)
+    tidy(axes)
     marks: Mapping[str, tuple[str, str, str]] = {
         "accuracy %": ("o", "#000000", "accuracy"),
         "under attack %": ("|", "#CC79A7", "under attack (upper limit)"),
@@ -166,8 +141,6 @@ def accuracy_dots(found: TableOutcomes, frame: pl.DataFrame, title: str) -> Figu
     axes.set(xlabel="% of the test images", xlim=(-2, 102), ylim=(-len(rows) + 0.4, 0.6))
     if handles := axes.get_legend_handles_labels()[0]:
         figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -201,8 +174,6 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
     """
     import numpy as np
     import polars as pl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     loose = frame.filter(pl.col("omega").is_not_null())
     omegas = sorted(set(loose["omega"].to_list()))
@@ -211,10 +182,7 @@ def loosened_map(frame: pl.DataFrame, title: str) -> Figure | None:
         return None
     columns = [("C", None), *(("DC", grid) for grid in grids)]
     labels = ["continuous\n(C)", *(f"F = {grid:g}" for grid in grids)]
-    figure = Figure(figsize=(9.4, 1.6 + 0.5 * len(omegas)), layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure = empty_figure(title, 9.4, 1.6 + 0.5 * len(omegas))
     plain = frame.filter(pl.col("training") == "box").to_dicts()[0]
     panels = (("accuracy %", "natural accuracy (%)"), ("certified % by any", "certified by any bound (%)"))
     for axes, (column, name) in zip(figure.subplots(1, 2), panels, strict=True):

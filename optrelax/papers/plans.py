@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from optrelax.checks import require_range
 from optrelax.errors import suggest
@@ -86,44 +87,36 @@ class TablePlan:
         return rows if self.fixed is None else [self.fixed, *rows]
 
 
+def _trained(
+    how: NetworkTraining, method: str, seeds: Sequence[int], own: str, relaxation: str | None = None
+) -> tuple[Row, ...]:
+    """What is certified by `own` of networks trained by a method, or by a relaxation with the method's settings."""
+    return tuple(certified_row(trained_run(how, method, seed, relaxation), how, own) for seed in seeds)
+
+
+def _measured(scale: ExperimentScale, how: NetworkTraining, seed: int, name: str, **more: Any) -> Line:
+    """A relaxation's line with its three properties on the fixed network."""
+    return Line(label=name, relaxation=name, **measured_rows(scale, how, seed, name)._asdict(), **more)
+
+
 def _table1(scale: ExperimentScale, seed: int) -> TablePlan:
     """The five relaxations: their properties on one network, and what training with each gives."""
     how, natural = scale.anchor, scale.natural_anchor
     lines = []
     for name in FIVE:
         method = "crown-ibp-r" if name == "crown-ibp" else name
-        runs = [trained_run(how, method, seed + i) for i in range(scale.seeds)]
-        measured = measured_rows(scale, natural, seed, name)
-        lines.append(
-            Line(
-                label=name,
-                relaxation=name,
-                own=name,
-                certified=tuple(certified_row(run, how, name) for run in runs),
-                tight=measured.tight,
-                jumps=measured.jumps,
-                steps=measured.steps,
-            )
-        )
-    m = scale.measuring(natural)
+        certified = _trained(how, method, range(seed, seed + scale.seeds), name)
+        lines.append(_measured(scale, natural, seed, name, own=name, certified=certified))
     lp = measured_rows(scale, natural, seed, LPS[1])
     lines.append(Line(label=LPS[1], relaxation=LPS[1], tight=lp.tight))
     notes = (
         *network_notes(scale, natural),
         f"Trained networks: {how.said}; certified accuracy on {images_said(how)}.",
-        f"`{LPS[1]}`, the triangle LP on CROWN's bounds, is measured for tightness alone, on {m.lp_images} images: "
-        "where that is fewer, its area compares with no other row.",
+        f"`{LPS[1]}`, the triangle LP on CROWN's bounds, is measured for tightness alone, on "
+        f"{scale.measuring(natural).lp_images} images: where that is fewer, its area compares with no other row.",
     )
-    return _plan(
-        "table1",
-        scale,
-        seed,
-        "Five relaxations and training with them",
-        lines,
-        notes,
-        fixed_row(scale, natural, seed),
-        True,
-    )
+    title = "Five relaxations and training with them"
+    return _plan("table1", scale, seed, title, lines, notes, natural, published=True)
 
 
 def _table2(scale: ExperimentScale, seed: int) -> TablePlan:
@@ -131,59 +124,42 @@ def _table2(scale: ExperimentScale, seed: int) -> TablePlan:
     lines = []
     for how in scale.networks:
         for method in METHODS:
-            runs = [trained_run(how, method, seed + i) for i in range(scale.seeds)]
-            lines.append(
-                Line(
-                    label=method,
-                    relaxation=own_relaxation(method),
-                    own=own_relaxation(method),
-                    group=how.label,
-                    certified=tuple(certified_row(run, how, own_relaxation(method)) for run in runs),
-                )
-            )
-    notes = tuple(f"{how.label}: {how.said}; certified on {images_said(how)}." for how in scale.networks)
-    return _plan("table2", scale, seed, "Training by six methods", lines, notes, None, True)
+            own = own_relaxation(method)
+            certified = _trained(how, method, range(seed, seed + scale.seeds), own)
+            lines.append(Line(label=method, relaxation=own, own=own, group=how.label, certified=certified))
+    notes = [f"{how.label}: {how.said}; certified on {images_said(how)}." for how in scale.networks]
+    return _plan("table2", scale, seed, "Training by six methods", lines, notes, published=True)
 
 
 def _table3(scale: ExperimentScale, seed: int) -> TablePlan:
     """Every modified relaxation: trained with, and measured."""
-    how = scale.modified
+    how, natural = scale.modified, scale.natural_small
     lines = []
     for name in ("box", *MODIFIED):
         method = "crown-ibp-r" if name == "crown-ibp" else base_method(name)
         modified = None if name in FIVE else name
-        runs = [trained_run(how, method, seed + i, modified) for i in range(scale.seeds)]
-        measured = measured_rows(scale, scale.natural_small, seed, name)
-        lines.append(
-            Line(
-                label=name,
-                relaxation=name,
-                own=name,
-                certified=tuple(certified_row(run, how, name) for run in runs),
-                tight=measured.tight,
-                jumps=measured.jumps,
-                steps=measured.steps,
-            )
-        )
+        certified = _trained(how, method, range(seed, seed + scale.seeds), name, modified)
+        lines.append(_measured(scale, natural, seed, name, own=name, certified=certified))
     notes = (
         f"Trained networks: {how.said}, every relaxation with the settings of the one it modifies; certified accuracy "
         f"on {images_said(how)}.",
-        *network_notes(scale, scale.natural_small),
+        *network_notes(scale, natural),
     )
-    return _plan(
-        "table3", scale, seed, "Modified relaxations", lines, notes, fixed_row(scale, scale.natural_small, seed)
-    )
+    return _plan("table3", scale, seed, "Modified relaxations", lines, notes, natural)
 
 
 def _table4(scale: ExperimentScale, seed: int) -> TablePlan:
     """Loosened Box: widened by omega, continuous or in F jumps a unit."""
-    how = scale.loosened
-    lines = [_loosened(how, "box", "box", None, None, scale, seed)]
+    how, seeds = scale.loosened, range(seed, seed + scale.loose_seeds)
+    lines = [Line(label="box", relaxation="box", group="box", own="box", certified=_trained(how, "box", seeds, "box"))]
     for omega in scale.omegas:
-        lines.append(_loosened(how, f"box-widen:omega={omega:g}", "C", omega, None, scale, seed))
-        for grid in scale.grids:
-            name = f"box-round:omega={omega:g},F={grid:g}"
-            lines.append(_loosened(how, name, "DC", omega, grid, scale, seed))
+        for grid in (None, *scale.grids):
+            name = f"box-widen:omega={omega:g}" if grid is None else f"box-round:omega={omega:g},F={grid:g}"
+            kind = "C" if grid is None else "DC"
+            rows = _trained(how, "box", seeds, name, name)
+            lines.append(
+                Line(label=name, relaxation=name, group=kind, own=name, omega=omega, grid=grid, certified=rows)
+            )
     notes = (
         f"Trained networks: {how.said}, all with Box's settings; {scale.loose_seeds} seeds.",
         f"Certified by Box itself, not loosened, and by any of {', '.join(REFERENCES)} and the loosened Box, on "
@@ -194,47 +170,15 @@ def _table4(scale: ExperimentScale, seed: int) -> TablePlan:
     return _plan("table4", scale, seed, "Loosened Box: looseness apart from jumps", lines, notes)
 
 
-def _loosened(
-    how: NetworkTraining,
-    name: str,
-    kind: str,
-    omega: float | None,
-    grid: float | None,
-    scale: ExperimentScale,
-    seed: int,
-) -> Line:
-    relaxation = None if name == "box" else name
-    runs = [trained_run(how, "box", seed + i, relaxation) for i in range(scale.loose_seeds)]
-    return Line(
-        label=name,
-        relaxation=name,
-        group=kind,
-        own=name,
-        omega=omega,
-        grid=grid,
-        certified=tuple(certified_row(run, how, name) for run in runs),
-    )
-
-
 def _properties(scale: ExperimentScale, seed: int) -> TablePlan:
     """Every relaxation's three properties on one network."""
     how = scale.natural_small
-    names = ("box", "box-widen:omega=0.01", "box-round:omega=0.01,F=10", *MODIFIED, *LPS)
     lines = []
-    for name in names:
-        measured = measured_rows(scale, how, seed, name)
-        steps = None if name == "layerwise" else measured.steps  # one LP a neuron at every step
+    for name in ("box", "box-widen:omega=0.01", "box-round:omega=0.01,F=10", *MODIFIED, *LPS):
         degrees = Row("digits", None, Degrees(relaxation=name, eps=0.1, hidden=scale.degrees_hidden))
-        lines.append(
-            Line(
-                label=name,
-                relaxation=name,
-                tight=measured.tight,
-                jumps=measured.jumps,
-                steps=steps,
-                degrees=degrees,
-            )
-        )
+        line = _measured(scale, how, seed, name, degrees=degrees)
+        # One LP a neuron at every step.
+        lines.append(replace(line, steps=None) if name == "layerwise" else line)
     m = scale.small
     sizes = "-".join(map(str, (64, *scale.degrees_hidden, 10)))
     notes = (
@@ -245,9 +189,7 @@ def _properties(scale: ExperimentScale, seed: int) -> TablePlan:
         "weights, first test image of the digits, eps 0.1, the greatest over its margins; they hold for that network's "
         "crossing neurons, and say how bounds differ in kind, not how large the effect is.",
     )
-    return _plan(
-        "properties", scale, seed, "Three properties of every relaxation", lines, notes, fixed_row(scale, how, seed)
-    )
+    return _plan("properties", scale, seed, "Three properties of every relaxation", lines, notes, how)
 
 
 def _plan(
@@ -257,9 +199,10 @@ def _plan(
     title: str,
     lines: Sequence[Line],
     notes: Sequence[str],
-    fixed: Row | None = None,
+    fixed: NetworkTraining | None = None,
     published: bool = False,
 ) -> TablePlan:
+    """fixed: how the network that is measured was trained."""
     return TablePlan(
         table=table,
         budget=scale.name,
@@ -267,7 +210,7 @@ def _plan(
         title=title,
         lines=tuple(lines),
         notes=(*scale.warning, *notes),
-        fixed=fixed,
+        fixed=None if fixed is None else fixed_row(scale, fixed, seed),
         published=published,
     )
 

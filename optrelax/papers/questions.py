@@ -6,8 +6,9 @@ Each calls a function that users can call themselves; the numbers of a question 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from optrelax.data.splits import Dataset
 from optrelax.networks.graph import Network
@@ -17,18 +18,19 @@ __all__ = ["Certified", "Degrees", "Jumps", "Measurement", "Tight", "WeightSteps
 Json = dict[str, Any]
 
 
-@runtime_checkable
-class Measurement(Protocol):
+class Measurement(ABC):
     """Something to measure on a network, or on none."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def name(self) -> str:
         """Part of a file's name, the same for the same question of one network."""
-        ...
 
+    @abstractmethod
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """The answer, JSON-ready."""
-        ...
 
 
 def safe(text: str) -> str:
@@ -41,7 +43,7 @@ def _some(test: Dataset, images: int) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certified:
+class Certified(Measurement):
     """Natural, certified and attacked accuracy on evenly spaced test images; bounds rounded outward."""
 
     relaxations: tuple[str, ...]
@@ -71,51 +73,53 @@ class Certified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tight:
-    """The area under certified robustness against eps of one relaxation, and that of the attack."""
+class RelaxationQuestion(Measurement):
+    """A question of one relaxation on one network; the other fields are options of what answers it, by their names."""
 
+    kind: ClassVar[str]
     relaxation: str
-    images: int
-    points: int
-    resolution: float
 
     @property
     def name(self) -> str:
         """One a relaxation."""
-        return f"tightness-{safe(self.relaxation)}"
+        return f"{self.kind}-{safe(self.relaxation)}"
+
+    def options(self) -> dict[str, Any]:
+        """The fields but the relaxation."""
+        return {name: value for name, value in asdict(self).items() if name != "relaxation"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tight(RelaxationQuestion):
+    """The area under certified robustness against eps of one relaxation, and that of the attack."""
+
+    kind = "tightness"
+    images: int
+    points: int
+    resolution: float
 
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """Table and radii, as `Tightness` has them."""
         from optrelax.measurements.tightness import measure_tightness
 
         assert network is not None
-        found = measure_tightness(
-            network,
-            test,
-            [self.relaxation],
-            subset=_some(test, self.images),
-            points=self.points,
-            resolution=self.resolution,
-        )
+        how = self.options()
+        how["subset"] = _some(test, how.pop("images"))
+        found = measure_tightness(network, test, [self.relaxation], **how)
         return {**found.summary(), "radii": found.examples.to_dicts()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Jumps:
+class Jumps(RelaxationQuestion):
     """The jumps of one relaxation's bounds and loss along lines down its own gradient."""
 
-    relaxation: str
+    kind = "continuity"
     eps: float
     lines: int
     examples: int
     length: float
     cells: int
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """One a relaxation."""
-        return f"continuity-{safe(self.relaxation)}"
 
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """Table and jumps, and the first line's samples for its figure."""
@@ -124,68 +128,38 @@ class Jumps:
         from optrelax.measurements.continuity import measure_continuity
 
         assert network is not None
-        found = measure_continuity(
-            network,
-            test,
-            self.eps,
-            [self.relaxation],
-            lines=self.lines,
-            examples=self.examples,
-            length=self.length,
-            cells=self.cells,
-            seed=self.seed,
-        )
+        found = measure_continuity(network, test, relaxations=[self.relaxation], **self.options())
         first = found.lines.filter(pl.col("line") == 0)
         return {**found.summary(), "jumps": found.jumps.to_dicts(), "samples": first.to_dicts()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightSteps:
+class WeightSteps(RelaxationQuestion):
     """How one relaxation's loss and gradient react to small steps of the weights."""
 
-    relaxation: str
+    kind = "sensitivity"
     eps: float
     steps: tuple[float, ...]
     examples: int
     draws: int
     seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """One a relaxation."""
-        return f"sensitivity-{safe(self.relaxation)}"
-
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """Table, as `Sensitivity` has it."""
         from optrelax.measurements.sensitivity import measure_sensitivity
 
         assert network is not None
-        found = measure_sensitivity(
-            network,
-            test,
-            self.eps,
-            [self.relaxation],
-            steps=self.steps,
-            examples=self.examples,
-            draws=self.draws,
-            seed=self.seed,
-        )
-        return found.summary()
+        return measure_sensitivity(network, test, relaxations=[self.relaxation], **self.options()).summary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Degrees:
+class Degrees(RelaxationQuestion):
     """Degrees of one relaxation's bound in a step, on a network of random weights: they belong to no trained one."""
 
-    relaxation: str
+    kind = "degrees"
     eps: float
     hidden: tuple[int, ...]
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """One a relaxation."""
-        return f"degrees-{safe(self.relaxation)}"
 
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """The greatest degrees over the margins of the first test image; None where they are not known."""

@@ -16,7 +16,6 @@ class NetworkTraining:
     one.
     """
 
-    label: str
     data: str
     model: str
     images: int
@@ -24,24 +23,29 @@ class NetworkTraining:
     said: str
     suffix: str = ""
 
+    @property
+    def label(self) -> str:
+        """Data and network in a table."""
+        return f"{self.data}, {self.model.upper()}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
     """Numbers of the three measurements on one kind of network; `lp_`: for LP layers."""
 
-    eps: float
     images: int
-    points: int
     resolution: float
     lines: int
     examples: int
     length: float
-    cells: int
-    steps: tuple[float, ...]
     step_examples: int
     draws: int
     lp_images: int
     lp_length: float
+    eps: float = 0.02
+    points: int = 64
+    cells: int = 32
+    steps: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,6 @@ class ExperimentScale:
 
     name: str
     warning: tuple[str, ...]
-    seeds: int
     loose_seeds: int
     anchor: NetworkTraining
     natural_anchor: NetworkTraining
@@ -67,6 +70,7 @@ class ExperimentScale:
     degrees_hidden: tuple[int, ...]
     conv: Measuring
     small: Measuring
+    seeds: int = 1
 
     def measuring(self, how: NetworkTraining) -> Measuring:
         """The numbers of a network's kind."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from optrelax.papers import figures
 from optrelax.papers.frames import (
@@ -15,9 +14,6 @@ from optrelax.papers.frames import (
 )
 from optrelax.papers.measured_sections import Section, drawn_pictures, measured_sections
 from optrelax.papers.plans import FIVE
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["sections"]
 
@@ -47,6 +43,13 @@ def _trained_remarks(found: TableOutcomes) -> list[str]:
     return remarks
 
 
+def _trained(found: TableOutcomes, title: str, caption: str, *remarks: str) -> Section:
+    """What training gave: the table, how to read it, and its dots."""
+    frame = trained_frame(found)
+    pictures = drawn_pictures(("trained", figures.accuracy_dots(found, frame, ""), caption))
+    return Section(title, {"trained": frame}, (*remarks, *_trained_remarks(found)), pictures)
+
+
 def _table1(found: TableOutcomes) -> list[Section]:
     summary = summary_frame(found)
     how = (
@@ -59,7 +62,7 @@ def _table1(found: TableOutcomes) -> list[Section]:
         "Each relaxation's certified accuracy after training against its tightness on a fixed network. Left: this run. "
         "Right: published. Left is one seed of the schedule above: only a full run can confirm or refute the right."
     )
-    trained = trained_frame(found)
+    truth = "Accuracies of each trained network; the truth lies between certified and under attack."
     return [
         Section(
             "Beside the published table",
@@ -67,24 +70,12 @@ def _table1(found: TableOutcomes) -> list[Section]:
             (how,),
             drawn_pictures(("paradox", figures.paradox(summary, ""), both)),
         ),
-        Section(
-            "Networks trained with each",
-            {"trained": trained},
-            _trained_remarks(found),
-            drawn_pictures(
-                (
-                    "trained",
-                    figures.accuracy_dots(found, trained, ""),
-                    "Accuracies of each trained network; the truth lies between certified and under attack.",
-                )
-            ),
-        ),
+        _trained(found, "Networks trained with each", truth),
         *measured_sections(found, FIVE),
     ]
 
 
 def _table2(found: TableOutcomes) -> list[Section]:
-    trained = trained_frame(found)
     caption = (
         "Accuracies of each network, by data set, architecture and way of training; the truth lies between certified "
         "and under attack. Networks differ in schedule and size between groups: compare within a group."
@@ -92,14 +83,7 @@ def _table2(found: TableOutcomes) -> list[Section]:
     remark = (
         "`crown-ibp-r` is the paper's CROWN-IBP (R); `crown-ibp` mixes with Box, ends there, and is certified by it."
     )
-    return [
-        Section(
-            "Certified accuracy",
-            {"trained": trained},
-            (remark, *_trained_remarks(found)),
-            drawn_pictures(("trained", figures.accuracy_dots(found, trained, ""), caption)),
-        )
-    ]
+    return [_trained(found, "Certified accuracy", caption, remark)]
 
 
 def _table3(found: TableOutcomes) -> list[Section]:
@@ -109,7 +93,6 @@ def _table3(found: TableOutcomes) -> list[Section]:
         "mark a relaxation. Marks are the paper's list, not what was met here. Two properties cannot explain more than "
         "the noise of one seed allows: look for groups, not for neighbours."
     )
-    trained = trained_frame(found)
     return [
         Section(
             "Training beside the three properties",
@@ -117,14 +100,7 @@ def _table3(found: TableOutcomes) -> list[Section]:
             ("*area*, *jumps* and *loss change* are of the fixed network, accuracies of the trained ones.",),
             drawn_pictures(("scatter", figures.properties_scatter(together, ""), caption)),
         ),
-        Section(
-            "Networks trained with each",
-            {"trained": trained},
-            _trained_remarks(found),
-            drawn_pictures(
-                ("trained", figures.accuracy_dots(found, trained, ""), "Accuracies of each trained network.")
-            ),
-        ),
+        _trained(found, "Networks trained with each", "Accuracies of each trained network."),
         *measured_sections(found, FIVE),
     ]
 
