@@ -11,19 +11,29 @@ Example:
     ['fc', 'fc-small', 'conv']
 """
 
-import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optrelax.checks import require_choice
 from optrelax.errors import suggest
+from optrelax.networks.model_parts import (
+    Constants,
+    ConvLayer,
+    Normalize,
+    Residual,
+    Shape,
+    conv_network,
+    drawn_from,
+    image_shape,
+    linear_layers,
+    normalization,
+    threes,
+)
 
 __all__ = [
     "Normalize",
@@ -49,54 +59,7 @@ __all__ = [
     "resnet_4b",
 ]
 
-PerChannel = float | Sequence[float]  # one number, or one a channel
-Constants = tuple[PerChannel, PerChannel] | None  # mean and standard deviation
-Shape = Sequence[int]  # [channels, height, width]; fully connected networks take any
 MNIST = (1, 28, 28)
-
-
-class Normalize(nn.Module):
-    """(x - mean) / std by channel: affine, with constants that are buffers.
-
-    One number serves an input of any shape; `c` numbers want [batch, c, height, width].
-    Raises ValueError unless mean and std have one length and every std is positive and finite.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: PerChannel, std: PerChannel) -> None:
-        super().__init__()
-        means, stds = (list(v) if isinstance(v, Sequence) else [v] for v in (mean, std))
-        if not means or len(means) != len(stds):
-            raise ValueError(f"Normalize: mean and std must have one length, got {len(means)} and {len(stds)}")
-        if not all(0 < s < math.inf for s in stds) or not all(map(math.isfinite, means)):
-            raise ValueError(f"Normalize: std must be positive and all be finite, got mean {mean}, std {std}")
-        # A scalar broadcasts to flat inputs too; [c, 1, 1] would turn [batch, n] into [c, batch, n].
-        shape = (-1, 1, 1) if len(means) > 1 else ()
-        self.register_buffer("mean", torch.tensor(means).reshape(shape))
-        self.register_buffer("std", torch.tensor(stds).reshape(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, *shape] -> [batch, *shape]."""
-        return (x - self.mean) / self.std
-
-    def extra_repr(self) -> str:
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
-
-
-class Residual(nn.Module):
-    """body(x) + shortcut(x); the shortcut is the identity unless the shapes differ."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
-        super().__init__()
-        self.body = body
-        self.shortcut = nn.Identity() if shortcut is None else shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, *shape] -> [batch, *body's shape]."""
-        total: Tensor = self.body(x) + self.shortcut(x)
-        return total
 
 
 Builder = Callable[..., nn.Sequential]  # (input_shape, classes, *, normalize)
@@ -150,21 +113,8 @@ def build(
     that is too small for the network's convolutions.
     """
     make = builder(name)
-    with _drawn_from(seed):
+    with drawn_from(seed):
         return make(input_shape, classes, normalize=normalize)
-
-
-@contextlib.contextmanager
-def _drawn_from(seed: int | torch.Generator | None) -> Iterator[None]:
-    """Weights made inside come from `seed` alone; None leaves everything as it is."""
-    if seed is None:
-        yield
-        return
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def fc(
@@ -180,61 +130,8 @@ def fc(
     """
     if not widths:
         raise ValueError(f"fc: expected the input size and at least one width, got fc({inputs})")
-    with _drawn_from(seed):
-        return nn.Sequential(*_normalization(normalize), nn.Flatten(), *_linear_layers(inputs, *widths))
-
-
-def _normalization(normalize: Constants) -> list[nn.Module]:
-    return [] if normalize is None else [Normalize(*normalize)]
-
-
-def _linear_layers(*sizes: int) -> list[nn.Module]:
-    """Linear layers from size to size, with a ReLU between two."""
-    for size in sizes:
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"fc: sizes must be positive integers, got {size!r} in {sizes}")
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return layers[:-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Conv:
-    """One convolution, ReLU after it."""
-
-    channels: int
-    kernel: int
-    stride: int
-    padding: int = 0
-
-
-def _image_shape(name: str, input_shape: Shape) -> tuple[int, int, int]:
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        got = list(input_shape)
-        raise ValueError(f"{name}: input_shape must be (channels, height, width), each at least 1, got {got}")
-    channels, height, width = input_shape
-    return channels, height, width
-
-
-def _conv_network(
-    name: str,
-    convs: Sequence[_Conv],
-    widths: Sequence[int],
-    input_shape: Shape,
-    normalize: Constants,
-) -> nn.Sequential:
-    """Convolutions, Flatten, linear layers; ReLU between any two."""
-    channels, *spatial = _image_shape(name, input_shape)
-    layers = _normalization(normalize)
-    for i, c in enumerate(convs):
-        spatial = [(n + 2 * c.padding - c.kernel) // c.stride + 1 for n in spatial]
-        if min(spatial) < 1:
-            needs = f"convolution {i + 1} of {len(convs)} (kernel {c.kernel}) has nothing to slide over"
-            raise ValueError(f"{name}: input {list(input_shape)} is too small: {needs}")
-        layers += [nn.Conv2d(channels, c.channels, c.kernel, c.stride, c.padding), nn.ReLU()]
-        channels = c.channels
-    return nn.Sequential(*layers, nn.Flatten(), *_linear_layers(channels * math.prod(spatial), *widths))
+    with drawn_from(seed):
+        return nn.Sequential(*normalization(normalize), nn.Flatten(), *linear_layers(inputs, *widths))
 
 
 @model("fc")
@@ -252,13 +149,13 @@ def fc_small(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Consta
 @model("conv")
 def conv(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
     """CONV: conv(16, k4, s2, p1)-100-classes. Source: Jovanovic et al. 2021."""
-    return _conv_network("conv", [_Conv(16, 4, 2, 1)], [100, classes], input_shape, normalize)
+    return conv_network("conv", [ConvLayer(16, 4, 2, 1)], [100, classes], input_shape, normalize)
 
 
 @model("convplus")
 def conv_plus(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Constants = None) -> nn.Sequential:
     """CONVPLUS, also dm-small: conv(16, k4, s2)-conv(32, k4, s1)-100-classes. Source: Gowal et al. 2018."""
-    return _conv_network("convplus", [_Conv(16, 4, 2), _Conv(32, 4, 1)], [100, classes], input_shape, normalize)
+    return conv_network("convplus", [ConvLayer(16, 4, 2), ConvLayer(32, 4, 1)], [100, classes], input_shape, normalize)
 
 
 @model("dm-medium")
@@ -267,8 +164,8 @@ def dm_medium(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Const
 
     Source: Gowal et al. 2018, table of architectures.
     """
-    convs = [_Conv(32, 3, 1), _Conv(32, 4, 2), _Conv(64, 3, 1), _Conv(64, 4, 2)]
-    return _conv_network("dm-medium", convs, [512, 512, classes], input_shape, normalize)
+    convs = [ConvLayer(32, 3, 1), ConvLayer(32, 4, 2), ConvLayer(64, 3, 1), ConvLayer(64, 4, 2)]
+    return conv_network("dm-medium", convs, [512, 512, classes], input_shape, normalize)
 
 
 @model("dm-large")
@@ -278,14 +175,8 @@ def dm_large(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Consta
     Source: Gowal et al. 2018, table of architectures. Padding is one on each side; the authors' framework
     pads the far side alone at stride 2, which gives the same sizes.
     """
-    convs = [
-        _Conv(64, 3, 1, 1),
-        _Conv(64, 3, 1, 1),
-        _Conv(128, 3, 2, 1),
-        _Conv(128, 3, 1, 1),
-        _Conv(128, 3, 1, 1),
-    ]
-    return _conv_network("dm-large", convs, [512, classes], input_shape, normalize)
+    convs = threes((64, 1), (64, 1), (128, 2), (128, 1), (128, 1))
+    return conv_network("dm-large", convs, [512, classes], input_shape, normalize)
 
 
 @model("residual")
@@ -294,17 +185,17 @@ def residual(input_shape: Shape = MNIST, classes: int = 10, *, normalize: Consta
 
     Padded; the second block's shortcut is a convolution of kernel 1. No paper's: for tests and examples.
     """
-    channels, *spatial = _image_shape("residual", input_shape)
+    channels, *spatial = image_shape("residual", input_shape)
     spatial = [math.ceil(n / 4) for n in spatial]
     same = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     half = nn.Sequential(nn.Conv2d(8, 16, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
     return nn.Sequential(
-        *_normalization(normalize),
+        *normalization(normalize),
         *(nn.Conv2d(channels, 8, 3, 2, padding=1), nn.ReLU()),
         *(Residual(same), nn.ReLU()),
         *(Residual(half, nn.Conv2d(8, 16, 1, 2)), nn.ReLU()),
         nn.Flatten(),
-        *_linear_layers(16 * math.prod(spatial), 64, classes),
+        *linear_layers(16 * math.prod(spatial), 64, classes),
     )
 
 
@@ -327,8 +218,8 @@ def cnn7(
     width: w.  last_stride: of the fifth, 2 for TinyImageNet.  batch_norm: behind every layer but the last.
     [batch, *input_shape] -> [batch, classes], in training mode.  Source: Shi et al. 2021.
     """
-    convs = [(width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (2 * width, last_stride)]
-    return _normalised("cnn7", convs, features, input_shape, classes, batch_norm, normalize, seed)
+    convs = threes((width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (2 * width, last_stride))
+    return conv_network("cnn7", convs, [features, classes], input_shape, normalize, batch_norm, seed)
 
 
 def cnn5(
@@ -342,36 +233,8 @@ def cnn5(
     seed: int | torch.Generator | None = None,
 ) -> nn.Sequential:
     """CNN5: three padded convolutions of kernel 3 (w, w, 2w at stride 2)-features-classes; options as of `cnn7`."""
-    convs = [(width, 1), (width, 1), (2 * width, 2)]
-    return _normalised("cnn5", convs, features, input_shape, classes, batch_norm, normalize, seed)
-
-
-def _normalised(
-    name: str,
-    convs: Sequence[tuple[int, int]],
-    features: int,
-    input_shape: Shape,
-    classes: int,
-    batch_norm: bool,
-    normalize: Constants,
-    seed: int | torch.Generator | None,
-) -> nn.Sequential:
-    """Convolutions (channels, stride), a hidden layer and the output, each but the last with its batch norm."""
-    channels, *spatial = _image_shape(name, input_shape)
-    with _drawn_from(seed):
-        layers = _normalization(normalize)
-        for out, stride in convs:
-            layers += [
-                nn.Conv2d(channels, out, 3, stride, 1),
-                *([nn.BatchNorm2d(out)] if batch_norm else []),
-                nn.ReLU(),
-            ]
-            channels, spatial = out, [(n - 1) // stride + 1 for n in spatial]
-        hidden = [
-            nn.Linear(channels * math.prod(spatial), features),
-            *([nn.BatchNorm1d(features)] if batch_norm else []),
-        ]
-        return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.ReLU(), nn.Linear(features, classes))
+    convs = threes((width, 1), (width, 1), (2 * width, 2))
+    return conv_network("cnn5", convs, [features, classes], input_shape, normalize, batch_norm, seed)
 
 
 def resnet(
@@ -390,11 +253,11 @@ def resnet(
     [batch, *input_shape] -> [batch, classes], in training mode.
     """
     require_choice("resnet", "size", size, "2b", "4b")
-    inputs, *spatial = _image_shape("resnet", input_shape)
+    inputs, *spatial = image_shape("resnet", input_shape)
     width = 8 if size == "2b" else 16
     strides = (2, 1) if size == "2b" else (2, 1, 2, 1)
-    with _drawn_from(seed):
-        layers = [*_normalization(normalize), nn.Conv2d(inputs, width, 3, 2, 1), nn.ReLU()]
+    with drawn_from(seed):
+        layers = [*normalization(normalize), nn.Conv2d(inputs, width, 3, 2, 1), nn.ReLU()]
         channels, out = width, 2 * width
         for stride in strides:
             norms = [[nn.BatchNorm2d(out)] if batch_norm else [] for _ in range(2)]
@@ -404,7 +267,7 @@ def resnet(
             channels = out
         halvings = 1 + strides.count(2)
         spatial = [-(-n // 2**halvings) for n in spatial]
-        return nn.Sequential(*layers, nn.Flatten(), *_linear_layers(channels * math.prod(spatial), 100, classes))
+        return nn.Sequential(*layers, nn.Flatten(), *linear_layers(channels * math.prod(spatial), 100, classes))
 
 
 _WIDTHS |= {"cnn7": cnn7, "cnn5": cnn5}
