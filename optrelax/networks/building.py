@@ -248,12 +248,11 @@ class Building:
             whole = arguments_of(leaf, [self._argument(a) for a in node.args[0]])  # type: ignore[union-attr]
             args, kwargs = pytree.tree_map_only(torch.SymInt, lambda _: BATCH, whole)
             call = Call(leaf.name, args, kwargs, shapes, module=leaf.module, add=add, keep=self._keep)
-            self._read = call.values
-            return call
-        given = arguments_by_name(node)
-        names = tuple(a.name for a in node.target._schema.arguments)  # type: ignore[union-attr]
-        args = tuple(self._argument(given.get(name)) for name in names)
-        call = Call(op_name(node.target), args, {}, shapes, names, add=add, keep=self._keep)
+        else:
+            given = arguments_by_name(node)
+            names = tuple(a.name for a in node.target._schema.arguments)  # type: ignore[union-attr]
+            args = tuple(self._argument(given.get(name)) for name in names)
+            call = Call(op_name(node.target), args, {}, shapes, names, add=add, keep=self._keep)
         self._read = call.values
         return call
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.networks.graph import HALF, IN_TRAINING, MODES, Graph, Network, Statistics, normalises_by_batch
+from optrelax.networks.graph import HALF, Graph, Network, Statistics
+from optrelax.networks.module_problems import HOOKED, module_problems, unreadable
 from optrelax.networks.ops import Shape
 from optrelax.networks.registry import generation, supported
 from optrelax.networks.replicas import uncached
-from optrelax.networks.snapshots import Snapshot, global_hooks
+from optrelax.networks.snapshots import Snapshot
 from optrelax.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -203,7 +205,7 @@ def graph_of(net: nn.Module, shape: Shape) -> Graph:
     for entry in kept:
         if entry.shape == shape and entry.rules == generation() and entry.snapshot.holds(net):
             return entry.graph
-    if problems := _unreadable(net):
+    if problems := unreadable(net):
         raise UnsupportedOpError(problems)
     with _EXPORTING, uncached():
         snapshot = Snapshot(net)
@@ -226,6 +228,17 @@ def _first_shape(net: nn.Module) -> Shape:
     raise ValueError("capture: give input_shape (without the batch); the first layer does not say it")
 
 
+@contextlib.contextmanager
+def _undrawn() -> Iterator[None]:
+    """What is drawn inside moves Python's generator for nobody else."""
+    drawn = random.getstate()
+    try:
+        yield
+    finally:
+        if random.getstate() != drawn:
+            random.setstate(drawn)
+
+
 def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | None, list[Problem]]:
     from optrelax.networks.building import Building
     from optrelax.networks.exporting import BATCH_SIZE, export, load
@@ -233,19 +246,17 @@ def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | 
     from optrelax.networks.probing import disagreement, kind_of
 
     load()
-    problems = _module_problems(net)
-    hooked = [p for p in problems if p.reason.endswith(_HOOKED)]
+    problems = module_problems(net)
+    hooked = [p for p in problems if p.reason.endswith(HOOKED)]
     if hooked or any(t.dtype in HALF or t.is_complex() for t in (*net.parameters(), *net.buffers())):
         return None, problems  # not even run: hooks may do anything
     with torch.inference_mode(False):
         example = torch.zeros(BATCH_SIZE, *shape, **kind_of(net))
-    drawn = random.getstate()
     try:
-        exported = export(net, example)
-        built = Building(exported).run()
+        with _undrawn():
+            exported = export(net, example)
+            built = Building(exported).run()
     except ExportRefused as error:
-        if random.getstate() != drawn:
-            random.setstate(drawn)
         return None, problems or [error.problem]
     known = [p.where for p in problems]
     problems += [p for p in built.problems if not any(p.where == w or p.where.startswith(f"{w}.") for w in known)]
@@ -253,45 +264,6 @@ def _capture(net: nn.Module, shape: Shape, snapshot: Snapshot) -> tuple[Graph | 
         return None, problems
     snapshot.fix(built.fixed)
     graph = Graph(tuple(built.nodes), built.output, shape)
-    reason = disagreement(net, graph, example, exported.from_two)
-    if random.getstate() != drawn:
-        random.setstate(drawn)
+    with _undrawn():
+        reason = disagreement(net, graph, example, exported.from_two)
     return (graph, []) if reason is None else (None, [Problem("(root)", type(net).__name__, reason)])
-
-
-def _unreadable(net: nn.Module) -> list[Problem]:
-    """Modules of which nothing can be read yet, or ever."""
-    problems = []
-    for path, m in net.named_modules():
-        if isinstance(m, torch.jit.ScriptModule):
-            reason = "is scripted, and cannot be followed; put in the nn.Module that was scripted or traced"
-        elif any(map(nn.parameter.is_lazy, (*m.parameters(False), *m.buffers(False)))):
-            reason = "has no weights before its first call; call the network once on an example"
-        else:
-            continue
-        problems.append(Problem(path or "(root)", type(m).__name__, reason))
-    return problems
-
-
-_HOOKED = "has forward hooks, which may do anything with what they see; remove them"
-
-
-def _module_problems(net: nn.Module) -> list[Problem]:
-    """What is wrong with the modules whatever their graph: modes, hooks, types."""
-    problems = []
-    for path, m in net.named_modules():
-        if isinstance(m, MODES) and m.training:
-            reason = IN_TRAINING if normalises_by_batch(m) else "is in training mode; call .eval()"
-            problems.append(Problem(path or "(root)", type(m).__name__, reason))
-        hooks = (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-        if any(not (getattr(h, "__module__", None) or type(h).__module__).startswith("torch.") for h in hooks):
-            problems.append(Problem(path or "(root)", type(m).__name__, _HOOKED))
-    if global_hooks():
-        problems.append(Problem("(root)", type(net).__name__, f"every module {_HOOKED}"))
-    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        if tensor.dtype in HALF:
-            problems.append(Problem(name, str(tensor.dtype), "bounds want float32 or float64; call .float()"))
-        elif tensor.is_complex():
-            problems.append(Problem(name, str(tensor.dtype), "complex numbers have no order to bound them in"))
-    # Alone they can be captured, and wait for a batch.
-    return [] if all(p.reason == IN_TRAINING for p in problems) else problems

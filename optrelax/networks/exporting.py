@@ -28,6 +28,7 @@ from optrelax.networks.entries import read_in_front
 from optrelax.networks.functional_graphs import flatten, mutations, renamed, transforms
 from optrelax.networks.gradients import stopped_at_weights
 from optrelax.networks.leaves import Leaf, RegisteredCalls, current, keep_leaves, kept_functions
+from optrelax.networks.live_tensors import Attribute, Held
 from optrelax.networks.ops import Source
 from optrelax.networks.places import MIXES, TRANSFORMED, ExportRefused, problem_of, sentence
 from optrelax.networks.recurrences import unroll
@@ -214,38 +215,13 @@ def _returns(found: str) -> Problem:
     return Problem("output", "output", f"the network must return one tensor, got {found}")
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """Reads a tensor of a module at each use, so that it follows training, `.to()` and functional calls."""
-
-    owner: weakref.ref[nn.Module]
-    name: str
-
-    def __call__(self) -> Tensor:
-        owner = self.owner()
-        if owner is None:
-            raise RuntimeError("a module that was captured is gone; capture the network again")
-        found: Tensor = getattr(owner, self.name)
-        return found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A tensor that belongs to no module: one that forward makes or closes over."""
-
-    value: Tensor
-
-    def __call__(self) -> Tensor:
-        return self.value
-
-
 def _attribute(target: str, replica: Replica, net: nn.Module) -> Source:
     path, _, name = target.rpartition(".")
     module = replica.module.get_submodule(path)
     owner = replica.originals.get(id(module))
     if owner is None:
         owner = net.get_submodule(path)
-    return Attribute(weakref.ref(owner), name)
+    return Attribute.of(owner, name)
 
 
 def _value_of(replica: Replica, net: nn.Module, tensor: Tensor) -> Source | None:
@@ -255,7 +231,7 @@ def _value_of(replica: Replica, net: nn.Module, tensor: Tensor) -> Source | None
     for module in replica.module.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer is tensor and (owner := replica.originals.get(id(module))) is not None:
-                return Attribute(weakref.ref(owner), name)
+                return Attribute.of(owner, name)
     return None
 
 
@@ -264,5 +240,5 @@ def _constant(value: Any, net: nn.Module) -> Source:
     for module in net.modules():
         for name, attribute in (*vars(module).items(), *module.named_buffers(recurse=False)):
             if attribute is value:
-                return Attribute(weakref.ref(module), name)
+                return Attribute.of(module, name)
     return Held(value)

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optrelax.networks.ops import Shape, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """Reads a tensor of a module at each use, so that it follows training, `.to()` and functional calls."""
+
+    owner: weakref.ref[nn.Module]
+    name: str
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> Attribute:
+        """Of a module that it does not keep alive."""
+        return cls(weakref.ref(module), name)
+
+    def __call__(self) -> Tensor:
+        owner = self.owner()
+        if owner is None:
+            raise RuntimeError("a module that was captured is gone; capture the network again")
+        found: Tensor = getattr(owner, self.name)
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A tensor that belongs to no module: one that forward makes or closes over."""
+
+    value: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)

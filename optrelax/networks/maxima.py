@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optrelax.networks.activations import Activation
     from optrelax.networks.graph import Node
 
-_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 @stored("greatest")
@@ -120,7 +120,7 @@ class MaxPool(Greatest):
         ceil_mode: bool = False,
     ) -> None:
         rank = len(kernel)
-        if rank not in _POOL or len(input_shape) != rank + 1:
+        if rank not in POOLS or len(input_shape) != rank + 1:
             raise ValueError(f"MaxPool: takes [c, *spatial] with {rank} spatial dimensions, got {tuple(input_shape)}")
         self.kernel, self.stride, self.padding = tuple(kernel), tuple(stride), tuple(padding)
         self.dilation, self.ceil_mode = tuple(dilation), ceil_mode
@@ -133,7 +133,7 @@ class MaxPool(Greatest):
         super().__init__(input_shape, _on_image(input_shape, places))
 
     def _pool(self, x: Tensor) -> Tensor:
-        return _POOL[len(self.kernel)](x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return POOLS[len(self.kernel)](x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def __call__(self, x: Tensor) -> Tensor:
         shape = self.input_shapes[0]

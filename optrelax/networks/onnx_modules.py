@@ -6,6 +6,7 @@ numbers, so that a shape is refused before it is allocated.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,15 +17,8 @@ from torch import Tensor, nn
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.onnx_nodes import RULES, Function, OnnxNode, OnnxValue, require_small
 
-# Their rules register on import.
-from optrelax.networks import (  # isort: skip
-    onnx_normalising,  # noqa: F401
-    onnx_ops,  # noqa: F401
-    onnx_reductions,  # noqa: F401
-    onnx_resizing,  # noqa: F401
-    onnx_shapes,  # noqa: F401
-    onnx_windows,  # noqa: F401
-)
+for _subject in ("normalising", "ops", "reductions", "resizing", "shapes", "windows"):  # their rules
+    importlib.import_module(f"optrelax.networks.onnx_{_subject}")
 
 __all__ = ["GraphBuilder", "OnnxModule"]
 

@@ -59,7 +59,7 @@ def _load(tensor: onnx.TensorProto, folder: Path, most: int) -> int:
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{beside}, which is missing beside the ONNX file, or is a link; put the file there")
-    size = _bytes_wanted(tensor)
+    size = _numbers_wanted(tensor) * _item_bytes(tensor)
     if size > min(most, path.stat().st_size):
         raise ValueError(f"{beside}, which is too short for {size} bytes, or holds over 2 GiB")
     if place.get("length", str(size)) != str(size):
@@ -70,10 +70,10 @@ def _load(tensor: onnx.TensorProto, folder: Path, most: int) -> int:
     return size
 
 
-def _bytes_wanted(tensor: onnx.TensorProto) -> int:
+def _numbers_wanted(tensor: onnx.TensorProto) -> int:
     if any(d < 0 for d in tensor.dims):
         raise ValueError(f"tensor {tensor.name!r} has a negative dimension")
-    return math.prod(tensor.dims) * _item_bytes(tensor)
+    return math.prod(tensor.dims)
 
 
 def _item_bytes(tensor: onnx.TensorProto) -> int:
@@ -86,9 +86,7 @@ def _item_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _require_whole(tensor: onnx.TensorProto) -> None:
-    if any(d < 0 for d in tensor.dims):
-        raise ValueError(f"tensor {tensor.name!r} has a negative dimension")
-    size = math.prod(tensor.dims)
+    size = _numbers_wanted(tensor)
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data) // _item_bytes(tensor)
     else:

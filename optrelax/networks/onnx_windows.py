@@ -9,16 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.networks.convolutions import CONVOLUTIONS, TRANSPOSED
+from optrelax.networks.maxima import POOLS
 from optrelax.networks.onnx_nodes import Function, OnnxNode, require_small, rule, text_of
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
 
 _AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -30,7 +23,7 @@ def conv(node: OnnxNode) -> Function:
     kernel = [int(n) for n in weight.shape[2:]]
     _require_attribute(node, "kernel_shape", kernel)
     stride, dilation, begin, end = _window(node, kernel, spatial)
-    groups, function = int(node.get("group", 1)), _CONV[len(spatial)]
+    groups, function = int(node.get("group", 1)), CONVOLUTIONS[len(spatial)]
     if begin == end:
         return lambda x, w, b=None: function(x, w, b, stride, begin, dilation, groups)
     pads = reversed_pads(begin, end)
@@ -45,7 +38,7 @@ def conv_transpose(node: OnnxNode) -> Function:
     _require_attribute(node, "kernel_shape", kernel)
     stride, dilation = _each(node, "strides", rank), _each(node, "dilations", rank)
     extra = _each(node, "output_padding", rank, 0)
-    groups, function = int(node.get("group", 1)), _TRANSPOSED[rank]
+    groups, function = int(node.get("group", 1)), TRANSPOSED[rank]
     # Without padding; the specification's pads are cut off afterwards.
     full = [
         s * (n - 1) + d * (k - 1) + 1 + e
@@ -83,7 +76,7 @@ def max_pool(node: OnnxNode) -> Function:
         raise ValueError("gives the places of the maxima, which have no rule")
     spatial, kernel = _spatial(node), [int(n) for n in node.get("kernel_shape", [])]
     stride, dilation, begin, end = _window(node, kernel, spatial)
-    function, ceil = _MAX_POOL[len(spatial)], bool(node.get("ceil_mode", 0))
+    function, ceil = POOLS[len(spatial)], bool(node.get("ceil_mode", 0))
     if begin == end:
         return lambda x: function(x, kernel, stride, begin, dilation, ceil)
     # Padding never is the greatest: the windows of torch's padding (`begin` on both sides, whole windows or all that

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from optrelax.networks import storage
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network, Node
+from optrelax.networks.live_tensors import Attribute, Held
 from optrelax.networks.maxima import Greatest
 from optrelax.networks.ops import Affine, Shape, Source
 from optrelax.networks.products import Multiply
@@ -115,7 +115,7 @@ def _container(kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple
         *parents, leaf = key.split(".")
         if kind == "constant" and key.startswith(COMPUTED):
             # Held in float64 beside weights of float32, and cast at use: no buffer, whose type must be the region's.
-            sources[key] = _Held(tensors[key])
+            sources[key] = Held(tensors[key])
             continue
         if kind not in ("constant", "trainable", "frozen"):
             raise ValueError(f"tensor {key!r} is of the unknown kind {kind!r}")
@@ -130,27 +130,5 @@ def _container(kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple
             module.register_buffer(leaf, tensors[key])
         else:
             module.register_parameter(leaf, nn.Parameter(tensors[key], requires_grad=kind == "trainable"))
-        sources[key] = _Attribute(module, leaf)
+        sources[key] = Attribute.of(module, leaf)
     return root, sources
-
-
-@dataclass(frozen=True, slots=True)
-class _Attribute:
-    """Reads an attribute at each use, so that it follows .to() and training."""
-
-    module: nn.Module
-    name: str
-
-    def __call__(self) -> Tensor:
-        value: Tensor = getattr(self.module, self.name)
-        return value
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Held:
-    """A constant that is no part of the module."""
-
-    value: Tensor
-
-    def __call__(self) -> Tensor:
-        return self.value

@@ -21,7 +21,6 @@ from optrelax.networks.activations.smooth import Function, Smooth
 
 Link = Activation | tuple[float, float]
 """A part of a chain: an activation, or factor and shift."""
-_RULES: dict[str, Callable[..., tuple[Link, ...]]] = {}
 _ROOT = math.sqrt(2 / math.pi)
 
 
@@ -32,99 +31,23 @@ def slope_chain(activation: Smooth) -> tuple[Link, ...] | None:
         >>> [link if isinstance(link, tuple) else link.name for link in slope_chain(ox.activations.cos())]
         ['sin', (-1.0, 0.0)]
     """
-    found = _RULES.get(activation.name)
-    return None if found is None else found(*activation.parameters)
+    return _chain(activation.name, activation.parameters) if activation.name in _CHAINS else None
 
 
-def _rule(name: str) -> Callable[[Callable[..., tuple[Link, ...]]], Callable[..., tuple[Link, ...]]]:
-    def register(chain: Callable[..., tuple[Link, ...]]) -> Callable[..., tuple[Link, ...]]:
-        _RULES[name] = cache(chain)
-        return chain
-
-    return register
-
-
-# --- chains -------------------------------------------------------------------------------------------------------
-
-
-@_rule("exp")
-def _exp() -> tuple[Link, ...]:
-    return (elementary.exp(),)
-
-
-@_rule("sin")
-def _sin() -> tuple[Link, ...]:
-    return (elementary.cos(),)
-
-
-@_rule("cos")
-def _cos() -> tuple[Link, ...]:
-    return elementary.sin(), (-1.0, 0.0)
-
-
-@_rule("log")
-def _log() -> tuple[Link, ...]:
-    return (elementary.reciprocal(),)
-
-
-@_rule("sqrt")
-def _sqrt() -> tuple[Link, ...]:
-    return elementary.rsqrt(), (0.5, 0.0)
-
-
-@_rule("rsqrt")
-def _rsqrt() -> tuple[Link, ...]:
-    return elementary.rsqrt(), elementary.power(3.0), (-0.5, 0.0)
-
-
-@_rule("power")
-def _power(n: float) -> tuple[Link, ...]:
-    return ((n, 0.0),) if n == 2 else (elementary.power(n - 1), (n, 0.0))
-
-
-@_rule("softplus")
-def _softplus(beta: float, threshold: float) -> tuple[Link, ...]:
-    return (beta, 0.0), elementary.sigmoid()
-
-
-@_rule("softsign")
-def _softsign() -> tuple[Link, ...]:
-    return absolute(), (1.0, 1.0), elementary.power(-2.0)
-
-
-@_rule("atan")
-def _atan() -> tuple[Link, ...]:
-    return elementary.square(), (1.0, 1.0), elementary.reciprocal()
-
-
-@_rule("erf")
-def _erf() -> tuple[Link, ...]:
-    return elementary.square(), (-1.0, 0.0), elementary.exp(), (2 / math.sqrt(math.pi), 0.0)
-
-
-@_rule("elu")
-def _elu(alpha: float, scale: float, rate: float) -> tuple[Link, ...]:
-    if not math.isclose(alpha * rate, 1.0, rel_tol=1e-15):  # a float's reciprocal, times it
-        raise ValueError("elu has a corner at 0 with these parameters, and its derivative a jump")
-    below = PiecewiseLinear("min(x, 0)", _below, (0.0,), (1.0, 0.0), (0.0, 0.0))
-    return below, (rate, 0.0), elementary.exp(), (scale, 0.0)
+@cache
+def _chain(name: str, parameters: tuple[float, ...]) -> tuple[Link, ...]:
+    return _CHAINS[name](*parameters)
 
 
 def _below(x: Tensor) -> Tensor:
     return x.clamp_max(0)
 
 
-# --- functions of their own ---------------------------------------------------------------------------------------
-
-
-@_rule("sigmoid")
-def _sigmoid() -> tuple[Link, ...]:
-    return (_bell("sigmoid'", 1.0),)
-
-
-@_rule("tanh")
-def _tanh() -> tuple[Link, ...]:
-    return (_bell("tanh'", 2.0),)
+def _elu(alpha: float, scale: float, rate: float) -> tuple[Link, ...]:
+    if not math.isclose(alpha * rate, 1.0, rel_tol=1e-15):  # a float's reciprocal, times it
+        raise ValueError("elu has a corner at 0 with these parameters, and its derivative a jump")
+    below = PiecewiseLinear("min(x, 0)", _below, (0.0,), (1.0, 0.0), (0.0, 0.0))
+    return below, (rate, 0.0), elementary.exp(), (scale, 0.0)
 
 
 def _bell(name: str, rate: float) -> Smooth:
@@ -140,8 +63,7 @@ def _bell(name: str, rate: float) -> Smooth:
     return Smooth(name, function, derivative, (-bend, bend), (0.0,), size=torch.ones_like)
 
 
-@_rule("gelu")
-def _gelu() -> tuple[Link, ...]:
+def _gelu() -> Smooth:
     def density(x: Tensor) -> Tensor:
         return torch.exp(-x * x / 2) * (_ROOT / 2)
 
@@ -152,17 +74,7 @@ def _gelu() -> tuple[Link, ...]:
         x = x.clamp(-60, 60)
         return (2 - x * x) * density(x)
 
-    return (_gate("gelu'", function, derivative, 2.0, math.sqrt(2)),)
-
-
-@_rule("silu")
-def _silu() -> tuple[Link, ...]:
-    return (_gated("silu'", 0.0, 1.0, 3.4358409935351107, 2.3993572805154677),)
-
-
-@_rule("gelu_tanh")
-def _gelu_tanh() -> tuple[Link, ...]:
-    return (_gated("gelu_tanh'", 0.044715, 2 * _ROOT, 2.0134807246242580, 1.4185040087908283),)
+    return _gate("gelu'", function, derivative, 2.0, math.sqrt(2))
 
 
 def _gated(name: str, cubic: float, rate: float, bend: float, turn: float) -> Smooth:
@@ -192,3 +104,25 @@ def _gate(name: str, function: Function, derivative: Function, bend: float, turn
     return Smooth(
         name, function, derivative, (-bend, 0.0, bend), (-turn, turn), size=partial(torch.full_like, fill_value=4.0)
     )
+
+
+_CHAINS: dict[str, Callable[..., tuple[Link, ...]]] = {
+    "exp": lambda: (elementary.exp(),),
+    "sin": lambda: (elementary.cos(),),
+    "cos": lambda: (elementary.sin(), (-1.0, 0.0)),
+    "log": lambda: (elementary.reciprocal(),),
+    "sqrt": lambda: (elementary.rsqrt(), (0.5, 0.0)),
+    "rsqrt": lambda: (elementary.rsqrt(), elementary.power(3.0), (-0.5, 0.0)),
+    "power": lambda n: ((n, 0.0),) if n == 2 else (elementary.power(n - 1), (n, 0.0)),
+    "softplus": lambda beta, threshold: ((beta, 0.0), elementary.sigmoid()),
+    "softsign": lambda: (absolute(), (1.0, 1.0), elementary.power(-2.0)),
+    "atan": lambda: (elementary.square(), (1.0, 1.0), elementary.reciprocal()),
+    "erf": lambda: (elementary.square(), (-1.0, 0.0), elementary.exp(), (2 / math.sqrt(math.pi), 0.0)),
+    "elu": _elu,
+    "sigmoid": lambda: (_bell("sigmoid'", 1.0),),
+    "tanh": lambda: (_bell("tanh'", 2.0),),
+    "gelu": lambda: (_gelu(),),
+    "silu": lambda: (_gated("silu'", 0.0, 1.0, 3.4358409935351107, 2.3993572805154677),),
+    "gelu_tanh": lambda: (_gated("gelu_tanh'", 0.044715, 2 * _ROOT, 2.0134807246242580, 1.4185040087908283),),
+}
+"""By name, of the parameters."""
