@@ -21,7 +21,7 @@ from optrelax.kernels.convolutions import ConvGeometry, Pair
 from optrelax.kernels.window_step import extent
 from optrelax.memory import Pull
 from optrelax.networks.activations import Activation
-from optrelax.networks.graph import Network
+from optrelax.networks.graph import Network, Node
 from optrelax.networks.images import AveragePool2d, Conv2d
 from optrelax.networks.ops import Add, Reshape, Scale, Shape
 from optrelax.networks.views import Concatenate
@@ -113,13 +113,13 @@ def _walk(network: Network, target: str, first: Seen, stops: frozenset[str] | No
             shape = network.shape_of(name)
             found: Seen = "rows"
             if seen != "rows":
-                found = "rows" if step is None else step(node.op, seen)
-                if found != "rows":
-                    fixed = stops is not None and not found.whole
-                    found = replace(found, image=(shape[1], shape[2])) if fixed else _within(found, shape)
+                assert step is not None
+                before: Frame = step(node.op, seen)
+                fixed = stops is not None and not before.whole
+                found = replace(before, image=(shape[1], shape[2])) if fixed else _within(before, shape)
             elif node.of(Reshape) and _is_map(network, name):
                 found = whole((shape[1], shape[2]))
-            if name != network.input and find_rule(network[name].op, Frame) is None:
+            if name != network.input and not _windowed(network[name]):
                 found = "rows"
             frames[name] = found if name not in frames else _joined(frames[name], found)
     return frames
@@ -130,7 +130,13 @@ def _is_map(network: Network, name: str) -> bool:
     shape = network.shape_of(name)
     if name == network.input or len(shape) != 3 or shape[1] * shape[2] < 2:
         return False
-    return find_rule(network[name].op, Frame) is not None
+    return _windowed(network[name])
+
+
+def _windowed(node: Node) -> bool:
+    """Whether rows go through a node as windows; maps that are joined have to be joined along their channels."""
+    joined = node.of(Concatenate)
+    return find_rule(node.op, Frame) is not None and (joined is None or joined.dim == 0)
 
 
 def _within(frame: Frame, shape: Shape) -> Frame:
@@ -176,8 +182,8 @@ def _add(op: Add, frame: Frame) -> Frame:
 
 
 @rule(Concatenate, domain=Frame)
-def _concatenate(op: Concatenate, frame: Frame) -> Seen:
-    return frame if op.dim == 0 else "rows"
+def _concatenate(op: Concatenate, frame: Frame) -> Frame:
+    return frame
 
 
 @rule(Activation, domain=Frame)

@@ -124,6 +124,23 @@ def test_concatenated_channels(relaxation):
     assert_equal(*(bounds_and_gradients(net, captured, relaxation, windows) for windows in (True, False)), 1e-10)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("relaxation", ["crown", "fast-lin"])
+def test_maps_joined_side_by_side(relaxation, dim):
+    """Windows go through maps that are joined along their channels alone."""
+
+    class Joined(nn.Module):
+        def forward(self, x):
+            first, second = (x.flip(dim) * 2.0).narrow(dim, 0, 1), x.narrow(dim, 1, 1)
+            return torch.cat([first, second], dim)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), Joined(), nn.ReLU(), nn.Conv2d(2, 3, 2), nn.ReLU()).double()
+    x = torch.rand(1, 1, 4, 4).double()
+    found = ox.preactivation_bounds(net, ox.LinfBall(x, eps=1e-9), relaxation)["5"]
+    torch.testing.assert_close(found.lower, net[:5](x), rtol=0, atol=1e-6)
+
+
 def test_windows_are_taken_and_outgrow_their_map():
     seen = []
     for seed in range(12):
