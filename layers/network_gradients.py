@@ -13,7 +13,7 @@ from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.first_order import first_order
 from optrelax.layers.hulls import HullLines
 from optrelax.layers.problems import DualPoint, Problems, Weights
-from optrelax.layers.sweeps import backward_sweep, primal_sweep
+from optrelax.layers.sweeps import backward_sweep, dot_each, primal_sweep
 from optrelax.networks.graph import Node
 from optrelax.networks.ops import flatten_from
 from optrelax.networks.walks import carried_on
@@ -104,7 +104,7 @@ class FixedSlopes:
 def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
     """The Lagrangian of R problems at a fixed pair, as a function of weights, rows, region and hull lines: [R]."""
     # The constraint that x lies in the region, at its multiplier: a . x is at least the region's support function at a.
-    total = problems.region.support(pair.input[:, None])[:, 0] - _dot(pair.input, pair.x)
+    total = problems.region.support(pair.input[:, None])[:, 0] - dot_each(pair.input, pair.x)
 
     def activate(node: Node, *inputs: Tensor) -> Tensor:
         nonlocal total
@@ -120,18 +120,14 @@ def lagrangian(problems: Problems, pair: SaddlePoint) -> Tensor:
             weight = weight - m.above1
         *slopes, intercept = face
         for slope, z in zip(slopes, inputs, strict=True):
-            total = total + _dot(slope, z)
-        total = total + flatten_from(intercept, 1).sum(1) - _dot(weight, y)
+            total = total + dot_each(slope, z)
+        total = total + flatten_from(intercept, 1).sum(1) - dot_each(weight, y)
         if m.low is not None and m.high is not None:
-            total = total + _dot(m.low, h.before[0] - inputs[0]) + _dot(m.high, inputs[0] - h.before[1])
+            total = total + dot_each(m.low, h.before[0] - inputs[0]) + dot_each(m.high, inputs[0] - h.before[1])
         return y
 
     values = carried_on(problems.network, pair.x, problems.wanted, activate)
-    return total + _dot(problems.rows, values[problems.target])
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(flatten_from(a, 1), flatten_from(b, 1))
+    return total + dot_each(problems.rows, values[problems.target])
 
 
 class _NetworkValue(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields
-from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ _MANY = 2048
 """Problems beyond which a CPU takes as long for each, however many go together."""
 
 
+@runtime_checkable
 class GradientRule(Protocol):
     """Turns a solve into a function whose gradient `.backward()` returns."""
 
@@ -84,7 +85,7 @@ class NetworkLayer(Relaxation, nn.Module):
 
     preactivation: Relaxation | str | Mapping[str, Bounds] = field(default_factory=lambda: Intersect(Box(), FastLin()))
     solver: Solver = field(default_factory=DualAscent)
-    gradient: Any = field(default_factory=Envelope)
+    gradient: GradientRule = field(default_factory=Envelope)
     throw: bool = False
 
     solves: ClassVar[bool] = True

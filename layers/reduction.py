@@ -11,7 +11,7 @@ from optrelax.layers.composition import Composition, NeuronSlots
 from optrelax.layers.hulls import HullLines, floor_and_ceiling
 from optrelax.layers.prices import priced
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights
-from optrelax.layers.sweeps import primal_sweep
+from optrelax.layers.sweeps import nearest_point
 from optrelax.networks.ops import flatten_from
 
 
@@ -43,26 +43,18 @@ class Reduced:
         Not from the multipliers of the lines: where a pre-activation bound is attained, as LP-ALL's are, an interior
         method puts weight on lines below and above at once, which their shares cannot say.
         """
-        given: Weights = {}
-        for slot in self.slots:
-            like = torch.zeros_like(problems.hulls[slot.name].before[0])
-            given[slot.name] = slot.scatter(prices[:, slot.span], like)
-        return priced(problems, given, crossing_only=True)
+        return priced(problems, self._scattered(problems, prices), crossing_only=True)
 
     def primal_point(self, problems: Problems, v: Tensor, y: Tensor) -> PrimalPoint:
-        """A feasible point near (v, y): the fractions are read off layer by layer, where the neurons really stand."""
+        """A feasible point near (v, y)."""
         center, radius = problems.center, problems.radius
         x = center + radius * v.reshape(center.shape).clamp(-1, 1)
-        tau = {name: torch.zeros_like(h.below0[0]) for name, h in problems.hulls.items()}
-        for slot in self.slots:
-            name, h = slot.name, problems.hulls[slot.name]
-            before = primal_sweep(problems, PrimalPoint(x, tau)).before[name]
-            low, high = floor_and_ceiling(h, before)
-            wanted = slot.scatter(y[:, slot.span], torch.zeros_like(before))
-            room = high - low
-            fraction = (wanted - low) / torch.where(room > 0, room, 1.0)
-            tau[name] = torch.where(h.free & (room > 0), fraction.clamp(0, 1), 0.0)
-        return PrimalPoint(x, tau)
+        return nearest_point(problems, x, self._scattered(problems, y))
+
+    def _scattered(self, problems: Problems, values: Tensor) -> Weights:
+        """Values of the crossing neurons, [R, K], by activation; 0 elsewhere."""
+        like = {slot.name: torch.zeros_like(problems.hulls[slot.name].before[0]) for slot in self.slots}
+        return {slot.name: slot.scatter(values[:, slot.span], like[slot.name]) for slot in self.slots}
 
 
 _FLAT = 1e-12  # height of a hull that is not worth a variable: far below any tolerance, and ill-conditioned

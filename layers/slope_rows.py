@@ -12,7 +12,7 @@ from optrelax import memory
 from optrelax.domains.passes import planning
 from optrelax.domains.passes.neurons import Neurons
 from optrelax.domains.passes.programs import Program
-from optrelax.layers.ascent.schedule import FIRST, SECOND, tiny
+from optrelax.layers.ascent.schedule import climbed
 from optrelax.layers.problems import DualPoint, Weights
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -20,15 +20,13 @@ from optrelax.regions import Region
 
 @dataclass(slots=True)
 class Parameter:
-    """One kind of number that rows choose at an activation, in [low, high]: [rows, ...]."""
+    """One kind of number that rows choose at an activation, in [0, 1]: [rows, ...]."""
 
     kind: str
     """"alpha": weight between the two lower lines or planes; "beta": between the upper ones, where there are two;
     "below", "above": where the line of a curved function touches it (`Activation.supporting`)."""
     node: str
     value: Tensor
-    low: float = 0.0
-    high: float = 1.0
     best: Tensor = field(init=False)
     moment: Tensor = field(init=False)
     square: Tensor = field(init=False)
@@ -44,14 +42,11 @@ class Parameter:
 
     def climb(self, grad: Tensor, step: float, correction: float) -> None:
         """A step of Adam."""
-        self.moment.lerp_(grad, 1 - FIRST)
-        self.square.mul_(SECOND).addcmul_(grad, grad, value=1 - SECOND)
-        size = (self.square * correction).sqrt_().add_(tiny(grad.dtype))
-        self.value = torch.addcdiv(self.value, self.moment, size, value=step).clamp_(self.low, self.high)
+        self.value = climbed(self.value, grad, self.moment, self.square, correction, step)
 
     def select(self, rows: Tensor) -> Parameter:
         """Of some rows."""
-        found = Parameter(self.kind, self.node, self.value[rows], self.low, self.high)
+        found = Parameter(self.kind, self.node, self.value[rows])
         found.best, found.moment, found.square = self.best[rows], self.moment[rows], self.square[rows]
         return found
 
@@ -86,9 +81,8 @@ class BoundedRows:
 
     def part(self, rows: Tensor) -> BoundedRows:
         """Some rows and their values."""
-        parameters = [Parameter(p.kind, p.node, p.value[rows], p.low, p.high) for p in self.parameters]
-        neurons = self.neurons.select(rows)
-        return BoundedRows(self.node, neurons, self.index, self.program, parameters)
+        parameters = [Parameter(p.kind, p.node, p.value[rows]) for p in self.parameters]
+        return BoundedRows(self.node, self.neurons.select(rows), self.index, self.program, parameters)
 
     def select(self, rows: Tensor, examples: Tensor, renumbered: Tensor) -> BoundedRows:
         """Some rows: those of some examples, which get new numbers."""

@@ -2,7 +2,7 @@
 
 Rows are those of the specification and, up and down, of every hidden neuron that crosses. Where compiled passes take
 them (`domains/passes`), a row has parameters for the window that it sees; elsewhere for whole activations, in sweeps
-of `layers.problems`. What is optimised is a list of `Parameter`: a new kind is one more entry with its own range.
+of `layers.problems`. What is optimised is a list of `Parameter`: a new kind is one more entry.
 """
 
 from __future__ import annotations

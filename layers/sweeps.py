@@ -55,7 +55,7 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         if node.affine:
             b = node.affine.bias(a)
             if b is not None:
-                constant = constant + _dot(a, b.expand(node.shape))
+                constant = constant + dot_each(a, b.expand(node.shape))
             return zip(node.inputs, node.affine.transpose(a), strict=True)
         h = problems.hulls[node.name]
         below = mix(h.below0, h.below1, dual.alpha[node.name], h.origin)
@@ -65,14 +65,14 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
         down = a - up
         met[node.name], on_lower[node.name] = a, up.detach().sign()
         pulled = [torch.addcmul(up * low, down, high) for low, high in zip(below[:-1], above[:-1], strict=True)]
-        constant = constant + _dot(down, above[-1])
+        constant = constant + dot_each(down, above[-1])
         if not h.origin:
-            constant = constant + _dot(up, below[-1])
+            constant = constant + dot_each(up, below[-1])
         if node.name in dual.ends:
             ends = dual.ends[node.name]
             # max(ends, 0) (z - u) + max(-ends, 0) (l - z) <= 0 for every admitted z.
             pulled[0] = pulled[0] + ends
-            constant = constant - _dot(ends, torch.where(ends > 0, h.before[1], h.before[0]))
+            constant = constant - dot_each(ends, torch.where(ends > 0, h.before[1], h.before[0]))
         return zip(node.inputs, pulled, strict=True)
 
     pending = carried_back(network, {problems.target: problems.rows}, step)
@@ -80,12 +80,12 @@ def backward_sweep(problems: Problems, dual: DualPoint) -> Backward:
     a = pending.get(network.input, zero)
     if problems.boxed:
         corner = problems.center - torch.copysign(problems.radius, a)
-        return Backward(constant + _dot(a, corner), met, on_lower, a, corner)
+        return Backward(constant + dot_each(a, corner), met, on_lower, a, corner)
     least, corner = problems.region.attained(a[:, None])
     return Backward(constant + least[:, 0], met, on_lower, a, corner[:, 0])
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot_each(a: Tensor, b: Tensor) -> Tensor:
     """Sum over all but the first dimension: [R, *shape] and [R or none, *shape] -> [R]."""
     flat = flatten_from(a, 1)
     if b.dim() == a.dim() - 1:
@@ -93,16 +93,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(flat, flatten_from(b, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Ascent:
-    """The (super)gradient of the dual value in the mixing weights."""
+def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> DualPoint:
+    """The (super)gradient of the dual value in the mixing weights.
 
-    alpha: Weights
-    beta: Weights
-
-
-def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent:
-    """One pass from the minimising corner through the lines that the coefficients took."""
+    One pass from the minimising corner through the lines that the coefficients took.
+    """
     alpha: Weights = {}
     beta: Weights = {}
 
@@ -117,7 +112,7 @@ def forward_sweep(problems: Problems, dual: DualPoint, back: Backward) -> Ascent
         return torch.lerp(height(above, inputs), height(below, inputs, h.origin), back.on_lower[node.name])
 
     carried_on(problems.network, back.corner, problems.hidden, activate)
-    return Ascent(alpha, beta)
+    return DualPoint(alpha, beta)
 
 
 def _spread(first: Face, second: Face, inputs: Sequence[Tensor], origin: bool = False) -> Tensor:
@@ -150,7 +145,7 @@ def primal_sweep(problems: Problems, point: PrimalPoint) -> Feasible:
         return after[node.name]
 
     values = carried_on(problems.network, point.x, problems.wanted, activate)
-    return Feasible(_dot(problems.rows, values[problems.target]), before, after)
+    return Feasible(dot_each(problems.rows, values[problems.target]), before, after)
 
 
 def nearest_point(problems: Problems, x: Tensor, after: Mapping[str, Tensor]) -> PrimalPoint:

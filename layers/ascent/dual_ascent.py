@@ -9,9 +9,10 @@ cannot (neurons whose coefficient is 0 at the optimum lie between the lines). Se
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from optrelax.checks import require_choice, require_range
 from optrelax.layers.ascent import composed_ascent
 from optrelax.layers.ascent.dense_ascent import Chain, DenseAscent, chain, part
-from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, finished, rates, tiny
+from optrelax.layers.ascent.schedule import climbed, finished, rates
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import best_dual
 from optrelax.layers.network_solver import NetworkSolver, Points
@@ -140,126 +141,60 @@ def _shapes(problems: Problems) -> list[torch.Size]:
 
 
 class _SweepAscent:
-    """One chunk on its way: the live problems, their weights, Adam's moments and the averages."""
+    """One chunk on its way: the live problems, their weights, Adam's moments, the averages, and the best of each."""
 
     def __init__(self, options: DualAscent, problems: Problems, starts: list[DualPoint]) -> None:
         self.options, self.problems = options, problems
-        device, count = problems.rows.device, problems.count
-        self.live = torch.arange(count, device=device)
-        start, back = best_dual(problems, starts)
-        corner = back.corner
-        self.weights = {("alpha", n): a for n, a in start.alpha.items()} | {
-            ("beta", n): b for n, b in start.beta.items()
-        }
-        self.moments: dict[Any, Tensor] = {}
-        self.squares: dict[Any, Tensor] = {}
-        self.x = corner.clone()
-        self.on_lower = {n: t.clone() for n, t in back.on_lower.items()}
-        # Results of all problems of the chunk; live ones are written back at every check.
-        self.best = back.value.clone()
-        self.best_weights = {key: w.clone() for key, w in self.weights.items()}
-        self.objective = torch.full_like(back.value, torch.inf)
-        self.best_x = corner.clone()
-        self.best_on_lower = {n: t.clone() for n, t in self.on_lower.items()}
-        self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
-        self.done = torch.zeros(count, dtype=torch.bool, device=device)
-        self.live_best = self.best.clone()
-        self.live_weights = dict(self.weights)
+        self.live = torch.arange(problems.count, device=problems.rows.device)
+        self.dual, back = best_dual(problems, starts)
+        self.moment, self.square = self.dual.combine(torch.zeros_like), self.dual.combine(torch.zeros_like)
+        self.mean = _choices(back).combine(torch.clone)
+        self.lower, self.objective = back.value, torch.full_like(back.value, torch.inf)
+        # Results of all problems of the chunk; live ones are written back when they leave.
+        self.best = self.found = Points(self.dual, _choices(back), torch.zeros_like(self.live))
 
     def run(self) -> Points:
         """Both points of every problem."""
         options = self.options
         for step in range(options.max_iterations + 1):
-            dual = self._dual()
-            back = backward_sweep(self.problems, dual)
-            self._keep_best(back.value)
-            ascent = forward_sweep(self.problems, dual, back)
-            now = rates(options, step)
-            self._average(now, back)
+            back = backward_sweep(self.problems, self.dual)
+            better = back.value > self.lower
+            self.lower = torch.where(better, back.value, self.lower)
+            self.best = replace(self.best, dual=self.dual.where(better, self.best.dual))
+            gradient, now = forward_sweep(self.problems, self.dual, back), rates(options, step)
+            self.mean = self.mean.combine(lambda mean, new, share=now.average: mean.lerp_(new, share), _choices(back))
             last = step == options.max_iterations
-            look = last or step % options.check_every == 0
-            if look:
-                self._check(step)
-                if last or bool(self.done[self.live].all()):
+            if last or step % options.check_every == 0:
+                done = self._check(step)
+                if last or bool(done.all()):
                     break
-            self._adam(now, ascent.alpha, ascent.beta)
-            if look:
-                self._compact()
-        return self._answer()
+                if 5 * int(done.sum()) >= len(done):
+                    gradient = self._leave(done, gradient)
+            move = partial(climbed, correction=now.correction, step=now.step)
+            self.dual = self.dual.combine(move, gradient, self.moment, self.square)
+        return self.found.put(self.live, self.best)
 
-    def _dual(self) -> DualPoint:
-        return DualPoint(
-            {n: w for (kind, n), w in self.weights.items() if kind == "alpha"},
-            {n: w for (kind, n), w in self.weights.items() if kind == "beta"},
-        )
-
-    def _keep_best(self, value: Tensor) -> None:
-        better = value > self.live_best
-        self.live_best = torch.where(better, value, self.live_best)
-        for key, w in self.weights.items():
-            mask = better.reshape(-1, *[1] * (w.dim() - 1))
-            self.live_weights[key] = torch.where(mask, w, self.live_weights[key])
-
-    def _average(self, now: Rates, back: Backward) -> None:
-        """Weighted means of the minimisers' choices."""
-        self.x.lerp_(back.corner, now.average)
-        for name, on_lower in back.on_lower.items():
-            self.on_lower[name].lerp_(on_lower, now.average)
-
-    def _adam(self, now: Rates, alpha: Mapping[str, Tensor], beta: Mapping[str, Tensor]) -> None:
-        least = tiny(self.live_best.dtype)
-        for key, w in self.weights.items():
-            g = alpha[key[1]] if key[0] == "alpha" else beta[key[1]]
-            m = self.moments.get(key)
-            if m is None:
-                self.moments[key] = m = torch.zeros_like(g)
-                self.squares[key] = torch.zeros_like(g)
-            v = self.squares[key]
-            m.lerp_(g, 1 - FIRST)
-            v.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
-            size = (v * now.correction).sqrt_().add_(least)
-            self.weights[key] = torch.addcdiv(w, m, size, value=now.step).clamp_(0, 1)
-
-    def _check(self, step: int) -> None:
-        """Evaluate the averaged primal point, write back what is best, mark what is finished."""
+    def _check(self, step: int) -> Tensor:
+        """Evaluate the averaged primal point, keep the best; which problems are finished."""
         # A corner is the centre plus or minus the radius: it may leave the box by an ulp.
-        x = self.problems.region.into_hull(self.x)
-        point = PrimalPoint(x, {n: 1 - t for n, t in self.on_lower.items()})
+        point = replace(self.mean, x=self.problems.region.into_hull(self.mean.x))
         objective = primal_sweep(self.problems, point).objective
-        index = self.live
-        better = objective < self.objective[index]
-        improved = index[better]
-        self.objective[improved] = objective[better]
-        self.best_x[improved] = x[better]
-        for name, t in self.on_lower.items():
-            self.best_on_lower[name][improved] = t[better]
-        self.best[index] = self.live_best
-        for key, w in self.live_weights.items():
-            self.best_weights[key][index] = w
-        self.iterations[index] = step
-        self.done[index] = finished(self.options, self.best[index], self.objective[index])
-        self.live_best = self.best[index]
+        better = objective < self.objective
+        self.objective = torch.where(better, objective, self.objective)
+        primal = point.where(better, self.best.primal)
+        self.best = replace(self.best, primal=primal, iterations=torch.full_like(self.live, step))
+        return finished(self.options, self.lower, self.objective)
 
-    def _compact(self) -> None:
-        """Let finished problems leave once they are a fifth of the batch."""
-        done = self.done[self.live]
-        if int(done.sum()) * 5 < done.numel():
-            return
+    def _leave(self, done: Tensor, gradient: DualPoint) -> DualPoint:
+        """Let finished problems leave, once they are a fifth of the batch; the gradient of the others."""
+        self.found = self.found.put(self.live, self.best)
         keep = (~done).nonzero()[:, 0]
-        self.live = self.live[keep]
-        self.problems = self.problems.select(keep)
-        self.weights = {k: w[keep] for k, w in self.weights.items()}
-        self.moments = {k: w[keep] for k, w in self.moments.items()}
-        self.squares = {k: w[keep] for k, w in self.squares.items()}
-        self.x = self.x[keep]
-        self.on_lower = {n: t[keep] for n, t in self.on_lower.items()}
-        self.live_best = self.best[self.live]
-        self.live_weights = {k: w[self.live] for k, w in self.best_weights.items()}
+        self.live, self.lower, self.objective = self.live[keep], self.lower[keep], self.objective[keep]
+        self.problems, self.best, self.mean = self.problems.select(keep), self.best.select(keep), self.mean.select(keep)
+        self.dual, self.moment, self.square = (of.select(keep) for of in (self.dual, self.moment, self.square))
+        return gradient.select(keep)
 
-    def _answer(self) -> Points:
-        dual = DualPoint(
-            {n: w for (kind, n), w in self.best_weights.items() if kind == "alpha"},
-            {n: w for (kind, n), w in self.best_weights.items() if kind == "beta"},
-        )
-        primal = PrimalPoint(self.best_x, {n: 1 - t for n, t in self.best_on_lower.items()})
-        return Points(dual, primal, self.iterations)
+
+def _choices(back: Backward) -> PrimalPoint:
+    """What the Lagrangian's minimiser chose: the input's corner, and where coefficients took the upper line."""
+    return PrimalPoint(back.corner, {name: 1 - on_lower for name, on_lower in back.on_lower.items()})

@@ -33,6 +33,14 @@ def rates(options: DualAscent, step: int) -> Rates:
     return Rates(average, 1 / (1 - SECOND**n), size / (1 - FIRST**n))
 
 
+def climbed(value: Tensor, grad: Tensor, moment: Tensor, square: Tensor, correction: float, step: float) -> Tensor:
+    """`value` after a step of Adam up its gradient, in [0, 1]; both moments are moved in place."""
+    moment.lerp_(grad, 1 - FIRST)
+    square.mul_(SECOND).addcmul_(grad, grad, value=1 - SECOND)
+    size = (square * correction).sqrt_().add_(tiny(grad.dtype))
+    return torch.addcdiv(value, moment, size, value=step).clamp_(0, 1)
+
+
 def finished(options: DualAscent, lower: Tensor, objective: Tensor) -> Tensor:
     """Which problems need no more: the gap is closed, or the sign of value - threshold is certain."""
     done = objective - lower <= MARGIN * options.tol * lower.abs().clamp_min(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import native
-from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, tiny
+from optrelax.layers.ascent.schedule import FIRST, SECOND, Rates, climbed, tiny
 
 
 class LayerLines(NamedTuple):
@@ -93,11 +93,7 @@ class EagerPasses:
         low = torch.addcmul(flat, spread, state.w) * z
         torch.lerp(torch.addcmul(intercept, slope, z), low, lower, out=y)
         state.on_lower.lerp_(lower, rates.average)
-        g = up * spread * z
-        state.moment.lerp_(g, 1 - FIRST)
-        state.square.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
-        size = (state.square * rates.correction).sqrt_().add_(tiny(g.dtype))
-        state.w.addcdiv_(state.moment, size, value=rates.step).clamp_(0, 1)
+        state.w = climbed(state.w, up * spread * z, state.moment, state.square, rates.correction, rates.step)
 
     def primal(self, t: int, p: Tensor, m: Tensor, on_lower: Tensor, y: Tensor) -> None:
         """Feasible values y: from the hull's floor up by the share of iterations that took the upper line."""
