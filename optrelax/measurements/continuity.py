@@ -13,7 +13,7 @@ from optrelax.analysis import Net
 from optrelax.measurements.jump_tables import jump_table, relaxation_table, sample_table
 from optrelax.measurements.line_searches import OWNER, SearchedLine, search_line
 from optrelax.measurements.questions import MarginProblem, ask, require_positive
-from optrelax.measurements.stages import ReportProgress, reporter
+from optrelax.measurements.stages import DEFAULT, MeasuredTable, ReportProgress, reporter
 from optrelax.measurements.weight_lines import (
     Direction,
     MovingWeights,
@@ -32,13 +32,11 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["DEFAULT", "Continuity", "measure_continuity"]
-
-DEFAULT = ("box", "hbox", "crown-ibp", "deepz", "crown")
+__all__ = ["Continuity", "measure_continuity"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Continuity:
+class Continuity(MeasuredTable):
     """Result of `measure_continuity`: jumps along lines in weight space, one row a relaxation.
 
     A unit of length is the norm of all weights: a line of length 0.01 changes them by 1 %.
@@ -64,10 +62,6 @@ class Continuity:
     every jump."""
     settings: Mapping[str, Any]
     """JSON-ready."""
-
-    def summary(self) -> dict[str, Any]:
-        """Settings and table, JSON-ready."""
-        return {**self.settings, "table": self.table.to_dicts()}
 
     def figure(self, title: str = "", line: int = 0) -> Figure:
         """The loss along one line, a panel a relaxation, jumps marked by both limits."""

@@ -79,18 +79,20 @@ class DegreeWalk(LineDegrees):
     def _parts(self, node: Node) -> list[tuple[Tracked, str]]:
         return list(zip(self.linear[node.name].matrices, node.inputs, strict=True))
 
+    def _ends(self, node: Node, ends: Mapping[str, tuple[Tracked, Tracked]]) -> tuple[Tracked, Tracked]:
+        """Least and greatest value of an affine op between the ends of what it reads."""
+        bias, parts = self.linear[node.name].bias, self._parts(node)
+        low = self.plus(bias, *(self.least(m, *ends[i]) for m, i in parts))
+        negated = self.plus(self.minus(bias), *(self.least(self.minus(m), *ends[i]) for m, i in parts))
+        return low, self.minus(negated)
+
     def _intervals(self, loosen: Loosen | None) -> tuple[dict[str, NeuronBounds], dict[str, tuple[Tracked, Tracked]]]:
         """Pre-activation bounds, and both ends of every node's value."""
         found = {self.network.input: self._input()}
         before: dict[str, NeuronBounds] = {}
         for node in self.network:
             if node.name in self.linear:
-                bias, parts = self.linear[node.name].bias, self._parts(node)
-                low = self.plus(bias, *(self.least(m, *found[i]) for m, i in parts))
-                high = self.minus(
-                    self.plus(self.minus(bias), *(self.least(self.minus(m), *found[i]) for m, i in parts))
-                )
-                found[node.name] = (low, high)
+                found[node.name] = self._ends(node, found)
             else:
                 l, u = self._loosened(loosen, *found[node.inputs[0]])
                 before[node.name] = NeuronBounds(l, u)
@@ -115,12 +117,8 @@ class DegreeWalk(LineDegrees):
         before: dict[str, NeuronBounds] = {}
         for node in self.network:
             if node.name in self.linear:
-                bias, parts = self.linear[node.name].bias, [(m, state[i]) for m, i in self._parts(node)]
-                low = self.plus(bias, *(self.least(m, b, h) for m, (_, b, h) in parts))
-                high = self.minus(
-                    self.plus(self.minus(bias), *(self.least(self.minus(m), b, h) for m, (_, b, h) in parts))
-                )
-                state[node.name] = (self.plus(*(self.matmul(m, a) for m, (a, _, _) in parts)), low, high)
+                low, high = self._ends(node, {name: (l, u) for name, (_, l, u) in state.items()})
+                state[node.name] = (self.plus(*(self.matmul(m, state[i][0]) for m, i in self._parts(node))), low, high)
             else:
                 a, low, high = state[node.inputs[0]]
                 ends = NeuronBounds(

@@ -24,7 +24,7 @@ from optrelax.networks.ops import Affine
 from optrelax.regions import Region, require_box
 from optrelax.relaxations import Relaxation, name_of, resolve
 
-__all__ = ["LARGEST", "step_degrees"]
+__all__ = ["LARGEST", "greatest_degrees", "step_degrees"]
 
 LARGEST = 64
 """Most hidden neurons of a network whose degrees are propagated: every coefficient is tracked by itself."""
@@ -79,6 +79,19 @@ def step_degrees(
     if not np.allclose(found.value, stated, rtol=1e-6, atol=1e-6):
         raise ValueError(f"step_degrees: {name_of(resolved)} states other bounds than its lines give")
     return [walk.factors.pair(ratio) for ratio in found.ratio]
+
+
+def greatest_degrees(
+    net: Net, region: Region, spec: Tensor, relaxation: Relaxation | str
+) -> tuple[tuple[int, int] | None, str]:
+    """The greatest of `step_degrees`; None, and why, where they are not known.
+
+    That is: transcendental ones, LPs, a user's own relaxation, a network too large to track.
+    """
+    try:
+        return max(step_degrees(net, region, spec, relaxation), key=sum), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _kinked(network: Network) -> dict[str, PiecewiseLinear]:

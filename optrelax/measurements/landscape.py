@@ -11,7 +11,7 @@ import torch
 from optrelax.analysis import Net
 from optrelax.checks import require_range
 from optrelax.measurements.questions import ask, require_positive
-from optrelax.measurements.stages import ReportProgress, reporter
+from optrelax.measurements.stages import DEFAULT, ReportProgress, reporter
 from optrelax.measurements.weight_lines import filter_normalised, moving
 from optrelax.relaxations import Relaxation
 from optrelax.training.loss_terms import certified_cross_entropy
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["DEFAULT", "Landscape", "measure_landscape"]
+__all__ = ["Landscape", "measure_landscape"]
 
-DEFAULT = ("box", "hbox", "crown-ibp", "deepz", "crown")
 _OWNER = "measure_landscape"
 
 

@@ -13,7 +13,7 @@ import torch
 from optrelax.analysis import Net
 from optrelax.checks import require_range
 from optrelax.measurements.questions import MarginProblem, ask
-from optrelax.measurements.stages import ReportProgress, reporter
+from optrelax.measurements.stages import DEFAULT, MeasuredTable, ReportProgress, reporter
 from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, length_of, moving
 from optrelax.relaxations import Relaxation
 
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-__all__ = ["DEFAULT", "STEPS", "Sensitivity", "measure_sensitivity"]
+__all__ = ["STEPS", "Sensitivity", "measure_sensitivity"]
 
-DEFAULT = ("box", "hbox", "crown-ibp", "deepz", "crown")
 STEPS = (1e-4, 1e-3, 1e-2)
 _OWNER = "measure_sensitivity"
-KINDS = ("random", "adversarial", "gradient step")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sensitivity:
+class Sensitivity(MeasuredTable):
     """Result of `measure_sensitivity`: one row a relaxation, kind of step, and size of step.
 
     A step of size s moves each weight tensor by s times its own norm.
@@ -52,10 +50,6 @@ class Sensitivity:
     settings: Mapping[str, Any]
     """JSON-ready; `degrees`: of the bound along a line in weight space, by relaxation, where they are known: numerator
     and denominator, the greatest over the margins of the first example."""
-
-    def summary(self) -> dict[str, Any]:
-        """Settings and table, JSON-ready."""
-        return {**self.settings, "table": self.table.to_dicts()}
 
     def figure(self, title: str = "") -> Figure:
         """Change of loss and of gradient against the size of the step, a panel a kind, a line a relaxation."""
@@ -137,18 +131,12 @@ def measure_sensitivity(
 
 def _degrees(question: MarginProblem) -> dict[str, list[int] | None]:
     """Degrees of the bound by relaxation; None where they are not known."""
-    from optrelax.measurements.degrees import step_degrees
+    from optrelax.measurements.degrees import greatest_degrees
 
-    found: dict[str, list[int] | None] = {}
     one = question.part(slice(0, 1))
-    for name, relaxation in question.relaxations.items():
-        try:
-            pairs = step_degrees(question.network, one.region, one.rows[0].flatten(1), relaxation)
-        except ValueError:  # transcendental, an LP, a user's own, or a network too large to track
-            found[name] = None
-        else:
-            found[name] = list(max(pairs, key=sum))
-    return found
+    rows = one.rows[0].flatten(1)
+    found = {name: greatest_degrees(one.network, one.region, rows, r)[0] for name, r in question.relaxations.items()}
+    return {name: None if pair is None else list(pair) for name, pair in found.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,12 +11,11 @@ import torch
 from optrelax.analysis import Net
 from optrelax.certification.journals import tensor_digest
 from optrelax.data.samples import gather
-from optrelax.measurements.continuity import DEFAULT
 from optrelax.measurements.questions import ask, require_positive
 from optrelax.measurements.records import Records
 from optrelax.measurements.series_files import PathLike, series_networks
 from optrelax.measurements.series_runs import SeriesDirection, SeriesRun, require_direction
-from optrelax.measurements.stages import ReportProgress
+from optrelax.measurements.stages import DEFAULT, MeasuredTable, ReportProgress
 from optrelax.relaxations import Relaxation
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _OWNER = "measure_series"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Series:
+class Series(MeasuredTable):
     """Result of `measure_series`: one row a checkpoint and relaxation, on the same examples, lines and steps.
 
     Example:
@@ -48,10 +47,6 @@ class Series:
     Null: what was not measured; an estimate certifies nothing, and with "next" the last checkpoint has no line."""
     settings: Mapping[str, Any]
     """JSON-ready."""
-
-    def summary(self) -> dict[str, Any]:
-        """Settings and table, JSON-ready."""
-        return {**self.settings, "table": self.table.to_dicts()}
 
     def figure(self, title: str = "") -> Figure:
         """Everything against epochs: a panel a quantity, a line a relaxation."""

@@ -1,11 +1,31 @@
-"""How far a measurement has come."""
+"""How far a measurement has come, and what all of them give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MeasurementProgress", "ReportProgress", "reporter"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["DEFAULT", "MeasuredTable", "MeasurementProgress", "ReportProgress", "reporter"]
+
+DEFAULT = ("box", "hbox", "crown-ibp", "deepz", "crown")
+"""The five relaxations of the paper's table, from loose to tight."""
+
+
+class MeasuredTable:
+    """A result that is a table and the settings it was made with; its subclass has both as fields."""
+
+    __slots__ = ()
+
+    table: pl.DataFrame
+    settings: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Settings and table, JSON-ready."""
+        return {**self.settings, "table": self.table.to_dicts()}
 
 
 @dataclass(frozen=True, slots=True)

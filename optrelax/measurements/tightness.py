@@ -23,7 +23,7 @@ from optrelax.measurements.radius_rows import (
     median_attacked,
     searched_rows,
 )
-from optrelax.measurements.stages import ReportProgress, reporter
+from optrelax.measurements.stages import DEFAULT, ReportProgress, reporter
 from optrelax.relaxations import Relaxation
 from optrelax.rounding import Rounding
 
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
     from optrelax.layers.milp import Milp
 
-__all__ = ["DEFAULT", "Tightness", "measure_tightness"]
+__all__ = ["Tightness", "measure_tightness"]
 
-DEFAULT = ("box", "hbox", "crown-ibp", "deepz", "crown")
-"""The five relaxations of the paper's table, from loose to tight."""
 _PGD = PGD(restarts=1)
 
 

@@ -164,7 +164,7 @@ class Degrees(RelaxationQuestion):
     def ask(self, network: Network | None, test: Dataset) -> Json:
         """The greatest degrees over the margins of the first test image; None where they are not known."""
         from optrelax.margin_rows import margins
-        from optrelax.measurements.degrees import step_degrees
+        from optrelax.measurements.degrees import greatest_degrees
         from optrelax.networks.models import fc
         from optrelax.regions import LinfBall
 
@@ -172,8 +172,5 @@ class Degrees(RelaxationQuestion):
         net = fc(x[0].numel(), *self.hidden, test.classes, seed=self.seed).double().eval()
         ball = LinfBall(x, self.eps, (0.0, 1.0))
         rows = margins(test.labels[:1], test.classes).to(x)
-        try:
-            pairs = step_degrees(net, ball, rows, self.relaxation)
-        except ValueError as error:  # not a rational function of the step, an LP, or without a rule
-            return {"degrees": None, "reason": str(error)}
-        return {"degrees": list(max(pairs, key=sum)), "reason": None}
+        pair, reason = greatest_degrees(net, ball, rows, self.relaxation)
+        return {"degrees": None if pair is None else list(pair), "reason": reason or None}

@@ -17,7 +17,7 @@ from optrelax.domains import interval
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
-from optrelax.training.loss_terms import LossTerms, clean_images
+from optrelax.training.loss_terms import LossTerms, clean_images, weights_of
 from optrelax.training.wrapped_losses import WrappedLoss
 
 __all__ = ["IntervalRegularised", "initialise"]
@@ -29,16 +29,8 @@ def initialise(net: nn.Module | Network, generator: torch.Generator | None = Non
     An interval then keeps its mean width from layer to layer: |w| has mean sqrt(2 / pi) times its deviation, and a
     ReLU halves a width on average.  Biases stay.  In place.  Source: Shi et al. 2021, section 3.1.
     """
-    network = capture(net, input_shape)
-    found: dict[int, Tensor] = {}
-    for node in network:
-        # A batch norm's weight scales what the products have made.
-        product = node.affine and not node.affine.diagonal
-        source = node.op.tensors().get("weight") if product else None
-        if source is not None:
-            weight = source()
-            found[id(weight)] = weight
-    *hidden, _ = found.values()
+    # A batch norm's weight scales what the products have made.
+    *hidden, _ = weights_of(node for node in capture(net, input_shape) if node.affine and not node.affine.diagonal)
     with torch.no_grad():
         for weight in hidden:
             drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from optrelax.checks import require_choice, require_range
 from optrelax.joined_specifications import Spec, as_specification
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
-from optrelax.networks.graph import Network
+from optrelax.networks.graph import Network, Node
 from optrelax.regions import Region
 from optrelax.specifications import Specification
 
@@ -227,15 +228,16 @@ class WeightedLoss:
 
 def l1_norm(network: Network) -> Tensor:
     """Sum of |w| over the weight tensors of the affine layers, biases left out; a shared tensor counts once: []."""
-    found: dict[int, Tensor] = {}
-    for node in network:
-        source = node.op.tensors().get("weight") if node.affine else None
-        if source is not None:
-            weight = source()
-            found[id(weight)] = weight
+    found = weights_of(node for node in network if node.affine)
     if not found:
         raise ValueError("l1_norm: the network has no weight tensors")
-    return torch.stack([weight.abs().sum() for weight in found.values()]).sum()
+    return torch.stack([weight.abs().sum() for weight in found]).sum()
+
+
+def weights_of(nodes: Iterable[Node]) -> list[Tensor]:
+    """The weight tensors that ops read, in order, each once."""
+    read = [source() for node in nodes if (source := node.op.tensors().get("weight")) is not None]
+    return list({id(weight): weight for weight in read}.values())
 
 
 def require_share(owner: object, **values: float) -> None:
