@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optrelax import memory
 from optrelax.checks import require_range
+from optrelax.frozen import filled
 from optrelax.layers.network_lp import shared
 from optrelax.layers.slope_climb import ascend
 from optrelax.layers.slope_rows import swept_numbers, windowed
@@ -19,7 +20,7 @@ from optrelax.networks.activations import Activation, Hull
 from optrelax.networks.graph import Network
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
-from optrelax.relaxations import Crown, Preactivation, Relaxation, limited, name_of, resolve, with_rounding
+from optrelax.relaxations import Crown, Preactivation, Relaxation, limited, resolve_bound, with_rounding
 
 _WINDOWED = 7
 """Numbers a parameter of a row's own: itself, its best, two moments, its gradient and what a step makes of them."""
@@ -78,10 +79,7 @@ class AlphaCrown(Relaxation):
         require_range("AlphaCrown", ">= 1", patience=self.patience)
         if self.threshold is not None and math.isnan(self.threshold):
             raise ValueError("AlphaCrown: threshold must be a number, got nan")
-        source = resolve(self.preactivation)
-        if not source.sound:
-            raise ValueError(f"AlphaCrown: preactivation={name_of(source)} is an estimate, not a bound")
-        object.__setattr__(self, "preactivation", source)
+        filled(self, preactivation=resolve_bound("AlphaCrown", self.preactivation))
 
     @property
     def parts(self) -> tuple[Relaxation, ...]:
@@ -110,7 +108,7 @@ class AlphaCrown(Relaxation):
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
         network = network.lowered
-        rows = self._neuron_rows(network) + k
+        rows = memory.neuron_rows(network) + k
         slopes = region.dtype.itemsize * rows * memory.hidden_entries(network)
         first = self.preactivation.least_bytes(network, region, 0)
         return first + region.shape[0] * slopes + self._each(network, region, k)
@@ -139,10 +137,6 @@ class AlphaCrown(Relaxation):
                 total += count * _WINDOWED * sum(seen.numbers for seen in found.weighed.values())
         return total * region.dtype.itemsize
 
-    def _neuron_rows(self, network: Network) -> int:
-        """Rows of the neurons whose bounds are optimised, as if all crossed."""
-        return sum(2 * math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
-
     def _bounded(self, network: Network, region: Region, rows: Tensor | None) -> tuple[Preactivation, Tensor | None]:
         """The bounds, as many examples at a time as fit; of the others the slopes found are kept."""
         region = self.prepare(region)
@@ -161,10 +155,7 @@ class AlphaCrown(Relaxation):
         # The bounds that the pieces start from live beside them: a third for these.
         size = max(1, int((most - room) * batch // own))
         call = partial(self._piece, network)
-        found: tuple[Preactivation, Tensor | None] = memory.in_pieces(
-            network, call, region, rows, size, again=False, given=given
-        )
-        return found
+        return memory.in_pieces(network, call, region, rows, size, again=False, given=given)
 
     def _piece(
         self, network: Network, region: Region, rows: Tensor | None, given: Preactivation
@@ -177,8 +168,7 @@ class AlphaCrown(Relaxation):
         def evaluate() -> tuple[Preactivation, Tensor | None]:
             return search.evaluate(region, given, rows, self.outward)
 
-        found: tuple[Preactivation, Tensor | None] = memory.recomputed(network, evaluate)()
-        return found
+        return memory.recomputed(network, evaluate)()
 
     def _given(self, network: Network, region: Region, room: float) -> Preactivation:
         source = limited(with_rounding(self.preactivation, self.rounding), room)

@@ -19,7 +19,7 @@ from optrelax.layers.prices import beyond_bounds, in_float64, proves_contradicti
 from optrelax.layers.problems import DualPoint, PrimalPoint, Problems, Weights
 from optrelax.layers.solutions import Status
 from optrelax.layers.sweeps import Backward, Feasible, backward_sweep, dual_value, primal_sweep
-from optrelax.rounding import Rounding, down, unit_roundoff
+from optrelax.rounding import Rounding, cast_down, unit_roundoff
 
 _FORGIVEN = 16
 """Unit roundoffs that a point may lie beyond a given pre-activation bound at no cost."""
@@ -105,7 +105,7 @@ def evaluate(
     if not implied:
         allowed = max(min(feasibility, _LARGEST), _FORGIVEN * unit_roundoff(dtype))
         objective = objective + beyond_bounds(exact, feasible, dual, allowed)
-    lower = _cast_down(lower, dtype) if rounding == "outward" else lower.to(dtype)
+    lower = cast_down(lower, dtype) if rounding == "outward" else lower.to(dtype)
     # What overflows is no bound.
     lower = torch.where(lower.isfinite(), lower, -torch.inf)
     objective = objective.to(dtype)
@@ -251,15 +251,6 @@ def _contradictions(problems: Problems, reason: Tensor, rays: Weights) -> Tensor
     if not index.numel():
         return claimed
     some = in_float64(problems.select(index))
-    proof = proves_contradiction(some, {n: r[index].to(some.rows) for n, r in rays.items()}, _unit(problems))
+    own = {name: ray[index].to(some.rows) for name, ray in rays.items()}
+    proof = proves_contradiction(some, own, unit_roundoff(problems.rows.dtype))
     return claimed.index_put((index,), proof)
-
-
-def _unit(problems: Problems) -> float:
-    return unit_roundoff(problems.rows.dtype)
-
-
-def _cast_down(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The greatest number of a type that is at most each value."""
-    near = value.to(dtype)
-    return torch.where(near.to(value.dtype) > value, down(near), near)

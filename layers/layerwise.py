@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from optrelax import memory
 from optrelax.domains import interval
 from optrelax.enclosures import Bounds, ordered
 from optrelax.layers.layer_memory import LayerBudget
@@ -77,8 +78,7 @@ class Layerwise(NetworkLayer):
 
     def problem_count(self, network: Network, batch: int, k: int) -> int:
         """As if every neuron crossed."""
-        neurons = sum(math.prod(n.shape) for n in network.activations if n.inputs[0] not in network.exact_intervals)
-        return batch * (2 * neurons + k)
+        return batch * (memory.neuron_rows(network) + k)
 
     def refine(self, network: Network, region: Region, budget: LayerBudget) -> Preactivation:
         """Pre-activation bounds of every activation: LP optima where the neuron crosses."""

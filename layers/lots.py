@@ -128,9 +128,7 @@ class _Lot:
     def _rule_again(self, found: Evaluation) -> Tensor:
         """The gradient rule's function, whose graph is made in the backward pass, from the two points."""
         points = found.points_alone()
-        rule = memory.recomputed(self.network, lambda: self.layer.gradient.value(self.problems(), points))
-        value: Tensor = rule()
-        return value
+        return memory.recomputed(self.network, lambda: self.layer.gradient.value(self.problems(), points))()
 
 
 def _joined(parts: Sequence[Solution], target: str) -> Solution:

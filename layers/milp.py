@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from optrelax.checks import require_range
+from optrelax.frozen import filled
 from optrelax.layers.affine_maps import AffineMaps
 from optrelax.layers.network_lp import NetworkLP, export
 from optrelax.layers.programs.highs_model import new_highs
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, require_polyhedron
-from optrelax.relaxations import resolve, with_rounding
+from optrelax.relaxations import resolve_bound, with_rounding
 
 if TYPE_CHECKING:
     import highspy
@@ -73,10 +74,7 @@ class Milp:
     def __post_init__(self) -> None:
         require_range("Milp", "> 0 seconds", time_limit=self.time_limit)
         require_range("Milp", ">= 1", threads=self.threads)
-        found = resolve(self.preactivation)
-        if not found.sound:
-            raise ValueError("Milp: preactivation is an estimate, not a bound; choose another relaxation")
-        object.__setattr__(self, "preactivation", found)
+        filled(self, preactivation=resolve_bound("Milp", self.preactivation))
 
     def minima(self, network: Network, region: Region, rows: Tensor) -> MilpAnswer:
         """Least value of each row over the region of one example: lower and upper meet where the time suffices.

@@ -14,6 +14,7 @@ from optrelax import memory, memory_counts
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
+from optrelax.frozen import filled
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.exported import Solver, network_solver
@@ -35,8 +36,7 @@ from optrelax.relaxations import (
     Preactivation,
     Relaxation,
     limited,
-    name_of,
-    resolve,
+    resolve_bound,
     with_rounding,
 )
 from optrelax.relaxations.zonotope_family import ZonotopeFamily
@@ -95,12 +95,9 @@ class NetworkLayer(Relaxation, nn.Module):
         self.review: Review | None = None
         """Who sees every evaluated solve before its gradient rule does."""
         Relaxation.__post_init__(self)
-        name = type(self).__name__
-        if self.given is None:
-            source = resolve(self.preactivation)  # type: ignore[arg-type]
-            if not source.sound:
-                raise ValueError(f"{name}: preactivation={name_of(source)} is an estimate, not a bound")
-            object.__setattr__(self, "preactivation", source)
+        name, source = type(self).__name__, self.preactivation
+        if not isinstance(source, Mapping):
+            filled(self, preactivation=resolve_bound(name, source))
         if not isinstance(self.solver, NetworkSolver | ProgramSolver):
             wanted = "a solver object, such as DualAscent() or Highs()"
             raise TypeError(f"{name}: solver wants {wanted}, got {self.solver!r}")

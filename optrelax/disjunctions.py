@@ -8,14 +8,13 @@ the point that attains it, and each gradient is a plane above it (Kelley 1960). 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from optrelax.domains.row_walks import dot
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
+from optrelax.relaxations import Relaxation
 from optrelax.rounding import SLACK, down, gamma, underflow
 from optrelax.specifications import Specification
 
@@ -24,14 +23,14 @@ _GAP = 1e-4  # relative to max(1, |bound|), at which the search ends
 _ROUNDS = 400  # of the game between weights and planes
 
 
-def row_bounds(relaxation: Any, network: Network, region: Region, spec: Specification) -> Tensor:
+def row_bounds(relaxation: Relaxation, network: Network, region: Region, spec: Specification) -> Tensor:
     """Lower bounds of the rows' values, offsets included: [batch, k].  Sound, gradient: as the relaxation."""
     rows = spec.rows.reshape(-1, *spec.rows.shape[-2:-1], *network.output_shape)
     return _moved(relaxation, network, region, relaxation.lower_bounds(network, region, rows), spec.offsets, spec.slack)
 
 
 def group_bounds(
-    relaxation: Any, network: Network, region: Region, spec: Specification, *, sign: bool = False
+    relaxation: Relaxation, network: Network, region: Region, spec: Specification, *, sign: bool = False
 ) -> Tensor:
     """Lower bounds of every group's greatest value: [batch, groups].
 
@@ -68,7 +67,7 @@ class _Weighting:
 
     def __init__(
         self,
-        relaxation: Any,
+        relaxation: Relaxation,
         network: Network,
         region: Region,
         spec: Specification,
@@ -168,7 +167,7 @@ def _whole(weights: Tensor) -> Tensor:
     return counts.scatter_add(-1, place, unit - counts.sum(-1, keepdim=True)) / unit
 
 
-def _average(relaxation: Any, network: Network, region: Region, spec: Specification, weights: Tensor) -> Tensor:
+def _average(relaxation: Relaxation, network: Network, region: Region, spec: Specification, weights: Tensor) -> Tensor:
     """Bounds of averages of rows, weights [batch, groups, k]: [batch, groups]."""
     rows = (weights @ spec.rows).reshape(*weights.shape[:2], *network.output_shape)
     found = relaxation.lower_bounds(network, region, rows)
@@ -176,13 +175,13 @@ def _average(relaxation: Any, network: Network, region: Region, spec: Specificat
 
 
 def _averaged(
-    relaxation: Any, network: Network, region: Region, spec: Specification, weights: Tensor, found: Tensor
+    relaxation: Relaxation, network: Network, region: Region, spec: Specification, weights: Tensor, found: Tensor
 ) -> Tensor:
     """Bounds of averages with their offsets, from those `found` of the averaged rows."""
     slack = None if spec.slack is None else weights @ spec.slack
     known = spec.offsets.masked_fill(spec.offsets.isinf(), 0.0)  # of no weight
     offsets = (weights @ known[..., None])[..., 0]
-    if relaxation.rounding == "outward":
+    if relaxation.outward:
         # Averages round, unless the rows are small whole numbers.
         lost, dtype = gamma(spec.rows.shape[-2] + 2, weights.dtype), weights.dtype
         size = (weights @ known.abs()[..., None])[..., 0]
@@ -195,11 +194,11 @@ def _averaged(
 
 
 def _moved(
-    relaxation: Any, network: Network, region: Region, lower: Tensor, offsets: Tensor, slack: Tensor | None
+    relaxation: Relaxation, network: Network, region: Region, lower: Tensor, offsets: Tensor, slack: Tensor | None
 ) -> Tensor:
     """Bounds with offsets, less what coefficients may be off by; rounded down where the relaxation is."""
     moved = lower + offsets
-    lower = torch.where(offsets == 0, lower, down(moved) if relaxation.rounding == "outward" else moved)
+    lower = torch.where(offsets == 0, lower, down(moved) if relaxation.outward else moved)
     if slack is not None and bool(slack.any()):
         size = relaxation.output_bounds(network, region)
         largest = torch.maximum(size.lower.abs(), size.upper.abs()).flatten(1)

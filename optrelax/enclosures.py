@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optrelax.frozen import filled
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -36,16 +38,12 @@ class Bounds:
         if self.lower.dtype != self.upper.dtype:
             raise ValueError(f"Bounds: lower is {self.lower.dtype}, upper is {self.upper.dtype}")
         if not check_order("Bounds", self.lower, self.upper):
-            object.__setattr__(self, "lower", from_below(self.lower))
-            object.__setattr__(self, "upper", from_above(self.upper))
+            filled(self, lower=from_below(self.lower), upper=from_above(self.upper))
 
     @classmethod
     def known(cls, lower: Tensor, upper: Tensor) -> Bounds:
         """Bounds whose order is a matter of arithmetic, which needs no pass over them to check."""
-        found = object.__new__(cls)
-        object.__setattr__(found, "lower", lower)
-        object.__setattr__(found, "upper", upper)
-        return found
+        return filled(object.__new__(cls), lower=lower, upper=upper)
 
     @property
     def width(self) -> Tensor:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from optrelax.networks.images import Conv2d
 from optrelax.networks.ops import Reshape
 from optrelax.regions import Region
 
+Found = TypeVar("Found")
 Limit = int | float | None
 """max_bytes: bytes, `math.inf` for no limit, None for half of what is free."""
 
@@ -190,19 +191,25 @@ def hidden_entries(network: Network) -> int:
     return sum(math.prod(node.shape) for node in network.relaxed)
 
 
+def neuron_rows(network: Network) -> int:
+    """Rows up and down of the neurons whose intervals are not exact, as if all of these crossed."""
+    loose = (node for node in network.activations if node.inputs[0] not in network.exact_intervals)
+    return sum(2 * math.prod(node.shape) for node in loose)
+
+
 # --- pieces -------------------------------------------------------------------------------------------------------
 
 
 def in_pieces(
     network: Network,
-    call: Callable[..., Any],
+    call: Callable[..., Found],
     region: Region,
     rows: Tensor | None,
     size: float,
     *,
     again: bool = True,
     given: Mapping[str, Bounds] | None = None,
-) -> Any:
+) -> Found:
     """call(region, rows), a tensor, bounds, or a tuple or dict of such [batch, ...], `size` examples at a time.
 
     rows [batch or 1, ...]; given: bounds of every example, the call's third argument where there are such.
@@ -221,26 +228,28 @@ def in_pieces(
             continue
         own = {name: Bounds.known(b.lower[part], b.upper[part]) for name, b in given.items()}
         found.append(piece(region.select(part), some, own))
-    return _join(found)
+    joined: Found = _join(found)
+    return joined
 
 
-def recomputed(network: Network, call: Callable[..., Any]) -> Callable[..., Any]:
+def recomputed(network: Network, call: Callable[..., Found]) -> Callable[..., Found]:
     """The same function, which keeps nothing for its gradient and is called again for it.
 
     RuntimeError where the weights have changed by then.
     """
     unchanged = weights_guard(network)
 
-    def guarded(*given: Any) -> Any:
+    def guarded(*given: Any) -> Found:
         unchanged()
         return call(*given)
 
-    def run(*given: Any) -> Any:
+    def run(*given: Any) -> Found:
         if not torch.is_grad_enabled():
             return guarded(*given)
         from torch.utils.checkpoint import checkpoint
 
-        return checkpoint(guarded, *given, use_reentrant=False, preserve_rng_state=False)
+        found: Found = checkpoint(guarded, *given, use_reentrant=False, preserve_rng_state=False)
+        return found
 
     return run
 

@@ -95,6 +95,18 @@ def up(x: Tensor) -> Tensor:
     return found
 
 
+def cast_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The greatest numbers of a type that are at most these."""
+    near = x.to(dtype)
+    return torch.where(near.double() > x.double(), down(near), near)
+
+
+def cast_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The least numbers of a type that are at least these."""
+    near = x.to(dtype)
+    return torch.where(near.double() < x.double(), up(near), near)
+
+
 def check_rounding(owner: str, rounding: str) -> None:
     """ValueError unless `rounding` is one of the two modes."""
     require_choice(owner, "rounding", rounding, "nearest", "outward")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optrelax.rounding import down, tiny, up
+from optrelax.frozen import filled
+from optrelax.rounding import cast_down, tiny, up
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
@@ -88,15 +89,8 @@ class Specification:
         if not bool(rows.detach().isfinite().all()) or not bool((offsets.detach() < math.inf).all()):
             raise ValueError("Specification: rows and offsets must be finite (an offset of -inf is never fulfilled)")
         whole = torch.as_tensor(closed, dtype=torch.bool, device=rows.device)
-        for name, value in (
-            ("rows", rows),
-            ("offsets", offsets),
-            ("groups", places),
-            ("closed", whole.expand(k)),
-            ("names", tuple(names)),
-            ("slack", slack),
-        ):
-            object.__setattr__(self, name, value)
+        closed = whole.expand(k)
+        filled(self, rows=rows, offsets=offsets, groups=places, closed=closed, names=tuple(names), slack=slack)
 
     @property
     def batch(self) -> torch.Size | None:
@@ -156,11 +150,8 @@ class Specification:
                 slack = up(slack.to(dtype))
             rows = near
         if dtype is not None and offsets.dtype != dtype:
-            near = offsets.to(dtype)
-            offsets = torch.where(near.double() > offsets.double(), down(near), near)
-        found = self._with(rows, offsets, slack)
-        object.__setattr__(found, "closed", self.closed.to(rows.device))
-        return found
+            offsets = cast_down(offsets, dtype)
+        return filled(self._with(rows, offsets, slack), closed=self.closed.to(rows.device))
 
     def only(self, groups: Sequence[int]) -> Specification:
         """With some of the groups, by their numbers."""
@@ -209,12 +200,9 @@ class Specification:
         self, rows: Tensor, offsets: Tensor, slack: Tensor | None, names: Sequence[str] | None = None
     ) -> Specification:
         """The same groups of other numbers, which need no second look."""
-        found = object.__new__(Specification)
         names = self.names if names is None else tuple(names)
-        parts = (rows, offsets, self.groups, self.closed, names, slack)
-        for name, value in zip(("rows", "offsets", "groups", "closed", "names", "slack"), parts, strict=True):
-            object.__setattr__(found, name, value)
-        return found
+        found, groups, closed = object.__new__(Specification), self.groups, self.closed
+        return filled(found, rows=rows, offsets=offsets, groups=groups, closed=closed, names=names, slack=slack)
 
 
 def number_tensor(value: Tensor | float, device: torch.device) -> Tensor:

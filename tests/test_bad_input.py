@@ -256,7 +256,7 @@ NAMES = {
     "deepz-slanted:kappa=nan": r"DeepZ: kappa must lie in \[0, 1\] \(unsound beyond\), got nan",
     "deepz:continuous=true": r"DeepZ: continuous=True is the -diag-c form, it needs slope='diag', got 'chord'",
     "crown:tria=true": "Crown: tria and continuous need lower 0 or 1, got lower='adaptive'",
-    "crown:preactivation=cauchy": "Crown: preactivation cauchy is an estimate, not a bound",
+    "crown:preactivation=cauchy": "Crown: preactivation=cauchy is an estimate, not a bound",
     "crown:max_bytes=0": r"Crown: max_bytes must be a positive integer or None \(or math.inf: no limit\), got 0",
     "box-widen:omega=-1": "Box: omega must be >= 0 and finite, got -1",
     "box-widen:omega=inf": "Box: omega must be >= 0 and finite, got inf",
@@ -297,7 +297,7 @@ def test_intersect_refuses_estimates_and_nothing():
         ox.Intersect()
     with pytest.raises(ValueError, match="Intersect: cauchy is an estimate, not a bound, and cannot be intersected"):
         ox.Intersect("box", "cauchy")
-    with pytest.raises(ValueError, match="FastLin: preactivation cauchy is an estimate"):
+    with pytest.raises(ValueError, match="FastLin: preactivation=cauchy is an estimate"):
         ox.FastLin(preactivation=ox.Cauchy())
 
 

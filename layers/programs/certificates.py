@@ -11,7 +11,7 @@ from optrelax.layers.programs.lp_data import Answer, LPData
 from optrelax.layers.programs.quadratic_bounds import certify_quadratic
 from optrelax.layers.programs.safe_bounds import Certificate, certify_duals
 from optrelax.layers.solutions import Status
-from optrelax.rounding import Rounding, down
+from optrelax.rounding import Rounding, cast_down
 
 
 def certify(data: LPData, answer: Answer, rounding: Rounding, feasibility: float) -> Certificate:
@@ -46,9 +46,7 @@ def in_dtype(value: Tensor, dtype: torch.dtype, rounding: Rounding) -> Tensor:
     """float64 to `dtype`; rounded down under "outward"."""
     if dtype == torch.float64:
         return value
-    near = value.to(dtype)
-    if rounding == "outward":
-        near = torch.where(near.double() > value, down(near), near)
+    near = cast_down(value, dtype) if rounding == "outward" else value.to(dtype)
     # A finite float64 may round up to inf in float32.
     return torch.where(near == torch.inf, torch.full_like(near, torch.finfo(dtype).max), near)
 

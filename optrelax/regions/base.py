@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optrelax.errors import UnsupportedRegionError
+from optrelax.frozen import filled
 
 if TYPE_CHECKING:
     from optrelax.regions.boxes import InputBox
@@ -193,13 +194,11 @@ class Region(ABC):
 
     def combine(self: R, change: Callable[..., Tensor], *others: R) -> R:
         """`change(mine, *theirs)` in place of every tensor, which begins with the batch before and after."""
-        found = object.__new__(type(self))
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        for name, value in values.items():
             if isinstance(value, Tensor):
-                value = change(value, *(getattr(other, f.name) for other in others))
-            object.__setattr__(found, f.name, value)
-        return found
+                values[name] = change(value, *(getattr(other, name) for other in others))
+        return filled(object.__new__(type(self)), **values)
 
     def select(self: R, index: Tensor | slice) -> R:
         """The region of some of the examples."""

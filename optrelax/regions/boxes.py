@@ -12,6 +12,7 @@ from torch import Tensor
 from optrelax.checks import is_number
 from optrelax.enclosures import check_order
 from optrelax.errors import UnsupportedRegionError
+from optrelax.frozen import filled
 from optrelax.kernels.band_step import range_over_box
 from optrelax.kernels.relax_step import least_over_box, rows_dot
 from optrelax.networks.ops import flatten_from
@@ -27,7 +28,7 @@ from optrelax.regions.numbers import (
     shown,
 )
 from optrelax.regions.registry import register_ball
-from optrelax.rounding import down, tiny, up
+from optrelax.rounding import cast_down, cast_up, down, tiny, up
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +171,7 @@ class InputBox(Region):
     @staticmethod
     def known(lower: Tensor, upper: Tensor) -> InputBox:
         """A box of ends that are known to be in order."""
-        found = object.__new__(InputBox)
-        object.__setattr__(found, "lower", lower)
-        object.__setattr__(found, "upper", upper)
-        return found
+        return filled(object.__new__(InputBox), lower=lower, upper=upper)
 
     def combine(self, change: Callable[..., Tensor], *others: InputBox) -> InputBox:
         """As `Region.combine`; as a plain box."""
@@ -182,8 +180,7 @@ class InputBox(Region):
 
     def enclosing(self, dtype: torch.dtype) -> InputBox:
         """The smallest box of another type that holds this one."""
-        l, u = self.lower.to(dtype), self.upper.to(dtype)
-        return InputBox.known(torch.where(l > self.lower, down(l), l), torch.where(u < self.upper, up(u), u))
+        return InputBox.known(cast_down(self.lower, dtype), cast_up(self.upper, dtype))
 
 
 @register_ball("linf")
@@ -234,11 +231,7 @@ class LinfBall(InputBox):
                         "range of clip"
                     )
             lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)
-        object.__setattr__(self, "lower", lower)
-        object.__setattr__(self, "upper", upper)
-        object.__setattr__(self, "x", x)
-        object.__setattr__(self, "eps", size)
-        object.__setattr__(self, "clip", clip)
+        filled(self, lower=lower, upper=upper, x=x, eps=size, clip=clip)
         # Between finite ends the box is finite and in order: only an infinite clip or an overflow needs another look.
         if clip is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in clip):
             InputBox.__post_init__(self)
@@ -261,9 +254,7 @@ class LinfBall(InputBox):
         if self.clip is not None:
             lower, upper = lower.clamp_min(self.clip[0]), upper.clamp_max(self.clip[1])
         still = radius.expand_as(x) == 0
-        low, high = lower.to(self.x), upper.to(self.x)
-        low = torch.where(low.double() > lower, down(low), low)
-        high = torch.where(high.double() < upper, up(high), high)
+        low, high = cast_down(lower, self.dtype), cast_up(upper, self.dtype)
         return InputBox(torch.where(still, self.x, low), torch.where(still, self.x, high))
 
 

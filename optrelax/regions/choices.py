@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optrelax.frozen import filled
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
 from optrelax.regions.base import Polyhedron, Region, Support
@@ -69,8 +70,7 @@ class ChoiceBox(Region):
                 extreme = group.values.amin(0) if least else group.values.amax(0)
                 flat = flat.index_copy(1, group.index, extreme.expand(len(flat), -1))
             ends.append(flat.reshape(end.shape))
-        for key, value in zip(("lower", "upper", "choices"), (*ends, groups), strict=True):
-            object.__setattr__(self, key, value)
+        filled(self, lower=ends[0], upper=ends[1], choices=groups)
 
     @property
     def center(self) -> Tensor:
@@ -182,8 +182,7 @@ class ChoiceBox(Region):
         """As `Region.combine`; the values follow the type and the device of the box."""
         found = Region.combine(self, change, *others)
         groups = tuple(Choice(g.index.to(found.lower.device), g.values.to(found.lower)) for g in self.choices)
-        object.__setattr__(found, "choices", groups)
-        return found
+        return filled(found, choices=groups)
 
     def _without_groups(self, flat: Tensor) -> Tensor:
         if not self.choices:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from optrelax.checks import is_number
+from optrelax.frozen import filled
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
 from optrelax.regions.ball_splits import CutBall, Splitting, extent, falls, least, minimisers, nearest, safely
 from optrelax.regions.base import Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import Numbers, as_range, as_tensor, check_finite, check_floating, shown
-from optrelax.rounding import down, gamma, tiny, unit_roundoff, up
+from optrelax.rounding import cast_up, down, gamma, tiny, unit_roundoff, up
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -63,10 +64,7 @@ class NormBall(Splitting, Region):
                     f"{outside.numel()} entries (first at {outside.nonzero()[0].tolist()}); scale pixels to the range "
                     "of clip"
                 )
-        for key, value in zip(
-            ("x", "eps", "low", "high", "given"), (x, found.expand(len(x)), low, high, (size, *ends)), strict=True
-        ):
-            object.__setattr__(self, key, value)
+        filled(self, x=x, eps=found.expand(len(x)), low=low, high=high, given=(size, *ends))
 
     @classmethod
     @abstractmethod
@@ -182,7 +180,7 @@ class NormBall(Splitting, Region):
         eps, low, high = self.given
         return self._with(
             self.x,
-            self.eps if eps is None else torch.where(self.eps.double() < eps, up(self.eps), self.eps),
+            self.eps if eps is None else _above(self.eps, eps),
             self.low if low is None or self.low is None else _below(self.low, low),
             self.high if high is None or self.high is None else _above(self.high, high),
         )
@@ -196,20 +194,14 @@ class NormBall(Splitting, Region):
         moved = moved * (1 + 2 * gamma(math.prod(self.shape[1:]) + 8, torch.float64))
         eps = up(up(self.eps.double() + moved))
         eps = torch.where(moved > 0, eps, self.eps.double())
-        small = eps.to(dtype)
-        small = torch.where(small.double() < eps, up(small), small)
+        small = cast_up(eps, dtype)
         if self.low is None or self.high is None:
             return self._with(x, small, None, None)
         ends = InputBox.known(self.low, self.high).enclosing(dtype)
         return self._with(x, small, ends.lower, ends.upper)
 
     def _with(self, x: Tensor, eps: Tensor, low: Tensor | None, high: Tensor | None) -> Region:
-        found = object.__new__(type(self))
-        for key, value in zip(
-            ("x", "eps", "low", "high", "given"), (x, eps, low, high, (None, None, None)), strict=True
-        ):
-            object.__setattr__(found, key, value)
-        return found
+        return filled(object.__new__(type(self)), x=x, eps=eps, low=low, high=high, given=(None, None, None))
 
 
 def _below(t: Tensor, number: float) -> Tensor:

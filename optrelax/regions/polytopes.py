@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optrelax.frozen import filled
 from optrelax.kernels.relax_step import rows_dot
 from optrelax.networks.ops import flatten_from
 from optrelax.regions.base import Polyhedron, Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import check_finite, check_floating
-from optrelax.rounding import Rounding, gamma, tiny, underflow, up
+from optrelax.rounding import Rounding, cast_up, gamma, tiny, underflow, up
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -67,9 +68,8 @@ class Polytope(Region):
         if b.dim() not in (1, 2) or b.shape[-1] != m or (b.dim() == 2 and len(b) != batch):
             raise ValueError(f"Polytope: b wants [{m}] or [{batch}, {m}], got {tuple(b.shape)}")
         A, b = A.expand(batch, m, n), b.expand(batch, m)
-        values = (box.lower, box.upper, A, b, _deepest(box, A.detach(), b.detach()).reshape(lower.shape))
-        for key, value in zip(("lower", "upper", "A", "b", "inner"), values, strict=True):
-            object.__setattr__(self, key, value)
+        inner = _deepest(box, A.detach(), b.detach()).reshape(lower.shape)
+        filled(self, lower=box.lower, upper=box.upper, A=A, b=b, inner=inner)
 
     @property
     def center(self) -> Tensor:
@@ -154,13 +154,9 @@ class Polytope(Region):
         A = self.A.to(dtype)
         lost = ((self.A.double() - A.double()).abs() @ reach[..., None])[..., 0]
         b = up(self.b.double() + lost * (1 + 2 * gamma(A.shape[2] + 4, torch.float64)))
-        small = b.to(dtype)
-        small = torch.where(small.double() < b, up(small), small)
+        inner = self.inner.to(dtype).clamp(box.lower, box.upper)
         found = object.__new__(Polytope)
-        values = (box.lower, box.upper, A, small, self.inner.to(dtype).clamp(box.lower, box.upper))
-        for key, value in zip(("lower", "upper", "A", "b", "inner"), values, strict=True):
-            object.__setattr__(found, key, value)
-        return found
+        return filled(found, lower=box.lower, upper=box.upper, A=A, b=cast_up(b, dtype), inner=inner)
 
     def _solved(self, rows: Tensor, rounding: Rounding) -> Any:
         flat = flatten_from(rows, 2)

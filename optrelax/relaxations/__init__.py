@@ -10,7 +10,14 @@ from optrelax.relaxations.base import (
 from optrelax.relaxations.box import Box
 from optrelax.relaxations.crown import Crown, CrownIBP, FastLin
 from optrelax.relaxations.intersection import Intersect
-from optrelax.relaxations.registry import name_of, named_relaxations, names, register_relaxation, resolve
+from optrelax.relaxations.registry import (
+    name_of,
+    named_relaxations,
+    names,
+    register_relaxation,
+    resolve,
+    resolve_bound,
+)
 from optrelax.relaxations.zonotopes import Cauchy, DeepZ, HBox
 
 __all__ = [
@@ -31,5 +38,6 @@ __all__ = [
     "names",
     "register_relaxation",
     "resolve",
+    "resolve_bound",
     "with_rounding",
 ]

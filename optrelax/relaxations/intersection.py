@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optrelax import memory
-from optrelax.enclosures import Bounds, ordered
+from optrelax.frozen import filled
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations.base import Preactivation, Relaxation, limited, with_rounding
@@ -63,9 +63,7 @@ class Intersect(Relaxation):
             raise ValueError("Intersect: parts round differently; say rounding='outward' or 'nearest' for all")
         if max_bytes is not None:
             resolved = [part.changed(max_bytes=max_bytes) for part in resolved]
-        object.__setattr__(self, "parts", tuple(resolved))
-        object.__setattr__(self, "rounding", resolved[0].rounding)
-        object.__setattr__(self, "max_bytes", max_bytes)
+        filled(self, parts=tuple(resolved), rounding=resolved[0].rounding, max_bytes=max_bytes)
         super().__post_init__()
 
     @property
@@ -97,7 +95,7 @@ class Intersect(Relaxation):
                     lower.append(found)
                 continue
             own = part.preactivation_bounds(network, region)
-            best = own if best is None else {name: _tighter(b, own[name]) for name, b in best.items()}
+            best = own if best is None else {name: b.intersect(own[name]) for name, b in best.items()}
             if rows is not None:
                 lower.append(part.lower_bounds(network, region, rows))
         assert best is not None
@@ -127,7 +125,3 @@ def _refining(part: Relaxation, network: Network) -> Substitution | None:
 
 def _greatest(bounds: list[Tensor]) -> Tensor:
     return bounds[0] if len(bounds) == 1 else torch.maximum(*bounds)
-
-
-def _tighter(a: Bounds, b: Bounds) -> Bounds:
-    return ordered(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))

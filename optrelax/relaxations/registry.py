@@ -121,6 +121,14 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
     return made
 
 
+def resolve_bound(owner: str, relaxation: Relaxation | str) -> Relaxation:
+    """As `resolve`, for the pre-activation bounds of another; ValueError for an estimate."""
+    found = resolve(relaxation)
+    if not found.sound:
+        raise ValueError(f"{owner}: preactivation={name_of(found)} is an estimate, not a bound")
+    return found
+
+
 def _imported(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

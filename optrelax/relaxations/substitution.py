@@ -19,6 +19,7 @@ from optrelax.domains.passes.line_maps import LineMaps
 from optrelax.domains.planes import Planes, outward_planes, product_planes, square_planes
 from optrelax.domains.row_walks import Enclosure
 from optrelax.enclosures import Bounds
+from optrelax.frozen import filled
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Network
 from optrelax.networks.products import Operand
@@ -31,7 +32,7 @@ from optrelax.relaxations.base import (
     pooled,
     with_rounding,
 )
-from optrelax.relaxations.registry import name_of, resolve
+from optrelax.relaxations.registry import resolve, resolve_bound
 from optrelax.relaxations.row_bounds import RowBounds
 from optrelax.relaxations.row_plans import MemoryBudget, RowPlans
 
@@ -49,10 +50,7 @@ class Substitution(LineRelaxation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preactivation is not None:
-            source = resolve(self.preactivation)
-            if not source.sound:
-                raise ValueError(f"{type(self).__name__}: preactivation {name_of(source)} is an estimate, not a bound")
-            object.__setattr__(self, "preactivation", source)
+            filled(self, preactivation=resolve_bound(type(self).__name__, self.preactivation))
 
     @property
     def parts(self) -> tuple[Relaxation, ...]:
@@ -111,9 +109,8 @@ class Substitution(LineRelaxation):
 
     def _given(self, network: Network, region: Region, room: float) -> Preactivation:
         """The pre-activation bounds of the relaxation they come from."""
-        assert self.preactivation is not None
-        source = with_rounding(resolve(self.preactivation), self.rounding)
-        return limited(source, room).preactivation_bounds(network, region)
+        (source,) = self.parts
+        return limited(with_rounding(source, self.rounding), room).preactivation_bounds(network, region)
 
     def refines(self, network: Network) -> bool:
         """Whether `refine` may be asked: where all lines are chosen at bounds of this relaxation's own."""
@@ -136,10 +133,7 @@ class Substitution(LineRelaxation):
             def piece(some: Region, own: Tensor | None, before: Preactivation) -> tuple[Preactivation, Tensor | None]:
                 return whole.refine(network, some, before, own)
 
-            found: tuple[Preactivation, Tensor | None] = memory.in_pieces(
-                network, piece, region, rows, size, given=start
-            )
-            return found
+            return memory.in_pieces(network, piece, region, rows, size, given=start)
         bounds, lines = self._layers(network, region, budget, start)
         return bounds, None if rows is None else self._of_rows(network, region, rows, lines, budget)
 
@@ -203,9 +197,7 @@ class Substitution(LineRelaxation):
         return sum((self._source_bytes(network, region), *self._bytes(network, region, k)))
 
     def least_bytes(self, network: Network, region: Region, k: int) -> int:
-        source = 0
-        if self.preactivation is not None:
-            source = resolve(self.preactivation).least_bytes(network, region, 0)
+        source = sum(part.least_bytes(network, region, 0) for part in self.parts)
         plans = self._plans(network, region)
         return source + plans.example_bytes + plans.least_bytes(self._targets(network, region))
 
@@ -228,7 +220,7 @@ class Substitution(LineRelaxation):
         return math.inf, MemoryBudget(most, for_source, own - fixed)
 
     def _source_bytes(self, network: Network, region: Region) -> int:
-        return 0 if self.preactivation is None else resolve(self.preactivation).bytes_needed(network, region, 0)
+        return sum(part.bytes_needed(network, region, 0) for part in self.parts)
 
     def _targets(self, network: Network, region: Region) -> list[str]:
         """Nodes whose entries are bounded by rows."""

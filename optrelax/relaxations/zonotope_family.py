@@ -99,10 +99,7 @@ class ZonotopeFamily(LineRelaxation):
         """Pre-activation bounds and, for given rows, centre and radius; examples in chunks under max_bytes."""
         self.require_supported(network)
         size = examples_at_a_time(self, network, region, 0 if rows is None else rows.shape[1])
-        found: tuple[Preactivation, Tensor | None, Tensor | None] = memory.in_pieces(
-            network, partial(self._whole, network), self.prepare(region), rows, size
-        )
-        return found
+        return memory.in_pieces(network, partial(self._whole, network), self.prepare(region), rows, size)
 
     def _whole(
         self, network: Network, region: Region, rows: Tensor | None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optrelax.networks.activations.bracketing import root
 from optrelax.networks.activations.touching import tolerance
-from optrelax.rounding import down, underflow, unit_roundoff, up
+from optrelax.rounding import cast_down, cast_up, underflow, unit_roundoff
 
 if TYPE_CHECKING:
     from optrelax.networks.activations.smooth import Smooth
@@ -65,8 +65,7 @@ def outward_extreme(f: Smooth, slope: Tensor, l: Tensor, u: Tensor, sign: float)
     """
     if l.dtype != torch.float64:
         found = outward_extreme(f, slope.double(), l.double(), u.double(), sign)
-        near = found.to(l.dtype)
-        return torch.where(sign * (near.double() - found) < 0, up(near) if sign > 0 else down(near), near)
+        return cast_up(found, l.dtype) if sign > 0 else cast_down(found, l.dtype)
     with torch.no_grad():
         slope, l, u = torch.broadcast_tensors(slope.detach(), l.detach(), u.detach())
         ends = [_value(f, slope, l, sign), _value(f, slope, u, sign)]
