@@ -18,7 +18,8 @@ from optrelax.layers import PDHG, Highs, InteriorPoint, LinearProgram, Quadratic
 TITLE = "General programs: batches of LPs and QPs against other solvers"
 _LPS = ((10, 20, 1), (10, 20, 64), (10, 20, 1000), (50, 80, 1), (50, 80, 64), (50, 80, 256), (100, 200, 1))
 _LPS = (*_LPS, (100, 200, 64), (200, 400, 1), (200, 400, 8))
-_QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (100, 200, 16))
+_QPS = ((10, 20, 1), (10, 20, 64), (50, 80, 64), (50, 80, 256), (100, 200, 16))
+_WANTED = {"HiGHS": 10.0, "Moreau": 10.0, "cvxpylayers": 100.0}
 _SPARSE = ((200, 100, 1000), (4000, 2000, 20_000), (10_000, 5000, 100_000))
 _MOST = {"cvxpylayers": 64 * 200 * 100, "qpth": 64 * 80 * 50, "ProxQP": 64 * 80 * 50, "manylp": 0}
 """Entries of all matrices up to which a peer is run: beyond, its step takes a minute."""
@@ -110,21 +111,23 @@ def run(options: Options) -> Report:
 
 def _bars(tables: list[Table]) -> list[Bar]:
     bars = []
-    for row in tables[0].rows:
-        name = f"LP, n = {row['n']}, batch {row['batch']}"
-        if row["batch"] == 1:
-            bars.append(Bar(f"{name}: times HiGHS", None, 0.5, row["times HiGHS"]))
-        elif row["batch"] >= 64:
-            bars.append(Bar(f"{name}: times HiGHS", None, 10.0, row["times HiGHS"]))
-            if row.get("times Moreau") is not None:
-                bars.append(Bar(f"{name}: times Moreau", None, 10.0, row["times Moreau"]))
-            if row.get("times cvxpylayers") is not None:
-                bars.append(Bar(f"{name}: times cvxpylayers", None, 100.0, row["times cvxpylayers"]))
+    for table in tables[:2]:
+        for row in table.rows:
+            wanted = _WANTED if row["batch"] >= 64 else {"HiGHS": 0.5} if row["batch"] == 1 else {}
+            bars += _times(f"{table.title[:2]}, n = {row['n']}, batch {row['batch']}", row, wanted)
+    for row in tables[2].rows:
+        bars += _times(f"{row['family']}, n = {row['n']}", row, {"HiGHS": _WANTED["HiGHS"]})
     bars += [
         Bar(f"certified gap of every {table.title[:2]}", 1e-8, None, max(row["gap"] for row in table.rows))
         for table in tables[:2]
     ]
     return bars
+
+
+def _times(name: str, row: Row, wanted: dict[str, float]) -> list[Bar]:
+    """How many times as fast as those of `wanted` that were measured."""
+    measured = ((peer, least, row.get(f"times {peer}")) for peer, least in wanted.items())
+    return [Bar(f"{name}: times {peer}", None, least, got) for peer, least, got in measured if got is not None]
 
 
 def _table(kind: str, rows: list[Row]) -> Table:

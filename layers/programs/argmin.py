@@ -11,7 +11,9 @@ Source: Amos & Kolter 2017, eq. 8; the active set in place of the slacks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -68,7 +70,8 @@ class KKT:
         solvable = (status == Status.OPTIMAL) | (status == Status.ITERATION_LIMIT)
         plain = data.detach().double()
         assert plain.P is not None
-        return differentiable(data, point, active_set(plain, point.double(), duals.double()), duals, solvable, plain.P)
+        active = partial(active_set, plain, point.double(), duals.double())
+        return differentiable(data, point, active, duals, solvable, plain.P)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +110,14 @@ def active_set(data: LPData, x: Float[Tensor, "B n"], duals: Float[Tensor, "B ro
 
 
 def differentiable(
-    data: LPData, x: Tensor, active: Active, duals: Tensor, solvable: Tensor, Q: Float[Tensor, "... n n"]
+    data: LPData,
+    x: Tensor,
+    active: Callable[[], Active],
+    duals: Tensor,
+    solvable: Tensor,
+    Q: Float[Tensor, "... n n"],
 ) -> Tensor:
-    """x with the module's derivative in the data, for the Hessian Q."""
+    """x with the module's derivative in the data, for the Hessian Q; `active` is asked in the backward pass."""
     tensors = (data.c, data.A, data.b, data.E, data.d, data.lower, data.upper, data.P)
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         return x
@@ -136,7 +144,13 @@ class _Argmin(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, duals: Tensor, active: Active, solvable: Tensor, Q: Tensor, *data: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        duals: Tensor,
+        active: Callable[[], Active],
+        solvable: Tensor,
+        Q: Tensor,
+        *data: Tensor | None,
     ) -> Tensor:
         parts = [None if part is None else part.detach() for part in data]
         ctx.active, ctx.parts = active, parts
@@ -148,7 +162,7 @@ class _Argmin(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, duals, solvable, Q = ctx.saved_tensors
         data = LPData(*ctx.parts).double()
-        active: Active = ctx.active
+        active: Active = ctx.active()
         g = torch.where(solvable.unsqueeze(-1), grad, 0.0).double()
         p, q = _adjoint(data, active, Q, g)
         x, z = x.double(), duals.double() * active.rows

@@ -14,9 +14,9 @@ from optrelax.layers.programs.lp_data import LPData
 from optrelax.layers.programs.sparse_matrices import is_sparse
 
 _SIGNATURES = (
-    "evaluation(size, n, m, p, shared_a, shared_e, double feasibility, c[size * n], "
+    "evaluation(size, n, m, p, shared_a, shared_e, shared_p, double feasibility, c[size * n], "
     "A?[(1 if shared_a else size) * m * n], b?[size * m], E?[(1 if shared_e else size) * p * n], d?[size * p], "
-    "lower[size * n], upper[size * n], x[size * n], y[size * m], v[size * p], "
+    "lower[size * n], upper[size * n], P?[(1 if shared_p else size) * n * n], x[size * n], y[size * m], v[size * p], "
     "reduced[size * n], bound[size], value[size])",
 )
 
@@ -40,7 +40,8 @@ def evaluated(
     ready = data.map(Tensor.contiguous)
     y, v = y.clone(memory_format=torch.contiguous_format), v.clone(memory_format=torch.contiguous_format)
     reduced, bound, value = torch.empty_like(ready.c), x.new_empty(size), x.new_empty(size)
-    shared = (int(ready.A.dim() == 2), int(ready.E.dim() == 2))
-    inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, x.contiguous(), y, v)
+    shared = (int(part is None or part.dim() == 2) for part in (ready.A, ready.E, ready.P))
+    sides = (ready.lower, ready.upper, ready.P)
+    inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, *sides, x.contiguous(), y, v)
     kernels().call("evaluation", torch.float64, size, n, m, p, *shared, feasibility, *inputs, reduced, bound, value)
     return bound, value, y, v, reduced

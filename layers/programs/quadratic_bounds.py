@@ -26,6 +26,7 @@ from optrelax.layers.programs.safe_bounds import (
     Certificate,
     blurred_by_far_ends,
     box_bound,
+    evaluated_certificate,
     keeps_constraints,
     violations,
 )
@@ -50,9 +51,13 @@ def certify_quadratic(
     assert data.P is not None
     if rounding == "outward":
         require_exact_products(data.c)
-    box = implied_box(data)
     z, y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (primal, inequality, equality))
     z = z.clamp(data.lower, data.upper)
+    if rounding == "nearest" and all_finite(data.lower) and all_finite(data.upper):
+        found = evaluated_certificate(data, z, y, v, feasibility)
+        if found is not None:
+            return found
+    box = implied_box(data)
     y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
     Pz, error_P = _tangent(data.P, z)
     costs = data.c + Pz

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import KKT, PrimalGradient
+from optrelax.layers.programs.convexity import require_convex
 from optrelax.layers.programs.linear_program import LinearProgram
 from optrelax.layers.programs.lp_gradients import ValueGradient
 from optrelax.layers.solutions import LPSolution
 from optrelax.rounding import Rounding
 from optrelax.uncompiled import uncompiled
-
-_ROUNDING = 1e-9  # how far below 0 an eigenvalue may lie, relative to the largest, and P from its transpose
 
 
 class QuadraticProgram(LinearProgram):
@@ -93,22 +91,5 @@ class QuadraticProgram(LinearProgram):
     ) -> LPSolution:
         """Solve the batch; `start` is for solvers that warm-start."""
         given = arguments.gather(c, A, b, E, d, lower, upper, P, self._owner)
-        _check_convex(given["P"].detach())
+        require_convex(self._owner, given["P"].detach())
         return self._solve(given, start)
-
-
-def _check_convex(P: Tensor) -> None:
-    """ValueError unless P is symmetric and positive semidefinite, to rounding."""
-    if P.numel() == 0:
-        return
-    unit = torch.finfo(P.dtype).eps / torch.finfo(torch.float64).eps
-    allowed = _ROUNDING * max(1.0, min(unit, 1e4)) * P.abs().amax((-1, -2))
-    if bool(((P - P.mT).abs().amax((-1, -2)) > allowed).any()):
-        raise ValueError("QuadraticProgram: P must be symmetric; give (P + P.mT) / 2")
-    exact = P.double()
-    shift = (allowed.double() + torch.finfo(torch.float64).tiny).unsqueeze(-1).expand(P.shape[:-1])
-    _, info = torch.linalg.cholesky_ex(exact + torch.diag_embed(shift))
-    if bool((info != 0).any()):
-        least = float(torch.linalg.eigvalsh(exact)[..., 0].min())
-        if least < -float(allowed.max()):
-            raise ValueError(f"QuadraticProgram: P must be positive semidefinite, its least eigenvalue is {least:.3g}")

@@ -71,4 +71,4 @@ class Regularised:
             z = -transposed_times(inverse, (self.strength * x + plain.c) * free)
             hessian = self.strength * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         active = Active(found.at_rows, found.at_lower, found.at_upper)
-        return differentiable(data, x.to(point), active, z, solved, hessian)
+        return differentiable(data, x.to(point), lambda: active, z, solved, hessian)

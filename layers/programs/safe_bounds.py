@@ -72,10 +72,9 @@ def certify_duals(
     """
     data, closed = data.double(), all_finite(data.lower) and all_finite(data.upper)
     if closed and rounding == "nearest":
-        found = evaluated(data, primal.double(), inequality.double(), equality.double(), feasibility)
+        found = evaluated_certificate(data, primal, inequality, equality, feasibility)
         if found is not None:
-            lower, value, y, v, reduced = found
-            return Certificate(lower, (value - lower).nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
+            return found
     box = (data.lower, data.upper) if closed else implied_box(data)
     y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (inequality, equality))
     y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
@@ -102,6 +101,17 @@ def certify_duals(
         value = _primal_value(data, primal.double(), y, v, feasibility)
     gap = value - lower
     return Certificate(lower, gap.nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
+
+
+def evaluated_certificate(
+    data: LPData, primal: Tensor, inequality: Tensor, equality: Tensor, feasibility: float
+) -> Certificate | None:
+    """The certificate between finite ends, to nearest, by the compiled pass; None where there is none."""
+    found = evaluated(data, primal.double(), inequality.double(), equality.double(), feasibility)
+    if found is None:
+        return None
+    lower, value, y, v, reduced = found
+    return Certificate(lower, (value - lower).nan_to_num(torch.inf, torch.inf, torch.inf), y, v, reduced)
 
 
 def dual_bound(

@@ -16,6 +16,7 @@ from optrelax.layers.programs import safe_bounds
 from optrelax.layers.programs.arguments import flatten, gather
 from optrelax.layers.programs.evaluation import kernels
 from optrelax.layers.programs.interior import InteriorPrograms
+from optrelax.layers.programs.quadratic_bounds import certify_quadratic
 from optrelax.layers.programs.safe_bounds import certify_duals
 
 f64 = torch.float64
@@ -79,7 +80,8 @@ def test_no_ray_is_unbounded_without_a_feasible_point() -> None:
         assert LinearProgram(solver)(*data).status.item() != Status.UNBOUNDED
 
 
-def test_the_compiled_pass_gives_what_the_operations_give(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_the_compiled_pass_gives_what_the_operations_give(quadratic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever multipliers and points: NaN, infinite, of the wrong sign, outside the box."""
     data = boxed(40, 7, 9, 2, seed=4)
     assert data.b is not None
@@ -91,11 +93,15 @@ def test_the_compiled_pass_gives_what_the_operations_give(monkeypatch: pytest.Mo
     given = gather(*data._replace(b=b))
     flat = flatten(given, torch.Size([40]))
     flat = replace(flat, d=torch.where(torch.arange(40).unsqueeze(-1) == 8, flat.E.sum(-1) / 2, flat.d))
-    compiled = certify_duals(flat, x, y, v, "nearest", 1e-6)
+    rule, most = certify_duals, 39
+    if quadratic:
+        root = torch.randn(40, 9, 3, generator=generator, dtype=f64)
+        flat, rule, most = replace(flat, P=root @ root.mT), certify_quadratic, 40
+    compiled = rule(flat, x, y, v, "nearest", 1e-6)
     assert kernels().library is not None
     monkeypatch.setattr(safe_bounds, "evaluated", lambda *_: None)
-    plain = certify_duals(flat, x, y, v, "nearest", 1e-6)
-    assert 0 < int(compiled.gap.isfinite().sum()) < 40
+    plain = rule(flat, x, y, v, "nearest", 1e-6)
+    assert 0 < int(compiled.gap.isfinite().sum()) <= most
     for name in ("lower", "gap", "inequality", "equality", "reduced"):
         torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-12, atol=1e-12)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from optrelax.layers import Highs, InteriorPoint, QuadraticProgram, Status
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.active_set import ActiveSet
+from optrelax.layers.programs.convexity import require_convex
 from optrelax.layers.programs.interior import InteriorPrograms
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
 
@@ -215,6 +216,24 @@ def test_a_singular_system_has_the_least_norm_derivative_and_says_so() -> None:
     kept = pickle.loads(pickle.dumps(replace(both, lower=both.lower.detach(), primal=both.primal.detach())))  # noqa: S301
     assert kept.regular.tolist() == [False, True]
     assert QuadraticProgram(primal_gradient=None)(P, c, lower=-wide, upper=wide).regular is None
+
+
+def test_matrices_are_convex_to_rounding_in_any_batch() -> None:
+    """Least eigenvalues of -0.9e-9 and -1.1e-9 of the largest entry; what is refused spoils no other verdict."""
+    n, exact = 40, hessian(3, 40, 40)
+    for M in (exact, exact[0], hessian(3, n, 7), 0 * exact, exact[:0]):
+        require_convex("QuadraticProgram", M)
+    for part, fine in ((0.9e-9, True), (1.1e-9, False)):
+        P = torch.diag_embed(torch.tensor([[1.0] * n, [4.0] * n], dtype=f64))
+        P[1, -1, -1] = -4 * part
+        skew = torch.eye(n, dtype=f64).repeat(2, 1, 1)
+        skew[1, 3, 5] = part
+        for matrices, message in ((P, "must be positive semidefinite"), (skew, "must be symmetric")):
+            if fine:
+                require_convex("QuadraticProgram", matrices)
+                continue
+            with pytest.raises(ValueError, match=message):
+                require_convex("QuadraticProgram", matrices)
 
 
 def test_bad_matrices_and_solvers_are_errors() -> None:
