@@ -43,7 +43,8 @@ class ActiveSet(ProgramSolver):
         host = data.detach().map(lambda tensor: tensor.double().cpu())
         found = join([self._one(host.select(slice(i, i + 1))) for i in range(host.size[0])])
         primal, y, v = (part.to(data.c.device) for part in (found.primal, found.inequality, found.equality))
-        return Answer(primal, y, v, found.status.to(data.c.device), found.iterations.to(data.c.device))
+        status, iterations = found.status.to(data.c.device), found.iterations.to(data.c.device)
+        return Answer(primal, y, v, status, iterations).with_proofs()
 
     def _one(self, data: LPData) -> Answer:
         assert data.P is not None
@@ -79,4 +80,4 @@ class ActiveSet(ProgramSolver):
 
         duals, status = row(run.duals), torch.tensor([int(run.status)], dtype=torch.int8)
         count = torch.tensor([run.iterations])
-        return Answer(row(run.primal), duals[:, :m].clamp(min=0), duals[:, m:], status, count)
+        return Answer(row(run.primal), duals[:, :m].clamp(min=0), duals[:, m:], status, count).with_proofs()

@@ -89,7 +89,7 @@ class Cvxpy(ProgramSolver):
             status.to(device),
             torch.full_like(status, -1, dtype=torch.int64).to(device),
             objective,
-        )
+        ).with_proofs()
 
     def _solve_alike(self, data: LPData, finite: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(primal, y, v, status) of problems with the same finite bounds."""

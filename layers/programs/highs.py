@@ -109,7 +109,7 @@ class Highs(ProgramSolver):
             primal, y, v = (torch.where(claimed.unsqueeze(-1), 0.0, part) for part in (primal, y, v))
         answer = (primal, y, v, status, iterations)
         x, y, v, codes, counts = (part.to(data.c.device) for part in answer)
-        return Answer(x, y, v, codes, counts)
+        return Answer(x, y, v, codes, counts).with_proofs()
 
     def solve_sparse(
         self,

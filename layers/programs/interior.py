@@ -71,7 +71,7 @@ class InteriorPrograms(ProgramSolver):
         status = believed(self, exact, primal, y, v, status)
         live = (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
         primal, y, v = (torch.where(live.unsqueeze(-1), part, 0.0) for part in (primal, y, v))
-        return Answer(primal, y, v, status, iterations)
+        return Answer(primal, y, v, status, iterations).with_proofs()
 
 
 def _compiled(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from optrelax.checks import require_range
 from optrelax.layers.programs import arguments
+from optrelax.layers.programs.answers import admitted
 from optrelax.layers.programs.argmin import KKT, PrimalGradient, Regularity
 from optrelax.layers.programs.certificates import carry, certify, has_no_value, in_dtype, judge
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, solver_of_programs
@@ -183,13 +184,14 @@ class LinearProgram(nn.Module):
         warm = None if start is None else Answer.of(start, data)
         settled = contradictions(data)
         if settled is None:
-            return self._within(solver.solve(data, warm), data)
+            return self._within(solver, data, warm)
         contradicts, boxed = settled
-        answer = self._within(solver.solve(boxed, warm), boxed)
+        answer = self._within(solver, boxed, warm)
         return replace(answer, status=torch.where(contradicts, int(Status.INFEASIBLE), answer.status))
 
-    def _within(self, answer: Answer, data: LPData) -> Answer:
-        """The answer with its point, without NaN, inside the variables' bounds."""
+    def _within(self, solver: ProgramSolver, data: LPData, warm: Answer | None) -> Answer:
+        """A solver's answer with its point, without NaN, inside the variables' bounds."""
+        answer = admitted(solver, data, solver.solve(data, warm))
         x = answer.primal.nan_to_num(0.0, 0.0, 0.0)
         return replace(answer, primal=x if self._solver.differentiates else x.clamp(data.lower, data.upper))
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from optrelax.layers.batched import Batched
 from optrelax.layers.programs.sparse_matrices import Entries, is_sparse
-
-if TYPE_CHECKING:
-    from optrelax.layers.solutions import LPSolution
+from optrelax.layers.solutions import LPSolution, Status
 
 
 # The innermost steps of iterations call these two: their shapes are not checked in the tests.
@@ -131,6 +129,12 @@ class Answer(Batched):
     """c.x with the solver's own derivative attached, from solvers that differentiate themselves."""
     solver: str = ""
     """Who solved, where a solver chooses another."""
+    proved: Bool[Tensor, " B"] | None = None
+    """Where the solver has proved INFEASIBLE or UNBOUNDED itself; elsewhere the layer wants the rays."""
+
+    def with_proofs(self) -> Answer:
+        """The same from a solver that has proved all its claims that there is no optimum."""
+        return replace(self, proved=(self.status == Status.INFEASIBLE) | (self.status == Status.UNBOUNDED))
 
     @staticmethod
     def empty(data: LPData) -> Answer:

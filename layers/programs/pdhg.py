@@ -95,7 +95,7 @@ def _bounds_only(data: LPData) -> Answer:
     x = torch.where((data.c == 0) | end.isinf(), torch.zeros_like(end).clamp(data.lower, data.upper), end)
     falls = ((data.c != 0) & end.isinf()).any(-1)
     status = torch.where(falls, int(Status.UNBOUNDED), int(Status.OPTIMAL)).to(torch.int8)
-    return Answer(x, data.b, data.d, status, torch.zeros_like(status, dtype=torch.int64))
+    return Answer(x, data.b, data.d, status, torch.zeros_like(status, dtype=torch.int64)).with_proofs()
 
 
 class _PDHGSolve:
@@ -145,7 +145,8 @@ class _PDHGSolve:
     def answer(self) -> Answer:
         """All answers, in the original units and order."""
         m = self.data.b.shape[1]
-        return Answer(self.primal, self.duals[:, :m], self.duals[:, m:], self.status, self.iterations)
+        y, v = self.duals[:, :m], self.duals[:, m:]
+        return Answer(self.primal, y, v, self.status, self.iterations).with_proofs()
 
     def _look_for_rays(self, status: Tensor, tol: float) -> None:
         """Set INFEASIBLE and UNBOUNDED where the iterates' displacement since the anchor, or the iterate, is a ray."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
@@ -174,6 +175,54 @@ def test_random_multipliers_give_bounds_below_the_optimum(seed: int, rounding: s
     # The liar's claim of optimality is not believed.
     assert bool((found.status == Status.NUMERICAL).all())
     assert bool((found.inequality >= 0).all())
+
+
+@dataclass(frozen=True)
+class Claimant(ProgramSolver):
+    """HiGHS whose answers are changed on their way."""
+
+    change: Callable[[Answer], Answer]
+    tol: float = 1e-6
+
+    def solve(self, data: LPData, start: Answer | None) -> Answer:
+        return self.change(Highs().solve(data, start))
+
+
+@pytest.mark.parametrize("code", [Status.INFEASIBLE, Status.UNBOUNDED, 17, -3])
+def test_claims_without_rays_are_not_believed(code: int) -> None:
+    data = boxed(5, 3, 4, 2, seed=0)
+    for size in (1.0, 1e3, torch.nan):
+        liar = Claimant(
+            lambda a, size=size: replace(
+                a,
+                status=torch.full_like(a.status, code),
+                primal=a.primal * size,
+                inequality=a.inequality * size,
+                equality=a.equality * size,
+            )
+        )
+        for parts in (data, data._replace(upper=None)):
+            found = LinearProgram(liar)(*parts)
+            assert set(found.status.tolist()) <= {Status.OPTIMAL, Status.NUMERICAL}, found
+            assert bool((found.lower <= values(data) + 1e-9).all())
+    assert LinearProgram(Claimant(lambda a: replace(a, status=a.status + code)))(*data).status.tolist() == [0] * 5
+
+
+def test_claims_with_rays_are_proved_by_the_layer() -> None:
+    one = torch.ones(2, 2, dtype=torch.float64)
+    status = torch.tensor([Status.INFEASIBLE, Status.UNBOUNDED], dtype=torch.int8)
+    told = Answer(one, one, one[:, :0], status, torch.zeros(2, dtype=torch.int64))
+    A = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)  # x and y apart, both ways
+    b, upper = torch.tensor([[-0.5], [0.5]]).double() * one, torch.tensor([[1.0], [torch.inf]]).double() * one
+    found = LinearProgram(Claimant(lambda _: told))(-one, A, b, lower=0 * one, upper=upper)
+    assert torch.equal(found.status, status)
+
+
+@pytest.mark.parametrize("part", ["primal", "inequality", "equality"])
+def test_answers_of_another_width_are_refused(part: str) -> None:
+    liar = Claimant(lambda a: replace(a, **{part: getattr(a, part)[:, 1:]}))
+    with pytest.raises(ValueError, match=rf"Claimant: {part} of 5 problem\(s\): wanted shape \(5, \d\), got \(5, \d\)"):
+        LinearProgram(liar)(*boxed(5, 3, 4, 2, seed=0))
 
 
 def test_outward_covers_the_rounding_of_long_sums() -> None:
