@@ -25,7 +25,7 @@ _NETWORKS = {
     "as resnet_2b": ("resnet", 1),
 }
 _UNFINISHED = ("cnn7, width 16",)
-"""Of these ours are timed alone: a call of auto_LiRPA 0.7.1 did not end within minutes."""
+"""Of these ours are timed alone: a call of auto_LiRPA 0.7.1 takes minutes and gigabytes."""
 _QUICK = {"FC-SMALL": ("fc-small", 2)}
 _LADDER = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 32, 48, 96)
 _ALONE = 20  # our iterations where there is nothing to compare with

@@ -21,7 +21,12 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
 
 #define FEW 16384 /* numbers below which threads cost more than they save */
 
+#define TOGETHER 32 /* rows that read a group of a matrix's columns while these stay in the first cache */
+
 #define BLOCK 16 /* rows that are relaxed together: of one place, their lines stay in the first cache */
+
+/* Images, whose rows follow each other as those of the map do: a few long runs instead of many short ones. */
+#define WHOLE (kh == high && kw == wide && !(step_y | step_x | offset_y | offset_x))
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -65,6 +70,35 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
+    /* a [n, k] times w [k, m]: found [n, m]. */                                                                       \
+    void multiply_##NAME(int64_t n, int64_t k, int64_t m, const T *a, const T *w, T *found, int64_t threads) {         \
+        const int64_t lanes = BYTES / sizeof(T), vectors = (m + lanes - 1) / lanes, width = vectors * lanes;           \
+        T *packed = width > m ? calloc(k * width, sizeof(T)) : 0;                                                      \
+        for (int64_t r = 0; packed && r < k; r++) memcpy(packed + r * width, w + r * m, m * sizeof(T));                \
+        const T *weight = packed ? packed : w;                                                                         \
+        _Pragma("omp parallel num_threads(threads) if (n * m > FEW)") {                                                \
+            T *own = packed ? malloc(TOGETHER * width * sizeof(T)) : 0;                                                \
+            _Pragma("omp for") for (int64_t i = 0; i < n; i += TOGETHER) {                                             \
+                const int64_t rows = i + TOGETHER < n ? TOGETHER : n - i;                                              \
+                const T *from = a + i * k;                                                                             \
+                T *to = own ? own : found + i * m;                                                                     \
+                memset(to, 0, rows * width * sizeof(T));                                                               \
+                for (int64_t v = 0, some; v < vectors; v += some) {                                                    \
+                    some = vectors - v == 4 || vectors - v == 2 ? 2 : vectors - v == 1 ? 1 : 3;                        \
+                    if (some == 1)                                                                                     \
+                        run_##NAME(1, rows, 1, k, k, width, v * lanes, width, &from, &weight, to);                     \
+                    else if (some == 2)                                                                                \
+                        run_##NAME(2, rows, 1, k, k, width, v * lanes, width, &from, &weight, to);                     \
+                    else                                                                                               \
+                        run_##NAME(3, rows, 1, k, k, width, v * lanes, width, &from, &weight, to);                     \
+                }                                                                                                      \
+                for (int64_t r = 0; own && r < rows; r++)                                                              \
+                    memcpy(found + (i + r) * m, own + r * width, m * sizeof(T));                                       \
+            }                                                                                                          \
+            free(own);                                                                                                 \
+        }                                                                                                              \
+        free(packed);                                                                                                  \
+    }                                                                                                                  \
     /* The transpose of a convolution: a [n, high, wide, out], weight [kh, out, kw * in], found [n, fh, fw, in], the   \
        part of the image that begins at pixel (top, left). */                                                          \
     void spread_##NAME(int64_t n, int64_t high, int64_t wide, int64_t out, int64_t in, int64_t kh, int64_t kw,         \
@@ -195,6 +229,7 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                       const int64_t *which, const T *a, const T *ls, const T *li, const T *us, const T *ui, const T *w,\
                       const T *ds, const T *di, T *pulled, T *constant, int64_t threads) {                             \
         const int64_t size = kh * kw * c;                                                                              \
+        if (WHOLE) kw *= kh, wide *= high, kh = high = 1;                                                              \
         _Pragma("omp parallel for num_threads(threads) if (n * size > FEW)") for (int64_t b = 0; b < n; b += BLOCK) {  \
             const int64_t last = b + BLOCK < n ? b + BLOCK : n;                                                        \
             for (int64_t i = 0; i < kh; i++)                                                                           \
@@ -240,6 +275,7 @@ image: tiles of a few pixels by a few vectors stay in registers while the channe
                            const T *w, const T *ds, const T *di, const T *grad, const T *column, T *to_a, T *to_ls,    \
                            T *to_li, T *to_us, T *to_ui, T *to_w, T *to_ds, T *to_di, int64_t threads) {               \
         const int64_t size = kh * kw * c;                                                                              \
+        if (WHOLE && kh * kw % threads == 0) kw = wide = kh * kw / threads, kh = high = threads;                       \
         _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (n * size > FEW)")                       \
         for (int64_t t = 0; t < threads; t++)                                                                          \
             for (int64_t b = 0; b < n; b += BLOCK) {                                                                   \

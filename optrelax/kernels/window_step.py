@@ -19,6 +19,7 @@ from optrelax.kernels import native
 from optrelax.kernels.convolutions import ConvGeometry, Pair
 
 _SIGNATURES = (
+    "multiply(n, k, m, a[n * k], w[k * m], found[n * m])",
     "spread(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, "
     "a[n * high * wide * out], weight[kh * out * kw * into], found[n * rows * columns * into])",
     "back(n, high, wide, out, into, kh, kw, step_y, step_x, apart, top, left, rows, columns, "

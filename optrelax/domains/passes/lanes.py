@@ -29,6 +29,8 @@ def lanes_of(neurons: Neurons | EveryNeuron, most: int, dtype: torch.dtype) -> i
 class LaneSpace(Workspace):
     """A workspace of blocks [h, w, c, lanes]."""
 
+    lays_matrices = False
+
     def __init__(
         self,
         found: Program,
