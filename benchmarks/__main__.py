@@ -24,6 +24,7 @@ from optrelax.kernels.pages import keep_pages
 SUITES = (
     "closed_forms",
     "deep",
+    "deep_layers",
     "gpu",
     "shortcuts",
     "growth",

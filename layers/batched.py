@@ -31,7 +31,7 @@ class Batched:
         }
         return replace(self, **{name: value for name, value in made.items() if value is not mine[name]})  # type: ignore[type-var]
 
-    def select(self: B, index: Tensor) -> B:
+    def select(self: B, index: Tensor | slice) -> B:
         """Some of the problems."""
         return self.combine(lambda t: t[index])
 

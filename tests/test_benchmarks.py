@@ -191,6 +191,16 @@ def test_deep_networks_are_measured_by_windows_and_by_whole_rows(tmp_path):
     assert record["bars"] == []
 
 
+def test_lp_layers_of_deep_networks_are_measured_beside_their_bounds(tmp_path):
+    main("deep_layers", "--out", tmp_path)
+    record = stored(tmp_path, "deep_layers")
+    rows = record["tables"][0]["rows"]
+    assert [row["bounds"] for row in rows] == ["box", "crown-ibp", "box+crown"]
+    assert all(row["worst gap"] <= 1e-3 for row in rows)
+    assert rows[0]["crossing"] == rows[1]["crossing"] > rows[2]["crossing"]
+    assert [bar["got"] for bar in record["bars"]] == [row["LPs / bounds"] for row in rows]
+
+
 def test_lines_of_smooth_activations_are_held_against_the_best(tmp_path):
     main("smooth_lines", "--out", tmp_path)
     record = stored(tmp_path, "smooth_lines")

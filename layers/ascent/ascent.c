@@ -1,4 +1,4 @@
-/* Passes over vectors of the dense dual ascent (layers/ascent/dense_ascent.py), one a layer and direction.
+/* Passes over vectors of the dual ascent layer by layer (layers/ascent/layer_ascent.py), one a layer and direction.
 
 R problems stand in rows. Lines (s0, ds, sa, ia), center and radius belong to E examples: problem r reads row ex[r].
 Every function is the same computation as its namesake in EagerPasses. */

@@ -2,7 +2,7 @@
 cache. With p = M v + N y + m, v in a box around 0, (p, y) in the hulls of the kept neurons, an iteration is
 two products with M and two with N, which is strictly lower block triangular.
 
-The same computation as DenseAscent's, neuron by neuron.  The file includes itself: its second half is there once for
+The same computation as LayerAscent's, neuron by neuron.  The file includes itself: its second half is there once for
 each floating type. */
 
 #ifndef T

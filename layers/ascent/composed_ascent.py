@@ -2,7 +2,7 @@
 
 The crossing neurons are kept and the stable ones composed away, or all are kept that are not dead, with nothing
 composed: either gives every example its own small matrices. A compiled kernel takes the problems of an example through
-all of their iterations in cache (`composed_ascent.c`). The iterates are those of `dense_ascent` and of the matrix-free
+all of their iterations in cache (`composed_ascent.c`). The iterates are those of `layer_ascent` and of the matrix-free
 sweeps, to rounding: a stable neuron has nothing to choose.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optrelax.layers.ascent.dense_ascent import by_example
 from optrelax.layers.ascent.example_matrices import ExampleMatrices, Examples, kernels, padding
+from optrelax.layers.ascent.layer_ascent import by_example
 from optrelax.layers.batched import join
 from optrelax.layers.composition import AffineBlocks, KeptNeurons, kept_neurons
 from optrelax.layers.network_solver import Points

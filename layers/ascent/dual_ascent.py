@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optrelax.checks import require_choice, require_range
 from optrelax.layers.ascent import composed_ascent
-from optrelax.layers.ascent.dense_ascent import Chain, DenseAscent, chain, part
+from optrelax.layers.ascent.layer_ascent import LayerAscent, layers_of, part
 from optrelax.layers.ascent.schedule import climbed, finished, rates
 from optrelax.layers.batched import join
 from optrelax.layers.evaluation import best_dual
@@ -107,26 +107,27 @@ class DualAscent(NetworkSolver):
             given, first = problems.to(dtype), [DualPoint(s.alpha, s.beta).to(dtype) for s in starts]
             found = composed_ascent.solve(self, given, first)
             if found is None:
-                found = self._in_chunks(given, first, chain(given))
+                found = self._in_chunks(given, first)
             if self.exact:
                 from optrelax.layers.interior_point import InteriorPoint
 
                 found = InteriorPoint(tol=min(self.tol, 1e-6)).finish(problems, found)
             return found
 
-    def _in_chunks(self, problems: Problems, starts: list[DualPoint], layers: Chain | None) -> Points:
-        """By dense products where the network is a chain of layers, else by its sweeps, matrix-free."""
-        size = self._chunk(problems)
-        if size >= problems.count:
-            return self._chunk_of(problems, starts, layers)
-        parts = []
-        for index in torch.arange(problems.count, device=problems.rows.device).split(size):
-            some = None if layers is None else part(layers, index)
-            parts.append(self._chunk_of(problems.select(index), [s.select(index) for s in starts], some))
-        return join(parts)
+    def _in_chunks(self, problems: Problems, starts: list[DualPoint]) -> Points:
+        """Layer by layer where boxes and hulls allow it, else by general sweeps."""
+        size, layers = self._chunk(problems), layers_of(problems)
 
-    def _chunk_of(self, problems: Problems, starts: list[DualPoint], layers: Chain | None) -> Points:
-        return _SweepAscent(self, problems, starts).run() if layers is None else DenseAscent(self, layers, starts).run()
+        def ascent(index: Tensor | slice) -> LayerAscent | _SweepAscent:
+            first = [s.select(index) for s in starts]
+            if layers is None:
+                return _SweepAscent(self, problems.select(index), first)
+            return LayerAscent(self, part(layers, index), first)
+
+        if size >= problems.count:
+            return ascent(slice(None)).run()
+        chunks = torch.arange(problems.count, device=problems.rows.device).split(size)
+        return join([ascent(index).run() for index in chunks])
 
     def _chunk(self, problems: Problems) -> int:
         """Problems in flight."""

@@ -1,4 +1,4 @@
-"""Passes over vectors of an ascent on dense matrices, one a layer and direction: eager, or compiled (`ascent.c`)."""
+"""Passes over vectors of an ascent layer by layer, one a layer and direction: eager, or compiled (`ascent.c`)."""
 
 from __future__ import annotations
 

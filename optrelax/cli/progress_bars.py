@@ -150,7 +150,7 @@ class _ProgressLines:
         self, done: int, total: int, shown: Sequence[str], ended: bool = False, expected: float | None = None
     ) -> None:
         if expected is not None and expected > LONG:
-            told = f"{self.title}: {done}/{total}, takes at most about {_duration(expected)}, by a few examples"
+            told = f"{self.title}: {done}/{total}, takes about {_duration(expected)}, by a few examples"
             self.console.print(told, markup=False, highlight=False)
         if self.every is not None:
             if done < self.printed:  # the next run of several

@@ -94,4 +94,4 @@ def test_long_work_is_announced_before_its_first_batch(monkeypatch, terminal):
         assert out.getvalue().count("about 10 min") >= 1
         assert "about 9 s" not in out.getvalue()
     else:
-        assert out.getvalue().splitlines() == ["certify: 0/250, takes at most about 10 min, by a few examples"]
+        assert out.getvalue().splitlines() == ["certify: 0/250, takes about 10 min, by a few examples"]

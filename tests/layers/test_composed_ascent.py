@@ -52,7 +52,7 @@ def solved(monkeypatch: pytest.MonkeyPatch, keep: KeptNeurons | None, layer: Any
 
 def by_sweeps(monkeypatch: pytest.MonkeyPatch, layer: Any, *given: Any, **more: Any) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(dual_ascent, "chain", lambda problems: None)
+        patch.setattr(dual_ascent, "layers_of", lambda problems: None)
         return solved(patch, None, layer, *given, **more)
 
 

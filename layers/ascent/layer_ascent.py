@@ -1,8 +1,9 @@
-"""Dual ascent on the dense matrices of a chain of layers: what `DualAscent` runs on fully connected networks.
+"""Dual ascent layer by layer: what `DualAscent` runs over boxes where all activations have one line above.
 
-An iteration is two products a layer; all else is one pass a layer and direction, compiled (`ascent.c`) or eager with
-the same results. The averaged pre-activations of the first layer are kept beside the averaged inputs, so that the
-primal point is checked without a product with the input.
+An iteration is two products a layer, with the matrices of a chain of linear layers or by the network's own ops; all
+else is one pass a layer and direction, compiled (`ascent.c`) or eager with the same results. Of a chain the averaged
+pre-activations of the first layer are kept beside the averaged inputs, so that the primal point is checked without a
+product with the input.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from optrelax.layers.ascent.layer_maps import LayerMaps, MatrixMaps, NetworkMaps
 from optrelax.layers.ascent.schedule import finished
 from optrelax.layers.ascent.schedule import rates as rates_of
 from optrelax.layers.ascent.vector_passes import Layer, LayerLines, passes
@@ -27,32 +29,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """A network's layers up to the target as matrices, each reading the one before, and R objectives on the last."""
+class Layers:
+    """A network's activations up to the target in order, the affine maps between them, and R objectives."""
 
     problems: Problems
     names: tuple[str, ...]
-    weights: tuple[Tensor, ...]
-    """[n_t, n_(t-1)], n_(-1) the entries of an input."""
+    maps: LayerMaps
     constants: tuple[Tensor, ...]
-    """[n_t]."""
+    """Of each layer's pre-activations, [n_t]."""
     c: Tensor
-    """[R, n_T]."""
+    """On what the maps end in, [R, m]."""
     offset: Tensor
     """[R]."""
 
 
-def chain(problems: Problems) -> Chain | None:
-    """The problems as a chain; None for convolutions, other graphs and regions, hulls not of a ReLU's kind."""
+def layers_of(problems: Problems) -> Layers | None:
+    """The problems by layers; None for regions that are no box, and hulls not of a ReLU's kind."""
     hulls = problems.hulls
     wanted = [node for node in problems.network.nodes if node.name in problems.wanted]
-    ops = [node.affine for node in wanted if node.affine]
-    if not hulls or problems.count == 0 or not problems.boxed or any(len(node.inputs) > 1 for node in wanted):
-        return None
-    if not all(isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops):
+    if not hulls or problems.count == 0 or not problems.boxed:
         return None
     if not all(h.origin and h.above1 is None for h in hulls.values()):
         return None
+    if not all(node.affine or (node.name in hulls and len(node.inputs) == 1) for node in wanted):
+        return None
+    ops = [node.affine for node in wanted if node.affine]
+    if all(len(node.inputs) == 1 for node in wanted) and all(
+        isinstance(op, Linear) or op.diagonal or op.cost() == 0 for op in ops
+    ):
+        return _chain(problems)
+    names = tuple(node.name for node in wanted if not node.affine)
+    maps = NetworkMaps(problems, names)
+    constants, reached = maps.constants()
+    c = flatten_from(problems.rows, 1).contiguous()
+    return Layers(problems, names, maps, tuple(constants), c, c @ reached)
+
+
+def _chain(problems: Problems) -> Layers:
+    """Of linear layers, each reading the one before: their matrices, what lies between composed into them."""
     composition = Composition(problems.select(torch.zeros(1, dtype=torch.int64, device=problems.rows.device)), "all")
     weights, constants = [], []
     values, reached = composition.values(torch.zeros_like(composition.problems.center))
@@ -64,14 +78,14 @@ def chain(problems: Problems) -> Chain | None:
     offset = flatten_from(problems.rows, 1) @ reached.flatten()
     names = tuple(slot.name for slot in composition.slots)
     last = composition.slots[-1].span
-    return Chain(problems, names, tuple(weights), tuple(constants), c[0][:, last].contiguous(), offset)
+    return Layers(problems, names, MatrixMaps(weights), tuple(constants), c[0][:, last].contiguous(), offset)
 
 
-class DenseAscent:
+class LayerAscent:
     """Problems on their way; what is finished leaves."""
 
-    def __init__(self, options: DualAscent, given: Chain, starts: Sequence[DualPoint]) -> None:
-        self.options, self.chain = options, given
+    def __init__(self, options: DualAscent, given: Layers, starts: Sequence[DualPoint]) -> None:
+        self.options, self.given = options, given
         problems = given.problems
         device, count = problems.rows.device, problems.count
         first, self.example = by_example(problems)
@@ -110,42 +124,49 @@ class DenseAscent:
         """Passes and buffers for the problems that are left."""
         count = len(self.live)
         self.passes = passes(self.example[self.live], self.lines, self.center, self.radius)
-        sizes = [len(m) for m in self.chain.constants]
+        sizes = [len(m) for m in self.given.constants]
         new = self.center.new_empty
-        # Of the last layer the coefficients are the objectives.
-        self.A = [*(new(count, n) for n in sizes[:-1]), self.c]
-        self.nu, self.y, self.before = ([new(count, n) for n in sizes] for _ in range(3))
-        self.a, self.corner = (new(count, self.center.shape[1]) for _ in range(2))
+        self.A: list[Tensor] = [self.c] * len(sizes)
+        self.nu, self.y = ([new(count, n) for n in sizes] for _ in range(2))
+        self.corner = new(count, self.center.shape[1])
         self.value = new(count)
 
     def _sweep(self, step: int) -> None:
         """Evaluate the weights, keep the best, take the minimiser into the averages, and step."""
-        net = self.chain
+        net = self.given
         self._pull([layer.w for layer in self.layers])
         rates = rates_of(self.options, step)
         better = self.passes.corner(self.a, rates.average, self.corner, self.v, self.value, self.best)
-        values = self.corner
-        for t, layer in enumerate(self.layers):
-            p = torch.mm(values, net.weights[t].mT, out=self.before[t])
-            mean = self.p if t == 0 else None
-            self.passes.forward(t, p, net.constants[t], self.A[t], layer, self.y[t], mean, better, rates)
-            values = self.y[t]
+
+        def forward(t: int, p: Tensor) -> Tensor:
+            mean = self.p if t == 0 and net.maps.one_matrix else None
+            self.passes.forward(t, p, net.constants[t], self.A[t], self.layers[t], self.y[t], mean, better, rates)
+            return self.y[t]
+
+        net.maps.on(self.corner, forward)
 
     def _pull(self, weights: Sequence[Tensor]) -> None:
-        """Objectives pulled back to the input: coefficients into the buffers, constants into `value`."""
-        net, before = self.chain, self.offset
-        for t in range(len(weights) - 1, -1, -1):
-            self.passes.backward(t, self.A[t], weights[t], net.constants[t], self.nu[t], before, self.value)
-            torch.mm(self.nu[t], net.weights[t], out=self.A[t - 1] if t else self.a)
+        """Objectives pulled back to the input: coefficients of every layer and of the input, constants into `value`."""
+        net, before = self.given, self.offset
+
+        def back(t: int, coefficients: Tensor) -> Tensor:
+            nonlocal before
+            self.A[t] = coefficients
+            self.passes.backward(t, coefficients, weights[t], net.constants[t], self.nu[t], before, self.value)
             before = self.value
+            return self.nu[t]
+
+        self.a = net.maps.back(self.c, back)
 
     def _check(self, step: int) -> Tensor:
         """Evaluate the averaged primal point; which problems are finished."""
-        net, values = self.chain, self.v
-        for t, layer in enumerate(self.layers):
-            p = self.p if t == 0 else torch.mm(values, net.weights[t].mT, out=self.before[t])
-            self.passes.primal(t, p, net.constants[t], layer.on_lower, self.y[t])
-            values = self.y[t]
+        net = self.given
+
+        def primal(t: int, p: Tensor) -> Tensor:
+            self.passes.primal(t, p, net.constants[t], self.layers[t].on_lower, self.y[t])
+            return self.y[t]
+
+        values = net.maps.on(self.v, primal, self.p if net.maps.one_matrix else None)
         objective = self.offset + torch.linalg.vecdot(self.c, values)
         better = (objective < self.objective).nonzero()[:, 0]
         self.objective[better] = objective[better]
@@ -185,7 +206,7 @@ class DenseAscent:
         return best
 
     def _weights(self, start: DualPoint) -> list[Tensor]:
-        return [flatten_from(start.alpha[name], 1).contiguous() for name in self.chain.names]
+        return [flatten_from(start.alpha[name], 1).contiguous() for name in self.given.names]
 
     def _bound(self, weights: Sequence[Tensor]) -> Tensor:
         """The bound at these weights, [R]."""
@@ -195,9 +216,9 @@ class DenseAscent:
         return best
 
     def _points(self) -> Points:
-        problems = self.chain.problems
-        shapes = {name: problems.hulls[name].free.shape for name in self.chain.names}
-        layers = dict(zip(self.chain.names, self.found, strict=True))
+        problems = self.given.problems
+        shapes = {name: problems.hulls[name].free.shape for name in self.given.names}
+        layers = dict(zip(self.given.names, self.found, strict=True))
         alpha = {name: layers[name].best.reshape(shape) for name, shape in shapes.items()}
         tau = {name: (1 - layers[name].best_on_lower).reshape(shape) for name, shape in shapes.items()}
         primal = PrimalPoint(self.found_v.reshape(problems.region.shape), tau)
@@ -222,6 +243,6 @@ def _lines(problems: Problems, name: str, first: Tensor) -> LayerLines:
     return LayerLines(flat, steep - flat, slope, intercept)
 
 
-def part(given: Chain, index: Tensor) -> Chain:
+def part(given: Layers, index: Tensor | slice) -> Layers:
     """Some of the problems."""
     return replace(given, problems=given.problems.select(index), c=given.c[index], offset=given.offset[index])
