@@ -13,7 +13,7 @@ FLOORS = (("kernels", "networks", "domains", "regions", "relaxations", "data", "
 FLOORS += (("certification", "training", "measurements"), ("papers",), ("cli",))
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # They hand names on, from where files lay before too, or start the command line.
-FACES = ("optrelax", "optrelax.__main__", "optrelax.checkpoint_files", "optrelax.journals", "optrelax.verdicts")
+FACES = ("optrelax", "optrelax.__main__")
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
