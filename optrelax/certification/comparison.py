@@ -14,7 +14,7 @@ from torch import Tensor
 from optrelax.analysis import Net
 from optrelax.certification.certifiers import Certifier
 from optrelax.certification.contests import MILP, ComparisonProgress, Contest, ContestResult, ExactMargins
-from optrelax.certification.preparation import asked_samples, batch_size_of, milp_of
+from optrelax.certification.preparation import asked_samples, batch_size_of, device_of, milp_of
 from optrelax.checks import require_range
 from optrelax.joined_specifications import Spec
 from optrelax.output.tables import text_table
@@ -186,7 +186,7 @@ def compare(
     settings |= {
         "milp": None if exact is None else record(exact.milp),
         "batch_size": size,
-        "device": str(contest.device),
+        "device": str(device_of(run.network)),
         "threads": torch.get_num_threads(),
         "accuracy": float((natural > 0).double().mean()),
     }

@@ -16,6 +16,7 @@ from torch import Tensor
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier
 from optrelax.certification.estimates import expected_seconds
+from optrelax.certification.preparation import device_of
 from optrelax.disjunctions import group_bounds
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -80,10 +81,6 @@ class Contest:
     size: int
     progress: Callable[[ComparisonProgress], None]
 
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.run.network.module.parameters()), torch.zeros(())).device
-
     def measured(self, name: str, repeats: int, patience: float) -> ContestResult:
         """All bounds by one relaxation, run once for them and the warmth and then for the time."""
         lower, gap, closed, seconds = self._once(name, 0)
@@ -122,8 +119,9 @@ class Contest:
         return lower.double(), gap if gap is None else gap.double(), closed, seconds
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        device = device_of(self.run.network)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def _batches(self) -> Iterator[Tensor]:
         yield from torch.arange(len(self.run.samples)).split(self.size)

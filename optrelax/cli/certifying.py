@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from optrelax.cli.application import command, fail, print_json, stderr, stdout
+from optrelax.cli.application import command, fail, print_json, say, show_table, stderr
 from optrelax.cli.inputs import legal_range
 from optrelax.cli.option_sets import (
     AttackOptions,
@@ -168,12 +168,9 @@ def _certified(network: Any, data: Any, eps: float, journal: Path | None, **opti
 
 
 def _show(report: CertificationReport, facts: Mapping[str, Any], shape: Sequence[int], json: bool) -> None:
-    from optrelax.output.tables import rich_table
-
     if json:
         print_json(facts)
         return
-    console = stdout()
     ball = f"{facts['norm']} eps {facts['eps']:g}, {legal_range(shape, facts['clip'])}"
     title = f"{facts['checkpoint']} on {facts['data']}: {facts['examples']} examples, {ball}"
     decimals = {
@@ -184,6 +181,6 @@ def _show(report: CertificationReport, facts: Mapping[str, Any], shape: Sequence
         "ms an example": 2,
         "seconds": 1,
     }
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(rich_table(report.table(), decimals=decimals))
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    say(title)
+    show_table(report.table(), decimals)
+    say(str(report))

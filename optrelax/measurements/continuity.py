@@ -170,7 +170,7 @@ def _precise(relaxation: Any, region: Region) -> Any:
 def _direction(
     part: MarginProblem,
     weights: MovingWeights,
-    relaxation: Any,
+    relaxation: Relaxation,
     direction: Direction | Mapping[str, Tensor] | Net,
     seed: int,
 ) -> Weights:

@@ -11,6 +11,7 @@ import torch
 from optrelax.measurements.jumps import Jump, Sample
 from optrelax.measurements.line_searches import SearchedLine
 from optrelax.measurements.questions import MarginProblem
+from optrelax.relaxations import Relaxation
 from optrelax.relaxations.jumps import EVERYWHERE, Jumps
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def relaxation_table(question: MarginProblem, rows: Sequence[SearchedLine]) -> p
     )
 
 
-def _summed(name: str, relaxation: Any, lines: Sequence[SearchedLine]) -> dict[str, Any]:
+def _summed(name: str, relaxation: Relaxation, lines: Sequence[SearchedLine]) -> dict[str, Any]:
     length = sum(line.unit * (line.found.samples[-1].t - line.found.samples[0].t) for line in lines)
     bound = [(line, jump) for line in lines for jump in _counted(line, "bound")]
     sizes = [float(jump.size[:-1].abs().max()) for _, jump in bound]

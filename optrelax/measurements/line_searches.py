@@ -14,6 +14,7 @@ from optrelax.measurements.switches import CAUSES, sources, switch_functions
 from optrelax.measurements.weight_lines import MovingWeights, Weights
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
+from optrelax.relaxations import Relaxation
 from optrelax.relaxations.jumps import EVERYWHERE
 from optrelax.training.loss_terms import certified_cross_entropy
 
@@ -57,7 +58,7 @@ class SearchedLine:
 def search_line(
     part: MarginProblem,
     weights: MovingWeights,
-    relaxation: Any,
+    relaxation: Relaxation,
     way: Weights,
     reach: float,
     least: float,
@@ -69,7 +70,7 @@ def search_line(
 
     def evaluate(t: float) -> Sample:
         weights.move(way, t)
-        lower, noise, bounds = _bounds(relaxation, part.network, part.region, part.rows, relaxation.solves)
+        lower, noise, bounds = _bounds(relaxation, part.network, part.region, part.rows)
         if not bool(lower.isfinite().all()):
             raise ValueError(f"{OWNER}: a bound at {t:g} along the line is not finite")
         parts = [switch_functions(part.network, b) for b in bounds]
@@ -92,11 +93,9 @@ def search_line(
     return SearchedLine(found, causes[0], part.rows.shape[1], part.rows.shape[0], least)
 
 
-def _bounds(
-    relaxation: Any, network: Network, region: Region, rows: Tensor, solves: bool
-) -> tuple[Tensor, Tensor, list[Any]]:
+def _bounds(relaxation: Any, network: Network, region: Region, rows: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
     """Bounds [n, k], what they may be off by, and the pre-activation bounds that lines were chosen on."""
-    if not solves:
+    if not relaxation.solves:
         lower = relaxation.lower_bounds(network, region, rows).double()
         return lower, torch.zeros_like(lower), list(sources(relaxation, network, region))
     solution = relaxation.solve_flat(network, region, rows)

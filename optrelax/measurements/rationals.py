@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-__all__ = ["Factors", "Ratio", "fit_residual"]
+__all__ = ["Factors", "Ratio"]
 
 Powers = frozenset[tuple[int, int]]  # factor, power
 
@@ -77,20 +74,3 @@ class Factors:
             for factor, power in term.denominator:
                 powers[factor] = max(powers.get(factor, 0), power)
         return frozenset(powers.items())
-
-
-def fit_residual(t: NDArray[np.float64], values: NDArray[np.float64], numerator: int, denominator: int) -> float:
-    """How far the best ratio of polynomials of these degrees stays from the values, relative to the largest.
-
-    Fitted to every other point (the linearised problem's smallest singular vector, in Chebyshev polynomials) and judged
-    on the others.  t ascending [n], n at least 2 (numerator + denominator + 2).
-    """
-    x = 2 * (t - t[0]) / (t[-1] - t[0]) - 1
-    scale = float(np.abs(values).max()) or 1.0
-    f = values / scale
-    top, bottom = (np.polynomial.chebyshev.chebvander(x, degree) for degree in (numerator, denominator))
-    system = np.hstack([top, -f[:, None] * bottom])
-    fitted, judged = slice(0, None, 2), slice(1, None, 2)
-    kernel = np.linalg.svd(system[fitted])[2][-1]
-    p, q = top @ kernel[: numerator + 1], bottom @ kernel[numerator + 1 :]
-    return float(np.abs(p[judged] / q[judged] - f[judged]).max())

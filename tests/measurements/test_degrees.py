@@ -12,7 +12,6 @@ from torch import nn
 
 import optrelax as ox
 from optrelax.measurements.degrees import step_degrees
-from optrelax.measurements.rationals import fit_residual
 
 T = sp.Symbol("t")
 EPS = sp.Rational(1, 5)
@@ -191,6 +190,23 @@ def test_the_networks_have_crossing_neurons_in_every_layer():
     assert max(first for first, *_ in counts) == 1
     assert max(later for _, *rest in counts for later in rest) == 2
     assert all(sum(layers) > 0 for layers in counts)
+
+
+def fit_residual(t, values, numerator, denominator):
+    """How far the best ratio of polynomials of these degrees stays from the values, relative to the largest.
+
+    Fitted to every other point (the linearised problem's smallest singular vector, in Chebyshev polynomials) and judged
+    on the others.  t ascending [n], n at least 2 (numerator + denominator + 2).
+    """
+    x = 2 * (t - t[0]) / (t[-1] - t[0]) - 1
+    scale = float(np.abs(values).max()) or 1.0
+    f = values / scale
+    top, bottom = (np.polynomial.chebyshev.chebvander(x, degree) for degree in (numerator, denominator))
+    system = np.hstack([top, -f[:, None] * bottom])
+    fitted, judged = slice(0, None, 2), slice(1, None, 2)
+    kernel = np.linalg.svd(system[fitted])[2][-1]
+    p, q = top @ kernel[: numerator + 1], bottom @ kernel[numerator + 1 :]
+    return float(np.abs(p[judged] / q[judged] - f[judged]).max())
 
 
 @pytest.mark.parametrize(("name", "sizes", "seed"), [("fast-lin", (2, 2, 2, 2), 5), ("box", (2, 2, 2, 2), 2)])
