@@ -227,9 +227,17 @@ def quadratic_faults(seed: int, counts: Counter[str]) -> Iterator[str]:
             ):
                 yield f"QP seed {seed}, problem {i}, {rounding}: {Status(status).name}"
             best = min((_quadratic(one, P[i], x) for x in _points(one, found.primal[i].detach())), default=None)
-            room = 0 if rounding == "outward" or best is None else Fraction(NEAREST) * max(1, abs(best))
+            room = Fraction(0)
+            if rounding == "nearest" and best is not None:
+                terms = _size(one, found, i) + _quadratic_size(one, P[i], found.primal[i].detach())
+                room = Fraction(NEAREST) * max(1, abs(best)) + Fraction(terms) / 10**15
             if best is not None and lower > -math.inf and Fraction(lower) > best + room:
                 yield f"QP seed {seed}, problem {i}, {rounding}: lower {lower} above {float(best)}"
+
+
+def _quadratic_size(one: Data, P: Tensor, x: Tensor) -> float:
+    """Of the terms of the objective that may cancel."""
+    return float((one.c * x).abs().sum() + x.abs() @ P.abs() @ x.abs())
 
 
 def _points(one: Data, x: Tensor) -> Iterator[list[Fraction]]:
