@@ -161,7 +161,7 @@ def test_programs_are_measured_beside_the_peers_that_are_installed(monkeypatch):
     assert all(row["ours ms"] > row["floor ms"] > 0 and row["times HiGHS"] > 0 for row in lps.rows)
     assert {row["solver"] for row in families.rows} == {"InteriorPoint"}
     assert all(row["gap at 0.0001"] <= 1e-4 and row["gap at 1e-06"] <= 1e-6 for row in sparse.rows)
-    assert [bar.held for bar in report.bars] == [True, True]
+    assert [bar.held for bar in report.bars if "gap" in bar.what] == [True, True]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class CertificationProgress:
     counts: Mapping[Verdict, int]
     """Examples of each verdict so far."""
     expected: float | None = None
-    """In the first call, seconds that the rest takes at most, by a few examples beforehand; without MILP."""
+    """In the first call, of more than 8 examples: seconds they take, by some timed before, all asked all but MILP."""
 
 
 def certify(

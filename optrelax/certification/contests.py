@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optrelax.certification.attacks import PGD
 from optrelax.certification.certifiers import Certifier
-from optrelax.certification.estimates import expected_seconds
+from optrelax.certification.estimates import FEW, expected_seconds
 from optrelax.certification.preparation import device_of
 from optrelax.disjunctions import group_bounds
 from optrelax.networks.graph import Network
@@ -89,8 +89,10 @@ class Contest:
         return ContestResult(name, lower, gap, closed, statistics.median(times or [seconds]) / len(lower), fitting)
 
     def announce(self, repeats: int, patience: float) -> None:
-        """Tell how long all of it will take, before it begins."""
+        """Tell how long all of it will take, before it begins; of few examples nothing."""
         places, expected = torch.arange(len(self.run.samples)), 0.0
+        if len(places) <= FEW:
+            return
         for name in self.run.relaxations:
             once = expected_seconds(functools.partial(self._bounded, name), places, self.size)
             expected += once * (1 + (min(repeats, int(patience / once)) if once else repeats))

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LONG", "expected_seconds"]
+__all__ = ["FEW", "LONG", "expected_seconds"]
 
 LONG = 10.0
 """Seconds of work that are worth a word beforehand."""
+FEW = 8
+"""Examples beside which a trial of one would be long: their first batch tells."""
 _MOMENT = 1.0  # seconds of trying beforehand, or one example
 
 

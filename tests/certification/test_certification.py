@@ -428,6 +428,18 @@ def test_progress_counts_up():
     assert all(p.expected is None for p in seen[1:])
 
 
+@pytest.mark.parametrize("count", [8, 9])
+def test_of_few_examples_none_is_tried_beforehand(count, monkeypatch):
+    """A trial of one of them would be long beside them."""
+    asked, seen = [], []
+    lower_bounds = ox.Box.lower_bounds
+    monkeypatch.setattr(ox.Box, "lower_bounds", lambda *args: asked.append(1) or lower_bounds(*args))
+    x, labels = examples()
+    ox.certify(small(), (x[:count], labels[:count]), EPS, relaxation="box", batch_size=count, progress=seen.append)
+    assert (seen[0].expected is None) == (count <= estimates.FEW)
+    assert len(asked) == 1 + (count > estimates.FEW)
+
+
 def test_the_time_to_expect_is_that_of_batches_where_they_tell(monkeypatch):
     """One example that takes a minute is enough; quick ones are tried in lots that double, the first one twice."""
     now, lots = [0.0], []
