@@ -163,19 +163,20 @@ class CertificationReport:
         return float(self.examples["seconds"].sum())
 
     def table(self) -> pl.DataFrame:
-        """One row a relaxation: how many examples it was asked and certified, in seconds, and how tight it was.
+        """One row a relaxation: what it certified of all examples, how tight it was and how long it took.
 
-        `certified %`, of all examples, is by the relaxation alone; in a cascade by it and those before it.
-        `misclassified at most %` is 100 less that: the bound on the adversarial error that papers print.
+        `misclassified at most %` is 100 less what it certified: the bound on the adversarial error that papers print.
+        In a cascade `certified %` is by it and those before it, and the row says how many examples it was asked and
+        certified, in how many seconds.
         """
         import polars as pl
 
-        rows, before = [], 0.0
+        cascade, rows, before = self.settings.get("cascade"), [], 0.0
         for (name, share), asked in zip(self.certified_by.items(), self.asked.values(), strict=True):
             bounds = [v for v in self.examples[f"lower:{name}"].to_list() if v is not None and math.isfinite(v)]
             seconds = float(self.examples[f"seconds:{name}"].sum())
             reached = before + share  # what a cascade certified is asked no more
-            before = reached if self.settings.get("cascade") else 0.0
+            before = reached if cascade else 0.0
             rows.append(
                 {
                     "relaxation": name,
@@ -190,7 +191,8 @@ class CertificationReport:
                 }
             )
         kinds = {"relaxation": pl.String, "asked": pl.Int64, "certified": pl.Int64}
-        return pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in _TABLE})
+        frame = pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in _TABLE})
+        return frame.drop("misclassified at most %" if cascade else ("asked", "certified", "seconds"))
 
     def summary(self) -> dict[str, Any]:
         """Everything but the examples, JSON-ready; fractions of 1."""
