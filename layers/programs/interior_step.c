@@ -92,7 +92,8 @@ static void F(step)(Problem *p) {
     for (i64 i = 0; i < m; i++) p->ts[i] += target - slow * p->ds[i] * p->dy[i];
     F(newton)(p, 3);
     F(lengths)(p, &a, &b);
-    V share = larger(one * 0.99, 1 - p->mu);
+    /* Below 1: on a bound its price would be 0, which says that there is none. */
+    V share = lesser(larger(one * 0.99, 1 - p->mu), one * (1 - 0x1p-40));
     a = share / larger(a, share), b = share / larger(b, share);
     if (p->P) a = b = lesser(a, b);
     M reached = {0};

@@ -156,7 +156,7 @@ class _State:
             plain[1] + (target + slow * dx * dzu) * self.has_u,
             plain[2] + (target - slow * ds * dy) * self.inequality,
         )
-        a, b = self._lengths(second, (1 - mu).clamp(min=0.99))
+        a, b = self._lengths(second, (1 - mu).clamp(0.99, 1 - 2**-40))
         self._move(second, a, b)
 
     def _factorise(self) -> None:

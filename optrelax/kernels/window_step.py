@@ -84,6 +84,8 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         a, weight = ctx.saved_tensors
         g, corner, size = ctx.settings
+        if grad.dtype == torch.float64 and not torch.is_grad_enabled():  # which oneDNN has no convolutions of
+            return *_spread_gradients(a, weight, grad, ctx), None, None, None
         kernel = (weight.shape[2], weight.shape[3])
         whole = extent((a.shape[1], a.shape[2]), kernel, g)
         (top, bottom), (left, right) = ((c, n - c - s) for c, n, s in zip(corner, whole, size, strict=True))
@@ -97,6 +99,18 @@ class _Spread(torch.autograd.Function):
         if need[1]:
             to_weight = conv2d_weight(image, weight.shape, a.permute(0, 3, 1, 2), g.stride, 0, g.dilation)
         return to_a, to_weight, None, None, None
+
+
+def _spread_gradients(a: Tensor, weight: Tensor, grad: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Those of `_Spread` in its rows and its weight, compiled."""
+    g, corner, size = ctx.settings
+    out, into, kh, kw = weight.shape
+    to_a = torch.empty_like(a) if ctx.needs_input_grad[0] else None
+    to_weight = weight.new_zeros(kh, out, kw, into) if ctx.needs_input_grad[1] else None
+    sizes = (*a.shape[:3], out, into, kh, kw, *g.stride, g.dilation[0], *corner, *size)
+    turned = weight.permute(2, 3, 1, 0).contiguous()
+    kernels().call("back", a.dtype, *sizes, a, grad.contiguous(), turned, to_a, to_weight)
+    return to_a, None if to_weight is None else to_weight.permute(1, 3, 0, 2)
 
 
 def gather(maps: Tensor, corners: Tensor, size: Pair) -> Tensor:

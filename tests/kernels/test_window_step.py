@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from optrelax.kernels import window_step
+from optrelax.kernels.convolutions import ConvGeometry
 
 
 @pytest.mark.parametrize(("n", "k", "m"), [(1, 3, 5), (33, 7, 16), (70, 20, 48), (64, 5, 100), (0, 2, 3)])
@@ -47,3 +48,20 @@ def test_whole_images_are_relaxed_as_windows_of_their_size(threads):
             torch.testing.assert_close(whole, window)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("corner", "size"), [((0, 0), (7, 10)), ((1, 2), (5, 6))])
+def test_gradients_of_rows_through_a_convolution(corner, size, wanted):
+    """Compiled in float64, by PyTorch's operations where they are differentiated again."""
+    generator = torch.Generator().manual_seed(0)
+    a, weight = (torch.randn(*shape, generator=generator).double() for shape in ((3, 3, 4, 5), (5, 2, 3, 4)))
+    a.requires_grad_(wanted[0])
+    weight.requires_grad_(wanted[1])
+    found = window_step.spread(a, weight, ConvGeometry((2, 2), (0, 0), (1, 1), 1), corner, size)
+    grad, given = torch.randn(found.shape, generator=generator).double(), [t for t in (a, weight) if t.requires_grad]
+    once = torch.autograd.grad(found, given, grad, retain_graph=True)
+    again = torch.autograd.grad(found, given, grad, create_graph=True)
+    for fast, plain in zip(once, again, strict=True):
+        assert not fast.requires_grad
+        torch.testing.assert_close(fast, plain.detach())

@@ -283,3 +283,22 @@ def test_what_interior_points_leave_open_is_settled_by_active_sets() -> None:
         assert found.status == Status.OPTIMAL
         assert Fraction(found.lower.item()) <= Fraction(47, 12)
         torch.testing.assert_close(found.lower, torch.tensor([47 / 12], dtype=f64), rtol=1e-6, atol=0)
+
+
+def test_a_tolerance_below_what_rounding_leaves_spoils_no_point():
+    """A step that ended on a bound itself would take the bound for none."""
+    generator = torch.Generator().manual_seed(6)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for _ in range(40):
+        c, A, E = draw(8, 4), draw(8, 3, 4), draw(8, 1, 4)
+        inside = torch.rand(8, 4, 1, generator=generator, dtype=torch.float64)
+        root = draw(8, 4, 4)
+        P = root.mT @ root + 0.1 * torch.eye(4, dtype=torch.float64)
+        sides = (A @ inside).squeeze(-1) + 0.3, E, (E @ inside).squeeze(-1)
+        found = QuadraticProgram(InteriorPoint(tol=1e-13))(P, c, A, *sides, torch.zeros_like(c), torch.ones_like(c))
+        assert (found.status == Status.OPTIMAL).all()
+        assert (found.primal >= 0).all()
+        assert (found.primal <= 1).all()
