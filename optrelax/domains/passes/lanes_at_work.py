@@ -109,41 +109,29 @@ class LanesAtWork(RowsAtWork):
         grad: Tensor | None = None,
         more: Any = (None, None, None, None),
     ) -> None:
-        self._call(
-            (name, source, activation, id(found), id(self.column)),
-            lambda: self._bound_relaxation(name, source, activation, clear, found, grad, more),
-        )
+        def bind() -> BoundCall:
+            rows, columns, channels = self.space.rows[source].shape
+            lines = dict(zip(("ls", "li", "us", "ui"), self.space.tensors.lines[activation], strict=True))
+            sums = dict(zip(("to_ls", "to_li", "to_us", "to_ui"), more, strict=True))
+            shape = {"blocks": self.count, "lanes": self.space.lanes, "rows": rows, "columns": columns}
+            return lane_step.lines().bound(
+                name,
+                self.arena.dtype,
+                **shape,
+                **self._view_of("map", source),
+                channels=channels,
+                clear=int(clear),
+                kept=self.space.kept.get(activation),
+                place=self.place,
+                a=self.at(source),
+                grad=grad,
+                column=self.column,
+                found=found,
+                **lines,
+                **sums,
+            )
 
-    def _bound_relaxation(
-        self,
-        name: str,
-        source: int,
-        activation: str | None,
-        clear: bool,
-        found: Tensor | None,
-        grad: Tensor | None,
-        more: Any,
-    ) -> BoundCall:
-        rows, columns, channels = self.space.rows[source].shape
-        lines = dict(zip(("ls", "li", "us", "ui"), self.space.tensors.lines[activation], strict=True))
-        sums = dict(zip(("to_ls", "to_li", "to_us", "to_ui"), more, strict=True))
-        shape = {"blocks": self.count, "lanes": self.space.lanes, "rows": rows, "columns": columns}
-        return lane_step.lines().bound(
-            name,
-            self.arena.dtype,
-            **shape,
-            **self._view_of("map", source),
-            channels=channels,
-            clear=int(clear),
-            kept=self.space.kept.get(activation),
-            place=self.place,
-            a=self.at(source),
-            grad=grad,
-            column=self.column,
-            found=found,
-            **lines,
-            **sums,
-        )
+        self._call((name, source, activation, id(found), id(self.column)), bind)
 
     def spread(self, source: int, to: int, weight: str, g: ConvGeometry, corner: Pair) -> None:
         turned = self.space.turned[weight]
@@ -170,55 +158,41 @@ class LanesAtWork(RowsAtWork):
         a: Tensor | None = None,
         given: Tensor | None = None,
     ) -> None:
-        self._call(
-            (name, source, to, id(found)),
-            lambda: self._bound_convolution(name, source, to, g, corner, weight, found, a, given),
-        )
+        def bind() -> BoundCall:
+            space = self.space
+            (high, wide, out), (rows, columns, into) = space.rows[source].shape, space.rows[to].shape
+            kh, kw = weight.shape[:2]
+            maker, reader = space.makers.get(source), space.readers.get(to)
+            return lane_step.products().bound(
+                name,
+                self.arena.dtype,
+                blocks=self.count,
+                lanes=space.lanes,
+                high=high,
+                wide=wide,
+                out=out,
+                rows=rows,
+                columns=columns,
+                into=into,
+                kh=kh,
+                kw=kw,
+                step_y=g.stride[0],
+                step_x=g.stride[1],
+                apart=g.dilation[0],
+                top=corner[0],
+                left=corner[1],
+                **self._view_of("from", source),
+                **self._view_of("to", to),
+                kept_from=space.kept.get(maker),
+                kept_to=space.kept.get(reader),
+                place=self.place,
+                a=a,
+                given=given,
+                weight=weight,
+                found=found,
+            )
 
-    def _bound_convolution(
-        self,
-        name: str,
-        source: int,
-        to: int,
-        g: ConvGeometry,
-        corner: Pair,
-        weight: Tensor,
-        found: Tensor,
-        a: Tensor | None,
-        given: Tensor | None,
-    ) -> BoundCall:
-        space = self.space
-        (high, wide, out), (rows, columns, into) = space.rows[source].shape, space.rows[to].shape
-        kh, kw = weight.shape[:2]
-        maker, reader = space.makers.get(source), space.readers.get(to)
-        return lane_step.products().bound(
-            name,
-            self.arena.dtype,
-            blocks=self.count,
-            lanes=space.lanes,
-            high=high,
-            wide=wide,
-            out=out,
-            rows=rows,
-            columns=columns,
-            into=into,
-            kh=kh,
-            kw=kw,
-            step_y=g.stride[0],
-            step_x=g.stride[1],
-            apart=g.dilation[0],
-            top=corner[0],
-            left=corner[1],
-            **self._view_of("from", source),
-            **self._view_of("to", to),
-            kept_from=space.kept.get(maker),
-            kept_to=space.kept.get(reader),
-            place=self.place,
-            a=a,
-            given=given,
-            weight=weight,
-            found=found,
-        )
+        self._call((name, source, to, id(found)), bind)
 
     def _view_of(self, name: str, slot: int) -> dict[str, int]:
         """Where a slot's windows lie in their map."""
