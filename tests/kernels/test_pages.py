@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from optrelax.kernels import pages
 from optrelax.kernels.pages import huge_pages, keep_pages
 
 # Bounds and gradients of two steps of CROWN large enough that their tensors would be mapped anew, as one hash.
@@ -88,16 +89,30 @@ class _Function:
         return self.function(*arguments)
 
 
-def test_huge_pages_are_asked_for_large_tensors_alone():
-    for n, asked in ((2**22, hasattr(mmap, "MADV_HUGEPAGE")), (2**10, False)):
-        t = torch.empty(n)
-        assert huge_pages(t) is t
-        middle, flags = t.data_ptr() + 2 * n, []
-        smaps = pathlib.Path("/proc/self/smaps")
-        for line in smaps.read_text().splitlines() if smaps.exists() else ():
-            first, *rest = line.split()
-            if rest and "-" in first and not first.endswith(":"):
-                low, high = (int(end, 16) for end in first.split("-"))
-            elif first == "VmFlags:" and low <= middle < high:
-                flags = rest
-        assert ("hg" in flags) is (asked and bool(flags)), "this kernel's flag of huge pages"
+def test_huge_pages_are_asked_for_large_tensors():
+    t = torch.empty(2**22)
+    assert huge_pages(t) is t
+    middle, flags = t.data_ptr() + 2 * t.numel(), []
+    smaps = pathlib.Path("/proc/self/smaps")
+    for line in smaps.read_text().splitlines() if smaps.exists() else ():
+        first, *rest = line.split()
+        if rest and "-" in first and not first.endswith(":"):
+            low, high = (int(end, 16) for end in first.split("-"))
+        elif first == "VmFlags:" and low <= middle < high:
+            flags = rest
+    assert ("hg" in flags) is (hasattr(mmap, "MADV_HUGEPAGE") and bool(flags)), "this kernel's flag of huge pages"
+
+
+def test_huge_pages_are_not_asked_for_small_tensors(monkeypatch):
+    """What was asked, not the page's flag: a small tensor may lie where a large one was before."""
+    asked = []
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
+    monkeypatch.setattr(pages, "_advise", lambda: lambda *arguments: asked.append(arguments))
+    small, large = torch.empty(2**10), torch.empty(2**22)
+    assert huge_pages(small) is small
+    assert asked == []
+    huge_pages(large)
+    assert len(asked) == 1
+    first, size, _ = asked[0]
+    assert large.data_ptr() <= first
+    assert first + size == large.data_ptr() + 4 * large.numel()
