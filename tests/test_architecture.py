@@ -1,6 +1,7 @@
 """The house keeps its order: imports go one way between its floors, and a class has one name."""
 
 import ast
+import importlib
 import runpy
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ FLOORS = (("kernels", "networks", "domains", "regions", "relaxations", "data", "
 FLOORS += (("certification", "training", "measurements"), ("papers",), ("cli",))
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # They hand names on, from where files lay before too, or start the command line.
-FACES = ("optrelax", "optrelax.__main__")
+FACES = ("optrelax", "optrelax.__main__", "optrelax.checkpoint_files", "optrelax.journals", "optrelax.verdicts")
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -58,6 +59,14 @@ def test_a_class_has_a_name_of_its_own():
             if isinstance(node, ast.ClassDef):
                 found[node.name].append(name)
     assert {name: where for name, where in found.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize("old", ["checkpoint_files", "journals", "verdicts"])
+def test_scripts_find_the_old_places(old):
+    room = "networks" if old == "checkpoint_files" else "certification"
+    here, there = (importlib.import_module(f"optrelax.{place}") for place in (old, f"{room}.{old}"))
+    names = {"checkpoint_files": ["read_network"], "journals": ["Journal"], "verdicts": ["Example", "Verdict"]}[old]
+    assert all(getattr(here, name) is getattr(there, name) for name in names)
 
 
 @pytest.mark.parametrize("room", sorted(HEIGHT))
