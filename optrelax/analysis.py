@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,7 @@ def prepare(net: Net, region: Region) -> tuple[Network, Region, torch.Size]:
             f"torch.autocast({region.device.type!r}, enabled=False) around this call"
         )
     if isinstance(net, Network):
-        network, batch = net, _batch(region, net.input_shape)
+        network, batch = _fitting(net, region)
         network.require_eval()
     else:
         network, batch = capture(net, region.shape[1:]), region.shape[:1]
@@ -175,13 +175,16 @@ def prepare(net: Net, region: Region) -> tuple[Network, Region, torch.Size]:
     return network, region.reshape(-1, *network.input_shape), batch
 
 
-def _batch(region: Region, shape: Sequence[int]) -> torch.Size:
-    rank = len(shape)
-    if len(region.shape) <= rank or tuple(region.shape[len(region.shape) - rank :]) != tuple(shape):
-        raise ValueError(
-            f"region: the network takes inputs [*batch, {', '.join(map(str, shape))}], got {tuple(region.shape)}"
-        )
-    return region.shape[: len(region.shape) - rank]
+def _fitting(net: Network, region: Region) -> tuple[Network, torch.Size]:
+    """The network as it takes the region's inputs, and the region's batch shape."""
+    shape, own = region.shape, net.input_shape
+    lead = len(shape) - len(own)
+    if lead > 0 and tuple(shape[lead:]) == own:
+        return net, shape[:lead]
+    if len(shape) > 1:
+        with contextlib.suppress(ValueError):
+            return net.taking(tuple(shape[1:])), shape[:1]
+    raise ValueError(f"region: the network takes inputs [*batch, {', '.join(map(str, own))}], got {tuple(shape)}")
 
 
 def prepare_rows(network: Network, spec: Tensor, flat: Region, batch: torch.Size) -> Tensor:

@@ -73,7 +73,8 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
 
     Args:
         net: a module, or a network, which comes back as it is.
-        input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it.
+        input_shape: without the batch, such as (1, 28, 28); None where the first layer is a Linear that says it. A
+            network that was loaded, and takes n numbers in a row, takes n in any shape.
 
     Returns:
         The network, a module itself.
@@ -81,7 +82,7 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
     Raises:
         UnsupportedOpError: with every op that has no rule, where it is and what is supported.
         TypeError: for what is no module that could be followed.
-        ValueError: for another input shape than a network's own, and for one without entries.
+        ValueError: for an input shape that a network does not take, and for one without entries.
 
     Example:
         >>> network = ox.capture(ox.models.fc(4, 8, 2, seed=0), (4,))
@@ -89,9 +90,7 @@ def capture(net: nn.Module | Network, input_shape: Sequence[int] | None = None) 
         ((4,), (2,), ['2'])
     """
     if isinstance(net, Network):
-        if input_shape is not None and tuple(input_shape) != net.input_shape:
-            raise ValueError(f"capture: the network takes inputs of shape {net.input_shape}, got {tuple(input_shape)}")
-        return net
+        return net if input_shape is None else net.taking(tuple(input_shape))
     net = unwrap(net)
     if isinstance(net, Network):
         return capture(net, input_shape)

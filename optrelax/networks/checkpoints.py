@@ -75,7 +75,7 @@ def save(
         >>> torch.equal(ox.load("net.safetensors")(torch.ones(1, 4)), net(torch.ones(1, 4)))
         True
     """
-    network = net if isinstance(net, Network) else capture(net, input_shape)
+    network = capture(net, input_shape)
     network.require_statistics()
     if is_onnx(path):
         if extra:

@@ -131,10 +131,27 @@ class Network(nn.Module):
 
         Batch norms in training mode normalise by the batch and move their running statistics, as in the module.
         """
+        if tuple(x.shape[max(x.dim() - len(self.input_shape), 0) :]) != self.input_shape:
+            return self.taking(tuple(x.shape[1:]))(x)
         self.require_current()
         if self.graph.in_training:
             return self.on_batch(x)[1]
         return self.graph.values(x)[self.graph.output]
+
+    def taking(self, shape: Shape) -> Network:
+        """The same function of inputs in another shape: as its module takes them, or flattened for a flat input."""
+        if shape == self.input_shape:
+            return self
+        if math.prod(shape) != math.prod(self.input_shape) or not (self._recapture or len(self.input_shape) == 1):
+            raise ValueError(f"the network takes inputs of shape {self.input_shape}, got {shape}")
+        if not self._recapture:
+            return self._with(self.graph.flattening(shape), self.statistics)
+        from optrelax.networks.capturing import capture
+
+        try:
+            return capture(self.module, shape)
+        except UnsupportedOpError as error:
+            raise ValueError(f"the network takes inputs of shape {self.input_shape}, got {shape}") from error
 
     def on_batch(self, x: Tensor, statistics: Statistics = "batch") -> tuple[Network, Tensor]:
         """See `optrelax.on_batch`."""

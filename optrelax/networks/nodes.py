@@ -13,7 +13,7 @@ from torch import Tensor
 from optrelax.networks.activations import Activation, PiecewiseLinear
 from optrelax.networks.batch_norms import BatchNormInTraining
 from optrelax.networks.maxima import Greatest
-from optrelax.networks.ops import Affine, Linear, Shape
+from optrelax.networks.ops import Affine, Linear, Reshape, Shape
 from optrelax.networks.products import Multiply
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Graph:
         self.snapshot: Snapshot | None = None
         """The module as it was at capture, where all of it can be seen."""
         self._by_name = {node.name: node for node in nodes}
+        self._flattening: dict[Shape, Graph] = {}
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -136,6 +137,18 @@ class Graph:
         found = Graph(nodes, self.output, self.input_shape)
         found.__dict__["_lowered"] = found if self.lowered is self else self.lowered.with_ops(ops)
         return found
+
+    def flattening(self, shape: Shape) -> Graph:
+        """The same nodes behind one that flattens inputs of another shape."""
+        if shape not in self._flattening:
+            name = next(
+                f"flatten{'_' * i}" for i in range(len(self.nodes) + 1) if f"flatten{'_' * i}" not in self._by_name
+            )
+            first = Node(name, name, Reshape(shape, self.input_shape), (self.input,), self.input_shape)
+            rest = (replace(n, inputs=tuple(name if i == self.input else i for i in n.inputs)) for n in self.nodes)
+            output = name if self.output == self.input else self.output
+            self._flattening[shape] = Graph((first, *rest), output, shape)
+        return self._flattening[shape]
 
     def at_statistics(self, measured: Measured) -> Graph:
         """With given statistics for the batch norms in training mode."""

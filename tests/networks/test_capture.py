@@ -212,6 +212,21 @@ def test_input_shape_is_what_the_first_linear_layer_says():
         ox.capture(ox.capture(nn.Linear(3, 2)), (4,))
 
 
+def test_a_captured_network_takes_what_its_module_takes():
+    """A module that flattens takes images, however its network was captured; one that does not refuses them."""
+    net, x = ox.models.fc(4, 5, 3, seed=0), torch.rand(2, 1, 2, 2)
+    network = ox.capture(net)
+    assert network.input_shape == (4,)
+    torch.testing.assert_close(network(x), net(x))
+    found = ox.bounds(network, ox.LinfBall(x, 0.1))
+    torch.testing.assert_close(found.lower, ox.bounds(net, ox.LinfBall(x, 0.1)).lower)
+    flat = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"takes inputs of shape \(4,\), got \(1, 2, 2\)"):
+        ox.capture(flat)(x)
+    with pytest.raises(ValueError, match=r"takes inputs \[\*batch, 4\], got \(2, 1, 2, 2\)"):
+        ox.bounds(ox.capture(flat), ox.LinfBall(x, 0.1))
+
+
 def test_paths_are_those_of_the_modules_and_unique():
     network = BY_NAME["shared layers"].network()
     assert [n.path for n in network.activations] == ["relu", "relu#2", "relu#3"]

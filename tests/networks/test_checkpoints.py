@@ -392,3 +392,29 @@ def test_format_1_is_read_as_it_was_first_written(tmp_path):
     net = ox.load(tmp_path / "net.safetensors")
     assert net(torch.tensor([[1.0, 1.0], [4.0, -1.0]])).tolist() == [[0.0, 2.5], [6.25, 0.0]]
     assert [p.requires_grad for p in net.module.parameters()] == [True, False]
+
+
+@pytest.mark.parametrize("relaxation", ["box", "hzono", "crown", "triangle"])
+def test_a_stored_network_of_flat_inputs_takes_images(relaxation: str, tmp_path: Path) -> None:
+    """ox.models.fc begins with a Flatten; saved without an input shape, it still takes what the module takes."""
+    net, x = ox.models.fc(4, 6, 3, seed=0), torch.rand(5, 1, 2, 2)
+    ox.save(net, tmp_path / "net.safetensors")
+    network = ox.load(tmp_path / "net.safetensors")
+    labels = net(x).argmax(1)
+    torch.testing.assert_close(network(x), net(x))
+    found, wanted = (ox.bounds(n, ox.LinfBall(x, 0.1), relaxation) for n in (network, net))
+    torch.testing.assert_close(found.lower, wanted.lower)
+    report = ox.certify(network, (x, labels), 0.01, relaxation=relaxation)
+    assert report.certified == ox.certify(net, (x, labels), 0.01, relaxation=relaxation).certified
+    with pytest.raises(ValueError, match=r"takes inputs of shape \(4,\), got \(1, 3, 3\)"):
+        network(torch.rand(5, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"takes inputs \[\*batch, 4\], got \(5, 1, 3, 3\)"):
+        ox.bounds(network, ox.LinfBall(torch.rand(5, 1, 3, 3), 0.1))
+
+
+def test_saving_a_network_in_a_shape_that_it_does_not_take_is_refused(tmp_path: Path) -> None:
+    network = ox.capture(ox.models.fc(4, 6, 3, seed=0))
+    ox.save(network, tmp_path / "net.safetensors", input_shape=(1, 2, 2))
+    assert ox.load(tmp_path / "net.safetensors").input_shape == (1, 2, 2)
+    with pytest.raises(ValueError, match="takes inputs of shape"):
+        ox.save(network, tmp_path / "other.safetensors", input_shape=(5,))
