@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
+
 Backward = Callable[..., Any]
 
 
@@ -20,7 +22,7 @@ def first_order(backward: Backward) -> Backward:
     """
 
     @functools.wraps(backward)
-    def guarded(ctx: Any, *grads: Tensor) -> Any:
+    def guarded(ctx: Context, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True: the gradient of a linear program's value cannot be differentiated again; "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.first_order import first_order
 from optrelax.layers.hulls import HullLines
@@ -134,13 +134,13 @@ class _NetworkValue(torch.autograd.Function):
     """The solver's bound with the gradient of another function; once."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Tensor, value: Tensor, usable: Tensor) -> Tensor:
+    def forward(ctx: Context, rule: Tensor, value: Tensor, usable: Tensor) -> Tensor:
         ctx.save_for_backward(usable)
         return value.clone()
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         (usable,) = ctx.saved_tensors
         return torch.where(usable, grad, 0.0), None, None
 

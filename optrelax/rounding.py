@@ -22,11 +22,12 @@ and rows pulled back, sum_i a_i M_ij by at most m products, err on values z by a
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.checks import require_choice
 
 Rounding = Literal["nearest", "outward"]
@@ -76,10 +77,10 @@ class _Next(torch.autograd.Function):
         return torch.nextafter(x, torch.full_like(x, end))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None: ...
+    def setup_context(ctx: Context, inputs: tuple[Tensor, float], output: Tensor) -> None: ...
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

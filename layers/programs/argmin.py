@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.layers.first_order import first_order
 from optrelax.layers.programs.lp_data import LPData, stack_rows, times, transposed_times
 from optrelax.layers.programs.lp_gradients import outer_sum
@@ -144,7 +145,7 @@ class _Argmin(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         duals: Tensor,
         active: Callable[[], Active],
@@ -159,7 +160,7 @@ class _Argmin(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, duals, solvable, Q = ctx.saved_tensors
         data = LPData(*ctx.parts).double()
         active: Active = ctx.active()

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.layers.first_order import first_order
 from optrelax.layers.programs.sparse_matrices import is_sparse, outer_entries
 
@@ -114,7 +115,7 @@ class _ProgramValue(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, x: Tensor, y: Tensor, v: Tensor, r: Tensor, live: Tensor, *data: Tensor
+        ctx: Context, value: Tensor, x: Tensor, y: Tensor, v: Tensor, r: Tensor, live: Tensor, *data: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, y, v, r, live, data[5], data[6])
         ctx.shapes = [tensor.shape for tensor in data]
@@ -123,7 +124,7 @@ class _ProgramValue(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, v, r, live, lower, upper = ctx.saved_tensors
         # A problem without a value may receive inf or NaN from the loss; it must not reach data others share.
         g = torch.where(live, grad, 0.0).unsqueeze(-1)
@@ -152,12 +153,12 @@ class NoRule(torch.autograd.Function):
     """Identity in a point; differentiating it is an error that names the cure."""
 
     @staticmethod
-    def forward(ctx: Any, primal: Tensor, owner: str, *data: Tensor) -> Tensor:
+    def forward(ctx: Context, primal: Tensor, owner: str, *data: Tensor) -> Tensor:
         ctx.owner = owner
         return primal.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Context, grad: Tensor) -> Any:
         cure = "KKT()" if ctx.owner == "QuadraticProgram" else "Regularised(strength)"
         raise RuntimeError(
             f"{ctx.owner}: primal has no gradient rule; give primal_gradient={cure}, or use primal.detach()"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.domains.balls import Ball
 from optrelax.kernels import ball_products, native
 from optrelax.kernels.ball_products import LinearBall, through, to_ball, to_weight
@@ -75,7 +76,7 @@ class Rectify(torch.autograd.Function):
     """Center and radius before a ReLU -> those behind it. Keeps a byte an entry."""
 
     @staticmethod
-    def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Context, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         center, radius = center.contiguous(), radius.contiguous()
         found = torch.empty_like(center), torch.empty_like(radius)
         active = torch.empty_like(center, dtype=torch.int8)
@@ -84,7 +85,7 @@ class Rectify(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (active,) = ctx.saved_tensors
         to_c, to_r = grads
         if torch.is_grad_enabled():  # to be differentiated again
@@ -100,7 +101,7 @@ class LinearChain(torch.autograd.Function):
     """Center and radius [n, in] through matrices, each followed by a ReLU: one node of the graph for all."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, center: Tensor, radius: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Context, count: int, center: Tensor, radius: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         # The matrices as they are used: the gradient's products want them so too.
         weights = [w.contiguous() for w in given[:count] if w is not None]
         x = center.contiguous(), radius.contiguous()
@@ -116,7 +117,7 @@ class LinearChain(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count, need = ctx.count, ctx.needs_input_grad
         saved = ctx.saved_tensors
         inputs, weights, kept = saved[: 2 + 2 * count], saved[2 + 2 * count : 2 + 3 * count], saved[2 + 3 * count :]

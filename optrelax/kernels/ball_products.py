@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 
 _SIGNATURES = (
@@ -67,13 +67,15 @@ class LinearBall(torch.autograd.Function):
     """Center and radius [n, in] through a matrix W [out, in]: c W^T + b, r |W|^T."""
 
     @staticmethod
-    def forward(ctx: Any, center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Context, center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         center, radius, weight = center.contiguous(), radius.contiguous(), weight.contiguous()
         ctx.save_for_backward(center, radius, weight)
         return through(center, radius, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         center, radius, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         to_c, to_r = grads

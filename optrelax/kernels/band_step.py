@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.domains.lines import Lines
 from optrelax.kernels import native
 from optrelax.kernels.relax_step import columns, rows_dot
@@ -67,7 +68,7 @@ class _Band(torch.autograd.Function):
     """Saves the rows and the lines only."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Context, a: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         by = passes(kernels(), a, slope, lower, upper)
         if by is not None:
             a, slope, lower, upper = (t.contiguous() for t in (a, slope, lower, upper))
@@ -77,7 +78,7 @@ class _Band(torch.autograd.Function):
         return (a * slope[:, None], *_eager_range(a, lower, upper))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
         a, slope, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
         by = None if torch.is_grad_enabled() else passes(kernels(), a, slope, lower, upper)
@@ -95,7 +96,7 @@ class _Range(torch.autograd.Function):
     """Saves the rows and the box only."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Context, a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         by = passes(kernels(), a, lower, upper)
         if by is not None:
             a, lower, upper = (t.contiguous() for t in (a, lower, upper))
@@ -105,7 +106,7 @@ class _Range(torch.autograd.Function):
         return _eager_range(a, lower, upper)
 
     @staticmethod
-    def backward(ctx: Any, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, to_low: Tensor, to_high: Tensor) -> tuple[Tensor | None, ...]:
         a, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
         by = None if torch.is_grad_enabled() else passes(kernels(), a, lower, upper)

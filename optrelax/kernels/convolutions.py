@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 
 Pair = tuple[int, int]
@@ -71,7 +71,7 @@ class _Pull(torch.autograd.Function):
     """Keeps the rows and the weight."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, weight: Tensor, geometry: ConvGeometry, image: Pair) -> Tensor:
+    def forward(ctx: Context, a: Tensor, weight: Tensor, geometry: ConvGeometry, image: Pair) -> Tensor:
         a, weight = a.contiguous(), weight.contiguous()
         ctx.save_for_backward(a, weight)
         ctx.geometry = geometry
@@ -80,7 +80,7 @@ class _Pull(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         a, weight = ctx.saved_tensors
         g, need = ctx.geometry, ctx.needs_input_grad
         if torch.is_grad_enabled():  # to be differentiated again

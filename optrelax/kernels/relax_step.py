@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.domains.lines import Lines
 from optrelax.kernels import native
 from optrelax.kernels.triton_steps import passes
@@ -77,7 +77,7 @@ class _RelaxStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, parallel: bool
+        ctx: Context, a: Tensor, ls: Tensor, li: Tensor, us: Tensor, ui: Tensor, parallel: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.parallel = parallel
         by = passes(kernels(), a, ls, li, us, ui)
@@ -97,7 +97,7 @@ class _RelaxStep(torch.autograd.Function):
         return pulled.addcmul_(negative, us[:, None]), constant
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, ls, li, us, ui = ctx.saved_tensors
         need = ctx.needs_input_grad
         by = None if torch.is_grad_enabled() else passes(kernels(), a, ls, li, us, ui)
@@ -133,7 +133,7 @@ class _LeastOverBox(torch.autograd.Function):
     """Saves the rows and the box only."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    def forward(ctx: Context, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         by = passes(kernels(), a, lower, upper)
         if by is None:
             ctx.save_for_backward(a, lower, upper)
@@ -146,7 +146,7 @@ class _LeastOverBox(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, lower, upper = ctx.saved_tensors
         need = ctx.needs_input_grad
         shared = a.shape[0] != lower.shape[0]

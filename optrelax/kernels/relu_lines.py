@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 from optrelax.networks.activations import Activation, least_width
 
@@ -53,7 +54,7 @@ class _ReluLines(torch.autograd.Function):
     """Keeps both ends."""
 
     @staticmethod
-    def forward(ctx: Any, l: Tensor, u: Tensor, below: Below) -> tuple[Tensor, ...]:
+    def forward(ctx: Context, l: Tensor, u: Tensor, below: Below) -> tuple[Tensor, ...]:
         l, u = l.contiguous(), u.contiguous()
         found = tuple(torch.empty_like(l) for _ in range(3))
         kernels().call("lines", l.dtype, l.numel(), _code(below), l, u, *found)
@@ -64,7 +65,7 @@ class _ReluLines(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, _: Tensor | None, to_slope: Tensor | None, to_intercept: Tensor | None
+        ctx: Context, _: Tensor | None, to_slope: Tensor | None, to_intercept: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None]:
         l, u = ctx.saved_tensors
         if to_slope is None and to_intercept is None:

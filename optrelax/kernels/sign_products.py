@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 from optrelax.kernels.relax_step import columns
 
@@ -91,7 +91,7 @@ class _SignedEnds(torch.autograd.Function):
     """Saves the rows, the weight, the box and a bit for every entry of the product."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, weight: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Context, a: Tensor, weight: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         a, weight, center, radius = (t.contiguous() for t in (a, weight, center, radius))
         (batch, k, m), n = a.shape, weight.shape[1]
         quads = -(-k // 4)
@@ -116,7 +116,7 @@ class _SignedEnds(torch.autograd.Function):
         return middle, spread
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         a, weight, center, radius, signs, bare, *places = ctx.saved_tensors
         need = ctx.needs_input_grad
         to_middle, to_spread = grads

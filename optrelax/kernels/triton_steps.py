@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optrelax.kernels import native
+from optrelax.kernels.signatures import Argument, require_fit
 
 _DTYPES = (torch.float32, torch.float64)
 _OLDEST = (7, 0)  # compute capability
@@ -34,11 +35,11 @@ class TritonBuild:
             t.device.type == self.device and t.device == tensors[0].device and t.dtype in _DTYPES for t in tensors
         )
 
-    def call(self, name: str, dtype: torch.dtype, *arguments: native.Argument, **named: native.Argument) -> None:
+    def call(self, name: str, dtype: torch.dtype, *arguments: Argument, **named: Argument) -> None:
         """Call a function of one floating type: tensors are contiguous and on one device."""
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         for tensor in tensors:
-            native.require_fit(name, tensor, dtype, self.device)
+            require_fit(name, tensor, dtype, self.device)
         # Triton launches on the current device, wherever the tensors are.
         with torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else nullcontext():
             getattr(self.library, name)(*arguments, **named)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 from optrelax.kernels.convolutions import ConvGeometry, Pair
 
@@ -69,7 +69,7 @@ class _Spread(torch.autograd.Function):
     """Keeps the rows and the weight."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, weight: Tensor, g: ConvGeometry, corner: Pair, size: Pair) -> Tensor:
+    def forward(ctx: Context, a: Tensor, weight: Tensor, g: ConvGeometry, corner: Pair, size: Pair) -> Tensor:
         a = a.contiguous()
         ctx.save_for_backward(a, weight)
         ctx.settings = g, corner, size
@@ -81,7 +81,7 @@ class _Spread(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         a, weight = ctx.saved_tensors
         g, corner, size = ctx.settings
         if grad.dtype == torch.float64 and not torch.is_grad_enabled():  # which oneDNN has no convolutions of
@@ -101,7 +101,7 @@ class _Spread(torch.autograd.Function):
         return to_a, to_weight, None, None, None
 
 
-def _spread_gradients(a: Tensor, weight: Tensor, grad: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None]:
+def _spread_gradients(a: Tensor, weight: Tensor, grad: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor | None]:
     """Those of `_Spread` in its rows and its weight, compiled."""
     g, corner, size = ctx.settings
     out, into, kh, kw = weight.shape
@@ -154,7 +154,7 @@ def _index(corners: Tensor, size: Pair, image: Pair) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, corners: Tensor, size: Pair) -> Tensor:
+    def forward(ctx: Context, maps: Tensor, corners: Tensor, size: Pair) -> Tensor:
         maps, corners = maps.contiguous(), corners.contiguous()
         ctx.save_for_backward(corners)
         ctx.sizes = (maps.shape[1], maps.shape[2]), maps.shape[0]
@@ -164,14 +164,14 @@ class _Gather(torch.autograd.Function):
         return windows
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         (corners,) = ctx.saved_tensors
         return _Scatter.apply(grad, corners, *ctx.sizes), None, None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, windows: Tensor, corners: Tensor, image: Pair, maps: int) -> Tensor:
+    def forward(ctx: Context, windows: Tensor, corners: Tensor, image: Pair, maps: int) -> Tensor:
         windows, corners = windows.contiguous(), corners.contiguous()
         ctx.save_for_backward(corners)
         ctx.sizes = (windows.shape[2], windows.shape[3]), windows.shape[0]
@@ -180,7 +180,7 @@ class _Scatter(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (corners,) = ctx.saved_tensors
         size, batch = ctx.sizes
         found: Tensor = _Gather.apply(grad, corners, size)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.networks.storage import NUMBERS, Settings, Storable, Tensors, stored
 from optrelax.networks.storage import Shape as Shape
 from optrelax.networks.storage import Source as Source
@@ -120,12 +120,12 @@ class _Magnitude(torch.autograd.Function):
     """|w| with the gradient sign(w), 0 at 0, made in one buffer: torch's own takes two of the weight's size."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor) -> Tensor:
+    def forward(ctx: Context, w: Tensor) -> Tensor:
         ctx.save_for_backward(w)
         return w.abs()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Context, grad: Tensor) -> Tensor:
         (w,) = ctx.saved_tensors
         return w.sign() * grad if torch.is_grad_enabled() else w.sign().mul_(grad)
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.kernels import ball_support
 from optrelax.kernels.native import laid_out
 from optrelax.kernels.relax_step import rows_dot
@@ -205,7 +206,7 @@ class _SupportOfBall(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, norm: type[Splitting], sides: int, a: Tensor, x: Tensor, eps: Tensor, low: Tensor, high: Tensor
+        ctx: Context, norm: type[Splitting], sides: int, a: Tensor, x: Tensor, eps: Tensor, low: Tensor, high: Tensor
     ) -> Tensor:
         ball = CutBall(x, eps, low, high)
         found = falls(norm, a, ball, sides)
@@ -217,7 +218,7 @@ class _SupportOfBall(torch.autograd.Function):
         return torch.stack([found.middle - fall[0], *(found.middle + other for other in fall[1:])])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, x, eps, low, high, length, rooms, price, unit = ctx.saved_tensors
         need, ball = ctx.needs_input_grad[2:], CutBall(x, eps, low, high)
         if torch.is_grad_enabled():  # to be differentiated again

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optrelax.autograd_contexts import Context
 from optrelax.domains import backsubstitution
 from optrelax.domains.passes.folding import channels_last, diagonals, folded_weight
 from optrelax.domains.passes.lanes import LaneSpace, lanes_of
@@ -77,7 +77,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, found: Program, neurons: Neurons | EveryNeuron, room: float, mixed: bool, *given: Tensor
+        ctx: Context, found: Program, neurons: Neurons | EveryNeuron, room: float, mixed: bool, *given: Tensor
     ) -> Tensor:
         ctx.found, ctx.neurons, ctx.room, ctx.mixed = found, neurons, room, mixed
         like, n = given[0], neurons.count
@@ -93,7 +93,7 @@ class _Pass(torch.autograd.Function):
         return constant
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         found, neurons, saved = ctx.found, ctx.neurons, ctx.saved_tensors
         given = saved[: len(ctx.needs_input_grad) - 4]
         need, mixed = ctx.needs_input_grad[4:], ctx.mixed
