@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from optrelax.errors import Problem
 from optrelax.networks.attention import keep_batch_in_front
 from optrelax.networks.batches import two_sizes, unify
+from optrelax.networks.decompositions import made_of_others
 from optrelax.networks.entries import read_in_front
 from optrelax.networks.functional_graphs import flatten, mutations, renamed, transforms
 from optrelax.networks.gradients import stopped_at_weights
@@ -172,6 +173,8 @@ def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
         # Something changed in place is read through another view: torch's own functionalisation knows every view.
         program = program.run_decompositions({})
         graph = flatten(program.graph_module)
+    if not problems and (rewritten := made_of_others(program, graph)) is not None:
+        program, graph = rewritten, flatten(rewritten.graph_module)
     sources: dict[fx.Node, Source] = {}
     given: fx.Node | None = None
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}

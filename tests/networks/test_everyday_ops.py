@@ -115,6 +115,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Shape]] = {
     "quotient that widens": (lambda s, x: x[:, :1] / s.k, (4,)),
     "arithmetic": (lambda s, x: (2 - x / 3) * 0.5 - 1, (4,)),
     "lerp": (lambda s, x: torch.lerp(x, -x, 0.3), (4,)),
+    "other names": (lambda s, x: torch.divide(x.negative().multiply(s.k).subtract(x.absolute()), 3).type_as(x), (4,)),
+    "addcmul": (lambda s, x: torch.addcmul(x, x.flip(1), s.k, value=0.5), (4,)),
+    "diff": (lambda s, x: torch.diff(x.square(), dim=1), (4,)),
     "two that interact": (lambda s, x: torch.cat([x, F.relu(x.flip(1)) - x], 1)[:, 1::2].abs() @ s.w, (4,)),
 }
 MODULES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
@@ -245,6 +248,12 @@ def test_gradients_in_the_weights_are_the_modules_own_at_a_point(name):
         low = ox.bounds(network, ox.LinfBall(x, 0.0), relaxation).lower.sum()
         found = torch.autograd.grad(low, weights, materialize_grads=True, allow_unused=True)
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_made_of_others_is_refused_alone_where_one_of_these_has_no_rule():
+    net = Function(lambda s, x: torch.subtract(x.median(1, keepdim=True)[0], x) + F.kl_div(x, s.k, reduction="none"))
+    report = ox.check(net, (4,))
+    assert [p.where for p in report.problems] == ["median", "kl_div"]
 
 
 REFUSED = {
