@@ -62,7 +62,7 @@ def join(parts: Sequence[B]) -> B:
     return first.combine(lambda *tensors: torch.cat(tensors), *rest) if rest else first
 
 
-def _combined(change: Change, value: Any, others: list[Any]) -> Any:
+def _combined(change: Change, value: object, others: list[Any]) -> Any:
     match value:
         case Tensor():
             return change(value, *others)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from optrelax.autograd_contexts import Context
 
-Backward = Callable[..., Any]
+Backward = Callable[..., object]
 
 
 def first_order(backward: Backward) -> Backward:
@@ -22,7 +21,7 @@ def first_order(backward: Backward) -> Backward:
     """
 
     @functools.wraps(backward)
-    def guarded(ctx: Context, *grads: Tensor) -> Any:
+    def guarded(ctx: Context, *grads: Tensor) -> object:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True: the gradient of a linear program's value cannot be differentiated again; "

@@ -41,7 +41,7 @@ class Status(IntEnum):
     """The solver failed, or its answer did not stand up to the check; `lower` is valid, perhaps -inf."""
 
 
-def named(status: Tensor) -> Any:
+def named(status: Tensor) -> object:
     """The names of status codes, nested as the tensor is."""
     if status.dim() == 0:
         return Status(int(status)).name

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from optrelax.specifications import Specification
 __all__ = ["Spec", "all_of", "any_of", "as_specification"]
 
 _MOST_GROUPS = 10_000
-Spec = Specification | Tensor | Mapping[str, Any]
+Spec = Specification | Tensor | Mapping[str, object]
 """What entry points take: rows, a specification, or several of these by name."""
 
 
-def as_specification(spec: Any) -> Specification:
+def as_specification(spec: object) -> Specification:
     """Rows, a specification, or a mapping of these by name, all of which must hold; TypeError for another thing."""
     match spec:
         case Specification():

@@ -239,11 +239,11 @@ def recomputed(network: Network, call: Callable[..., Found]) -> Callable[..., Fo
     """
     unchanged = weights_guard(network)
 
-    def guarded(*given: Any) -> Found:
+    def guarded(*given: object) -> Found:
         unchanged()
         return call(*given)
 
-    def run(*given: Any) -> Found:
+    def run(*given: object) -> Found:
         if not torch.is_grad_enabled():
             return guarded(*given)
         from torch.utils.checkpoint import checkpoint

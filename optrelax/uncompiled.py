@@ -16,7 +16,7 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_functions: dict[str, Callable[..., Any]] = {}
+_functions: dict[str, Callable[..., object]] = {}
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:

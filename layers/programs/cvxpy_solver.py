@@ -130,10 +130,10 @@ class Cvxpy(ProgramSolver):
         v = duals.pop(0) if p else primal.new_zeros(size, 0)
         return primal, y, v
 
-    def _solver_args(self, backward: bool) -> dict[str, Any]:
+    def _solver_args(self, backward: bool) -> dict[str, object]:
         jobs = -1 if self.workers is None else self.workers
         names = ("eps",) if self.solver == "SCS" else ("tol_gap_abs", "tol_gap_rel", "tol_feas")
-        args: dict[str, Any] = dict.fromkeys(names, self.eps)
+        args: dict[str, object] = dict.fromkeys(names, self.eps)
         # Without this one failure fails the whole batch.
         args |= {"solve_method": self.solver, "n_jobs_forward": jobs, "raise_on_error": False}
         return args | ({"n_jobs_backward": jobs} if backward else {})
@@ -149,7 +149,7 @@ def _claims(data: LPData, primal: Tensor, y: Tensor, v: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _layer(n: int, m: int, p: int, below: _Mask, above: _Mask) -> Any:
+def _layer(n: int, m: int, p: int, below: _Mask, above: _Mask) -> object:
     """The parametrised problem of one shape; its outputs are x and the multipliers of the rows there are."""
     import cvxpy as cp
     import numpy as np

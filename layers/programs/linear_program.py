@@ -109,7 +109,7 @@ class LinearProgram(nn.Module):
 
     @classmethod
     def from_cvxpy(
-        cls, problem: Any, parameters: Sequence[Any], variables: Sequence[Any], **options: Any
+        cls, problem: object, parameters: Sequence[object], variables: Sequence[object], **options: object
     ) -> ModelledProgram:
         """A layer `layer(*parameters) -> variables` of a CVXPY problem; see `ModelledProgram`.
 
@@ -121,7 +121,7 @@ class LinearProgram(nn.Module):
         return ModelledProgram(cls._of_problem(problem, **options), problem, parameters, variables)
 
     @classmethod
-    def _of_problem(cls, problem: Any, **options: Any) -> LinearProgram:
+    def _of_problem(cls, problem: object, **options: Any) -> LinearProgram:
         return cls(**options)
 
     def extra_repr(self) -> str:

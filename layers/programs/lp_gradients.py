@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -158,7 +158,7 @@ class NoRule(torch.autograd.Function):
         return primal.clone()
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> Any:
+    def backward(ctx: Context, grad: Tensor) -> NoReturn:
         cure = "KKT()" if ctx.owner == "QuadraticProgram" else "Regularised(strength)"
         raise RuntimeError(
             f"{ctx.owner}: primal has no gradient rule; give primal_gradient={cure}, or use primal.detach()"

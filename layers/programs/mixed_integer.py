@@ -90,7 +90,7 @@ class MixedIntegerProgram(LinearProgram):
 
     def __init__(
         self,
-        integer: Tensor | Sequence[Any],
+        integer: Tensor | Sequence[object],
         solver: object = "auto",
         *,
         cuts: int = 4,
@@ -117,7 +117,7 @@ class MixedIntegerProgram(LinearProgram):
         self.cuts, self.time_limit, self.mip_gap, self.workers = cuts, time_limit, mip_gap, workers
 
     @classmethod
-    def _of_problem(cls, problem: Any, **options: Any) -> MixedIntegerProgram:
+    def _of_problem(cls, problem: object, **options: Any) -> MixedIntegerProgram:
         return cls(integers_of(problem), **options)
 
     def _solve(self, given: dict[str, Tensor], start: LPSolution | None) -> MIPSolution:
@@ -234,7 +234,7 @@ class MixedIntegerProgram(LinearProgram):
         return point, bound if status in (Status.OPTIMAL, Status.TIME_LIMIT) else -np.inf, status
 
 
-def _whole_ends(data: LPData, integer: Any) -> tuple[Any, Any]:
+def _whole_ends(data: LPData, integer: Any) -> tuple[object, Any]:
     """The variables' ends, those of integers moved to the integers within.
 
     The same program; between fractional ends HiGHS (1.15) may cut off integer points, whatever its options.

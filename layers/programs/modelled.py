@@ -7,7 +7,7 @@ Source: Agrawal et al. 2019, "Differentiable convex optimization layers".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class ModelledProgram(nn.Module):
     """
 
     def __init__(
-        self, program: LinearProgram, problem: Any, parameters: Sequence[Any], variables: Sequence[Any]
+        self, program: LinearProgram, problem: Any, parameters: Sequence[Any], variables: Sequence[object]
     ) -> None:
         super().__init__()
         self.program = program
@@ -58,7 +58,7 @@ class ModelledProgram(nn.Module):
             self.register_buffer(f"{name}_constant", constant, persistent=False)
             self.register_buffer(f"{name}_map", part, persistent=False)
 
-    def forward(self, *parameters: Tensor, solver_args: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+    def forward(self, *parameters: Tensor, solver_args: Mapping[str, object] | None = None) -> tuple[Tensor, ...]:
         """The variables asked for, at these parameters; `solver_args` must be empty: options are the solver's."""
         if solver_args:
             raise TypeError(
@@ -174,7 +174,7 @@ class _Leaf:
         return flat.reshape(primal.shape[:-1] + self.shape)
 
 
-def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[Any, Any], dict[int, int]]:
+def _canonical(owner: str, problem: Any, kind: str) -> tuple[Any, tuple[object, object], dict[int, int]]:
     """(CVXPY's parametrised cone program, bounds of its variable, variables that stand for others)."""
     import cvxpy as cp
 
@@ -220,7 +220,7 @@ def _instead(problem: Any, kind: str) -> str:
     return "problem has cones beyond linear constraints (norms, exponentials, matrices); use cvxpylayers"
 
 
-def _within_zero_and_one(ends: tuple[Any, Any], index: list[int], size: int) -> tuple[Any, Any]:
+def _within_zero_and_one(ends: tuple[object, object], index: list[int], size: int) -> tuple[object, object]:
     """The bounds with those of booleans, which CVXPY leaves to the solver."""
     import numpy as np
 
@@ -240,7 +240,7 @@ def _renamed(chain: Any, inverse: Any) -> dict[int, int]:
     return found
 
 
-def integers_of(problem: Any) -> Tensor:
+def integers_of(problem: object) -> Tensor:
     """Which entries of the canonical variable are integers."""
     import cvxpy as cp
 

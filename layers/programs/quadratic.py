@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,7 +57,7 @@ def _one(data: LPData, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     below, above = data.lower[0].isfinite(), data.upper[0].isfinite()
     G = torch.cat([E, A, -eye[below], eye[above]]).numpy()
     h = torch.cat([data.d[0], data.b[0], -data.lower[0][below], data.upper[0][above]]).numpy()
-    cones: list[Any] = [clarabel.ZeroConeT(p)] if p else []
+    cones: list[object] = [clarabel.ZeroConeT(p)] if p else []
     cones += [clarabel.NonnegativeConeT(len(h) - p)] if len(h) > p else []
     settings = clarabel.DefaultSettings()
     settings.verbose = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class Certifier(SampleQuestions):
         samples: Samples,
         eps: Number | None,
         clip: tuple[Number, Number] | None,
-        relaxation: Any,
+        relaxation: object,
         rounding: Rounding,
         dtype: torch.dtype,
         max_bytes: int | None,
@@ -113,7 +113,7 @@ class Certifier(SampleQuestions):
             spec=spec,
         )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the report and the journal say about the run, JSON-ready."""
         return {
             "eps": self.eps,
@@ -128,16 +128,16 @@ class Certifier(SampleQuestions):
             **self._asked(),
         }
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self) -> dict[str, object]:
         """What is asked in place of margins in a ball, in words."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         if self.region is not None:
             found["region"] = type(self.region).__name__
         if self.spec is not None:
             found["specification"] = list(self.spec.labels)
         return found
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """What must be equal for examples to be taken over from another run."""
         # Memory limits change no result; everything else in a relaxation may.
         plain = [repr(limited(r, None, force=True)) for r in self.relaxations.values()]

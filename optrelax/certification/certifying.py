@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -45,7 +45,7 @@ class CertificationProgress:
 
 def certify(
     net: Net,
-    data: Any,
+    data: object,
     eps: Number | None = None,
     clip: tuple[Number, Number] | None = (0.0, 1.0),
     relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Comparison:
     examples: pl.DataFrame
     """index, label, natural_margin, `lower:NAME` (smallest margin's bound) of each relaxation, `gap:NAME` (largest of
     the margins') of each LP; of MILP milp_lower, milp_upper and milp_seconds."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """JSON-ready: eps, clip, relaxations, dtype, rounding, milp, batch_size, device, threads, accuracy."""
 
     def shown(self) -> pl.DataFrame:
@@ -77,7 +77,7 @@ class Comparison:
     def __str__(self) -> str:
         return f"{text_table(self.shown(), decimals=DECIMALS)}\n{self.legend}"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Settings and table, JSON-ready."""
         return {**self.settings, "examples": self.examples.height, "table": self.table.to_dicts()}
 
@@ -104,7 +104,7 @@ class Comparison:
 
 def compare(
     net: Net,
-    data: Any,
+    data: object,
     eps: float | None = None,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,
@@ -206,7 +206,7 @@ def _table(results: Sequence[ContestResult], exact: ExactMargins | None) -> pl.D
 
 def _row(
     name: str, worst: Tensor, seconds: float, runs: int, gap: Tensor | None, closed: Tensor | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "relaxation": name,
         "certified %": 100 * float((worst > 0).double().mean()),
@@ -231,7 +231,7 @@ def _examples(
 ) -> pl.DataFrame:
     import polars as pl
 
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "index": run.samples.index.numpy(),
         "label": run.samples.labels.numpy(),
         "natural_margin": natural.numpy(),

@@ -32,7 +32,7 @@ class Journal:
     One process at a time has it open (see `optrelax.output.json_lines`); the others are told which.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], total: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, object], total: int) -> None:
         """Open or make the journal at `path`.
 
         fingerprint: JSON-ready.  total: number of examples of the whole run.
@@ -66,7 +66,7 @@ class Journal:
             # Floats that JSON cannot hold as strings, which `float` reads back.
             self._lines.append(json_ready(asdict(example), str))
 
-    def _read(self, header: Mapping[str, Any]) -> None:
+    def _read(self, header: Mapping[str, object]) -> None:
         found, *records = self._lines.records
         self._compare(found, json.loads(json.dumps(header)))
         for number, record in enumerate(records, 2):

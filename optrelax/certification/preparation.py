@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def asked_samples(
-    data: Any, subset: int | None, region: Region | None, spec: Spec | None
+    data: object, subset: int | None, region: Region | None, spec: Spec | None
 ) -> tuple[Samples, Region | None, Specification | None]:
     """The examples, with the regions and the specification of those alone that a subset takes."""
     asked, samples = None if spec is None else as_specification(spec), gather(data, subset)
@@ -90,7 +90,7 @@ def require_dtype(owner: str, dtype: torch.dtype) -> None:
         raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
-def named(relaxation: Any, owner: str) -> dict[str, Relaxation]:
+def named(relaxation: object, owner: str) -> dict[str, Relaxation]:
     """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
     found = named_relaxations(owner, relaxation, lambda one: name_of(with_rounding(one, "nearest")))
     for name, one in found.items():
@@ -99,7 +99,7 @@ def named(relaxation: Any, owner: str) -> dict[str, Relaxation]:
     return found
 
 
-def require_region(region: Any, samples: Samples, owner: str) -> None:
+def require_region(region: object, samples: Samples, owner: str) -> None:
     """TypeError or ValueError where a region is not one of every input."""
     if not isinstance(region, Region):
         raise TypeError(f"{owner}: region wants an InputBox, LinfBall or another Region, got {type(region).__name__}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Hashable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,7 @@ class _PropertyReader:
                     continue
                 for (atom,) in part.terms():
                     common.tighten(atom)
-        boxes: dict[Any, tuple[_Box, list[tuple[Halfspace, ...]]]] = {}
+        boxes: dict[Hashable, tuple[_Box, list[tuple[Halfspace, ...]]]] = {}
         for term in AllOf(rest).terms():
             own = _Box()
             clause: dict[Halfspace, None] = {}
@@ -266,7 +267,7 @@ class _Box:
         else:
             self.lower[place] = max(self.lower.get(place, end), end, key=lambda e: (e[0], e[1]))
 
-    def key(self) -> Any:
+    def key(self) -> Hashable:
         """Equal for equal boxes."""
         return tuple(sorted(self.lower.items())), tuple(sorted(self.upper.items()))
 

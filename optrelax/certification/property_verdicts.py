@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +68,7 @@ class PropertyVerdict:
         by = f" by {self.relaxation}" if self.relaxation else ""
         return f"{self.status}{by}{': ' if self.message else ''}{self.message}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """JSON-ready."""
         found = self.counterexample
         point = None

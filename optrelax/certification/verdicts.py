@@ -194,7 +194,7 @@ class CertificationReport:
         frame = pl.DataFrame(rows, schema={name: kinds.get(name, pl.Float64) for name in _TABLE})
         return frame.drop("misclassified at most %" if cascade else ("asked", "certified", "seconds"))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Everything but the examples, JSON-ready; fractions of 1."""
         names = ("accuracy", "pgd_accuracy", "certified", "certified_milp", "attacked", "undecided", "errors")
         fractions = {name: getattr(self, name) for name in names}

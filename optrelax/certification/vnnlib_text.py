@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|==|!=|[()<>=+*/-])"
 )
 
-Expression = str | list[Any]
+Expression = str | list[object]
 
 
 def read_text(file: Path) -> str:
@@ -42,9 +42,9 @@ def read_text(file: Path) -> str:
         raise ValueError(f"expected a VNN-LIB text, got bytes that are none: {error}") from error
 
 
-def expressions(text: str) -> Iterator[tuple[int, list[Any]]]:
+def expressions(text: str) -> Iterator[tuple[int, list[object]]]:
     """Every top-level list with the line that it begins in."""
-    stack: list[list[Any]] = []
+    stack: list[list[object]] = []
     place, line, begun = 0, 1, 1
     while place < len(text):
         match = _TOKEN.match(text, place)
@@ -87,9 +87,9 @@ def parse_integers(token: str, least: int = 0) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def joined_indices(parts: list[Any]) -> list[Any]:
+def joined_indices(parts: list[object]) -> list[Any]:
     """With an index that stands apart from its name put to it: X [0] as X[0]."""
-    found: list[Any] = []
+    found: list[object] = []
     for part in parts:
         if isinstance(part, str) and part.startswith("[") and found and isinstance(found[-1], str):
             found[-1] += part

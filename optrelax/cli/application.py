@@ -39,7 +39,7 @@ __all__ = [
 
 EXIT_WORK, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 class WorkError(RuntimeError):
@@ -133,7 +133,7 @@ def command(
     return register
 
 
-def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_options(function: Callable[..., object]) -> Callable[..., object]:
     """The function with the fields of its option sets as parameters of its own, which is what typer reads."""
     kinds = get_type_hints(function, include_extras=True)
     sets: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
@@ -147,7 +147,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
             kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kinds[parameter.name])
             parameters.append(kept)
 
-    def flat(**given: Any) -> Any:
+    def flat(**given: object) -> object:
         made = {n: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for n, kind in sets.items()}
         return function(**made, **given)
 
@@ -166,7 +166,7 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     ]
 
 
-def _default(field: Field[Any]) -> Any:
+def _default(field: Field[object]) -> object:
     if field.default_factory is not MISSING:
         return field.default_factory()
     return inspect.Parameter.empty if field.default is MISSING else field.default
@@ -216,7 +216,7 @@ def show_table(frame: pl.DataFrame, decimals: Mapping[str, int] | None = None, t
     stdout().print(rich_table(frame, title=title, decimals=decimals or {}))
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """A JSON-ready value, and nothing else, on standard output."""
     from optrelax.output.tables import json_text
 

@@ -153,7 +153,7 @@ def certify(
         raise fail(f"{failed} example(s) failed; the first is example {first['index']}: {first['message']}")
 
 
-def _certified(network: Any, data: Any, eps: float, journal: Path | None, **options: Any) -> CertificationReport:
+def _certified(network: Any, data: object, eps: float, journal: Path | None, **options: Any) -> CertificationReport:
     """The work itself, under a bar; a word about resuming after Ctrl-C."""
     import optrelax as ox
     from optrelax.cli.progress_bars import certification_bar

@@ -52,7 +52,7 @@ def group_page(group: Any, ctx: Any) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def _grouped(arguments: Iterable[Any], options: Iterable[Any]) -> dict[str, list[tuple[str, str]]]:
+def _grouped(arguments: Iterable[object], options: Iterable[Any]) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for p in (*arguments, *sorted(options, key=lambda p: not p.required)):
         title = getattr(p, "rich_help_panel", None) or _OTHER
@@ -99,7 +99,7 @@ def _default(p: Any) -> str:
     return f" ({' '.join(_plain(v) for v in p.default) if several else _plain(p.default)})"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optrelax.cli.application import command, print_json, show_table
 from optrelax.cli.options import Json
@@ -32,7 +32,7 @@ def info(json: Json = False) -> None:
     show_table(pl.DataFrame(rows))
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, object]:
     """Everything `info` says, JSON-ready."""
     import torch
 
@@ -92,7 +92,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None or value == []:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -125,7 +125,7 @@ def _show_options(name: str, json: bool) -> None:
     say("\n".join(lines))
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """A default as one would write it: relaxations by name, solvers and gradient rules by class."""
     from optrelax.relaxations import Relaxation, name_of
 
@@ -148,7 +148,7 @@ def relaxation_frame() -> pl.DataFrame:
 
     from optrelax.relaxations import names, resolve
 
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for name in names():
         try:
             found = resolve(name)

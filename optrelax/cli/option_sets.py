@@ -58,7 +58,7 @@ class DataOptions:
         return read_data(self.data, self.data_dir, self.split)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What a summary says of them."""
         return {"data": self.data, "split": self.split}
 
@@ -85,7 +85,7 @@ class NetworkOptions(DataOptions):
         return read_network(other, model=self.model, input_shape=shape, classes=inputs.classes, device=self.device)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What a summary says of them."""
         return {"checkpoint": str(self.checkpoint), "data": self.data, "split": self.split}
 
@@ -189,7 +189,7 @@ class OutputOptions:
     def write(
         self,
         frames: Mapping[str, pl.DataFrame],
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         draw: Callable[[], Mapping[str, Figure]] | None = None,
     ) -> list[Path]:
         """Tables, summary and pictures in the folder; returns the paths of the pictures."""
@@ -207,7 +207,7 @@ class OutputOptions:
 
     def show(
         self,
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         table: pl.DataFrame,
         title: str,
         notes: list[str],

@@ -96,7 +96,7 @@ def series(
     how = asdict(along) | asdict(beside) | radius.settings | {"direction": direction, "seed": seed}
     how["subset"] = min(beside.subset, len(labels))
     result = _measured(networks, (x, labels), eps, compared.relaxations, results, **how)
-    facts: dict[str, Any] = {"checkpoints": {str(epoch): str(path) for epoch, path in paths.items()}}
+    facts: dict[str, object] = {"checkpoints": {str(epoch): str(path) for epoch, path in paths.items()}}
     facts |= {**examples_of.facts, **result.summary()}
     title = f"run {checkpoints[0].stem}, data {examples_of.data}, {radius.norm} eps {eps:g}, lines: {direction}"
     pictures = results.write({"table": result.table}, facts, lambda: {"series": result.figure(title)})
@@ -112,7 +112,7 @@ def series(
 
 
 def _measured(
-    networks: Any, data: Any, eps: float, relaxations: list[str], results: SeriesOutput, **how: Any
+    networks: Any, data: object, eps: float, relaxations: list[str], results: SeriesOutput, **how: Any
 ) -> Series:
     """The work itself, under a bar; a word about resuming after Ctrl-C."""
     import optrelax as ox

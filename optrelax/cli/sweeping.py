@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -60,7 +60,7 @@ def sweep(
 
     made = Sweep(recipes=tuple(recipes), seeds=tuple(seeds), settings=_settings(settings), budget=budget)
     require_writable(out)
-    options: dict[str, Any] = {} if partition is None else {"slurm_partition": partition}
+    options: dict[str, object] = {} if partition is None else {"slurm_partition": partition}
     with sweep_bar(f"{len(made.runs())} runs") as watch:
         table = run_sweep(
             made,
@@ -87,9 +87,9 @@ def _show(table: pl.DataFrame, json: bool) -> None:
     show_table(shown.drop("recipe", "seed"), decimals)
 
 
-def _settings(given: list[str]) -> dict[str, tuple[Any, ...]]:
+def _settings(given: list[str]) -> dict[str, tuple[object, ...]]:
     """{"eps": (0.1, 0.3)} from ["eps=0.1,0.3"]."""
-    found: dict[str, tuple[Any, ...]] = {}
+    found: dict[str, tuple[object, ...]] = {}
     for item in given:
         name, equals, values = item.partition("=")
         if not (equals and name and values):
@@ -98,7 +98,7 @@ def _settings(given: list[str]) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A number, a fraction such as 8/255, true or false, or the word itself."""
     if text in ("true", "false"):
         return text == "true"

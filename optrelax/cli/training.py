@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,7 +58,7 @@ class Changes:
         option("--set", group="Recipe", metavar="NAME=VALUE", help="Any other field: weight_decay=1e-4."),
     ] = field(default_factory=list)
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, object]:
         """Those that were given, numbers read."""
         from optrelax.training.recipe_files import read_setting
 
@@ -88,7 +88,7 @@ class Kept:
         str | None, option("--callback", group="Output", metavar="NAME", help="module:function of one: any logger.")
     ] = None
 
-    def settings(self, first: bool) -> dict[str, Any]:
+    def settings(self, first: bool) -> dict[str, object]:
         """For `optrelax.training.train`; first: of the processes, which alone calls back."""
         callbacks = [_callback(self.callback)] if self.callback is not None and first else []
         kept = {name: value for name, value in asdict(self).items() if name not in ("out", "callback")}
@@ -158,7 +158,7 @@ def train(
                 say("A smoke run shows that training runs, not what it reaches.")
 
 
-def _callback(name: str) -> Any:
+def _callback(name: str) -> object:
     from optrelax.networks.checkpoint_files import own_object
     from optrelax.training.callbacks import Callback
 

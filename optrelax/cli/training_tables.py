@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optrelax.cli.application import print_json, say, show_table
 from optrelax.cli.inputs import size_of
@@ -43,7 +43,7 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Sam
 
     last = result.history[-1]
     seconds = sum(metrics.seconds for metrics in result.history)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "folder": str(folder),
         "recipe": asdict(row),
         "seconds": seconds,
@@ -52,7 +52,7 @@ def show_result(row: Recipe, folder: Path, result: TrainingResult, examples: Sam
     if json:
         print_json(facts)
         return
-    figures: dict[str, Any] = {
+    figures: dict[str, object] = {
         "epoch": last.epoch,
         "loss": last.loss,
         "accuracy %": 100 * last.natural_accuracy,

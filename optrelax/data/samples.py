@@ -50,7 +50,7 @@ class Samples:
             )
 
 
-def gather(data: Any, subset: int | None = None) -> Samples:
+def gather(data: object, subset: int | None = None) -> Samples:
     """Inputs and labels of a pair (x, labels), a Dataset of such items, a DataLoader of such batches; or inputs alone.
 
     subset: that many evenly spaced examples of it.
@@ -74,7 +74,7 @@ def gather(data: Any, subset: int | None = None) -> Samples:
     return Samples(x[chosen].detach(), labels.cpu().long()[index], index)
 
 
-def _iterated(data: Any) -> tuple[Tensor, Tensor]:
+def _iterated(data: object) -> tuple[Tensor, Tensor]:
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"data: wants a pair (x, labels), a Dataset or a DataLoader, got {type(data).__name__}")
     batched = isinstance(data, DataLoader) and data.batch_size is not None
@@ -94,15 +94,15 @@ def _iterated(data: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(f"data: examples differ in shape: {error}") from error
 
 
-def _items(data: Any) -> Iterable[Any]:
+def _items(data: Any) -> Iterable[object]:
     """Map-style data sets by position: not all of them stop an iteration with IndexError."""
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return (data[i] for i in range(len(data)))
-    items: Iterable[Any] = data
+    items: Iterable[object] = data
     return items
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _tensor(name: str, value: object) -> Tensor:
     if isinstance(value, (Tensor, np.ndarray, int, np.integer)):
         return torch.as_tensor(value)
     raise TypeError(f"data: {name} must be a tensor or an array, got {type(value).__name__}")

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from optrelax.errors import Problem, UnsupportedOpError
 from optrelax.networks.graph import Network
 
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-_RULES: dict[tuple[type, type], Callable[..., Any]] = {}
+Rule = TypeVar("Rule", bound=Callable[..., object])
+_RULES: dict[tuple[type, type], Callable[..., object]] = {}
 
 
 def rule(op: type, domain: type) -> Callable[[Rule], Rule]:

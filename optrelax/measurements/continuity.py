@@ -60,7 +60,7 @@ class Continuity(MeasuredTable):
     lines: pl.DataFrame
     """relaxation, line, at, loss, bound (mean over examples of the smallest margin's): samples, and both limits of
     every jump."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """JSON-ready."""
 
     def figure(self, title: str = "", line: int = 0) -> Figure:
@@ -72,7 +72,7 @@ class Continuity(MeasuredTable):
 
 def measure_continuity(
     net: Net,
-    data: Any,
+    data: object,
     eps: float,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,

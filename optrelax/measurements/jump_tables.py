@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,7 +44,7 @@ def relaxation_table(question: MarginProblem, rows: Sequence[SearchedLine]) -> p
     )
 
 
-def _summed(name: str, relaxation: Relaxation, lines: Sequence[SearchedLine]) -> dict[str, Any]:
+def _summed(name: str, relaxation: Relaxation, lines: Sequence[SearchedLine]) -> dict[str, object]:
     length = sum(line.unit * (line.found.samples[-1].t - line.found.samples[0].t) for line in lines)
     bound = [(line, jump) for line in lines for jump in _counted(line, "bound")]
     sizes = [float(jump.size[:-1].abs().max()) for _, jump in bound]
@@ -126,7 +126,7 @@ def sample_table(rows: Sequence[SearchedLine]) -> pl.DataFrame:
 
     schema = {"relaxation": pl.String, "line": pl.Int64, "at": pl.Float64, "loss": pl.Float64, "bound": pl.Float64}
 
-    def each() -> Iterator[tuple[Any, ...]]:
+    def each() -> Iterator[tuple[object, ...]]:
         for line in rows:
             for sample in _all_samples(line):
                 yield line.name, line.line, line.unit * sample.t, float(sample.values[-1]), line.bound(sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -38,10 +38,10 @@ class Landscape:
 
     points: pl.DataFrame
     """relaxation, a, b (steps along the two directions; b is 0 on a line), loss."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """JSON-ready."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Settings, and by relaxation the loss at the centre, least, greatest, and the roughness: the mean absolute
         second difference along a to the mean absolute first one, 0 on a straight line."""
         return {**self.settings, "table": self.table().to_dicts()}
@@ -85,7 +85,7 @@ def _roughness(points: pl.DataFrame) -> float:
 
 def measure_landscape(
     net: Net,
-    data: Any,
+    data: object,
     eps: float,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class MarginProblem:
         region = self.region.select(which)
         return replace(self, samples=samples, region=region, rows=self.rows[which])
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "eps": self.eps,
@@ -59,8 +58,8 @@ class MarginProblem:
 def ask(
     owner: str,
     net: Net,
-    data: Any,
-    relaxations: Any,
+    data: object,
+    relaxations: object,
     eps: float,
     clip: tuple[float, float] | None,
     count: int,

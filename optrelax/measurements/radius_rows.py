@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -50,10 +50,10 @@ class ExactRadii:
     milp: Milp | None
     refuted: Tensor | None = None  # float64 [n]: radii at which MILP found a counterexample
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         from optrelax.training.recording import record
 
-        found: dict[str, Any] = {"attack": record(self.attack), "milp": record(self.milp)}
+        found: dict[str, object] = {"attack": record(self.attack), "milp": record(self.milp)}
         return found
 
 

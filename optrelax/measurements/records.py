@@ -18,14 +18,14 @@ _FORMAT = "optrelax series journal 2"
 class Records:
     """Finished pieces of work by key; on disk as soon as `put` returns, where there is a path."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: Mapping[str, object]) -> None:
         """Open or make the journal at `path`; None keeps everything in memory.
 
         fingerprint: JSON-ready, what decides every piece of work alike; keys say the rest.
         Raises ValueError for a file that is no such journal, is damaged, has another fingerprint, or is
         in use by another process.
         """
-        self._found: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, dict[str, object]] = {}
         self._lines: JsonLines | None = None
         if path is None:
             return
@@ -37,16 +37,16 @@ class Records:
             self._lines.close()
             raise
 
-    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    def get(self, key: Mapping[str, object]) -> dict[str, Any] | None:
         """What was stored under a key; None where nothing was."""
         return self._found.get(_text(key))
 
-    def put(self, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    def put(self, key: Mapping[str, object], values: Mapping[str, object]) -> None:
         """Store JSON-ready values; NaN and infinities are refused."""
         self._found[_text(key)] = dict(values)
         self._append({"key": dict(key), "values": dict(values)})
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, record: Mapping[str, object]) -> None:
         if self._lines is not None:
             self._lines.append(record)
 

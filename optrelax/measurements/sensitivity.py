@@ -60,7 +60,7 @@ class Sensitivity(MeasuredTable):
 
 def measure_sensitivity(
     net: Net,
-    data: Any,
+    data: object,
     eps: float,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,
@@ -110,7 +110,7 @@ def measure_sensitivity(
         raise ValueError(f"{_OWNER}: steps must be positive and finite, got {list(steps)}")
     require_range(_OWNER, "at least 1", draws=draws, ascent=ascent, examples=examples)
     question = ask(_OWNER, net, data, relaxations, eps, clip, examples, norm)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     with moving(question.network) as weights:
         stages = [(name, s) for name in question.relaxations for s in steps]
         for done, (name, size) in enumerate(stages):
@@ -154,7 +154,7 @@ class _Probe:
         loss, gradient = gradient_of(lower, self.weights.parameters)
         return loss, gradient, float(lower.detach().amin(1).mean())
 
-    def rows(self, size: float, draws: int, ascent: int, seed: int) -> list[dict[str, Any]]:
+    def rows(self, size: float, draws: int, ascent: int, seed: int) -> list[dict[str, object]]:
         """One row a kind of step."""
         loss, gradient, bound = self.at(None)
         generator = torch.Generator().manual_seed(seed)
@@ -167,7 +167,7 @@ class _Probe:
 
     def _row(
         self, kind: str, size: float, shifts: Sequence[Weights], loss: float, gradient: Weights, bound: float
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         changes, moves, turns, slopes, bends, cosines = [], [], [], [], [], []
         scale, whole = length_of(gradient), length_of(self.weights.origin)
         for shift in shifts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -45,7 +45,7 @@ class Series(MeasuredTable):
     loss, predicted and agreement (straight down the gradient), bound change and gradient change (adversarial); accuracy
     and certified: fractions of the examples; area, gap, propagation %: as `Tightness.table`, the last two at eps.
     Null: what was not measured; an estimate certifies nothing, and with "next" the last checkpoint has no line."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """JSON-ready."""
 
     def figure(self, title: str = "") -> Figure:
@@ -57,7 +57,7 @@ class Series(MeasuredTable):
 
 def measure_series(
     checkpoints: PathLike | Sequence[PathLike] | Mapping[int, Net],
-    data: Any,
+    data: object,
     eps: float,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,

@@ -35,7 +35,7 @@ _JUMPS = ("length", *_COUNTS, "largest bound", "largest loss", "travel", "comple
 _STEPS = ("loss", "predicted", "agreement", "bound change", "gradient change")
 _CERTIFIED = ("accuracy", "certified")
 _TIGHTNESS = ("area", "gap", "propagation %")
-_Columns = dict[str, dict[str, Any]]  # by relaxation
+_Columns = dict[str, dict[str, object]]  # by relaxation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class SeriesTask:
 
     epoch: int
     stage: str
-    key: Mapping[str, Any]
+    key: Mapping[str, object]
     work: Callable[[], _Columns]
 
 
@@ -59,16 +59,16 @@ class SeriesRun:
     direction: SeriesDirection
     shared: Mapping[str, Any]
     """clip, norm and seed, of every measurement."""
-    lining: Mapping[str, Any]
+    lining: Mapping[str, object]
     """Of lines: length, lines, examples, least, cells, budget."""
-    stepping: Mapping[str, Any]
+    stepping: Mapping[str, object]
     """Of steps: step, ascent, and the examples, which are those of all but the lines."""
-    scanning: Mapping[str, Any]
+    scanning: Mapping[str, object]
     """Of radii: resolution, points."""
     tightness: bool
     """Whether it is measured."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What decides every number, JSON-ready."""
         clip, norm, seed = (self.shared[name] for name in ("clip", "norm", "seed"))
         found = {"eps": self.eps, "clip": None if clip is None else list(clip), "norm": norm}
@@ -76,14 +76,14 @@ class SeriesRun:
         found["examples a line"] = found.pop("examples")
         return {**found, **self.stepping, **self.scanning, "seed": seed}
 
-    def scope(self) -> dict[str, Any]:
+    def scope(self) -> dict[str, object]:
         """What is measured, JSON-ready; a journal may gain some of it."""
         return {"tightness": self.tightness, "relaxations": list(self.relaxations), "epochs": list(self.networks)}
 
     def run(self, records: Records, progress: ReportProgress | None) -> pl.DataFrame:
         """Do what the records lack, and collect the table."""
         tasks = [task for epoch in self.networks for task in self._tasks(epoch)]
-        rows: dict[tuple[int, str], dict[str, Any]] = {(e, n): {} for e in self.networks for n in self.relaxations}
+        rows: dict[tuple[int, str], dict[str, object]] = {(e, n): {} for e in self.networks for n in self.relaxations}
         for done, task in enumerate(tasks, 1):
             found = records.get(task.key)
             if found is None:
@@ -159,7 +159,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _table(rows: Mapping[tuple[int, str], Mapping[str, Any]]) -> pl.DataFrame:
+def _table(rows: Mapping[tuple[int, str], Mapping[str, object]]) -> pl.DataFrame:
     import polars as pl
 
     kinds = {"bound jumps": pl.Int64, "loss jumps": pl.Int64, "complete": pl.Boolean}

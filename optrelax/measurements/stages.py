@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,9 +21,9 @@ class MeasuredTable:
     __slots__ = ()
 
     table: pl.DataFrame
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Settings and table, JSON-ready."""
         return {**self.settings, "table": self.table.to_dicts()}
 

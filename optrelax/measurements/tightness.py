@@ -61,7 +61,7 @@ class Tightness:
     settings: Mapping[str, Any]
     """JSON-ready: relaxations, clip, limit, resolution, points, at, dtype, rounding, milp, attack, confidence, ..."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Settings and table, JSON-ready."""
         return {**self.settings, "examples": self.examples.height, "table": self.table.to_dicts()}
 
@@ -82,7 +82,7 @@ class Tightness:
 
 def measure_tightness(
     net: Net,
-    data: Any,
+    data: object,
     relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
     *,
     clip: tuple[float, float] | None = (0.0, 1.0),
@@ -166,7 +166,7 @@ def measure_tightness(
     return Tightness(_table(rows), _examples(run, rows), _settings(run, numbers) | extra.settings())
 
 
-def _settings(run: Certifier, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(run: Certifier, numbers: Mapping[str, object]) -> dict[str, object]:
     """What a result says of the run, JSON-ready."""
     names = ("clip", "norm", "relaxations", "dtype", "rounding")
     said = run.settings()
@@ -207,6 +207,6 @@ def _table(rows: Sequence[RadiusRow]) -> pl.DataFrame:
 def _examples(run: Certifier, rows: Sequence[RadiusRow]) -> pl.DataFrame:
     import polars as pl
 
-    columns: dict[str, Any] = {"index": run.samples.index.numpy(), "label": run.samples.labels.numpy()}
+    columns: dict[str, object] = {"index": run.samples.index.numpy(), "label": run.samples.labels.numpy()}
     columns |= {f"radius:{row.name}": row.radii.numpy() for row in rows}
     return pl.DataFrame(columns)

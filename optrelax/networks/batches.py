@@ -44,7 +44,7 @@ class _Differ(Exception):
     """The graphs differ in more than the size of the batch."""
 
 
-def _merge(a: Any, b: Any, sizes: tuple[int, int], twins: dict[fx.Node, fx.Node], batch: fx.Node) -> Any:
+def _merge(a: object, b: object, sizes: tuple[int, int], twins: dict[fx.Node, fx.Node], batch: fx.Node) -> Any:
     match a, b:
         case fx.Node(), _ if twins.get(a) is b:
             return a
@@ -61,7 +61,7 @@ def _merge(a: Any, b: Any, sizes: tuple[int, int], twins: dict[fx.Node, fx.Node]
     return a
 
 
-def _alike(a: Any, b: Any, sizes: tuple[int, int]) -> bool:
+def _alike(a: object, b: object, sizes: tuple[int, int]) -> bool:
     """Whether two example values have one shape, but for the batch."""
     match a, b:
         case list() | tuple(), list() | tuple():

@@ -160,11 +160,11 @@ class Building:
             return None
         return tuple(int(n) for n in value.shape[1:])
 
-    def _moves(self, size: Any) -> bool:
+    def _moves(self, size: object) -> bool:
         """Whether a size depends on the batch."""
         return is_symbol(size) or is_batch(size, self.batch)
 
-    def _constant(self, node: fx.Node, value: Any) -> None:
+    def _constant(self, node: fx.Node, value: object) -> None:
         if not isinstance(value, Tensor):
             self._values[node] = None if isinstance(value, (list, tuple)) else value
             return
@@ -182,7 +182,7 @@ class Building:
     def _reads_batch(self, node: fx.Node) -> bool:
         return any(self._values.get(n) is BATCH or n.target in SHAPES_ONLY for n in with_ancestors([node]))
 
-    def _evaluate(self, node: fx.Node, size: int, memo: dict[fx.Node, Any]) -> Any:
+    def _evaluate(self, node: fx.Node, size: int, memo: dict[fx.Node, object]) -> Any:
         """A node that does not depend on the input, for a batch of that size."""
         if node in memo:
             return memo[node]
@@ -190,7 +190,7 @@ class Building:
             return self.exported.sources[node]()
         if node is self.given or is_value(self._values.get(node)):
             value = self._values[node]
-            found: Any = torch.zeros(size, *value.shape, dtype=self.dtype, device=self._device)
+            found: object = torch.zeros(size, *value.shape, dtype=self.dtype, device=self._device)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._evaluate(n, size, memo))
             found = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -259,7 +259,7 @@ class Building:
     def _keep(self, read: Source, value: Tensor) -> None:
         self.fixed.append((read, value))
 
-    def _argument(self, argument: Any) -> Any:
+    def _argument(self, argument: object) -> object:
         if isinstance(argument, (list, tuple)):
             return [self._argument(a) for a in argument]
         return self._values[argument] if isinstance(argument, fx.Node) else argument

@@ -54,7 +54,7 @@ class Constant(Protocol):
 class BatchSize:
     """Stands among the arguments for a number that depends on the size of the batch: no number a rule may use."""
 
-    def _refuse(self, *_: Any) -> Any:
+    def _refuse(self, *_: object) -> object:
         raise Refused("mixes the batch: an argument depends on the batch size")
 
     __int__ = __float__ = __index__ = __bool__ = __add__ = __radd__ = __sub__ = __rsub__ = _refuse
@@ -82,7 +82,7 @@ class Call:
     target: str
     """Name for messages, such as `conv2d`."""
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    kwargs: dict[str, object]
     shapes: tuple[Shape, ...]
     """Of each output, without the batch; () in place of an output that the network does not have to compute."""
     names: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Call:
         """Positions of the arguments that depend on the network's input."""
         return tuple(i for i, a in enumerate(self.args) if holds_value(a))
 
-    def argument(self, position: int, name: str = "", default: Any = None) -> Any:
+    def argument(self, position: int, name: str = "", default: object = None) -> object:
         """An argument by position or name."""
         if len(self.args) > position:
             return self.args[position]
@@ -143,7 +143,7 @@ class Call:
         """A live constant by position or name; None where it is absent or None; Refused for a value of the network."""
         return as_source(self.argument(position, name))
 
-    def fixed(self, argument: Any) -> Any:
+    def fixed(self, argument: object) -> object:
         """An argument with the constants in it as the tensors that they are now: indices, which decide what is built.
 
         The network is captured anew once they have changed.
@@ -184,7 +184,7 @@ class Call:
         return tuple(d - 1 for d in found)
 
 
-def as_source(value: Any) -> Source | None:
+def as_source(value: object) -> Source | None:
     """A constant argument as a function that reads it; None stays None."""
     if value is None:
         return None
@@ -200,17 +200,17 @@ def as_source(value: Any) -> Source | None:
     return read
 
 
-def is_value(argument: Any) -> TypeGuard[Value]:
+def is_value(argument: object) -> TypeGuard[Value]:
     """Whether an argument is a value of the network."""
     return isinstance(argument, Value)
 
 
-def holds_value(argument: Any) -> bool:
+def holds_value(argument: object) -> bool:
     """Whether an argument, or something in its lists, depends on the network's input."""
     return any(map(is_value, pytree.tree_leaves(argument)))
 
 
-def several(found: Any, outputs: int) -> tuple[Any, ...]:
+def several(found: object, outputs: int) -> tuple[object, ...]:
     """What a rule returned, one an output."""
     results = found if isinstance(found, tuple) else (found,)
     if len(results) != outputs:

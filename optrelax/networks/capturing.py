@@ -184,7 +184,7 @@ def on_batch(net: nn.Module | Network, x: Tensor, statistics: Statistics = "batc
     return capture(net, tuple(x.shape[1:])).on_batch(x, statistics)
 
 
-def unwrap(net: Any) -> Any:
+def unwrap(net: object) -> Any:
     """What a compiled or parallel module wraps; TypeError for what is no module that could be followed."""
     while type(net).__name__ in _WRAPPERS and isinstance(net, nn.Module):
         net = net._orig_mod if hasattr(net, "_orig_mod") else net.module

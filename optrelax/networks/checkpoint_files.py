@@ -117,7 +117,7 @@ def _own_model(name: str) -> nn.Module:
     return module
 
 
-def own_object(what: str, name: str) -> Any:
+def own_object(what: str, name: str) -> object:
     """What the user's "module:function" returns; ValueError, which begins with `what`, where it does not."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _require_finite(file: Path, tensors: Mapping[str, Any]) -> None:
+def _require_finite(file: Path, tensors: Mapping[str, object]) -> None:
     """ValueError where the weights are no numbers: then every bound would be none."""
     for name, value in tensors.items():
         if isinstance(value, Tensor) and not bool(value.isfinite().all()):
@@ -161,7 +161,7 @@ def _state_dict(file: Path) -> Mapping[str, Tensor]:
         _require_no_bomb(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of a file that it then refuses
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            content: object = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes the reader raise whatever its bytes happen to say
         # torch's first lines advise to load it all the same, which would run code: its finding stands further down.
         found = re.search(r"WeightsUnpickler error: (.+?)(\.? Please use|\n|$)", str(error))

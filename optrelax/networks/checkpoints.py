@@ -52,7 +52,7 @@ def save(
     path: PathLike,
     *,
     input_shape: tuple[int, ...] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Store a network, weights and graph, so that `load` needs nothing else; written whole or not at all.
 
@@ -154,7 +154,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else f"{error}" or type(error).__name__
 
 
-def _text(graph: Mapping[str, Any]) -> str:
+def _text(graph: Mapping[str, object]) -> str:
     """The one text of a graph, however it was spaced; in its own order, which is that of the parameters."""
     return json.dumps(graph, allow_nan=False)
 
@@ -263,7 +263,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return graph, tensors
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice in one object")

@@ -42,14 +42,14 @@ def is_random(node: fx.Node) -> bool:
     return not any(name in given and given[name] == value for name, value in _SWITCHED_OFF.items())
 
 
-def arguments_by_name(node: fx.Node) -> dict[str, Any]:
+def arguments_by_name(node: fx.Node) -> dict[str, object]:
     """Arguments of a call by the names of its schema, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
     return defaults | dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
 
 
-def is_symbol(size: Any) -> TypeGuard[torch.SymInt]:
+def is_symbol(size: object) -> TypeGuard[torch.SymInt]:
     """Whether a size is a symbol, and no number."""
     return isinstance(size, torch.SymInt)
 
@@ -67,7 +67,7 @@ def size_at(size: Any, batch: Any, value: int) -> int:
     return value if is_batch(size, batch) else int(size)
 
 
-def is_batch(size: Any, batch: Any) -> bool:
+def is_batch(size: object, batch: object) -> bool:
     """Whether a size is that of the batch: a symbol, or, in a graph made of two, a number that no other size is."""
     if is_symbol(size):
         return is_symbol(batch) and bool(size.node.expr == batch.node.expr)

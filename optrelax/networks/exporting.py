@@ -91,7 +91,7 @@ class _Root(nn.Module):
         self.net = net
         self.training = net.training
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> object:
         return self.net(x)
 
 
@@ -126,7 +126,7 @@ def export(net: nn.Module, example: Tensor) -> Exported:
         return first
 
 
-def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
+def _export(net: nn.Module, example: Tensor, batch: object) -> Exported:
     try:
         replica = replicate(net)
     except Exception as error:
@@ -151,7 +151,7 @@ def _export(net: nn.Module, example: Tensor, batch: Any) -> Exported:
         current.clear()
 
 
-def _program(net: nn.Module, replica: Replica, example: Tensor, batch: Any, gradients: bool) -> Exported:
+def _program(net: nn.Module, replica: Replica, example: Tensor, batch: object, gradients: bool) -> Exported:
     current.clear()
     shapes = None if batch is None else ({0: batch},)
     with contextlib.ExitStack() as stack:

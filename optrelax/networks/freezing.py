@@ -42,7 +42,7 @@ def _in_python(cls: type) -> bool:
 class _Same:
     """Equal to another of the same object, as long as that lives."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self.ref = weakref.ref(value)
 
     def __eq__(self, other: object) -> bool:
@@ -55,14 +55,14 @@ class Unknown(Exception):
     """An object whose changes cannot be seen."""
 
 
-def contents(cell: Any) -> Any:
+def contents(cell: Any) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return MISSING
 
 
-def freeze(value: Any, depth: int) -> Any:
+def freeze(value: Any, depth: int) -> object:
     """Something that compares equal as long as the value is the same to whoever reads it."""
     if value is MISSING or isinstance(value, PLAIN):
         return type(value), value
@@ -111,7 +111,7 @@ def freeze(value: Any, depth: int) -> Any:
     return type(value), freeze([*inner, getattr(value, "__dict__", {})], depth + 1)
 
 
-def _slot(slot: Any, value: Any) -> Any:
+def _slot(slot: Any, value: object) -> object:
     try:
         return slot.__get__(value)
     except AttributeError:  # not filled yet

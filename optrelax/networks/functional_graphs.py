@@ -62,7 +62,7 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, values: dict[fx.Node, Any]) -
     return None
 
 
-def detached(graph: fx.Graph, value: Any) -> Any:
+def detached(graph: fx.Graph, value: object) -> Any:
     """A node that detaches a tensor; at the end of the graph."""
     if not isinstance(value, fx.Node) or tensor_of(value) is None:
         return value
@@ -137,7 +137,7 @@ def _is_later(order: dict[fx.Node, int], at: int, user: fx.Node) -> bool:
     return order[user] > at
 
 
-def _functional_form(target: Any) -> Any:
+def _functional_form(target: Any) -> object:
     """aten.relu_.default -> aten.relu.default; None where there is none."""
     packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
     return getattr(packet, target._overloadname, None)

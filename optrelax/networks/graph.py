@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -221,12 +221,12 @@ class Network(nn.Module):
 
         return difference(self.module, self.graph, x)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+    def __deepcopy__(self, memo: dict[int, object]) -> Network:
         found = self._again(copy.deepcopy(self.module, memo))
         memo[id(self)] = found
         return found
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         self._again(self.module)
         return _unpickled, (self.module, self.input_shape)
 
@@ -293,7 +293,7 @@ def _unpickled(module: nn.Module, input_shape: Shape) -> Network:
     return capture(module, input_shape)
 
 
-def _outline(node: Node) -> tuple[Any, ...]:
+def _outline(node: Node) -> tuple[object, ...]:
     """What others know of a node; a batch norm is one in either mode."""
     kind = BatchNorm if node.of(BatchNorm) else type(node.op)
     return node.name, node.path, kind, node.inputs, node.shape

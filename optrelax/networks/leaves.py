@@ -37,7 +37,7 @@ class Leaf:
     module: Any
     """A weak proxy of the user's module, None for functions."""
     run: Callable[..., Any]
-    arguments: list[Any]
+    arguments: list[object]
     """Flattened; an int wrapped in `Slot` stands for one of the marker op's tensors."""
     spec: Any
     many: bool = False
@@ -143,13 +143,13 @@ def _fill(leaf: Leaf, tensors: list[Any]) -> Any:
     return pytree.tree_unflatten([tensors[a.index] if isinstance(a, Slot) else a for a in leaf.arguments], leaf.spec)
 
 
-def arguments_of(leaf: Leaf, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(leaf: Leaf, tensors: list[object]) -> tuple[tuple[object, ...], dict[str, object]]:
     """Positional and keyword arguments of a call, with these in place of its tensors."""
     args, kwargs = _fill(leaf, tensors)
     return args, kwargs
 
 
-def _call_leaf(rule: Rule, name: str, module: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call_leaf(rule: Rule, name: str, module: object, run: Callable[..., object], args: Any, kwargs: Any) -> object:
     flat, spec = pytree.tree_flatten((args, kwargs))
     tensors = [a for a in flat if isinstance(a, Tensor)]
     slots = iter(range(len(tensors)))
@@ -163,7 +163,7 @@ def _call_leaf(rule: Rule, name: str, module: Any, run: Callable[..., Any], args
     return tuple(found) if many else found[0]
 
 
-def _unrecorded() -> contextlib.AbstractContextManager[Any]:
+def _unrecorded() -> contextlib.AbstractContextManager[object]:
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
     return disable_proxy_modes_tracing()
@@ -179,7 +179,7 @@ class RegisteredCalls(TorchFunctionMode):
         super().__init__()
         self.value_of = value_of
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if (func.__self__.__name__ if name == "__get__" else name) in _SHOWN:
@@ -215,9 +215,9 @@ class RegisteredCalls(TorchFunctionMode):
             current.fixed.append((read, value))
             return func(value, *args[1:], **kwargs)
 
-    def _by_numbers(self, index: Any) -> Any:
+    def _by_numbers(self, index: object) -> object:
         """An index with the places that constant masks choose in place of the masks: the shape is known then."""
-        found: list[Any] = []
+        found: list[object] = []
         for entry in index if isinstance(index, tuple) else (index,):
             if isinstance(entry, list) and entry and all(type(e) is bool for e in entry):
                 found.append([place for place, chosen in enumerate(entry) if chosen])
@@ -254,7 +254,7 @@ def kept_functions(net: nn.Module) -> Iterator[None]:
     for function, rule in plain_functions():
 
         @functools.wraps(function)
-        def called(*args: Any, _function: Any = function, _rule: Any = rule, **kwargs: Any) -> Any:
+        def called(*args: object, _function: Any = function, _rule: Any = rule, **kwargs: object) -> object:
             if threading.get_ident() != thread:
                 return _function(*args, **kwargs)
             return _call_leaf(_rule, _function.__name__, None, _function, args, kwargs)
@@ -279,7 +279,7 @@ def keep_leaves(replica: Replica) -> None:
             continue
         name, proxy = type(module).__name__, weakref.proxy(original)
 
-        def forward(*args: Any, _call: Any = (rule, name, proxy, run), **kwargs: Any) -> Any:
+        def forward(*args: object, _call: Any = (rule, name, proxy, run), **kwargs: object) -> object:
             rule, name, proxy, run = _call
             return _call_leaf(rule, name, proxy, run, args, kwargs)
 

@@ -34,7 +34,7 @@ class _NodeStep(nn.Module):
         self.arguments: list[tuple[str, str] | None] = []  # ("value" or "constant", name), None for one left out
         self.outputs: tuple[str, ...] = ()
 
-    def forward(self, values: Mapping[str, Tensor]) -> Any:
+    def forward(self, values: Mapping[str, Tensor]) -> object:
         return self.function(
             *(None if a is None else values[a[1]] if a[0] == "value" else getattr(self, a[1]) for a in self.arguments)
         )
@@ -72,7 +72,7 @@ class OnnxModule(nn.Module):
         return values[self.output]
 
 
-def _several(found: Any) -> tuple[Any, ...]:
+def _several(found: object) -> tuple[Any, ...]:
     """What a function returned, one an output."""
     return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
@@ -92,7 +92,7 @@ class GraphBuilder:
         self.values[name] = OnnxValue(name, tuple(value.shape), value.dtype, value)
 
     def add(
-        self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: dict[str, Any]
+        self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: dict[str, object]
     ) -> None:
         """One node."""
         outputs = tuple(outputs)
@@ -122,7 +122,7 @@ class GraphBuilder:
         self.problems.append(Problem(name, op, reason))
         self.lost.update(outputs)
 
-    def _constant(self, name: str, outputs: Sequence[str], attributes: Mapping[str, Any]) -> None:
+    def _constant(self, name: str, outputs: Sequence[str], attributes: Mapping[str, object]) -> None:
         (found,) = attributes.values() if len(attributes) == 1 else (None,)
         if isinstance(found, (int, float)) or (isinstance(found, list) and found and not isinstance(found[0], bytes)):
             found = torch.tensor(found, dtype=torch.float32 if "float" in next(iter(attributes)) else torch.int64)

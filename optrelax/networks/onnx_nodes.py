@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["MOST_ENTRIES", "RULES", "OnnxNode", "OnnxValue", "require_small", "rule"]
 
-Function = Callable[..., Any]
+Function = Callable[..., object]
 Rule = Callable[["OnnxNode"], Function]
 RULES: dict[str, Rule] = {}
 MOST_ENTRIES = 2**24
@@ -60,7 +60,7 @@ class OnnxNode:
     statistics: set[int] = field(default_factory=set)
     """Constant inputs that are no weights: they become buffers."""
 
-    def get(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: object) -> Any:
         """An attribute."""
         return self.attributes.get(name, default)
 
@@ -88,7 +88,7 @@ class OnnxNode:
         if constant.numel() > 2**16:
             raise ValueError(f"input {place} holds {constant.numel()} numbers where a few are wanted")
         self.consumed.add(place)
-        found: list[Any] = constant.reshape(-1).tolist()
+        found: list[object] = constant.reshape(-1).tolist()
         return found
 
     def integers(self, place: int) -> list[int]:
@@ -125,5 +125,5 @@ def require_small(shape: Sequence[int]) -> None:
         raise ValueError(f"shape {list(shape)} holds more than {MOST_ENTRIES} numbers")
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

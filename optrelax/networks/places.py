@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 import types
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -115,7 +114,7 @@ def is_tracings(frame: types.FrameType | None) -> bool:
     return False
 
 
-def op_name(target: Any) -> str:
+def op_name(target: object) -> str:
     """`conv2d` for aten.conv2d.default."""
     name = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
     return name.split(".")[1] if name.startswith("aten.") else name.removesuffix(".default")

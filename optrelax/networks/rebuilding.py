@@ -33,7 +33,7 @@ def require_type(name: str, value: object, wanted: type) -> None:
         raise ValueError(f"{name} must be {wanted.__name__}, got {type(value).__name__}")
 
 
-def require_keys(name: str, found: Mapping[str, Any], wanted: Iterable[str]) -> None:
+def require_keys(name: str, found: Mapping[str, object], wanted: Iterable[str]) -> None:
     if differing := sorted(found.keys() ^ set(wanted)):
         raise ValueError(f"the entries {differing[:8]} of a {name} are missing or unknown")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,8 @@ from optrelax.networks.replicas import Replica
 
 State = tuple[Tensor, ...]
 """What a step hands on: [batch, hidden] each; first what it gives."""
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Of the input and of the state, then their biases."""
 
 
 def unroll(replica: Replica) -> None:
@@ -22,11 +23,13 @@ def unroll(replica: Replica) -> None:
         kind = next((kind for kind in _STEPS if type(module).forward is kind.forward), None)
         if kind is None or "forward" in vars(module):
             continue
-        unrolled = _cell if isinstance(module, nn.RNNCellBase) else _layers
-        module.forward = functools.partial(unrolled, module, kind.forward)
+        if isinstance(module, nn.RNNCellBase):
+            module.forward = functools.partial(_cell, module, kind.forward)
+        elif isinstance(module, nn.RNNBase):
+            module.forward = functools.partial(_layers, module, kind.forward)
 
 
-def _cell(cell: Any, forward: Callable[..., Any], x: Tensor, hx: Any = None) -> Any:
+def _cell(cell: nn.RNNCellBase, forward: Callable[..., object], x: Tensor, hx: Tensor | State | None = None) -> object:
     """What a cell's forward gives: the state after one step."""
     if x.dim() != 2:
         return forward(cell, x, hx)
@@ -36,7 +39,7 @@ def _cell(cell: Any, forward: Callable[..., Any], x: Tensor, hx: Any = None) -> 
     return found if len(found) > 1 else found[0]
 
 
-def _layers(layer: Any, forward: Callable[..., Any], x: Any, hx: Any = None) -> Any:
+def _layers(layer: nn.RNNBase, forward: Callable[..., object], x: object, hx: Tensor | State | None = None) -> object:
     """What a recurrent layer's forward gives: outputs [batch, steps, hidden] or [steps, batch, hidden], last states."""
     if not isinstance(x, Tensor) or x.dim() != 3:
         return forward(layer, x, hx)
@@ -66,7 +69,7 @@ def _layers(layer: Any, forward: Callable[..., Any], x: Any, hx: Any = None) -> 
     return torch.stack(steps, time), last if len(last) > 1 else last[0]
 
 
-def _start(module: Any, x: Tensor, given: State | None) -> State:
+def _start(module: nn.RNNBase | nn.RNNCellBase, x: Tensor, given: State | None) -> State:
     """The given state, or zeros for inputs [batch, n]."""
     if given is not None:
         return given
@@ -80,24 +83,24 @@ def _kind(module: nn.Module) -> type[nn.Module]:
     return next(kind for kind in _STEPS if isinstance(module, kind))
 
 
-def _gates(x: Tensor, h: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+def _gates(x: Tensor, h: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     w_x, w_h, b_x, b_h = weights
     return F.linear(x, w_x, b_x), F.linear(h, w_h, b_h)
 
 
-def _plain(module: Any, x: Tensor, state: State, weights: Any) -> State:
+def _plain(module: nn.Module, x: Tensor, state: State, weights: Weights) -> State:
     of_x, of_h = _gates(x, state[0], weights)
     return (F.relu(of_x + of_h) if module.nonlinearity == "relu" else torch.tanh(of_x + of_h),)
 
 
-def _gated(module: Any, x: Tensor, state: State, weights: Any) -> State:
+def _gated(module: nn.Module, x: Tensor, state: State, weights: Weights) -> State:
     (reset, update, new), (reset_h, update_h, new_h) = (g.chunk(3, 1) for g in _gates(x, state[0], weights))
     kept = torch.sigmoid(update + update_h)
     found = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
     return ((1 - kept) * found + kept * state[0],)
 
 
-def _long(module: Any, x: Tensor, state: State, weights: Any) -> State:
+def _long(module: nn.Module, x: Tensor, state: State, weights: Weights) -> State:
     of_x, of_h = _gates(x, state[0], weights)
     taken, kept, new, given = (of_x + of_h).chunk(4, 1)
     cell = torch.sigmoid(kept) * state[1] + torch.sigmoid(taken) * torch.tanh(new)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -26,16 +26,16 @@ from optrelax.networks.calls import Call, Op, Value
 Result = Op | Value | tuple[Op | Value | None, ...]
 Rule = Callable[[Call], Result]
 _Rule = TypeVar("_Rule", bound=Rule)
-Target = type[nn.Module] | Callable[..., Any] | str
+Target = type[nn.Module] | Callable[..., object] | str
 
-_RULES: dict[Any, Rule] = {}
+_RULES: dict[object, Rule] = {}
 _MODULES: dict[type[nn.Module], Rule] = {}
-_FUNCTIONS: dict[Any, Rule] = {}
+_FUNCTIONS: dict[object, Rule] = {}
 _TAKE_HIDDEN: set[Rule] = set()
 _registered: list[Target] = []
 
 
-def rule(*targets: Any, hidden: bool = False) -> Callable[[_Rule], _Rule]:
+def rule(*targets: object, hidden: bool = False) -> Callable[[_Rule], _Rule]:
     """Decorator: the rule of ATen ops, such as `torch.ops.aten.relu` (every overload) or `torch.ops.aten.add.Tensor`.
 
     An overload's own rule is preferred to that of all overloads.  In-place ops have none: a graph is made functional
@@ -137,7 +137,7 @@ def load_rules() -> None:
     importlib.import_module("optrelax.networks.rules")
 
 
-def rule_of(target: Any) -> Rule | None:
+def rule_of(target: object) -> Rule | None:
     """The rule of an ATen op of an exported graph."""
     load_rules()
     found = _RULES.get(target)
@@ -159,7 +159,7 @@ def module_rule(module: nn.Module) -> Rule | None:
     return None
 
 
-def function_rule(function: Any) -> tuple[Any, Rule] | None:
+def function_rule(function: object) -> tuple[object, Rule] | None:
     """The function or method name that a call is registered under, and its rule."""
     if not _FUNCTIONS:
         return None

@@ -24,7 +24,7 @@ class Replica:
 
 def replicate(net: nn.Module, share: bool = True) -> Replica:
     """The module's structure and Python state anew; `share` its tensors, or hold clones of them."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     modules = list(net.modules())
     for value in _atoms(net):
         memo[id(value)] = value if share or not isinstance(value, Tensor) else _clone(value)
@@ -48,7 +48,7 @@ def _atoms(net: nn.Module) -> Iterator[Tensor | types.ModuleType]:
     """
     seen, stack = set(), [net]
     while stack:
-        value: Any = stack.pop()
+        value: object = stack.pop()
         if id(value) in seen or isinstance(value, (type, types.FunctionType)):
             continue
         seen.add(id(value))
@@ -66,7 +66,7 @@ def _clone(tensor: Tensor) -> Tensor:
 class _Forgetful(dict[Any, Any]):
     """Keeps nothing."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from optrelax.networks.ops import Shape
 from optrelax.networks.rebuilding import rebuilt
 
 
-def require_same(network: Network, graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def require_same(network: Network, graph: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """ValueError where the graph would be read back as another network."""
     try:
         again = rebuilt(graph, tensors)

@@ -45,7 +45,7 @@ def global_hooks() -> int:
     return sum(not getattr(hook, "__module__", "").startswith("torch.") for table in tables for hook in table.values())
 
 
-def _reference(value: Any) -> Callable[[], Any]:
+def _reference(value: object) -> Callable[[], object]:
     return weakref.ref(value) if value is not None else (lambda: None)
 
 
@@ -57,20 +57,20 @@ class Snapshot:
 
     def __init__(self, net: nn.Module) -> None:
         self.known = True
-        self._states: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._children: list[tuple[dict[str, Any], tuple[Callable[[], Any], ...]]] = []
-        self._kinds: list[tuple[Callable[[], Any], type]] = []
-        self._keys: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
-        self._absent: list[tuple[dict[str, Any], str]] = []
+        self._states: list[tuple[dict[str, object], dict[str, object]]] = []
+        self._children: list[tuple[dict[str, object], tuple[Callable[[], object], ...]]] = []
+        self._kinds: list[tuple[Callable[[], object], type]] = []
+        self._keys: list[tuple[dict[object, object], tuple[object, ...]]] = []
+        self._absent: list[tuple[dict[str, object], str]] = []
         self._tensors: list[tuple[dict[str, Any], str, torch.Size, torch.dtype, torch.device]] = []
-        self._deep: list[tuple[Mapping[str, Any], str, Any]] = []
-        self._cells: list[tuple[Any, Any]] = []
+        self._deep: list[tuple[Mapping[str, object], str, object]] = []
+        self._cells: list[tuple[object, object]] = []
         self._fixed: list[tuple[Callable[[], Tensor], Tensor]] = []
         self._seen: set[int] = set()
         self._registered = set(map(id, net.modules()))
         self._global_hooks = global_hooks()
         self._asks_training = False
-        self._waiting: list[Any] = [net]
+        self._waiting: list[object] = [net]
         while self._waiting:  # functions call functions, deeper than Python's stack may go
             self._look_into(self._waiting.pop())
         self.kinds = kinds_of(net)
@@ -157,12 +157,12 @@ class Snapshot:
                 if called or not name.startswith("__"):
                     self._note(vars(cls), name, value)
 
-    def _note(self, where: Mapping[str, Any], name: str, value: Any) -> None:
+    def _note(self, where: Mapping[str, object], name: str, value: object) -> None:
         """Keep a value that must stay as it is, and what the functions in it read."""
         if self._note_frozen(where, name, value):
             self._waiting.append(value)
 
-    def _note_frozen(self, where: Mapping[str, Any], name: str, value: Any) -> bool:
+    def _note_frozen(self, where: Mapping[str, object], name: str, value: object) -> bool:
         """Whether its changes can be seen; where they cannot, nothing else matters."""
         try:
             self._deep.append((where, name, freeze(value, 0)))
@@ -170,7 +170,7 @@ class Snapshot:
             self.known = False
         return self.known
 
-    def _look_into(self, value: Any) -> None:
+    def _look_into(self, value: object) -> None:
         if isinstance(value, type):
             return self._classes(value)
         if id(value) in self._seen or isinstance(value, (PLAIN, Tensor)):

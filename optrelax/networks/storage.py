@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ NUMBERS = (
 class Settings:
     """The settings of an op, back from JSON.  Every reader raises ValueError with the name, the wanted and the got."""
 
-    def __init__(self, values: Mapping[str, Any], most: int = 2**25) -> None:
+    def __init__(self, values: Mapping[str, object], most: int = 2**25) -> None:
         """values: what `describe` gave.  most: numbers that an array sized by settings may hold."""
         self._values = values
         self.most = most
@@ -105,19 +105,19 @@ class Settings:
         if unknown := sorted(map(str, self._values.keys() - self._read)):
             raise ValueError(f"has the unknown settings {_short(unknown)}")
 
-    def _get(self, name: str) -> Any:
+    def _get(self, name: str) -> object:
         self._read.add(name)
         if name not in self._values:
             raise ValueError(f"setting {name!r} is missing")
         return self._values[name]
 
-    def _list(self, name: str, count: int | None) -> list[Any]:
+    def _list(self, name: str, count: int | None) -> list[object]:
         value = self._get(name)
         if not isinstance(value, (list, tuple)) or (count is not None and len(value) != count):
             raise ValueError(f"{name}: wants {'a list of' if count is None else count} numbers, got {_short(value)}")
         return list(value)
 
-    def _integer(self, name: str, value: Any, least: int) -> int:
+    def _integer(self, name: str, value: object, least: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= self.most:
             raise ValueError(f"{name}: wants whole numbers in {least} .. {self.most}, got {_short(value)}")
         return value
@@ -232,7 +232,7 @@ def restored(name: object, settings: Settings, tensors: Tensors, shapes: tuple[S
     return op
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     # Compared, not cast: a whole number may lie beyond every float.
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}: wants finite numbers, got {_short(value)}")

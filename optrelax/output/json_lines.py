@@ -35,7 +35,7 @@ class JsonLines:
     The first record is a header that says what the file is: {"format": ...} and more.
     """
 
-    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], what: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, object], what: str) -> None:
         """Open the file, or make it with this header.
 
         header: JSON-ready, its first entry "format"; a file of another format is refused, the rest of the header is
@@ -70,7 +70,7 @@ class JsonLines:
         if hasattr(self, "_lock"):
             self._lock.close()
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, object]) -> None:
         """Add a record, JSON-ready: whoever kills the process now does not lose it.  OSError where it does not fit."""
         line = _line(record)
         with _WRITING:
@@ -83,7 +83,7 @@ class JsonLines:
                 os.ftruncate(self._file, size)  # else the next line would be joined to what is there of this one
                 raise
 
-    def _found(self, header: Mapping[str, Any], what: str) -> list[Any]:
+    def _found(self, header: Mapping[str, object], what: str) -> list[Any]:
         content = self.path.read_bytes()
         begin = json.dumps({"format": header["format"]})[:-1].encode()
         whole = content[: content.rfind(b"\n") + 1]
@@ -112,7 +112,7 @@ def read_lines(path: Path) -> list[Any]:
     return _records(path, content[: content.rfind(b"\n") + 1])
 
 
-def json_ready(value: Any, odd: Callable[[float], Any]) -> Any:
+def json_ready(value: object, odd: Callable[[float], object]) -> Any:
     """What JSON can hold of a value: `odd(x)` in place of NaN and infinities, for which it has no word."""
     match value:
         case float() if not math.isfinite(value):
@@ -124,7 +124,7 @@ def json_ready(value: Any, odd: Callable[[float], Any]) -> Any:
     return value
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: Mapping[str, object]) -> bytes:
     text = json.dumps(record, allow_nan=False)[:-1]
     return f'{text}{_CHECK}{_sum(text)}"}}\n'.encode()
 
@@ -142,7 +142,7 @@ def _format(content: bytes) -> object:
     return first.get("format", False) if isinstance(first, dict) else False
 
 
-def _records(path: Path, content: bytes) -> list[Any]:
+def _records(path: Path, content: bytes) -> list[object]:
     records = []
     for number, line in enumerate(content.splitlines(), 1):
         try:

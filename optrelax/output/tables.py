@@ -105,7 +105,7 @@ def write_frame(frame: "pl.DataFrame", path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_json(value: Any, path: str | os.PathLike[str]) -> Path:
+def write_json(value: object, path: str | os.PathLike[str]) -> Path:
     """Write a JSON-ready value, as `json_text` says it; returns the path."""
     path = Path(path)
     with replacing(path) as temporary:
@@ -114,7 +114,7 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def write_results(
-    rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], *, per: str, facts: Mapping[str, Any]
+    rows: Sequence[Mapping[str, object]], folder: str | os.PathLike[str], *, per: str, facts: Mapping[str, object]
 ) -> None:
     """Write the rows of an experiment to table.csv, table.json and table.md in a folder, for programs and for people.
 
@@ -131,7 +131,7 @@ def write_results(
     write_whole(folder / "table.md", ("\n\n".join([*parts, str(facts["versions"])]) + "\n").encode())
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Strict JSON, indented: NaN and infinities become null, as JSON has no word for them."""
     return json.dumps(json_ready(value, lambda _: None), indent=2, allow_nan=False, ensure_ascii=False)
 

@@ -223,7 +223,7 @@ def barrier_frame(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = R
     return pl.DataFrame(barrier_lines(batches, rows))
 
 
-def barrier_lines(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = ROWS) -> list[dict[str, Any]]:
+def barrier_lines(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = ROWS) -> list[dict[str, object]]:
     """One line a row: published and measured figures in percent, how many images each stage decided, and time."""
     lines = []
     for row in rows:
@@ -233,7 +233,7 @@ def barrier_lines(batches: list[StageOutcomes], rows: tuple[BarrierRow, ...] = R
         if not images:
             continue
         certified = sum(count for stage, count in counts.items() if Stage(stage).certified)
-        line: dict[str, Any] = {
+        line: dict[str, object] = {
             "network": row.network,
             "eps": row.eps,
             "images": images,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from optrelax.papers.scales import ExperimentScale, Measuring, NetworkTraining
 
@@ -61,7 +60,7 @@ _SMOKE = ExperimentScale(
 
 # --- cpu: under an hour of two cores ------------------------------------------------------------------------------
 
-_SHORT: dict[str, Any] = {"epochs": 10, "subset": 6000, "eps": 0.2, "kappa": 0.5, "lr": 2e-3, "batch": 25}
+_SHORT: dict[str, object] = {"epochs": 10, "subset": 6000, "eps": 0.2, "kappa": 0.5, "lr": 2e-3, "batch": 25}
 _CPU_SMALL = NetworkTraining(
     data="mnist",
     model="fc-small",

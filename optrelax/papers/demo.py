@@ -185,7 +185,7 @@ def _certifiers(names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _row(method: str, spent: float, report: CertificationReport) -> dict[str, Any]:
+def _row(method: str, spent: float, report: CertificationReport) -> dict[str, object]:
     return {
         "training": method,
         "training s": spent,
@@ -196,7 +196,7 @@ def _row(method: str, spent: float, report: CertificationReport) -> dict[str, An
     }
 
 
-def _points(demo: Demo, method: str, reports: Sequence[CertificationReport]) -> list[dict[str, Any]]:
+def _points(demo: Demo, method: str, reports: Sequence[CertificationReport]) -> list[dict[str, object]]:
     points = []
     for report in reports:
         lines = {name: report.certified_by[name] for name in demo.relaxations} | {"PGD": report.pgd_accuracy}

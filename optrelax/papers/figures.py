@@ -56,8 +56,8 @@ def jump_lines(found: TableOutcomes, names: Sequence[str], title: str) -> Figure
 
     from optrelax.measurements.figures import jump_panels
 
-    samples: list[dict[str, Any]] = []
-    jumps: list[dict[str, Any]] = []
+    samples: list[dict[str, object]] = []
+    jumps: list[dict[str, object]] = []
     for line in _named(found, names):
         answer = found.answer(line.jumps)
         if answer is not None:

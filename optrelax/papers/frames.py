@@ -72,7 +72,7 @@ def _certified(found: TableOutcomes, line: Line) -> dict[str, Any]:
     }
 
 
-def _tight(found: TableOutcomes, line: Line) -> dict[str, Any]:
+def _tight(found: TableOutcomes, line: Line) -> dict[str, object]:
     answer = found.answer(line.tight)
     if answer is None:
         return {}
@@ -87,7 +87,7 @@ def _tight(found: TableOutcomes, line: Line) -> dict[str, Any]:
     }
 
 
-def _jumps(found: TableOutcomes, line: Line) -> dict[str, Any]:
+def _jumps(found: TableOutcomes, line: Line) -> dict[str, object]:
     answer = found.answer(line.jumps)
     if answer is None:
         return {}
@@ -103,7 +103,7 @@ def _jumps(found: TableOutcomes, line: Line) -> dict[str, Any]:
     }
 
 
-def _steps(found: TableOutcomes, line: Line) -> dict[str, Any]:
+def _steps(found: TableOutcomes, line: Line) -> dict[str, object]:
     answer = found.answer(line.steps)
     if answer is None:
         return {}
@@ -120,7 +120,7 @@ def _steps(found: TableOutcomes, line: Line) -> dict[str, Any]:
     }
 
 
-def _degrees(found: TableOutcomes, line: Line) -> dict[str, Any]:
+def _degrees(found: TableOutcomes, line: Line) -> dict[str, object]:
     answer = found.answer(line.degrees)
     if answer is None:
         return {}
@@ -128,11 +128,11 @@ def _degrees(found: TableOutcomes, line: Line) -> dict[str, Any]:
     return {"degrees": "not rational, or no rule" if pair is None else f"{pair[0]} / {pair[1]}"}
 
 
-def _met(jumps: Mapping[str, Any]) -> str:
+def _met(jumps: Mapping[str, object]) -> str:
     return f"{jumps['jumps']} ({jumps['causes']})" if jumps["jumps"] else "none"
 
 
-def _frame(lines: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pl.DataFrame:
+def _frame(lines: Sequence[Mapping[str, object]], columns: Mapping[str, type]) -> pl.DataFrame:
     import polars as pl
 
     kinds = {float: pl.Float64, int: pl.Int64, str: pl.String}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from optrelax.papers.questions import Certified, Jumps, Tight, WeightSteps, safe
 from optrelax.papers.row_files import Row
@@ -53,7 +53,7 @@ def trained_run(how: NetworkTraining, method: str, seed: int, relaxation: str | 
     small = how.model == "fc-small"
     kind = "crown-ibp" if small and method == "crown-ibp-r" else method
     row = recipe(f"{how.data}-{how.model}-{kind}")
-    changes: dict[str, Any] = dict(how.changes)
+    changes: dict[str, object] = dict(how.changes)
     if small and method == "crown-ibp":
         changes["beta"] = 0.0
     if relaxation is not None and relaxation != row.relaxation:

@@ -15,7 +15,7 @@ from optrelax.networks.graph import Network
 
 __all__ = ["Certified", "Degrees", "Jumps", "Measurement", "Tight", "WeightSteps"]
 
-Json = dict[str, Any]
+Json = dict[str, object]
 
 
 class Measurement(ABC):

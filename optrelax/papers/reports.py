@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optrelax.output.files import write_whole
 from optrelax.output.plots import write_figure
@@ -34,10 +34,10 @@ class WrittenReport:
     budget: str
     seconds: float
     failed: Mapping[str, str]
-    tables: Mapping[str, list[dict[str, Any]]]
+    tables: Mapping[str, list[dict[str, object]]]
     folder: Path
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "table": self.table,
@@ -137,7 +137,7 @@ def _table(frame: pl.DataFrame, decimals: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def _cell(value: Any, places: int | None) -> str:
+def _cell(value: object, places: int | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

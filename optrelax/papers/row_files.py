@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from optrelax.output.tables import write_json
 from optrelax.papers.questions import Measurement
@@ -27,7 +26,7 @@ _FORMAT = "optrelax report row 1"
 class Outcome:
     """What became of a row: its answer, or why there is none."""
 
-    answer: Mapping[str, Any] | None
+    answer: Mapping[str, object] | None
     error: str | None = None
     seconds: float = 0.0
     """Of the clock, in one process of one thread."""
@@ -56,11 +55,11 @@ class Row:
         """The row that must be there first."""
         return None if self.run is None or self.question is None else Row(self.data, self.run)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Everything that decides the answer, JSON-ready."""
         run = None if self.run is None else {"recipe": asdict(self.run.row), "seed": self.run.seed}
         settings = {"data": self.data, "run": run, "question": record(self.question)}
-        found: dict[str, Any] = json.loads(json.dumps(settings))
+        found: dict[str, object] = json.loads(json.dumps(settings))
         return found
 
     def file(self, folder: Path) -> Path:
@@ -78,7 +77,7 @@ class Row:
             return None
         return hashlib.sha256(self.network(folder).read_bytes()).hexdigest()[:16]
 
-    def store(self, folder: Path, answer: Mapping[str, Any], seconds: float) -> None:
+    def store(self, folder: Path, answer: Mapping[str, object], seconds: float) -> None:
         """Write the outcome.  OSError where that fails."""
         content = {
             "format": _FORMAT,

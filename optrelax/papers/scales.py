@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["ExperimentScale", "Measuring", "NetworkTraining"]
 
@@ -19,7 +18,7 @@ class NetworkTraining:
     data: str
     model: str
     images: int
-    changes: dict[str, Any]
+    changes: dict[str, object]
     said: str
     suffix: str = ""
 

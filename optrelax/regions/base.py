@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -213,7 +213,7 @@ class Region(ABC):
         return self.combine(lambda t: t.to(t.device if device is None else device, dtype))
 
 
-def _parts(region: Region) -> list[Any]:
+def _parts(region: Region) -> list[object]:
     return [getattr(region, f.name) for f in fields(region)]  # type: ignore[arg-type]
 
 

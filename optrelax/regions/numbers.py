@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from optrelax.checks import is_number
 
-Number = float | Tensor | Any  # a Python or NumPy number, or a tensor or array of one
-Numbers = float | Tensor | Any  # these, or a tensor, array or nested list that broadcasts
+Number = float | Tensor | object  # a Python or NumPy number, or a tensor or array of one
+Numbers = float | Tensor | object  # these, or a tensor, array or nested list that broadcasts
 
 
 def extremes(owner: str, x: Tensor) -> tuple[float, float]:

@@ -17,7 +17,7 @@ _BALLS: dict[str, Any] = {}
 class BallType(Protocol):
     """The class of the balls of a norm."""
 
-    def __call__(self, x: Tensor, eps: Any, clip: Any = None) -> Region: ...
+    def __call__(self, x: Tensor, eps: object, clip: object = None) -> Region: ...
 
     def length(self, d: Tensor) -> Tensor:
         """The norm over the last dimension."""

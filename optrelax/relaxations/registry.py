@@ -12,7 +12,7 @@ from optrelax.relaxations.base import Relaxation
 
 _HERE = "optrelax.relaxations:"
 _LAYERS = "optrelax.layers:"
-_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+_NAMES: dict[str, tuple[str, dict[str, object]]] = {
     "box": (_HERE + "Box", {}),
     "hbox": (_HERE + "HBox", {}),
     "hbox-diag": (_HERE + "HBox", {"slope": "diag"}),
@@ -100,7 +100,7 @@ def resolve(relaxation: Relaxation | str) -> Relaxation:
         *parts, _ = name.split("+")
         together: Relaxation = _imported(_HERE + "Intersect")(*parts, relaxation.removeprefix("+".join(parts) + "+"))
         return together
-    preset: dict[str, Any] = {}
+    preset: dict[str, object] = {}
     if name in _FACTORIES:
         factory = _FACTORIES[name]
     elif name in _NAMES:
@@ -155,7 +155,7 @@ def named_relaxations(
     return named
 
 
-def _require_known(whole: str, factory: Any, options: dict[str, Any]) -> None:
+def _require_known(whole: str, factory: object, options: dict[str, object]) -> None:
     """ValueError for an option that a relaxation's class lacks, with the nearest it has."""
     if not is_dataclass(factory):
         return
@@ -165,8 +165,8 @@ def _require_known(whole: str, factory: Any, options: dict[str, Any]) -> None:
             raise ValueError(f"relaxation {whole!r}: no option {key!r}; {suggest(key, known)}")
 
 
-def _options(whole: str, text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def _options(whole: str, text: str) -> dict[str, object]:
+    options: dict[str, object] = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         if not equals or not key or not value:
@@ -175,7 +175,7 @@ def _options(whole: str, text: str) -> dict[str, Any]:
     return options
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -186,7 +186,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def name_of(relaxation: Any) -> str:
+def name_of(relaxation: object) -> str:
     """The name (with options that differ from its defaults) that `resolve` turns back into this object."""
     if isinstance(relaxation, _imported(_HERE + "Intersect")):
         return _joined(relaxation)
@@ -215,7 +215,7 @@ def _joined(relaxation: Any) -> str:
         return type(relaxation).__name__
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     match value:
         case Mapping():  # bounds that the user gave: numbers of a batch, which no string tells
             return "given"

@@ -54,7 +54,7 @@ class Logged(Callback):
         >>> callback = Logged(lambda numbers, epoch: print(epoch, sorted(numbers)[:2]))
     """
 
-    def __init__(self, write: Callable[[dict[str, float], int], Any]) -> None:
+    def __init__(self, write: Callable[[dict[str, float], int], object]) -> None:
         self.write = write
 
     def on_epoch(self, metrics: EpochMetrics, network: Network) -> None:

@@ -35,7 +35,7 @@ def gradient_fault(parameters: Mapping[str, Tensor]) -> str | None:
     return f"the gradient of {', '.join(names)} is not finite"
 
 
-def origin(network: Network, region: Region, x: Tensor, loss: Any) -> str:
+def origin(network: Network, region: Region, x: Tensor, loss: object) -> str:
     """The first thing that is not finite: a parameter, a layer's value at the images, or its bounds; "" for none.
 
     Bounds are those of the loss's relaxations, layer by layer; without a loss none are looked at.
@@ -61,7 +61,7 @@ def _bounds(network: Network, region: Region, relaxation: Any) -> Iterator[tuple
         yield network[name].path, bool(b.lower.isfinite().all() and b.upper.isfinite().all())
 
 
-def relaxations_of(loss: Any) -> list[Any]:
+def relaxations_of(loss: object) -> list[object]:
     """The relaxations in a loss's fields, those of losses inside it included."""
     found = []
     for name in ("relaxation", "layer", "other"):

@@ -68,7 +68,7 @@ class IntervalRegularised(WrappedLoss):
         x: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        **options: Any,
+        **options: object,
     ) -> LossTerms:
         """The terms of the loss inside, the regularisers in `total` and `penalty`."""
         network = capture(net, region.shape[1:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +52,12 @@ class Optimisation:
         require_range(owner, "in [0, 1)", average=self.average)
 
     @property
-    def optimisation(self) -> dict[str, Any]:
+    def optimisation(self) -> dict[str, object]:
         """These options by name."""
         return {f.name: getattr(self, f.name) for f in fields(Optimisation)}
 
 
-def optimizer(name: str, parameters: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def optimizer(name: str, parameters: object, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """An optimiser of OPTIMIZERS for parameters."""
     # Without decay the call is the plain one, so that a step is the same to the bit.
     return OPTIMIZERS[name](parameters, lr=lr, **({"weight_decay": weight_decay} if weight_decay else {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optrelax.training.recipes import Recipe
@@ -84,7 +84,7 @@ def _pass(row: Recipe, name: str) -> float:
     return _COST.get(name.split(":")[0], _COST["crown"])[place]
 
 
-def cut(row: Recipe, budget: str) -> dict[str, Any]:
+def cut(row: Recipe, budget: str) -> dict[str, object]:
     """Epochs and subset of a recipe within a budget.
 
     All images where six epochs of them fit, else an evenly spaced 6,000 or fewer; at most 30 epochs (3 for smoke).

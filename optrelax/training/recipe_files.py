@@ -51,7 +51,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     return Recipe(**{name: _checked(file, name, str(known[name].type), value) for name, value in given.items()})
 
 
-def read_setting(where: str, text: str) -> tuple[str, Any]:
+def read_setting(where: str, text: str) -> tuple[str, object]:
     """A field and its value from NAME=VALUE, the value as in such a file; a string needs no quotes.
 
     Raises ValueError, which begins with `where`, for another form, no field, and no fitting value.

@@ -140,7 +140,7 @@ class Recipe(Optimisation):
             changes = {"stages": ()} | changes
         if "epochs" in changes:
             share = changes["epochs"] / self.epochs
-            scaled: dict[str, Any] = {
+            scaled: dict[str, object] = {
                 "warmup": self.warmup * share,
                 "mixing": self.mixing * share,
                 "milestones": tuple(epoch * share for epoch in self.milestones),
@@ -175,7 +175,7 @@ class Recipe(Optimisation):
         losses = tuple(self._wrapped(self._base(name)) for name, _ in self.stages)
         return Stages(losses, tuple(begin for _, begin in self.stages))
 
-    def _base(self, relaxation: str | None) -> Any:
+    def _base(self, relaxation: str | None) -> object:
         shared: dict[str, Any] = {"kappa": self.kappa, "l1": self.l1}
         if self.method == "natural":
             return NaturalLoss(l1=self.l1)
@@ -204,7 +204,7 @@ class Recipe(Optimisation):
         losses = [self._wrapped(LatentLoss(stage=i, kappa=self.kappa, l1=self.l1)) for i in range(self.latent)]
         return Stages(tuple(losses), (0.0, *(reached + i * each for i in range(1, self.latent))))
 
-    def _certified(self, relaxation: str, shared: dict[str, Any]) -> Any:
+    def _certified(self, relaxation: str, shared: dict[str, Any]) -> object:
         """The loss on a relaxation's margins; an LP layer gets the solver that training wants: a budget, no optimum."""
         made: Any = resolve(relaxation)
         mixed = self.beta < 1 or not self.elision
@@ -217,7 +217,7 @@ class Recipe(Optimisation):
         layer = replace(made, solver=replace(made.solver, max_iterations=self.iterations, tol=self.gap))
         return LPLoss(layer=layer, **shared)
 
-    def _wrapped(self, loss: Any) -> Any:
+    def _wrapped(self, loss: Any) -> object:
         """The loss with the regularisers and the smoothing around it."""
         if self.regularise > 0:
             from optrelax.training.interval_training import IntervalRegularised

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from optrelax.checks import require_range
 
@@ -108,7 +108,7 @@ class Stages:
     Losses in `Training`: a cheap relaxation first, the tight one at the end.
     """
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
     begins: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Stages:
         if self.begins[0] != 0 or list(self.begins) != sorted(set(self.begins)):
             raise ValueError(f"Stages: begins must ascend from epoch 0, got {self.begins}")
 
-    def __call__(self, epoch: float) -> Any:
+    def __call__(self, epoch: float) -> object:
         """The value whose turn it is."""
         return self.values[sum(epoch >= begin for begin in self.begins) - 1]
 

@@ -69,7 +69,7 @@ class Training(Optimisation):
                     raise ValueError(f"Training: {name} has a schedule, but {type(loss).__name__} has no {name}")
 
     @property
-    def losses(self) -> tuple[Any, ...]:
+    def losses(self) -> tuple[object, ...]:
         """The loss, or those of every stage."""
         return self._stages.values
 
@@ -100,12 +100,12 @@ def _has(loss: object, name: str) -> bool:
     return name in known or ("loss" in known and _has(loss.loss, name))  # type: ignore[attr-defined]
 
 
-def _with(loss: Any, values: Mapping[str, float]) -> Any:
+def _with(loss: Any, values: Mapping[str, float]) -> object:
     """The loss with other values of its fields, or of those of the loss inside it."""
     if not values:
         return loss
     known = _fields(loss)
-    mine: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    mine: dict[str, object] = {name: value for name, value in values.items() if name in known}
     rest = {name: value for name, value in values.items() if name not in known}
     if rest:
         mine["loss"] = _with(loss.loss, rest)

@@ -29,7 +29,9 @@ Weights = dict[str, Tensor]
 class _Called(nn.Module):
     """A loss's call as a module, so that `functional_call` can put other weights in its network."""
 
-    def __init__(self, network: Network, loss: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: Network, loss: Any, arguments: tuple[object, ...], options: Mapping[str, object]
+    ) -> None:
         super().__init__()
         self.held = network.module
         self._call = lambda: loss(network, *arguments, **options)
@@ -66,7 +68,7 @@ class _Smoothed(WrappedLoss):
         x: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        **options: Any,
+        **options: object,
     ) -> LossTerms:
         """The terms for one batch: means over the samples; logits and margins are those of the first sample."""
         network = capture(net, region.shape[1:])

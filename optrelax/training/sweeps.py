@@ -44,7 +44,7 @@ class Sweep:
 
     recipes: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    settings: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     budget: str = "full"
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Sweep:
         return tuple(found)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
 
 
@@ -83,7 +83,7 @@ class SweepProgress:
     total: int
 
 
-def train_run(run: SweepRun, folder: str, data_dir: str | None, threads: int) -> dict[str, Any]:
+def train_run(run: SweepRun, folder: str, data_dir: str | None, threads: int) -> dict[str, object]:
     """Train one run, or go on with it; the metrics of its last epoch and the seconds of all."""
     import torch
 
@@ -109,7 +109,7 @@ def run_sweep(
     threads: int = 1,
     retries: int = 2,
     cluster: str = "local",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     watch: Callable[[SweepProgress], None] | None = None,
 ) -> pl.DataFrame:
     """Train every run in `folder`/NAME, at most `workers` at once; the table of `sweep_table`, also in sweep.csv.
@@ -131,7 +131,7 @@ def run_sweep(
     )
     place = None if data_dir is None else str(data_dir)
 
-    def submit(run: SweepRun) -> Any:
+    def submit(run: SweepRun) -> object:
         return executor.submit(train_run, run, str(folder / run.name), place, threads)
 
     results = _results(sweep.runs(), submit, workers, retries, watch)
@@ -144,17 +144,17 @@ def run_sweep(
 
 def _results(
     runs: tuple[SweepRun, ...],
-    submit: Callable[[SweepRun], Any],
+    submit: Callable[[SweepRun], object],
     workers: int,
     retries: int,
     watch: Callable[[SweepProgress], None] | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Keep `workers` jobs going until all have ended: metrics, or {"error": ...}, by run."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     waiting, tries = list(runs), dict.fromkeys((run.name for run in runs), 0)
     active: dict[str, tuple[SweepRun, Any]] = {}
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, object]] = {}
     try:
         while waiting or active:
             while waiting and len(active) < workers:

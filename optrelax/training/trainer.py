@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -38,7 +37,7 @@ class TrainingResult:
 
 def train(
     net: nn.Module | Network,
-    data: Any,
+    data: object,
     training: Training,
     *,
     folder: str | os.PathLike[str] | None = None,
@@ -48,7 +47,7 @@ def train(
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     watch: Callable[[TrainingProgress], None] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> TrainingResult:
     """Train a network in place.
 

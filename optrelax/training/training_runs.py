@@ -83,7 +83,7 @@ class TrainingRun:
         self.batch = network
         """The network of the step: with the statistics of its batch, where batch norms take them."""
 
-    def restore(self, facts: Mapping[str, Any]) -> State:
+    def restore(self, facts: Mapping[str, object]) -> State:
         """Take up the stored state."""
         assert self.kept is not None
         first = self.processes.rank == 0
@@ -110,7 +110,7 @@ class TrainingRun:
         self.kept.save_state(self.network.module, self.optimizer, state)
         self.stored = time.monotonic()
 
-    def _keep(self, epochs: int, facts: Mapping[str, Any], for_good: bool = False) -> None:
+    def _keep(self, epochs: int, facts: Mapping[str, object], for_good: bool = False) -> None:
         """Store the network as it is evaluated after so many epochs: with the average of the weights, if any."""
         assert self.kept is not None
         within = contextlib.nullcontext() if self.average is None else self.average.installed(self.network.module)
@@ -130,7 +130,7 @@ class TrainingRun:
         self.processes.add_up([total])
         return total.cpu()
 
-    def _remember(self, loss: Any) -> bool:
+    def _remember(self, loss: object) -> bool:
         """Whether a loss keeps a memory, which is then there.
 
         Examples change places between processes: several keep none.
@@ -147,7 +147,7 @@ class TrainingRun:
         return iter(order.split(self.training.batch))
 
     def epochs(
-        self, state: State, facts: Mapping[str, Any], watch: Callable[[TrainingProgress], None] | None
+        self, state: State, facts: Mapping[str, object], watch: Callable[[TrainingProgress], None] | None
     ) -> Iterator[EpochMetrics]:
         """The epochs from a state on, each stored before its metrics come out."""
         for epoch in range(state.epochs, self.training.epochs):

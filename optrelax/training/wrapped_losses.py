@@ -12,11 +12,11 @@ __all__ = ["Remembering", "WrappedLoss", "memory_of"]
 class Remembering(Protocol):
     """A loss that keeps something of every example from step to step, and takes it as `memory` beside an `index`."""
 
-    def memory(self, examples: int) -> Any:
+    def memory(self, examples: int) -> object:
         """An empty memory for a data set of so many examples; None where the loss keeps nothing."""
 
 
-def memory_of(loss: object, examples: int) -> Any:
+def memory_of(loss: object, examples: int) -> object:
     """The memory that a loss wants for a data set of so many examples; None where it keeps none."""
     return loss.memory(examples) if isinstance(loss, Remembering) else None
 

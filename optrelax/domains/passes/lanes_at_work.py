@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class LanesAtWork(RowsAtWork):
         clear: bool,
         found: Tensor | None,
         grad: Tensor | None = None,
-        more: Any = (None, None, None, None),
+        more: Sequence[Tensor | None] = (None, None, None, None),
     ) -> None:
         def bind() -> BoundCall:
             rows, columns, channels = self.space.rows[source].shape

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +77,7 @@ class Program:
         """Numbers alive at once, of one row."""
         return self.layout(gradient).numbers
 
-    def by_name(self, given: Sequence[Any], mixed: bool) -> PassTensors:
+    def by_name(self, given: Sequence[Tensor | None], mixed: bool) -> PassTensors:
         """A call's tensors, or the sums of their gradients, which stand in the order in which they were given."""
         return PassTensors(self.stops, self.activations, self.weights, given, mixed)
 

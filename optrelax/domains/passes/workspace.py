@@ -14,6 +14,7 @@ from optrelax.domains.frames import Frame
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.kernels import window_step
 from optrelax.kernels.convolutions import ConvGeometry, Pair
+from optrelax.kernels.signatures import Argument
 
 WORKSPACE = 12 * 2**20
 """Bytes of coefficients that are alive at once, a thread; calls of less cost more than what caches save."""
@@ -59,6 +60,9 @@ class Layout:
     numbers: int
 
 
+_Lines = Sequence[Tensor | None]
+
+
 class PassTensors:
     """The tensors of a call by name, or the sums of their gradients."""
 
@@ -67,7 +71,7 @@ class PassTensors:
         stops: Sequence[str],
         activations: Sequence[str],
         weights: Sequence[str],
-        given: Sequence[Any],
+        given: Sequence[Any],  # of a call all are there, of sums what is wanted
         mixed: bool,
     ) -> None:
         n, each = len(stops), maps_each(mixed)
@@ -81,7 +85,7 @@ class PassTensors:
         self.own: dict[str | None, Any] = dict(zip(activations, given[n:-2], strict=True)) if mixed else {}
         self.lines[None] = (None, given[-2], None, given[-1])
 
-    def mixed_lines(self, activation: str | None, part: slice) -> tuple[Sequence[Any], Sequence[Any]]:
+    def mixed_lines(self, activation: str | None, part: slice) -> tuple[_Lines, _Lines]:
         """Both lines; and the weights of some rows, with what the second lower line is more."""
         lines, own = self.lines[activation], self.own.get(activation)
         return lines[:4], (None if own is None else own[part], *(lines[4:] or (None, None)))
@@ -198,7 +202,7 @@ class RowsAtWork:
             return (*rows.shape, *frame.size, 0, 0, 0, 0)
         return (*rows.shape, *frame.image, *frame.stride, *frame.offset)
 
-    def call(self, name: str, *given: Any) -> None:
+    def call(self, name: str, *given: Argument) -> None:
         """A kernel on all of these rows."""
         window_step.kernels().call(name, self.arena.dtype, self.count, *given)
 

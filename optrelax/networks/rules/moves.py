@@ -83,7 +83,7 @@ def _order(shape: Shape, index: Tensor) -> list[int] | None:
     return found
 
 
-def moving(function: Callable[..., Any]) -> Callable[[Call], Any]:
+def moving(function: Callable[..., object]) -> Callable[[Call], Any]:
     """The rule of a function that only moves entries of its first argument, or puts zeros between them."""
 
     def move_by(call: Call) -> Value | tuple[Value, ...]:
@@ -96,7 +96,7 @@ def moving(function: Callable[..., Any]) -> Callable[[Call], Any]:
     return move_by
 
 
-def _moved(function: Callable[..., Any], shape: Shape, arguments: dict[str, Any]) -> list[Tensor]:
+def _moved(function: Callable[..., Any], shape: Shape, arguments: dict[str, object]) -> list[Tensor]:
     """What the function does to the entries of two examples: the index of each output."""
     one = numbers(shape)
     found = function(torch.stack([one, one + one.numel()]), **arguments)

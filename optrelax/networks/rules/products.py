@@ -60,7 +60,7 @@ def inner(call: Call) -> Value:
     return multiplied(call, first, LiveTensor(lambda: read().mT, (*shape[:-2], shape[-1], shape[-2]), second.dtype))
 
 
-def _constant(argument: Any) -> Source:
+def _constant(argument: object) -> Source:
     read = as_source(argument)
     if read is None:
         raise Refused("a factor is missing")

@@ -18,7 +18,7 @@ from optrelax.networks.rules.moves import MIXES, move, numbers, widened
 aten = torch.ops.aten
 
 
-def writing(function: Callable[..., Any], source: int) -> Callable[[Call], Value]:
+def writing(function: Callable[..., object], source: int) -> Callable[[Call], Value]:
     """The rule of a function that puts a tensor (argument `source`) in the place of entries of its first one."""
 
     def write_by(call: Call) -> Value:
