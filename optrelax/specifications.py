@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +121,7 @@ class Specification:
         names = [name] if len(self.groups) == 1 else [f"{name}.{label}" for label in self.labels]
         return self._with(self.rows, self.offsets, self.slack, names=names)
 
-    def select(self, index: Any) -> Specification:
+    def select(self, index: Tensor | slice | int) -> Specification:
         """Of some of the examples; shared rows stay as they are."""
         if self.batch is None:
             return self

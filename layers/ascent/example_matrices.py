@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optrelax.kernels import native
+from optrelax.kernels.signatures import Argument
 from optrelax.layers.ascent.schedule import FIRST, MARGIN, SECOND, tiny
 from optrelax.layers.composition import AffineBlocks, Composition, KeptNeurons, NeuronSlots
 from optrelax.layers.network_solver import Points
@@ -155,7 +156,7 @@ class ExampleMatrices:
         )
         return self._points(w, on_lower, v, iterations)
 
-    def _sizes(self) -> dict[str, Any]:
+    def _sizes(self) -> dict[str, Argument]:
         """How many there are of what, which layers read which, and room to work in."""
         slots, K, d = self.composition.slots, self.composition.width, self.c_v.shape[1]
         back, ahead, direct = self._reach()

@@ -91,7 +91,7 @@ class _Vertex:
         self.order = np.flatnonzero(self.basic)
         square = self.table[:, self.basic]
         good = square.shape[0] == square.shape[1] and bool(np.isfinite(self.end[~self.basic & ~self.fixed]).all())
-        self.inverse: Any = None
+        self.inverse: Array | None = None
         if good and rows:
             with contextlib.suppress(np.linalg.LinAlgError):
                 self.inverse = np.linalg.inv(square)

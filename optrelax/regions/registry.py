@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from optrelax.errors import suggest
 from optrelax.regions.base import Region
-
-Ball = TypeVar("Ball", bound=type)
-_BALLS: dict[str, Any] = {}
+from optrelax.regions.numbers import Numbers
 
 
 class BallType(Protocol):
     """The class of the balls of a norm."""
 
-    def __call__(self, x: Tensor, eps: object, clip: object = None) -> Region: ...
+    def __call__(self, x: Tensor, eps: Numbers, clip: tuple[Numbers, Numbers] | None = None) -> Region: ...
 
     def length(self, d: Tensor) -> Tensor:
         """The norm over the last dimension."""
+
+
+Ball = TypeVar("Ball", bound=BallType)
+_BALLS: dict[str, BallType] = {}
 
 
 def register_ball(norm: str) -> Callable[[Ball], Ball]:
@@ -42,5 +44,4 @@ def ball_of(norm: str) -> BallType:
     """The ball of a norm; ValueError for an unknown one."""
     if norm not in _BALLS:
         raise ValueError(f"norm: no ball of {norm!r}, {suggest(norm, _BALLS)}")
-    found: BallType = _BALLS[norm]
-    return found
+    return _BALLS[norm]

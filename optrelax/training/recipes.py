@@ -18,6 +18,7 @@ from optrelax.errors import suggest
 from optrelax.networks import models
 from optrelax.regions import norms
 from optrelax.relaxations import resolve
+from optrelax.training.loss_terms import Loss
 from optrelax.training.losses import AdversarialLoss, CertifiedLoss, NaturalLoss
 from optrelax.training.optimisation import Optimisation
 from optrelax.training.recipe_budgets import BUDGETS, cut
@@ -166,7 +167,7 @@ class Recipe(Optimisation):
             initialise(net, torch.Generator().manual_seed(seed), input_shape=data.input_shape)
         return net
 
-    def loss(self) -> Any:
+    def loss(self) -> Loss | Stages[Loss]:
         """The loss at the end of training, or its `Stages`."""
         if self.method == "colt":
             return self._latent()
@@ -175,7 +176,7 @@ class Recipe(Optimisation):
         losses = tuple(self._wrapped(self._base(name)) for name, _ in self.stages)
         return Stages(losses, tuple(begin for _, begin in self.stages))
 
-    def _base(self, relaxation: str | None) -> object:
+    def _base(self, relaxation: str | None) -> Loss:
         shared: dict[str, Any] = {"kappa": self.kappa, "l1": self.l1}
         if self.method == "natural":
             return NaturalLoss(l1=self.l1)
@@ -195,7 +196,7 @@ class Recipe(Optimisation):
             return SmallBoxLoss(share=self.mix, **shared)
         return ExpressiveLoss(form=self.method.removesuffix("-ibp"), alpha=self.mix, **shared)  # type: ignore[arg-type]
 
-    def _latent(self) -> Stages:
+    def _latent(self) -> Stages[Loss]:
         """COLT: one stage after another, the first until eps is reached and its share of what is left."""
         from optrelax.training.latent_losses import LatentLoss
 
@@ -204,7 +205,7 @@ class Recipe(Optimisation):
         losses = [self._wrapped(LatentLoss(stage=i, kappa=self.kappa, l1=self.l1)) for i in range(self.latent)]
         return Stages(tuple(losses), (0.0, *(reached + i * each for i in range(1, self.latent))))
 
-    def _certified(self, relaxation: str, shared: dict[str, Any]) -> object:
+    def _certified(self, relaxation: str, shared: dict[str, Any]) -> Loss:
         """The loss on a relaxation's margins; an LP layer gets the solver that training wants: a budget, no optimum."""
         made: Any = resolve(relaxation)
         mixed = self.beta < 1 or not self.elision
@@ -217,7 +218,7 @@ class Recipe(Optimisation):
         layer = replace(made, solver=replace(made.solver, max_iterations=self.iterations, tol=self.gap))
         return LPLoss(layer=layer, **shared)
 
-    def _wrapped(self, loss: Any) -> object:
+    def _wrapped(self, loss: Loss) -> Loss:
         """The loss with the regularisers and the smoothing around it."""
         if self.regularise > 0:
             from optrelax.training.interval_training import IntervalRegularised

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from optrelax.relaxations import Relaxation, name_of, resolve
 
 __all__ = ["Json", "differences", "record", "versions"]
 
-Json = Any
+Json = object
 
 
 def record(value: object) -> Json:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,7 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())  # the state that follows must not outlive its line
 
-    def metrics(self, epochs: int | None = None) -> list[dict[str, Json]]:
+    def metrics(self, epochs: int | None = None) -> list[dict[str, Any]]:
         """The lines so far; the first `epochs` of them where given."""
         if not self._metrics.exists():
             return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from optrelax.checks import require_range
 
@@ -101,14 +101,17 @@ class StepDecay:
         return self.start * self.factor ** sum(epoch >= milestone for milestone in self.at)
 
 
+Value = TypeVar("Value")
+
+
 @dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(Generic[Value]):
     """Things that take turns: `values[i]` from epoch `begins[i]` on; the first begins at 0.
 
     Losses in `Training`: a cheap relaxation first, the tight one at the end.
     """
 
-    values: tuple[object, ...]
+    values: tuple[Value, ...]
     begins: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -121,7 +124,7 @@ class Stages:
         if self.begins[0] != 0 or list(self.begins) != sorted(set(self.begins)):
             raise ValueError(f"Stages: begins must ascend from epoch 0, got {self.begins}")
 
-    def __call__(self, epoch: float) -> object:
+    def __call__(self, epoch: float) -> Value:
         """The value whose turn it is."""
         return self.values[sum(epoch >= begin for begin in self.begins) - 1]
 

@@ -36,7 +36,7 @@ class Training(Optimisation):
     seed: of the order of the images and of the losses' random numbers; the initial weights are the network's own.
     """
 
-    loss: Loss | Stages
+    loss: Loss | Stages[Loss]
     epochs: int
     eps: Schedule = field(default_factory=lambda: ConstantSchedule(0.0))
     kappa: Schedule | None = None
@@ -69,12 +69,12 @@ class Training(Optimisation):
                     raise ValueError(f"Training: {name} has a schedule, but {type(loss).__name__} has no {name}")
 
     @property
-    def losses(self) -> tuple[object, ...]:
+    def losses(self) -> tuple[Loss, ...]:
         """The loss, or those of every stage."""
         return self._stages.values
 
     @property
-    def _stages(self) -> Stages:
+    def _stages(self) -> Stages[Loss]:
         return self.loss if isinstance(self.loss, Stages) else Stages((self.loss,), (0.0,))
 
     def region(self, x: Tensor, eps: float) -> Region:
@@ -85,7 +85,7 @@ class Training(Optimisation):
         moving = {name: getattr(self, name) for name in ("kappa", "beta", "sigma")}
         return {name: schedule for name, schedule in moving.items() if schedule is not None}
 
-    def loss_at(self, epoch: float) -> Any:
+    def loss_at(self, epoch: float) -> Loss:
         """The loss with its settings at a position in epochs."""
         return _with(self._stages(epoch), {name: schedule(epoch) for name, schedule in self._moving().items()})
 
@@ -100,7 +100,7 @@ def _has(loss: object, name: str) -> bool:
     return name in known or ("loss" in known and _has(loss.loss, name))  # type: ignore[attr-defined]
 
 
-def _with(loss: Any, values: Mapping[str, float]) -> object:
+def _with(loss: Any, values: Mapping[str, float]) -> Loss:
     """The loss with other values of its fields, or of those of the loss inside it."""
     if not values:
         return loss

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from optrelax.training.recording import record
 from optrelax.training.runs import RunFolder, State
 from optrelax.training.settings import Training
 from optrelax.training.statistics import clean_pass
-from optrelax.training.wrapped_losses import memory_of
+from optrelax.training.wrapped_losses import LossMemory, memory_of
 
 __all__ = ["TrainingError", "TrainingRun"]
 
@@ -79,7 +78,7 @@ class TrainingRun:
                 f"train: pieces must be a multiple of the {self.processes.count} processes, which share them, got "
                 f"{training.pieces}"
             )
-        self.memory: Any = None
+        self.memory: LossMemory | None = None
         self.batch = network
         """The network of the step: with the statistics of its batch, where batch norms take them."""
 
