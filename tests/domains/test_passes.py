@@ -144,6 +144,35 @@ def test_a_second_backward_pass_is_the_first():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kept", [0, 2**26])
+def test_the_gradient_goes_back_by_the_rows_that_it_reads_alone(kept, monkeypatch):
+    """All rows of the one, a few, those of no number, none; a second backward pass, as the first."""
+    net, shape = small()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    target, taken = captured.activations[2], []
+    monkeypatch.setattr(programs, "KEPT", kept)
+    back = running._backward
+    monkeypatch.setattr(running, "_backward", lambda f, work, sums: taken.append(work.count) or back(f, work, sums))
+    bounds = ox.preactivation_bounds(captured, region)[target.path]
+    value = torch.cat([bounds.lower.flatten(), bounds.upper.flatten()])
+    few = torch.zeros_like(value)
+    few[::9] = torch.arange(1.0, len(few[::9]) + 1)
+    spoilt = few.clone()
+    spoilt[4] = torch.nan
+    for weight in (torch.ones_like(value), few, spoilt, torch.zeros_like(value)):
+        grads = []
+        for share in (running.AGAIN, 0.0):
+            with monkeypatch.context() as patch:
+                patch.setattr(running, "AGAIN", share)
+                patch.setattr(running, "APART", share)
+                taken.clear()
+                grads.append(torch.autograd.grad(value, list(net[0].parameters()), weight, retain_graph=True))
+                if share and bool((weight == 0).any()):
+                    assert sum(taken) == int((weight != 0).sum())
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 def test_any_neurons_in_any_order():
     """Ragged: five rows of one example, one of the other, signs mixed."""
     net, shape = small()

@@ -61,10 +61,14 @@ class EveryNeuron:
 
     def part(self, some: slice) -> tuple[Tensor, Tensor]:
         """Place and which of some rows."""
-        index = torch.arange(some.start, some.stop, device=self.places.device)
-        window, which = index // self.k, index % self.k
+        found = self.select(torch.arange(some.start, some.stop, device=self.places.device))
+        return found.place, found.which
+
+    def select(self, rows: Tensor) -> Neurons:
+        """Some of them, [n]."""
+        window, which = rows // self.k, rows % self.k
         example, place = window // self.places.shape[0], window % self.places.shape[0]
-        return torch.cat([example[:, None], self.places[place]], 1), which
+        return Neurons(torch.cat([example[:, None], self.places[place]], 1), which)
 
     def of_each(self, constant: Tensor) -> Tensor:
         """A number a shared row, [*, k], as one a neuron: [n]."""
