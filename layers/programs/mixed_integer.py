@@ -69,7 +69,8 @@ class MixedIntegerProgram(LinearProgram):
 
     Sound: `lower` is the safe bound of the linear relaxation; `claimed`, HiGHS's bound, is no certificate.
     Status: OPTIMAL where HiGHS closed its own gap (`mip_gap`), TIME_LIMIT where it ran out of `time_limit` seconds a
-    problem; INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word, but for a relaxation proved infeasible.
+    problem (`value` is inf where it found no point by then); INFEASIBLE, UNBOUNDED and NUMERICAL likewise by its word,
+    but for what is proved of the relaxation: that it is infeasible, or a finite bound.
     Gradient: of `value` with the integers held, which is exact wherever the optimal integers are unique; of `primal`
     by `primal_gradient`, such as `Regularised(strength)`: that of the linear relaxation with Gomory's cuts at the root,
     whose optimum is often the integer point. It is a surrogate, since the integer argmin is piecewise constant; the
@@ -113,6 +114,7 @@ class MixedIntegerProgram(LinearProgram):
             )
         require_range(self._owner, "> 0 seconds", optional=True, time_limit=time_limit)
         require_range(self._owner, ">= 0", cuts=cuts, mip_gap=mip_gap)
+        require_range(self._owner, ">= 1", optional=True, workers=workers)
         self.register_buffer("integer", mask, persistent=False)
         self.cuts, self.time_limit, self.mip_gap, self.workers = cuts, time_limit, mip_gap, workers
 
@@ -129,19 +131,22 @@ class MixedIntegerProgram(LinearProgram):
         data = arguments.flatten(given, arguments.batch_shape(given)).detach().double()
         found = self._branch(data.map(Tensor.cpu))
         point, claimed, status = (part.to(data.c.device) for part in found)
-        whole = torch.where(self.integer, point.reshape(*batch, n).round().to(given["c"]), 0.0)
+        known = point.isfinite().all(1).reshape(batch)
+        point = torch.where(known[..., None], point.reshape(*batch, n), 0.0)
+        whole = torch.where(self.integer, point.round().to(given["c"]), 0.0)
         held = {
             "lower": torch.where(self.integer, whole, given["lower"]),
             "upper": torch.where(self.integer, whole, given["upper"]),
         }
         fixed = LinearProgram(self._solver, rounding=self.rounding)
         best = fixed(**(given | held))
-        settled = (status == Status.OPTIMAL) | (status == Status.TIME_LIMIT)
-        solved = settled.reshape(batch) & (best.status == Status.OPTIMAL) & relaxed.lower.isfinite()
+        status = status.reshape(batch)
+        settled = known & ((status == Status.OPTIMAL) | (status == Status.TIME_LIMIT))
+        solved = settled & (best.status == Status.OPTIMAL) & relaxed.lower.isfinite()
         value = torch.where(solved, best.lower, torch.inf)
-        status = torch.where(
-            settled.reshape(batch) & ~solved, int(Status.NUMERICAL), status.reshape(batch).to(torch.int8)
-        )
+        # Claims that contradict what is proved: an optimum without its point, a fall beside a finite bound.
+        false = (status == Status.OPTIMAL) & ~solved | (status == Status.UNBOUNDED) & relaxed.lower.isfinite()
+        status = torch.where(false, int(Status.NUMERICAL), status)
         status = torch.where(relaxed.status == Status.INFEASIBLE, int(Status.INFEASIBLE), status).to(torch.int8)
         primal = best.primal.detach()
         if self.primal_gradient is not None:
