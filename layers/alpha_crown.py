@@ -21,6 +21,7 @@ from optrelax.networks.graph import Network
 from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations import Crown, Preactivation, Relaxation, limited, resolve_bound, with_rounding
+from optrelax.uncompiled import uncompiled
 
 _WINDOWED = 7
 """Numbers a parameter of a row's own: itself, its best, two moments, its gradient and what a step makes of them."""
@@ -88,10 +89,12 @@ class AlphaCrown(Relaxation):
     def neuron_hull(self, activation: Activation, l: Tensor, u: Tensor) -> Hull | None:
         return activation.hull(l, u)
 
+    @uncompiled
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         """Bounds whose slopes make the sum of all widths small."""
         return shared(network, self._bounded(network.lowered, region, None)[0])
 
+    @uncompiled
     def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         found = self._bounded(network.lowered, region, rows)[1]
         assert found is not None

@@ -24,6 +24,7 @@ from optrelax.networks.ops import flatten_from
 from optrelax.regions import Region
 from optrelax.relaxations import Preactivation
 from optrelax.relaxations.jumps import Jumps
+from optrelax.uncompiled import uncompiled
 
 _PIECE_BYTES = 512 * 2**20  # data of the neuron LPs in flight, at most
 
@@ -65,6 +66,7 @@ class Layerwise(NetworkLayer):
     def jumps(self) -> Jumps:
         return frozenset()
 
+    @uncompiled
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), self.lowered(network)
         return shared(network, self.refine(lowered, region, self.budget(lowered, region, 0)))

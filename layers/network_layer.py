@@ -40,6 +40,7 @@ from optrelax.relaxations import (
     with_rounding,
 )
 from optrelax.relaxations.zonotope_family import ZonotopeFamily
+from optrelax.uncompiled import uncompiled
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _MANY = 2048
@@ -135,6 +136,7 @@ class NetworkLayer(Relaxation, nn.Module):
         """Lower bounds of spec's rows: [*batch, k]."""
         return self.solve(net, region, spec).lower
 
+    @uncompiled
     def solve(self, net: Net, region: Region, spec: Tensor, start: Solution | None = None) -> Solution:
         """Bounds of rows of the output by linear programming.
 
@@ -171,6 +173,7 @@ class NetworkLayer(Relaxation, nn.Module):
         """The solve on a flat batch: rows [batch or 1, k, *output_shape]; results [batch, k]."""
         raise NotImplementedError
 
+    @uncompiled
     def lower_bounds(self, network: Network, region: Region, rows: Tensor) -> Tensor:
         return self.solve_flat(network, region, rows).lower
 

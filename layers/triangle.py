@@ -17,6 +17,7 @@ from optrelax.networks.graph import Network
 from optrelax.regions import Region
 from optrelax.relaxations import Crown, Preactivation, Relaxation
 from optrelax.relaxations.jumps import Jumps, joined
+from optrelax.uncompiled import uncompiled
 
 
 @network_layer
@@ -70,6 +71,7 @@ class Triangle(NetworkLayer):
             return self
         return replace(self, solver=replace(solver, threshold=0.0))
 
+    @uncompiled
     def preactivation_bounds(self, network: Network, region: Region) -> Preactivation:
         region, lowered = self.prepare(region), self.lowered(network)
         return shared(network, self.closed_form(lowered, region, self.budget(lowered, region, 0).source))

@@ -9,6 +9,7 @@ from typing import Any
 
 from optrelax.errors import suggest
 from optrelax.relaxations.base import Relaxation
+from optrelax.uncompiled import uncompiled
 
 _HERE = "optrelax.relaxations:"
 _LAYERS = "optrelax.layers:"
@@ -80,6 +81,7 @@ def register_relaxation(name: str, factory: Callable[..., Relaxation], replace: 
     _FACTORIES[name] = factory
 
 
+@uncompiled
 def resolve(relaxation: Relaxation | str) -> Relaxation:
     """An object from a name such as "crown" or "box-round:omega=0.5,F=10"; objects pass through.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from copy import deepcopy
 from dataclasses import FrozenInstanceError, replace
 
@@ -612,3 +613,20 @@ def test_no_optimum_is_claimed_beside_the_overflow_threshold():
         assert found.lower.item() <= -2 * torch.tensor(1.5e38).item()
         with pytest.raises(UnsolvedError, match="NUMERICAL"):
             Triangle(rounding=rounding, throw=True).solve(net, region, torch.eye(1))
+
+
+@pytest.mark.parametrize("relaxation", ["triangle", "alpha-crown", Layerwise()], ids=str)
+def test_a_compiled_step_breaks_its_graph_at_the_layer(relaxation):
+    net, x = ox.models.fc(3, 4, 2, seed=0).double(), torch.rand(2, 3, dtype=torch.float64)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return ox.bounds(net, ox.LinfBall(2 * x, 0.2), relaxation).lower.sum()
+
+    grads = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for function in (step, torch.compile(step, backend="eager")):
+            leaf = x.clone().requires_grad_()
+            function(leaf).backward()
+            grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1])
