@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from optrelax.layers.programs.pdhg import PDHG
     from optrelax.layers.programs.quadratic_program import QuadraticProgram
     from optrelax.layers.programs.regularised import Regularised
+    from optrelax.layers.programs.simplex import DualSimplex
     from optrelax.layers.solutions import LPSolution, Solution, Status
     from optrelax.layers.triangle import Triangle
 
@@ -43,6 +44,7 @@ _HOMES = {
     "DualAscent": "ascent.dual_ascent",
     "Triangle": "triangle",
     "Auto": "programs.auto",
+    "DualSimplex": "programs.simplex",
     "KKT": "programs.argmin",
     "ProgramSolver": "programs.lp_data",
     "MIPSolution": "programs.mixed_integer",
@@ -68,6 +70,7 @@ __all__ = [
     "Auto",
     "Cvxpy",
     "DualAscent",
+    "DualSimplex",
     "Envelope",
     "EnvelopeGradient",
     "FixedDualGradient",

@@ -1,6 +1,6 @@
 """Random small programs of every kind, against rationals: no status, bound, gap or value that is not so.
 
-`python -m tests.random_programs --count 20000` draws as many as one likes, a third of each kind.
+`python -m tests.random_programs --count 20000` draws as many as one likes, a quarter of each kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from exact_programs import exact_optimum
 from lp_cases import Data
 
-from optrelax.layers import Highs, LinearProgram, MixedIntegerProgram, QuadraticProgram, Status
+from optrelax.layers import DualSimplex, Highs, LinearProgram, MixedIntegerProgram, QuadraticProgram, Status
 
 BATCH = 6
 NEAREST = 1e-9  # what "nearest" may be above an optimum, relative
@@ -70,16 +70,23 @@ def _side(draw: random.Random, kind: str, at: float) -> float:
     return _entry(draw, kind) if share < 0.93 else draw.choice([math.inf, 1e20, 1e8])
 
 
-def _one(draw: random.Random, n: int, m: int, p: int, kind: str) -> list[Any]:
-    """c, A, b, E, d, lower, upper as lists, with rows of zeros, equal rows and columns that almost cancel."""
+def _one(draw: random.Random, n: int, m: int, p: int, kind: str, like: list[Any] | None = None) -> list[Any]:
+    """c, A, b, E, d, lower, upper as lists, with rows of zeros, equal rows and columns that almost cancel.
+
+    like: a program whose matrices this one has.
+    """
     c = [_entry(draw, kind) if draw.random() < 0.85 else 0.0 for _ in range(n)]
     A, E = ([[_entry(draw, kind) for _ in range(n)] for _ in range(rows)] for rows in (m, p))
+    if like is not None:
+        A, E = like[1], like[3]
     lower, upper = (list(ends) for ends in zip(*(_ends(draw) for _ in range(n)), strict=True))
     plain = kind if kind in ("whole", "sparse") else "real"
     inside = [min(max(_entry(draw, plain), low), high) for low, high in zip(lower, upper, strict=True)]
     reached = [[sum(x * y for x, y in zip(row, inside, strict=True)) for row in rows] for rows in (A, E)]
     b = [_side(draw, kind, at) for at in reached[0]]
     d = [at if draw.random() < 0.85 else _entry(draw, kind) for at in reached[1]]
+    if like is not None:
+        return [c, A, b, E, d, lower, upper]
     if m > 1 and draw.random() < 0.3:
         A[1] = list(A[0])
     if m and draw.random() < 0.15:
@@ -105,12 +112,16 @@ def _stacked(programs: list[list[Any]], n: int, m: int, p: int) -> Data:
     )
 
 
-def drawn(seed: int, *, integers: bool = False) -> tuple[Data, str, random.Random]:
-    """A batch of programs of one shape, what their entries are, and the generator for what else is drawn."""
+def drawn(seed: int, *, integers: bool = False, shared: bool = False) -> tuple[Data, str, random.Random]:
+    """A batch of programs of one shape, what their entries are, and the generator for what else is drawn.
+
+    shared: all but c and the sides and ends are the first one's.
+    """
     draw = random.Random(seed)
     n, m, p = draw.randint(1, 4), draw.randint(0, 4), draw.choice([0, 0, 1] if integers else [0, 0, 1, 2])
     kind = draw.choice([name for name in _SIZES if not integers or name != "badly scaled"])
-    programs = [_one(draw, n, m, p, kind) for _ in range(BATCH)]
+    programs = [_one(draw, n, m, p, kind)]
+    programs += [_one(draw, n, m, p, kind, programs[0] if shared else None) for _ in range(BATCH - 1)]
     if integers:
         for one in programs:
             one[5] = [draw.randint(-2, 0) + draw.choice([0.0, 0.0, 0.5, -0.3]) for _ in range(n)]
@@ -121,18 +132,33 @@ def drawn(seed: int, *, integers: bool = False) -> tuple[Data, str, random.Rando
 def linear_faults(seed: int, counts: Counter[str]) -> Iterator[str]:
     """What `LinearProgram` says that is not so, of one batch of LPs; `counts` what it says."""
     data, kind, _ = drawn(seed)
+    yield from _linear_faults(seed, counts, data, data, kind, ("auto", Highs(workers=1)))
+    alone = [LinearProgram(rounding="outward")(*(part[i : i + 1] for part in data)).status.item() for i in (0, 1)]
+    together = LinearProgram(rounding="outward")(*data).status[:2].tolist()
+    if alone != together:
+        yield f"LP seed {seed}: statuses {together} in a batch, {alone} alone"
+
+
+def shared_faults(seed: int, counts: Counter[str]) -> Iterator[str]:
+    """The same of LPs over one matrix."""
+    data, kind, _ = drawn(seed, shared=True)
+    assert data.A is not None
+    assert data.E is not None
+    given = data._replace(A=data.A[0], E=data.E[0])
+    yield from _linear_faults(seed, counts, data, given, kind, (DualSimplex(),))
+
+
+def _linear_faults(
+    seed: int, counts: Counter[str], data: Data, given: Data, kind: str, solvers: tuple[object, ...]
+) -> Iterator[str]:
     exact = [exact_optimum(_known(data.one(i))) for i in range(BATCH)]
-    for solver, rounding in itertools.product(("auto", Highs(workers=1)), _ROUNDINGS):
-        found = LinearProgram(solver, rounding=rounding)(*data)
+    for solver, rounding in itertools.product(solvers, _ROUNDINGS):
+        found = LinearProgram(solver, rounding=rounding)(*given)
         for i, value in enumerate(exact):
             fault = _fault(data.one(i), found, i, value, rounding, close=kind != "badly scaled")
             counts[_name("LP", value, found.status[i])] += 1
             if fault is not None:
                 yield f"LP seed {seed}, problem {i}, {solver}, {rounding}: {fault}; {value}"
-    alone = [LinearProgram(rounding="outward")(*(part[i : i + 1] for part in data)).status.item() for i in (0, 1)]
-    together = LinearProgram(rounding="outward")(*data).status[:2].tolist()
-    if alone != together:
-        yield f"LP seed {seed}: statuses {together} in a batch, {alone} alone"
 
 
 def _known(one: Data) -> Data:
@@ -311,7 +337,7 @@ def _best_integers(one: Data, mask: Tensor) -> float | Fraction:
 
 
 Faults = Callable[[int, Counter[str]], Iterator[str]]
-KINDS: tuple[Faults, ...] = (linear_faults, quadratic_faults, integer_faults)
+KINDS: tuple[Faults, ...] = (linear_faults, quadratic_faults, integer_faults, shared_faults)
 
 
 def main() -> None:
@@ -324,7 +350,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     start, faults = time.perf_counter(), 0
     for done, seed in enumerate(range(options.seed, options.seed + options.count // BATCH), 1):
-        for fault in KINDS[seed % 3](seed, counts):
+        for fault in KINDS[seed % len(KINDS)](seed, counts):
             faults += 1
             print(fault, flush=True)  # noqa: T201
         if done % 300 == 0 or done == options.count // BATCH:

@@ -9,10 +9,13 @@ from optrelax.layers.interior_point import InteriorPoint
 from optrelax.layers.programs.active_set import ActiveSet
 from optrelax.layers.programs.highs import Highs
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver
+from optrelax.layers.programs.simplex import DualSimplex
 
 # Products of one iteration: below, a problem and its factor stay in a core's cache, where interior points are about ten
 # times as fast as the simplex method. benchmarks/programs.py measures it.
 _PRODUCTS = 1e8
+_ENTRIES = 1.5  # of a tableau that are changed in the time in which ten iterations make one product each
+_ALIKE = 16  # problems over one matrix from which on the first one's basis pays for the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,10 @@ class Auto(ProgramSolver):
         """Solve B >= 1 problems."""
         if data.P is None and _products(data) > _PRODUCTS:
             return replace(self.exact.solve(data, start), solver="Highs")
-        found = replace(self.interior, tol=self.tol).for_programs().solve(data.dense(), start)
-        return replace(found, solver="InteriorPoint")
+        data, interior = data.dense(), replace(self.interior, tol=self.tol)
+        if start is None and data.size[0] >= _ALIKE and DualSimplex.takes(data):
+            return DualSimplex(self.tol, interior, _ENTRIES * _least_products(data)).solve(data, None)
+        return replace(interior.for_programs().solve(data, start), solver="InteriorPoint")
 
     def fallback(self, data: LPData) -> ProgramSolver | None:
         """`exact`, where it has not been asked yet; of quadratic programs `ActiveSet`."""
@@ -59,3 +64,10 @@ def _products(data: LPData) -> float:
     """Of one interior-point iteration: the normal equations and their factor."""
     _, n, m, p = data.size
     return n * n * (m + p) / 2 + n**3 / 6
+
+
+def _least_products(data: LPData) -> float:
+    """The same by rows where these are fewer."""
+    _, n, m, p = data.size
+    less, more = sorted((n, m + p))
+    return less * less * more / 2 + less**3 / 6

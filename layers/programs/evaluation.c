@@ -1,5 +1,5 @@
 /* The bound of multipliers and the value of a point, each problem in one pass over its rows: what safe_bounds.py
-   states, evaluated in float64, for finite ends of the variables. */
+   states, evaluated in float64, between finite ends of the variables: given, or implied by the rows. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,7 +24,7 @@ static double through(const double *restrict a, const double *restrict x, double
    y and v become what is counted: prices that are no numbers, or of the wrong sign, are 0. */
 void evaluation_f64(i64 B, i64 n, i64 m, i64 p, i64 shared_a, i64 shared_e, i64 shared_p,
                     double feasibility, const double *c, const double *A, const double *b, const double *E, const double *d,
-                    const double *l, const double *u, const double *P, const double *x, double *y, double *v, double *reduced,
+                    const double *l, const double *u, const double *low, const double *high, const double *P, const double *x, double *y, double *v, double *reduced,
                     double *bound, double *value, i64 threads) {
     i64 busy = B * (m + p + (P ? n : 1)) * n > 32768 ? threads : 1;
 #pragma omp parallel for num_threads((int)busy) if (busy > 1)
@@ -56,10 +56,11 @@ void evaluation_f64(i64 B, i64 n, i64 m, i64 p, i64 shared_a, i64 shared_e, i64 
             least -= *price * side, cost += fabs(*price) * off;
         }
         for (i64 j = 0; j < n; j++) {
-            double low = l[k * n + j], high = u[k * n + j], at = x[k * n + j];
-            least += r[j] > 0 ? r[j] * low : r[j] * high;
+            double at = x[k * n + j];
+            double below = r[j] * low[k * n + j], above = r[j] * high[k * n + j];
+            least += below < above ? below : above;
             cost += c[k * n + j] * at;
-            kept &= at >= low && at <= high;
+            kept &= at >= l[k * n + j] && at <= u[k * n + j];
         }
         bound[k] = isfinite(least) ? least : -INFINITY;
         value[k] = kept && isfinite(cost) ? cost : INFINITY;

@@ -16,8 +16,8 @@ from optrelax.layers.programs.sparse_matrices import is_sparse
 _SIGNATURES = (
     "evaluation(size, n, m, p, shared_a, shared_e, shared_p, double feasibility, c[size * n], "
     "A?[(1 if shared_a else size) * m * n], b?[size * m], E?[(1 if shared_e else size) * p * n], d?[size * p], "
-    "lower[size * n], upper[size * n], P?[(1 if shared_p else size) * n * n], x[size * n], y[size * m], v[size * p], "
-    "reduced[size * n], bound[size], value[size])",
+    "lower[size * n], upper[size * n], low[size * n], high[size * n], P?[(1 if shared_p else size) * n * n], "
+    "x[size * n], y[size * m], v[size * p], reduced[size * n], bound[size], value[size])",
 )
 
 
@@ -28,9 +28,14 @@ def kernels() -> native.Build:
 
 
 def evaluated(
-    data: LPData, x: Float[Tensor, "B n"], y: Float[Tensor, "B m"], v: Float[Tensor, "B p"], feasibility: float
+    data: LPData,
+    x: Float[Tensor, "B n"],
+    y: Float[Tensor, "B m"],
+    v: Float[Tensor, "B p"],
+    feasibility: float,
+    box: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """(bounds, values, multipliers as counted, reduced costs) of float64 data; None where there is no kernel.
+    """(bounds, values, multipliers as counted, reduced costs) in a finite box, of float64 data; None without kernel.
 
     A bound that is not finite is -inf; the value of a point that is not feasible is inf.
     """
@@ -41,7 +46,7 @@ def evaluated(
     y, v = y.clone(memory_format=torch.contiguous_format), v.clone(memory_format=torch.contiguous_format)
     reduced, bound, value = torch.empty_like(ready.c), x.new_empty(size), x.new_empty(size)
     shared = (int(part is None or part.dim() == 2) for part in (ready.A, ready.E, ready.P))
-    sides = (ready.lower, ready.upper, ready.P)
+    sides = (ready.lower, ready.upper, *(end.contiguous() for end in box), ready.P)
     inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, *sides, x.contiguous(), y, v)
     kernels().call("evaluation", torch.float64, size, n, m, p, *shared, feasibility, *inputs, reduced, bound, value)
     return bound, value, y, v, reduced

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from optrelax.kernels import native
 from optrelax.layers.programs.lp_data import LPData, all_finite, stack_rows
 from optrelax.layers.programs.sparse_matrices import Entries, count_entries, is_sparse
 from optrelax.rounding import SLACK, down, gamma, underflow, up
@@ -12,6 +16,18 @@ from optrelax.rounding import SLACK, down, gamma, underflow, up
 _CHUNK = 2**24  # entries of one [problems, rows, n] block
 _SPARSE = 0.25  # share of entries below which only those of a shared matrix are looked at
 _ROUNDS = 3
+_SIGNATURES = (
+    "implied(size, n, m, p, shared_a, shared_e, rounds, double share, double lost, "
+    "A?[(1 if shared_a else size) * m * n], b?[size * m], E?[(1 if shared_e else size) * p * n], d?[size * p], "
+    "lower[size * n], upper[size * n], low[size * n], high[size * n], "
+    "int64 places[threads * ((m + p) * (n + 1) + 2)], numbers[threads * ((m + p + 2) * n + 1)])",
+)
+
+
+@functools.cache
+def kernels() -> native.Build:
+    """The compiled rounds, or why there are none."""
+    return native.build(Path(__file__).with_name("implied.c"), *_SIGNATURES)
 
 
 def product(r: Tensor, x: Tensor) -> Tensor:
@@ -25,10 +41,32 @@ def implied_box(data: LPData) -> tuple[Tensor, Tensor]:
     lower, upper = data.lower, data.upper
     if data.size[2] + data.size[3] == 0 or (all_finite(lower) and all_finite(upper)):
         return lower, upper
+    if not is_sparse(data.A) and not is_sparse(data.E) and kernels().supports(data.c):
+        return _compiled(data.detach())
     per_problem = max(1, count_entries(data.A) + 2 * count_entries(data.E))
     step = max(1, _CHUNK // per_problem)
     parts = [_implied(data.select(slice(i, i + step))) for i in range(0, data.size[0], step)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _compiled(data: LPData) -> tuple[Tensor, Tensor]:
+    size, n, m, p = data.size
+    share, lost = _row_error(n)
+    low, high = (torch.empty_like(data.c, memory_format=torch.contiguous_format) for _ in range(2))
+    threads = torch.get_num_threads()
+    places = torch.empty(threads * ((m + p) * (n + 1) + 2), dtype=torch.int64)
+    numbers = data.c.new_empty(threads * ((m + p + 2) * n + 1))
+    ready = data.map(Tensor.contiguous)
+    shared = int(data.A.dim() == 2), int(data.E.dim() == 2)
+    inputs = (ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper)
+    room = (low, high, places, numbers)
+    kernels().call("implied", torch.float64, size, n, m, p, *shared, _ROUNDS, share, lost, *inputs, *room)
+    return low, high
+
+
+def _row_error(n: int) -> tuple[float, float]:
+    """What a sum of n terms and a side may be off, relative to their sizes and absolutely."""
+    return SLACK * gamma(n + 4, torch.float64), underflow(n + 4, torch.float64)
 
 
 def _implied(data: LPData) -> tuple[Tensor, Tensor]:
@@ -83,7 +121,8 @@ def _one_round(entries: _Dense | Entries, sides: Tensor, lower: Tensor, upper: T
     finite = torch.where(open_end > 0, 0.0, terms)
     rest_open = entries.of_rows(entries.sums(open_end)) - open_end
     size = entries.of_rows(entries.sums(finite.abs()) + sides.abs())
-    error = SLACK * gamma(n + 4, torch.float64) * size + underflow(n + 4, torch.float64)
+    share, lost = _row_error(n)
+    error = share * size + lost
     room = up(entries.of_rows(sides) - (entries.of_rows(entries.sums(finite)) - finite) + error)
     quotient = room / torch.where(a == 0, 1.0, a)
     known = (rest_open == 0) & quotient.isfinite()

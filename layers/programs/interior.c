@@ -18,20 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A product and its sum in one instruction: with -std=c11 a compiler leaves them apart unless told. */
-#pragma GCC optimize("fp-contract=fast")
+#include "scaling.c"
 
-typedef int64_t i64;
-#if defined(__AVX512F__)
-#define W 8
-#else
-#define W 4
-#endif
-typedef double vec __attribute__((vector_size(8 * W), aligned(8), may_alias));
-typedef i64 ivec __attribute__((vector_size(8 * W), aligned(8), may_alias));
 typedef double V_side __attribute__((vector_size(8 * W)));
 typedef i64 M_side __attribute__((vector_size(8 * W)));
-#define PAD 8
 #define RHO 1e-11
 #define DELTA 1e-10
 #define IN_CACHE 1048576 /* bytes of W problems that are solved side by side */
@@ -39,7 +29,6 @@ typedef i64 M_side __attribute__((vector_size(8 * W)));
 #define NEAR 64           /* rows of two panels that stay in a core's nearest cache */
 #define TINY 65536 /* bytes up to which one problem goes among the lanes, too: alone and in a batch it is solved alike */
 #define WARM 1e-2       /* how far a warm start keeps slacks and prices off 0 */
-#define ALIKE 1.5       /* how far a row's scaling may be from what the last round left */
 #define FRESH 8         /* steps after which products with the matrix are made anew */
 /* Keeps a value in its register: else gcc loads it anew for every product, at half the speed. */
 #if defined(__GNUC__) && defined(__AVX512F__)
@@ -47,7 +36,6 @@ typedef i64 M_side __attribute__((vector_size(8 * W)));
 #else
 #define HELD(v) (void)0
 #endif
-#define INLINE static inline __attribute__((always_inline))
 enum { RUNNING = -1, OPTIMAL = 0, ITERATION_LIMIT = 1, INFEASIBLE = 3, UNBOUNDED = 4, NUMERICAL = 5 };
 #define EXPORT(name) const i64 constant_##name = name; /* for Python */
 EXPORT(OPTIMAL)
@@ -55,9 +43,6 @@ EXPORT(ITERATION_LIMIT)
 EXPORT(INFEASIBLE)
 EXPORT(UNBOUNDED)
 EXPORT(NUMERICAL)
-
-INLINE double least(double a, double b) { return a < b ? a : b; }
-INLINE double most(double a, double b) { return a > b ? a : b; }
 
 typedef struct {
     i64 B, n, m, rows, shared_a, shared_e, shared_p, limit, next;

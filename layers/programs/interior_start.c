@@ -1,27 +1,4 @@
 /* Before the first step: a problem is scaled, and gets its first point. */
-INLINE double sum_of(vec a) {
-#if W == 8
-    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
-#else
-    return (a[0] + a[2]) + (a[1] + a[3]);
-#endif
-}
-
-static double dot(const double *a, const double *b, i64 n) {
-    vec t = {0};
-    i64 i = 0;
-    for (; i + W <= n; i += W) t += *(const vec *)(a + i) * *(const vec *)(b + i);
-    double sum = sum_of(t);
-    for (; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-static void add(double *out, double f, const double *a, i64 n) {
-    i64 i = 0;
-    for (; i + W <= n; i += W) *(vec *)(out + i) += f * *(const vec *)(a + i);
-    for (; i < n; i++) out[i] += f * a[i];
-}
-
 /* Half the width of a box whose ends are all finite, on average; at most 1, and 1 where there is none. */
 static double room_of(const Scaled *p, i64 n) {
     double sum = 0, count = 0;
@@ -67,71 +44,6 @@ static void first_point(const Batch *a, i64 k, Scaled *p, int warm) {
     }
 }
 
-INLINE vec largest(vec a, vec b) {
-    ivec sign = (ivec)b & INT64_MAX, mine = a > (vec)sign;
-    return (vec)(((ivec)a & mine) | (sign & ~mine));
-}
-
-/* Ruiz's scaling until rows are alike: K becomes diag(S) K diag(C); `top` holds n. */
-static void equilibrate(double *K, i64 rows, i64 n, double *S, double *C, double *top) {
-    for (i64 j = 0; j < n; j++) C[j] = top[j] = 1;
-    for (i64 i = 0; i < rows; i++) S[i] = 1;
-    double unlike = INFINITY;
-    for (int round = 0; round < 6 && unlike > ALIKE; round++) {
-        double *row = K, *worst = S + rows; /* scratch behind S */
-        for (i64 i = 0; i < rows; i++, row += n) {
-            vec most_of = {0};
-            double rest = 0;
-            i64 j = 0;
-            for (; j + W <= n; j += W) {
-                vec a = *(vec *)(row + j) * *(vec *)(top + j);
-                *(vec *)(row + j) = a;
-                most_of = largest(most_of, a);
-            }
-            for (; j < n; j++) rest = most(rest, fabs(row[j] *= top[j]));
-            for (int k = 0; k < W; k++) rest = most(rest, most_of[k]);
-            worst[i] = rest;
-        }
-        unlike = 1;
-        for (i64 i = 0; i < rows; i++) {
-            worst[i] = worst[i] > 0 ? 1 / sqrt(worst[i]) : 1;
-            unlike = most(unlike, most(worst[i], 1 / worst[i]));
-            S[i] *= worst[i];
-        }
-        memset(top, 0, n * sizeof(double));
-        row = K;
-        for (i64 i = 0; i < rows; i++, row += n) {
-            double f = worst[i];
-            i64 j = 0;
-            for (; j + W <= n; j += W) {
-                vec a = *(vec *)(row + j) * f;
-                *(vec *)(row + j) = a;
-                *(vec *)(top + j) = largest(*(vec *)(top + j), a);
-            }
-            for (; j < n; j++) top[j] = most(top[j], fabs(row[j] *= f));
-        }
-        for (i64 j = 0; j < n; j++) {
-            top[j] = top[j] > 0 ? 1 / sqrt(top[j]) : 1;
-            C[j] *= top[j];
-        }
-    }
-    for (i64 i = 0; i < rows; i++)
-        for (i64 j = 0; j < n; j++) K[i * n + j] *= top[j];
-}
-
-/* The largest a.x in the box. */
-static double greatest(const double *a, const double *l, const double *u, i64 n) {
-    vec t = {0};
-    i64 j = 0;
-    for (; j + W <= n; j += W) {
-        vec v = *(const vec *)(a + j), high = v * *(const vec *)(u + j), low = v * *(const vec *)(l + j);
-        t += (vec)(((ivec)high & (v > 0)) | ((ivec)low & (v < 0)));
-    }
-    double sum = sum_of(t);
-    for (; j < n; j++) sum += a[j] > 0 ? a[j] * u[j] : a[j] < 0 ? a[j] * l[j] : 0;
-    return sum;
-}
-
 /* Ruiz's scaling of rows and columns, then of costs and sides; idle rows become rows of zeros. */
 static void prepare(const Batch *a, i64 k, Scaled *p, double *most_of) {
     i64 n = a->n, m = a->m, rows = a->rows;
@@ -175,12 +87,6 @@ static void prepare(const Batch *a, i64 k, Scaled *p, double *most_of) {
     }
     if (P)
         for (i64 i = 0; i < n * n; i++) p->P[i] *= p->beta / p->gamma;
-}
-
-static double *slice(double **from, i64 count) {
-    double *here = *from;
-    *from += (count + PAD - 1) / PAD * PAD;
-    return here;
 }
 
 /* Doubles that one of W problems side by side takes. */

@@ -54,7 +54,7 @@ def certify_quadratic(
     z, y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (primal, inequality, equality))
     z = z.clamp(data.lower, data.upper)
     if rounding == "nearest" and all_finite(data.lower) and all_finite(data.upper):
-        found = evaluated_certificate(data, z, y, v, feasibility)
+        found = evaluated_certificate(data, z, y, v, feasibility, (data.lower, data.upper))
         if found is not None:
             return found
     box = implied_box(data)

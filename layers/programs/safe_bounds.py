@@ -71,11 +71,11 @@ def certify_duals(
     that tolerance is charged at its multiplier, so the gap does not fall below 0 for being slightly infeasible.
     """
     data, closed = data.double(), all_finite(data.lower) and all_finite(data.upper)
-    if closed and rounding == "nearest":
-        found = evaluated_certificate(data, primal, inequality, equality, feasibility)
-        if found is not None:
-            return found
     box = (data.lower, data.upper) if closed else implied_box(data)
+    if rounding == "nearest" and (closed or (all_finite(box[0]) and all_finite(box[1]))):
+        found = evaluated_certificate(data, primal, inequality, equality, feasibility, box)
+        if found is not None and blurred_by_far_ends(data, box, found.gap, found.lower, feasibility) is None:
+            return found
     y, v = (part.double().nan_to_num(0.0, 0.0, 0.0) for part in (inequality, equality))
     y = torch.where(data.b == torch.inf, 0.0, y.clamp(min=0))
     given, (lower, reduced) = (y, v), dual_bound(data, y, v, box, rounding)
@@ -104,10 +104,15 @@ def certify_duals(
 
 
 def evaluated_certificate(
-    data: LPData, primal: Tensor, inequality: Tensor, equality: Tensor, feasibility: float
+    data: LPData,
+    primal: Tensor,
+    inequality: Tensor,
+    equality: Tensor,
+    feasibility: float,
+    box: tuple[Tensor, Tensor],
 ) -> Certificate | None:
-    """The certificate between finite ends, to nearest, by the compiled pass; None where there is none."""
-    found = evaluated(data, primal.double(), inequality.double(), equality.double(), feasibility)
+    """The certificate in a finite box, to nearest, by the compiled pass; None where there is none."""
+    found = evaluated(data, primal.double(), inequality.double(), equality.double(), feasibility, box)
     if found is None:
         return None
     lower, value, y, v, reduced = found

@@ -12,7 +12,7 @@ import torch
 from lp_cases import FAMILIES, MIXED, Data, assignment, boxed, covering, exact_value, free, packing, values
 from scipy import sparse
 
-from optrelax.layers import PDHG, Cvxpy, Highs, InteriorPoint, LinearProgram, Status
+from optrelax.layers import PDHG, Cvxpy, DualSimplex, Highs, InteriorPoint, LinearProgram, Status
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.auto import Auto
 from optrelax.layers.programs.interior import InteriorPrograms
@@ -28,6 +28,7 @@ SOLVERS = {
     "interior": InteriorPoint(),
     "interior-torch": InteriorPrograms(compiled=False),
     "auto": Auto(),
+    "simplex": DualSimplex(),
     "scs": Cvxpy("SCS", eps=1e-9, tol=1e-6),
     "clarabel": Cvxpy("CLARABEL", eps=1e-9, tol=1e-6),
 }
@@ -39,6 +40,7 @@ ERRORS = {
     "interior": 1e-8,
     "interior-torch": 1e-8,
     "auto": 1e-8,
+    "simplex": 1e-8,
     "scs": 1e-6,
     "clarabel": 1e-6,
 }
@@ -583,6 +585,8 @@ def test_cvxpy_mixes_infinite_bounds_in_a_batch() -> None:
         (lambda: Highs(workers=0), "Highs: workers must be >= 1, got 0"),
         (lambda: Highs(time_limit=-1.0), "Highs: time_limit must be >= 0"),
         (lambda: Highs(tol=0.0), "Highs: tol must be > 0"),
+        (lambda: DualSimplex(tol=0.0), "DualSimplex: tol must be > 0"),
+        (lambda: DualSimplex(work=0.0), "DualSimplex: work must be > 0"),
         (lambda: PDHG(tol=-1.0), "PDHG: tol must be > 0"),
         (lambda: PDHG(max_iterations=-1), "PDHG: max_iterations must be >= 0"),
         (lambda: PDHG(check_every=0), "PDHG: check_every must be >= 1"),

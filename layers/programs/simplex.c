@@ -1,0 +1,110 @@
+/* The dual simplex method for min c.x, A x <= b, E x = d, l <= x <= u, whose matrix K = [A; E] a batch shares.
+
+   The variables are x and the rows' values r = K x. A tableau T writes the basic ones by the others, basic = T outside,
+   and its last row the costs, z = d . outside: n columns, whatever the basis. Every variable stands between finite ends,
+   infinite ones moved beyond what the rows allow, so that any basis is dual feasible with each nonbasic variable at the
+   end that its cost wants. The first problem starts from the rows' basis, all others from the basis that this one ended
+   in: what a problem's answer is depends on it and on the first alone.
+   Leaving rows by exact steepest edge, whose norms the update of a tableau sums on its way (Forrest & Goldfarb 1992);
+   entering columns by a ratio test that passes ends while the slope lasts (Fourer 1994; Maros 2003) and prefers large
+   pivots among ties (Harris 1973). What does not end in an optimum is left to another solver: nothing is proved here. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "scaling.c"
+
+#define PRIMAL 1e-10    /* what a basic variable may be outside of its ends, in units of the sides */
+#define DUAL 1e-12      /* what counts as a tie among costs, in units of the largest */
+#define PIVOT 1e-7      /* the least entry that is divided by */
+#define NOISE 1e-11     /* entries that are none */
+#define FAR 1e8         /* widest box, in units of the sides */
+#define LOOK 4          /* rows whose change costs as much as finding a pivot */
+#define TRIES 4         /* problems that may fail before the first basis is found */
+enum { OPTIMAL = 0, NUMERICAL = 5 };
+
+typedef struct {
+    i64 B, n, m, rows, N, limit;
+    double *K, *S, *C; /* K scaled [rows, n], its scales */
+    const double *c, *b, *d, *l, *u, *low, *high;
+    double *x, *y;
+    i64 *status, *iterations;
+} Batch;
+
+#include "simplex_tableau.c"
+
+#include "simplex_pivots.c"
+
+/* The point and the multipliers of the basis; 0 where one rests at an end that is none. */
+static int finish(const Batch *a, i64 k, Tableau *t) {
+    i64 n = a->n, N = a->N, rows = a->rows;
+    const double *d = t->T + rows * N;
+    double *x = t->value, *left = t->cost, worst = 0;
+    for (i64 j = 0; j < n; j++) {
+        i64 v = t->outside[j];
+        if (t->way[j] != 0 && unreal(a, k, t, v, t->way[j] < 0)) return 0;
+        t->value[v] = t->at[j];
+        if (v >= n) a->y[k * rows + v - n] = -d[j] * a->S[v - n];
+    }
+    for (i64 i = 0; i < rows; i++) t->value[t->inside[i]] = t->basic[i];
+    /* What rounding has left of the rows that hold. */
+    for (i64 j = 0; j < N; j++) {
+        i64 v = t->outside[j];
+        left[j] = j < n && v >= n ? t->at[j] - dot(a->K + (v - n) * n, x, n) : 0;
+        worst = most(worst, fabs(left[j]));
+    }
+    for (i64 i = 0; worst > 0 && i < rows; i++)
+        if (t->inside[i] < n) t->value[t->inside[i]] += dot(t->T + i * N, left, N);
+    for (i64 j = 0; j < n; j++) a->x[k * n + j] = x[j] * a->C[j];
+    return worst < INFINITY;
+}
+
+static int solve(const Batch *a, i64 k, Tableau *t) {
+    i64 steps = load(a, k, t) ? descend(a, t) : -1;
+    if (steps < 0 || !finish(a, k, t)) return 0;
+    a->status[k] = OPTIMAL, a->iterations[k] = steps;
+    return 1;
+}
+
+/* low and high are l and u, or finite ends that the rows imply. All are NUMERICAL where the second problem changes more
+   than `most_work` entries of its tableau. */
+void simplex_f64(i64 B, i64 n, i64 m, i64 p, i64 limit, double most_work, const double *c, const double *A, const double *b, const double *E,
+                 const double *d, const double *l, const double *u, const double *low, const double *high, double *x,
+                 double *y, i64 *status, i64 *iterations, i64 threads) {
+    Batch a = {.B = B, .n = n, .m = m, .rows = m + p, .N = (n + PAD - 1) / PAD * PAD, .limit = limit, .c = c, .b = b, .d = d,
+               .l = l, .u = u, .low = low, .high = high, .x = x, .y = y, .status = status, .iterations = iterations};
+    for (i64 k = 0; k < B; k++) status[k] = NUMERICAL, iterations[k] = 0;
+    memset(x, 0, B * n * sizeof(double)), memset(y, 0, B * a.rows * sizeof(double));
+    double *memory = calloc(2 * doubles(&a) + a.rows * n + 2 * (a.rows + PAD) + 2 * (n + PAD), sizeof(double)), *at = memory;
+    if (!memory) return;
+    a.K = slice(&at, a.rows * n), a.S = slice(&at, 2 * a.rows), a.C = slice(&at, n);
+    double *scratch = slice(&at, n);
+    memcpy(a.K, A, m * n * sizeof(double)), memcpy(a.K + m * n, E, p * n * sizeof(double));
+    equilibrate(a.K, a.rows, n, a.S, a.C, scratch);
+    Tableau first = tableau(&a, at);
+    i64 from = 0;
+    int found = 0;
+    for (; from < B && from < TRIES && !found; from++) begin(&a, &first), found = solve(&a, from, &first);
+    Tableau second = tableau(&a, at + doubles(&a));
+    if (found && from < B) {
+        memcpy(second.T, first.T, first.kept * sizeof(double));
+        solve(&a, from++, &second);
+        found = second.work <= most_work;
+        for (i64 k = 0; k < from && !found; k++) status[k] = NUMERICAL, iterations[k] = 0;
+    }
+#pragma omp parallel num_threads((int)threads) if (found && threads > 1)
+    if (found) {
+        double *own = calloc(doubles(&a), sizeof(double));
+        if (own) {
+            Tableau t = tableau(&a, own);
+#pragma omp for schedule(dynamic, 1)
+            for (i64 k = from; k < B; k++) {
+                memcpy(own, first.T, first.kept * sizeof(double));
+                solve(&a, k, &t);
+            }
+        }
+        free(own);
+    }
+    free(memory);
+}
