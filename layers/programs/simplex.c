@@ -67,6 +67,9 @@ static int solve(const Batch *a, i64 k, Tableau *t) {
     return 1;
 }
 
+/* The first whole vector in memory. */
+static double *aligned(double *memory) { return memory + (64 - (uintptr_t)memory % 64) % 64 / sizeof(double); }
+
 /* low and high are l and u, or finite ends that the rows imply. All are NUMERICAL where the second problem changes more
    than `most_work` entries of its tableau. */
 void simplex_f64(i64 B, i64 n, i64 m, i64 p, i64 limit, double most_work, const double *c, const double *A, const double *b, const double *E,
@@ -76,8 +79,9 @@ void simplex_f64(i64 B, i64 n, i64 m, i64 p, i64 limit, double most_work, const 
                .l = l, .u = u, .low = low, .high = high, .x = x, .y = y, .status = status, .iterations = iterations};
     for (i64 k = 0; k < B; k++) status[k] = NUMERICAL, iterations[k] = 0;
     memset(x, 0, B * n * sizeof(double)), memset(y, 0, B * a.rows * sizeof(double));
-    double *memory = calloc(2 * doubles(&a) + a.rows * n + 2 * (a.rows + PAD) + 2 * (n + PAD), sizeof(double)), *at = memory;
+    double *memory = calloc(2 * doubles(&a) + a.rows * n + 2 * (a.rows + PAD) + 2 * (n + PAD) + PAD, sizeof(double));
     if (!memory) return;
+    double *at = aligned(memory);
     a.K = slice(&at, a.rows * n), a.S = slice(&at, 2 * a.rows), a.C = slice(&at, n);
     double *scratch = slice(&at, n);
     memcpy(a.K, A, m * n * sizeof(double)), memcpy(a.K + m * n, E, p * n * sizeof(double));
@@ -95,12 +99,12 @@ void simplex_f64(i64 B, i64 n, i64 m, i64 p, i64 limit, double most_work, const 
     }
 #pragma omp parallel num_threads((int)threads) if (found && threads > 1)
     if (found) {
-        double *own = calloc(doubles(&a), sizeof(double));
+        double *own = calloc(doubles(&a) + PAD, sizeof(double));
         if (own) {
-            Tableau t = tableau(&a, own);
+            Tableau t = tableau(&a, aligned(own));
 #pragma omp for schedule(dynamic, 1)
             for (i64 k = from; k < B; k++) {
-                memcpy(own, first.T, first.kept * sizeof(double));
+                memcpy(t.T, first.T, first.kept * sizeof(double));
                 solve(&a, k, &t);
             }
         }

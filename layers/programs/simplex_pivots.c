@@ -7,7 +7,7 @@ INLINE double outside_by(const Tableau *t, i64 i) {
 /* Takes row i where it is farther outside, by the length of its edge, than `best`. */
 INLINE void consider(const Tableau *t, i64 i, double *best, i64 *found) {
     double off = outside_by(t, i), square = off * off, edge = t->norm[i] + 1;
-    if (off > t->primal && square > *best * edge) *best = square / edge, *found = i;
+    if ((off > t->primal) & (square > *best * edge)) *best = square / edge, *found = i;
 }
 
 static i64 leaving(const Batch *a, const Tableau *t) {
