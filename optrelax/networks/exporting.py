@@ -128,7 +128,8 @@ def export(net: nn.Module, example: Tensor) -> Exported:
 
 def _export(net: nn.Module, example: Tensor, batch: object) -> Exported:
     try:
-        replica = replicate(net)
+        with torch.inference_mode(False):
+            replica = replicate(net)
     except Exception as error:
         reason = f"cannot be copied for its capture: {sentence(error)}"
         raise ExportRefused(Problem("(root)", type(net).__name__, reason)) from error

@@ -49,7 +49,7 @@ def problem_of(net: nn.Module, error: BaseException, shape: Shape) -> Problem:
     elif "functorch" in text or "BatchedTensor" in text:
         reason = TRANSFORMED
     elif "Inference tensors cannot be saved" in text:
-        reason = "inference_mode inside forward; use torch.no_grad() there, or take it out"
+        reason = "inference_mode inside forward, or a constant made in it; use torch.no_grad() there, or take it out"
     elif "__obj_flatten__" in text or "ScriptObject" in text:
         reason = "is quantised or scripted; pass the float nn.Module that it was made from"
     elif "unsupported scalarType" in text and any(t.is_meta for t in net.parameters()):

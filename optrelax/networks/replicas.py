@@ -32,6 +32,9 @@ def replicate(net: nn.Module, share: bool = True) -> Replica:
         for given in module._parameters.values():  # put in by a functional call, a parameter is a plain tensor
             if share and given is not None and not isinstance(given, nn.Parameter):
                 memo[id(given)] = nn.Parameter(given.detach(), given.requires_grad)
+        for held in (*module._parameters.values(), *module._buffers.values()):
+            if share and held is not None and held.is_inference():  # cannot be exported; what reads it goes by its name
+                memo[id(held)] = _clone(held)
         if isinstance(inner := vars(module).get("_modules", {}).get("_orig_mod"), nn.Module):
             memo.setdefault(id(module), copy.deepcopy(inner, memo))  # compiled: what is compiled
     found = copy.deepcopy(net, memo)

@@ -360,7 +360,7 @@ REFUSED = {
     "mean over the batch": (lambda m, x: x - x.mean(0), {}, "mean: mixes the batch"),
     "one row of all": (lambda m, x: x.view(1, -1), {}, "view: mixes the batch: a batch of 3 gives (1, 12)"),
     "half the batch": (lambda m, x: x.view(-1, 2), {}, "view: mixes the batch: a batch of 3 gives (6, 2)"),
-    "transpose": (lambda m, x: x.t(), {}, "t: has no rule"),
+    "transpose": (lambda m, x: x.t(), {}, "transpose: mixes the batch"),
     "the batch size as a number": (
         lambda m, x: x / x.shape[0],
         {},
@@ -738,3 +738,13 @@ def test_reads_of_shapes_and_types_look_for_no_backward(monkeypatch):
     monkeypatch.setattr(leaves, "_own_backward", lambda: searches.append(1) or search())
     assert ox.check(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), (4,)).ok
     assert 3 <= len(searches) < 30
+
+
+@pytest.mark.parametrize("relaxation", ["box", "crown", "triangle"])
+def test_a_network_made_in_inference_mode_is_bounded_there(relaxation):
+    with torch.inference_mode():
+        net, x = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.rand(2, 5)
+        found = ox.bounds(net, ox.LinfBall(x, 0.1), relaxation)
+        assert bool((found.lower <= net(x)).all() and (net(x) <= found.upper).all())
+        net[0].bias.add_(1.0)
+        torch.testing.assert_close(ox.bounds(net, ox.LinfBall(x, 0.0), relaxation).lower, net(x))
