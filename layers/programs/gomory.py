@@ -13,18 +13,18 @@ Computed in float64, so a cut holds to rounding: cuts shape gradients here, neve
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optrelax.layers.programs.highs_model import Array, Model
 from optrelax.layers.programs.lp_data import LPData, stack_rows
 from optrelax.layers.solutions import Status
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Mask = NDArray[np.bool_]
 
 _FRACTION = 0.01  # a variable nearer to an integer gives a cut of large coefficients
 _RANGE = 1e6  # cuts whose coefficients differ by more are left out

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optrelax.checks import require_range
+from optrelax.cores import usable_cores
 from optrelax.layers.programs.claims import believed
 from optrelax.layers.programs.highs_model import Array, Model, Run
 from optrelax.layers.programs.lp_data import Answer, LPData, ProgramSolver, stack_rows
@@ -22,7 +23,7 @@ from optrelax.layers.solutions import Status
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +40,9 @@ class SparseAnswer:
     """[k, n]."""
     duals: Array
     """[k, rows]; for INFEASIBLE a Farkas ray, where HiGHS has one."""
-    status: np.ndarray[Any, np.dtype[np.int8]]
+    status: NDArray[np.int8]
     """`Status` as HiGHS claims it, [k]."""
-    iterations: np.ndarray[Any, np.dtype[np.int64]]
+    iterations: NDArray[np.int64]
     """Simplex iterations, [k]."""
     seconds: Array
     """Wall time of each solve, [k]."""
@@ -90,7 +91,7 @@ class Highs(ProgramSolver):
         """Solve B >= 1 problems; a start is of no use to the simplex method and is ignored."""
         size, m = data.size[0], data.size[2]
         host = data.map(lambda tensor: tensor.double().cpu())
-        workers = min(self.workers or _cores(), size)
+        workers = min(self.workers or usable_cores(), size)
         chunks = np.array_split(np.arange(size), workers)
         if len(chunks) == 1:
             parts = [self._chunk(host, chunks[0])]
@@ -133,7 +134,7 @@ class Highs(ProgramSolver):
         k, n = c.shape
         matrix = csc_matrix(matrix)
         sides = _check_sparse(c, matrix, row_lower, row_upper, col_lower, col_upper)
-        chunks = np.array_split(np.arange(k), max(1, min(self.workers or _cores(), k)))
+        chunks = np.array_split(np.arange(k), max(1, min(self.workers or usable_cores(), k)))
 
         def run(chunk: Indices) -> SparseAnswer:
             model = Model(self.threads, self.time_limit)
@@ -169,10 +170,6 @@ def by_columns(matrix: Tensor) -> csc_matrix:
         return csc_matrix(matrix.numpy())
     at = Entries.of(matrix)
     return coo_matrix((at.a.numpy(), (at.i.numpy(), at.j.numpy())), shape=(at.m, at.n)).tocsc()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(results: Sequence[Run], columns: int, rows: int) -> SparseAnswer:

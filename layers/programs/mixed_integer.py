@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optrelax.checks import require_range
+from optrelax.cores import usable_cores
 from optrelax.layers.programs import arguments
 from optrelax.layers.programs.argmin import PrimalGradient
 from optrelax.layers.programs.gomory import root_cuts
@@ -185,9 +185,8 @@ class MixedIntegerProgram(LinearProgram):
         size, n = data.size[:2]
         if size == 0:
             return data.c, data.c.new_zeros(0), torch.zeros(0, dtype=torch.int8)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         kinds = self.integer.cpu().numpy()
-        with ThreadPoolExecutor(min(size, self.workers or cores)) as pool:
+        with ThreadPoolExecutor(min(size, self.workers or usable_cores())) as pool:
             found = list(pool.map(lambda i: self._one(data.select(slice(i, i + 1)), kinds), range(size)))
         points = torch.from_numpy(np.stack([point for point, _, _ in found]).reshape(size, n))
         claimed = torch.tensor([bound for _, bound, _ in found], dtype=torch.float64)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optrelax.layers.programs.safe_bounds import box_bound
 from optrelax.rounding import SLACK, Rounding, gamma, underflow
@@ -13,7 +14,7 @@ from optrelax.rounding import SLACK, Rounding, gamma, underflow
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = NDArray[np.float64]
 
 
 def sparse_bounds(

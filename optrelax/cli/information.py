@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from optrelax.cli.application import command, print_json, show_table
 from optrelax.cli.options import Json
+from optrelax.cores import usable_cores
 
 if TYPE_CHECKING:
     from optrelax.kernels.native import Build
@@ -73,7 +74,7 @@ def facts() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: _version(name) for name in _PACKAGES},
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "kernels": kernels,
         "CUDA devices": devices,
