@@ -35,7 +35,7 @@ from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Number, Region, ball_of
-from optrelax.relaxations import Relaxation, with_rounding
+from optrelax.relaxations import NamedRelaxations, Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding
 from optrelax.specifications import Specification
 from optrelax.training.recording import record
@@ -70,7 +70,7 @@ class Certifier(SampleQuestions):
         samples: Samples,
         eps: Number | None,
         clip: tuple[Number, Number] | None,
-        relaxation: object,
+        relaxation: NamedRelaxations,
         rounding: Rounding,
         dtype: torch.dtype,
         max_bytes: int | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from optrelax.certification.verdict_rules import confirm
 from optrelax.certification.verdicts import CertificationReport, Example, Verdict
 from optrelax.joined_specifications import Spec
 from optrelax.regions import Number, Region
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations
 from optrelax.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def certify(
     data: object,
     eps: Number | None = None,
     clip: tuple[Number, Number] | None = (0.0, 1.0),
-    relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
+    relaxation: NamedRelaxations = "crown",
     *,
     region: Region | None = None,
     spec: Spec | None = None,

@@ -19,7 +19,7 @@ from optrelax.checks import require_range
 from optrelax.joined_specifications import Spec
 from optrelax.output.tables import text_table
 from optrelax.regions import Region
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations
 from optrelax.rounding import Rounding
 from optrelax.training.recording import record
 
@@ -106,7 +106,7 @@ def compare(
     net: Net,
     data: object,
     eps: float | None = None,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     clip: tuple[float, float] | None = (0.0, 1.0),
     region: Region | None = None,

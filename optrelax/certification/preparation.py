@@ -14,7 +14,7 @@ from optrelax.data.samples import Samples, gather
 from optrelax.joined_specifications import Spec, as_specification
 from optrelax.networks.graph import Network
 from optrelax.regions import Number, Region, as_number
-from optrelax.relaxations import Intersect, Relaxation, name_of, named_relaxations, with_rounding
+from optrelax.relaxations import Intersect, NamedRelaxations, Relaxation, name_of, named_relaxations, with_rounding
 from optrelax.specifications import Specification
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def require_dtype(owner: str, dtype: torch.dtype) -> None:
         raise ValueError(f"{owner}: dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
-def named(relaxation: object, owner: str) -> dict[str, Relaxation]:
+def named(relaxation: NamedRelaxations, owner: str) -> dict[str, Relaxation]:
     """Relaxations by name, in a mapping by the user's own; ValueError for none, one twice, or an unsound one."""
     found = named_relaxations(owner, relaxation, lambda one: name_of(with_rounding(one, "nearest")))
     for name, one in found.items():

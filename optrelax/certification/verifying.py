@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +27,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.properties import Case, Property, avoiding
 from optrelax.regions import InputBox, Region
-from optrelax.relaxations import Relaxation, with_rounding
+from optrelax.relaxations import NamedRelaxations, Relaxation, with_rounding
 from optrelax.rounding import Rounding, check_rounding, down, up
 from optrelax.specifications import Specification
 
@@ -39,7 +39,7 @@ PathLike = str | os.PathLike[str]
 def verify(
     net: Net | PathLike,
     prop: Property | Spec | PathLike,
-    relaxation: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = "crown",
+    relaxation: NamedRelaxations = "crown",
     *,
     region: Region | None = None,
     attack: Attack | str | bool = True,

@@ -80,21 +80,26 @@ def compare(
     fast-lin intersected; triangle:preactivation=crown starts from those of crown. --out keeps the table, a table an
     example, and the picture of tightness against time (PNG and SVG).
     """
+    import optrelax as ox
+    from optrelax.cli.progress_bars import comparison_bar
+
     eps = radius.value
     results.require_writable()
     inputs = asked.read()
-    result = _compared(
-        inputs.network,
-        (inputs.x, inputs.labels),
-        eps,
-        relaxations,
-        milp=milp.solver,
-        rounding=rounding,
-        subset=count.of(len(inputs.labels)),
-        **radius.settings,
-        **bound.settings,
-        **asdict(timing),
-    )
+    with comparison_bar("compare") as progress:
+        result = ox.compare(
+            inputs.network,
+            (inputs.x, inputs.labels),
+            eps,
+            relaxations,
+            milp=milp.solver,
+            rounding=rounding,
+            subset=count.of(len(inputs.labels)),
+            progress=progress,
+            **radius.settings,
+            **bound.settings,
+            **asdict(timing),
+        )
     facts = {**asked.facts, **result.summary()}
     title = f"{asked.title}, eps {facts['eps']:g}"
     frames = {"table": result.table, "examples": result.examples}
@@ -110,15 +115,6 @@ def _drawn(result: Comparison, title: str) -> Figure:
     if not result.table["mean bound"].is_finite().any():
         raise WorkError("compare: no relaxation has a finite mean bound, so there is nothing to draw")
     return result.figure(title)
-
-
-def _compared(network: Any, data: Any, eps: float, relaxations: list[str], **options: Any) -> Comparison:
-    """The work itself, under a bar."""
-    import optrelax as ox
-    from optrelax.cli.progress_bars import comparison_bar
-
-    with comparison_bar("compare") as progress:
-        return ox.compare(network, data, eps, relaxations, progress=progress, **options)
 
 
 def show_comparison(result: Comparison, title: str) -> None:

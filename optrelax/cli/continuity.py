@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from optrelax.cli.application import command
-from optrelax.cli.measuring import Compared, Examples, bar, measures
+from optrelax.cli.measuring import Compared, Examples, measures
 from optrelax.cli.option_sets import NetworkOptions, OutputOptions, RadiusOptions
 from optrelax.cli.options import Seed, option
 
@@ -60,12 +60,13 @@ def continuity(
     A unit of length is the norm of all weights. --out keeps jumps, lines, and the loss with its jumps (PNG and SVG).
     """
     import optrelax as ox
+    from optrelax.cli.progress_bars import measurement_bar
 
     eps = radius.value
     results.require_writable()
     inputs = asked.read()
     way: Any = direction if to is None else asked.network(to, inputs)
-    with bar("continuity") as progress:
+    with measurement_bar("continuity") as progress:
         result = ox.measure_continuity(
             inputs.network,
             (inputs.x, inputs.labels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from optrelax.cli.application import command
-from optrelax.cli.measuring import Compared, Examples, bar, measures
+from optrelax.cli.measuring import Compared, Examples, measures
 from optrelax.cli.option_sets import NetworkOptions, OutputOptions, RadiusOptions
 from optrelax.cli.options import Seed, option
 
@@ -38,11 +38,12 @@ def sensitivity(
     per norm of the weights. Small networks also get the degrees of the bound as a rational function of a step.
     """
     import optrelax as ox
+    from optrelax.cli.progress_bars import measurement_bar
 
     eps = radius.value
     results.require_writable()
     inputs = asked.read()
-    with bar("sensitivity") as progress:
+    with measurement_bar("sensitivity") as progress:
         result = ox.measure_sensitivity(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -100,11 +101,12 @@ def landscape(
     All relaxations see the same directions and examples. --out keeps the points and the picture (PNG and SVG).
     """
     import optrelax as ox
+    from optrelax.cli.progress_bars import measurement_bar
 
     eps = ball.value
     results.require_writable()
     inputs = asked.read()
-    with bar("landscape") as progress:
+    with measurement_bar("landscape") as progress:
         result = ox.measure_landscape(
             inputs.network,
             (inputs.x, inputs.labels),

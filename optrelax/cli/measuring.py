@@ -18,7 +18,7 @@ from optrelax.cli.option_sets import (
 )
 from optrelax.cli.options import Relaxations, Rounding, Seed, option
 
-__all__ = ["Compared", "Examples", "bar", "measures", "tightness"]
+__all__ = ["Compared", "Examples", "measures", "tightness"]
 
 measures = typer.Typer(help="Tightness, continuity, sensitivity and loss landscape.", cls=Group, no_args_is_help=True)
 app.add_typer(measures, name="measure")
@@ -90,11 +90,12 @@ def tightness(
     the area is their mean. Interval: bootstrap over examples. --out keeps tables and the curves (PNG and SVG).
     """
     import optrelax as ox
+    from optrelax.cli.progress_bars import measurement_bar
 
     radii = search.settings
     results.require_writable()
     inputs = asked.read()
-    with bar("tightness") as progress:
+    with measurement_bar("tightness") as progress:
         result = ox.measure_tightness(
             inputs.network,
             (inputs.x, inputs.labels),
@@ -119,10 +120,3 @@ def tightness(
         f"gap (logits) and propagation tightness at eps {result.settings['at']:.4g}",
     ]
     results.show(facts, result.table.rename({"area": "area × 100"}), title, notes, pictures, decimals)
-
-
-def bar(title: str) -> Any:
-    """A progress bar for a measurement."""
-    from optrelax.cli.progress_bars import measurement_bar
-
-    return measurement_bar(title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 from optrelax.cli.application import print_json, say, show_table
 from optrelax.cli.inputs import Inputs, parse_number, read_data, read_dtype, read_inputs
@@ -25,6 +25,7 @@ from optrelax.cli.options import (
 
 if TYPE_CHECKING:
     import polars as pl
+    import torch
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
@@ -95,6 +96,11 @@ class NetworkOptions(DataOptions):
         return f"network {self.checkpoint.stem}, data {self.data}"
 
 
+class RegionSettings(TypedDict):
+    norm: str
+    clip: tuple[float, float] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionOptions:
     """What changes of an example are allowed, but for how far."""
@@ -108,7 +114,7 @@ class RegionOptions:
     no_clip: Annotated[bool, option("--no-clip", group="Region", help="Pixels may take any value.")] = False
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> RegionSettings:
         """For `certify` and the measurements."""
         return {"norm": self.norm, "clip": None if self.no_clip else self.clip}
 
@@ -125,6 +131,11 @@ class RadiusOptions(RegionOptions):
         return parse_number("--eps", self.eps)
 
 
+class BoundSettings(TypedDict):
+    dtype: torch.dtype
+    batch_size: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundOptions:
     """In what type bounds are computed, and of how many examples together."""
@@ -133,7 +144,7 @@ class BoundOptions:
     batch_size: BatchSize = None
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> BoundSettings:
         """For `certify`, `compare` and `measure_tightness`."""
         return {"dtype": read_dtype(self.precision), "batch_size": self.batch_size}
 

@@ -11,7 +11,7 @@ import typer
 from optrelax.cli.application import command, stderr
 from optrelax.cli.continuity import LineOptions, over_budget
 from optrelax.cli.inputs import read_device
-from optrelax.cli.measuring import Compared, bar, measures
+from optrelax.cli.measuring import Compared, measures
 from optrelax.cli.option_sets import DataOptions, OutputOptions, RadiusOptions
 from optrelax.cli.options import Device, Model, Seed, option
 
@@ -116,9 +116,10 @@ def _measured(
 ) -> Series:
     """The work itself, under a bar; a word about resuming after Ctrl-C."""
     import optrelax as ox
+    from optrelax.cli.progress_bars import measurement_bar
 
     try:
-        with bar("series") as progress:
+        with measurement_bar("series") as progress:
             return ox.measure_series(
                 networks, data, eps, relaxations, progress=progress, journal=results.journal, **how
             )

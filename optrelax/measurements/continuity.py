@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from optrelax.measurements.weight_lines import (
     scaled,
 )
 from optrelax.regions import Region
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations, Relaxation
 
 if TYPE_CHECKING:
     import polars as pl
@@ -74,7 +74,7 @@ def measure_continuity(
     net: Net,
     data: object,
     eps: float,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     direction: Direction | Mapping[str, Tensor] | Net = "gradient",
     length: float | None = None,

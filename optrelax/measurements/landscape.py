@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from optrelax.checks import require_range
 from optrelax.measurements.questions import ask, require_positive
 from optrelax.measurements.stages import DEFAULT, ReportProgress, reporter
 from optrelax.measurements.weight_lines import filter_normalised, moving
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations
 from optrelax.training.loss_terms import certified_cross_entropy
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def measure_landscape(
     net: Net,
     data: object,
     eps: float,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     dimensions: int = 2,
     radius: float = 0.5,

@@ -17,7 +17,7 @@ from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.regions import Region, ball_of
-from optrelax.relaxations import Relaxation, named_relaxations
+from optrelax.relaxations import NamedRelaxations, Relaxation, named_relaxations
 
 __all__ = ["MarginProblem", "ask", "require_positive"]
 
@@ -59,7 +59,7 @@ def ask(
     owner: str,
     net: Net,
     data: object,
-    relaxations: object,
+    relaxations: NamedRelaxations,
     eps: float,
     clip: tuple[float, float] | None,
     count: int,

@@ -15,7 +15,7 @@ from optrelax.checks import require_range
 from optrelax.measurements.questions import MarginProblem, ask
 from optrelax.measurements.stages import DEFAULT, MeasuredTable, ReportProgress, reporter
 from optrelax.measurements.weight_lines import MovingWeights, Weights, gradient_of, length_of, moving
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations, Relaxation
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,7 +62,7 @@ def measure_sensitivity(
     net: Net,
     data: object,
     eps: float,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     steps: Sequence[float] = STEPS,
     draws: int = 8,

@@ -16,7 +16,7 @@ from optrelax.measurements.records import Records
 from optrelax.measurements.series_files import PathLike, series_networks
 from optrelax.measurements.series_runs import SeriesDirection, SeriesRun, require_direction
 from optrelax.measurements.stages import DEFAULT, MeasuredTable, ReportProgress
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,7 +59,7 @@ def measure_series(
     checkpoints: PathLike | Sequence[PathLike] | Mapping[int, Net],
     data: object,
     eps: float,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     direction: SeriesDirection = "random",
     length: float | None = None,

@@ -24,7 +24,7 @@ from optrelax.measurements.radius_rows import (
     searched_rows,
 )
 from optrelax.measurements.stages import DEFAULT, ReportProgress, reporter
-from optrelax.relaxations import Relaxation
+from optrelax.relaxations import NamedRelaxations
 from optrelax.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Tightness:
 def measure_tightness(
     net: Net,
     data: object,
-    relaxations: Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str] = DEFAULT,
+    relaxations: NamedRelaxations = DEFAULT,
     *,
     clip: tuple[float, float] | None = (0.0, 1.0),
     norm: str = "linf",

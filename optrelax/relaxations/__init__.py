@@ -11,6 +11,7 @@ from optrelax.relaxations.box import Box
 from optrelax.relaxations.crown import Crown, CrownIBP, FastLin
 from optrelax.relaxations.intersection import Intersect
 from optrelax.relaxations.registry import (
+    NamedRelaxations,
     name_of,
     named_relaxations,
     names,
@@ -29,6 +30,7 @@ __all__ = [
     "FastLin",
     "HBox",
     "Intersect",
+    "NamedRelaxations",
     "Preactivation",
     "Relaxation",
     "identity_rows",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from optrelax.errors import suggest
 from optrelax.relaxations.base import Relaxation
 from optrelax.uncompiled import uncompiled
+
+NamedRelaxations = Relaxation | str | Sequence[Relaxation | str] | Mapping[str, Relaxation | str]
+"""One relaxation or several, each itself or its name; in a mapping by names of one's own."""
 
 _HERE = "optrelax.relaxations:"
 _LAYERS = "optrelax.layers:"
@@ -137,17 +140,17 @@ def _imported(target: str) -> Any:
 
 
 def named_relaxations(
-    owner: str, given: Any, naming: Callable[[Relaxation], str] | None = None
+    owner: str, given: NamedRelaxations, naming: Callable[[Relaxation], str] | None = None
 ) -> dict[str, Relaxation]:
     """One relaxation or several by the names that tables show, in a mapping by the user's own.
 
     naming: of objects; by default `name_of`.  ValueError for none, or one twice.
     """
-    several = [given] if isinstance(given, str | Relaxation) else list(given)
-    own = given if isinstance(given, Mapping) else {}
+    several = [given] if isinstance(given, str | Relaxation) else given
+    pairs = several.items() if isinstance(several, Mapping) else [(one, one) for one in several]
     named: dict[str, Relaxation] = {}
-    for one in several:
-        found = resolve(own.get(one, one))
+    for one, relaxation in pairs:
+        found = resolve(relaxation)
         name = one.strip() if isinstance(one, str) else (naming or name_of)(found)
         if name in named:
             raise ValueError(f"{owner}: relaxation {name!r} is given twice")
