@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from optrelax.frozen import field_values
 from optrelax.regions import Region
 
 Change = Callable[..., Tensor]
@@ -25,7 +26,7 @@ class Batched:
 
     def combine(self: B, change: Change, *others: B) -> B:
         """`change(mine, *theirs)` in place of every tensor."""
-        mine = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        mine = field_values(self)
         made = {
             name: _combined(change, value, [getattr(other, name) for other in others]) for name, value in mine.items()
         }

@@ -14,7 +14,7 @@ from optrelax import memory, memory_counts
 from optrelax.analysis import Net, prepare, prepare_rows
 from optrelax.enclosures import Bounds
 from optrelax.errors import Problem, UnsupportedOpError
-from optrelax.frozen import filled
+from optrelax.frozen import field_values, filled
 from optrelax.layers.ascent.dual_ascent import DualAscent
 from optrelax.layers.evaluation import Evaluation
 from optrelax.layers.exported import Solver, network_solver
@@ -113,7 +113,7 @@ class NetworkLayer(Relaxation, nn.Module):
 
     def extra_repr(self) -> str:
         """Fields for `print(layer)`."""
-        return ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return ", ".join(f"{name}={value!r}" for name, value in field_values(self).items())
 
     @property
     def given(self) -> Mapping[str, Bounds] | None:

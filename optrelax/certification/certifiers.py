@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +31,7 @@ from optrelax.certification.verdicts import Example, Verdict
 from optrelax.data.samples import Samples
 from optrelax.disjunctions import group_bounds
 from optrelax.errors import Problem, UnsupportedOpError, UnsupportedRegionError
+from optrelax.frozen import field_values
 from optrelax.margin_rows import label_rows
 from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
@@ -143,7 +144,7 @@ class Certifier(SampleQuestions):
         plain = [repr(limited(r, None, force=True)) for r in self.relaxations.values()]
         data = [self.samples.x, self.samples.labels, self.samples.index]
         if self.region is not None:
-            parts = [getattr(self.region, f.name) for f in fields(self.region)]  # type: ignore[arg-type]
+            parts = field_values(self.region).values()
             data += [part if isinstance(part, Tensor) else torch.tensor(list(repr(part).encode())) for part in parts]
         if self.spec is not None:
             groups = torch.tensor([[i, row] for i, group in enumerate(self.spec.groups) for row in group])

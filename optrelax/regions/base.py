@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from optrelax.errors import UnsupportedRegionError
-from optrelax.frozen import filled
+from optrelax.frozen import field_values, filled
 
 if TYPE_CHECKING:
     from optrelax.regions.boxes import InputBox
@@ -194,7 +193,7 @@ class Region(ABC):
 
     def combine(self: R, change: Callable[..., Tensor], *others: R) -> R:
         """`change(mine, *theirs)` in place of every tensor, which begins with the batch before and after."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        values = field_values(self)
         for name, value in values.items():
             if isinstance(value, Tensor):
                 values[name] = change(value, *(getattr(other, name) for other in others))
@@ -214,7 +213,7 @@ class Region(ABC):
 
 
 def _parts(region: Region) -> list[object]:
-    return [getattr(region, f.name) for f in fields(region)]  # type: ignore[arg-type]
+    return list(field_values(region).values())
 
 
 def require_polyhedron(owner: str, region: Region, instead: str) -> Polyhedron:

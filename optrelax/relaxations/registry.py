@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from optrelax.errors import suggest
+from optrelax.frozen import field_values
 from optrelax.relaxations.base import Relaxation
 from optrelax.uncompiled import uncompiled
 
@@ -229,10 +230,7 @@ def _shown(value: object) -> object:
     return value
 
 
-def _differences(relaxation: Any, other: Any) -> str:
-    changed = []
-    for f in fields(relaxation):
-        value = getattr(relaxation, f.name)
-        if value != getattr(other, f.name):
-            changed.append(f"{f.name}={_shown(value)}")
+def _differences(relaxation: Relaxation, other: Relaxation) -> str:
+    defaults = field_values(other)
+    changed = [f"{name}={_shown(value)}" for name, value in field_values(relaxation).items() if value != defaults[name]]
     return ",".join(changed)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optrelax.errors import suggest
+from optrelax.frozen import field_values
 from optrelax.training.recipes import Recipe
 
 __all__ = ["read_recipe", "read_setting", "recipe_text"]
@@ -96,6 +97,6 @@ def _stage(file: str | Path, stage: Any) -> tuple[str, float]:
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as such a file: every field that is set.  `read_recipe` of it is the same recipe."""
     last = recipe.optimisation
-    values = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in last} | last
+    values = {name: value for name, value in field_values(recipe).items() if name not in last} | last
     # A JSON string, number, list or bool is one of TOML too.
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)

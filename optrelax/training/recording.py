@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 
 import torch
 
+from optrelax.frozen import field_values
 from optrelax.relaxations import Relaxation, name_of, resolve
 
 __all__ = ["Json", "differences", "record", "versions"]
@@ -24,7 +25,7 @@ def record(value: object) -> Json:
         except ValueError:  # options that a name cannot carry
             return repr(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: record(getattr(value, f.name)) for f in fields(value)}
+        return {"type": type(value).__name__} | {name: record(item) for name, item in field_values(value).items()}
     match value:
         case Mapping():
             return {str(key): record(item) for key, item in value.items()}
