@@ -11,6 +11,7 @@ from torch import Tensor
 from optrelax.domains.frames import Frame
 from optrelax.domains.window_values import each, fold, see
 from optrelax.kernels.band_step import range_over_box
+from optrelax.kernels.convolutions import pair
 from optrelax.kernels.relax_step import least_over_box
 from optrelax.kernels.sign_products import ends_through, pays
 from optrelax.kernels.window_step import spread
@@ -50,7 +51,7 @@ def enter(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> bool:
         diagonal = walk.network[name].affine
         assert diagonal is not None
         center, radius = diagonal.apply(center), diagonal.absolute(radius)
-    before = Frame(op.input_shapes[0][1:], before.size, before.stride, before.offset)  # type: ignore[arg-type]
+    before = Frame(pair(op.input_shapes[0][1:]), before.size, before.stride, before.offset)
     c, r = (flatten_from(see(t, before, walk), 1) for t in (center, radius))
     eye = torch.eye(m, dtype=a.dtype, device=a.device).reshape(m, *a.shape[2:])
     weight = spread(eye, op.weight(a), g, (0, 0), before.size).flatten(1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from optrelax.domains.rules import find_rule, rule
-from optrelax.kernels.convolutions import ConvGeometry, Pair
+from optrelax.kernels.convolutions import ConvGeometry, Pair, pair
 from optrelax.kernels.window_step import extent
 from optrelax.memory import Pull
 from optrelax.networks.activations import Activation
@@ -52,9 +52,9 @@ class Frame:
 
     def back(self, kernel: Pair, g: ConvGeometry) -> Frame:
         """The frame of a convolution's input map, its image not known yet; the padding moves it."""
-        stride = tuple(s * t for s, t in zip(self.stride, g.stride, strict=True))
-        offset = tuple(o * t - p for o, t, p in zip(self.offset, g.stride, g.padding, strict=True))
-        return Frame((0, 0), extent(self.size, kernel, g), stride, offset, clean=False, whole=self.whole)  # type: ignore[arg-type]
+        stride = pair(s * t for s, t in zip(self.stride, g.stride, strict=True))
+        offset = pair(o * t - p for o, t, p in zip(self.offset, g.stride, g.padding, strict=True))
+        return Frame((0, 0), extent(self.size, kernel, g), stride, offset, clean=False, whole=self.whole)
 
 
 def whole(image: Pair) -> Frame:
@@ -155,9 +155,8 @@ def _joined(a: Seen, b: Seen) -> Seen:
         return whole(a.image)
     first = [min(p, q) for p, q in zip(a.offset, b.offset, strict=True)]
     last = [max(p + m, q + n) for p, m, q, n in zip(a.offset, a.size, b.offset, b.size, strict=True)]
-    size = tuple(n - m for m, n in zip(first, last, strict=True))
-    clean = a.clean and b.clean
-    joined = Frame(a.image, size, a.stride, tuple(first), clean)  # type: ignore[arg-type]
+    size = pair(n - m for m, n in zip(first, last, strict=True))
+    joined = Frame(a.image, size, a.stride, pair(first), a.clean and b.clean)
     return whole(a.image) if math.prod(size) >= math.prod(a.image) else joined
 
 

@@ -21,7 +21,7 @@ from optrelax.domains.lines import Lines
 from optrelax.domains.row_rules import relax, settle
 from optrelax.domains.rules import rule
 from optrelax.domains.window_values import each, see
-from optrelax.kernels.convolutions import ConvGeometry
+from optrelax.kernels.convolutions import ConvGeometry, pair
 from optrelax.kernels.window_step import spread
 from optrelax.networks.activations import Activation
 from optrelax.networks.graph import Node
@@ -73,7 +73,7 @@ def _pull(
     reach = None
     if frame.whole:
         # Pixels of the image that no window reads lie beyond what the transpose gives.
-        size = tuple(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))  # type: ignore[assignment]
+        size = pair(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))
         corner, reach = (g.padding[0], g.padding[1]), [n - m for n, m in zip(image, size, strict=True)]
     pulled = spread(a.flatten(0, 1), weight, g, corner, size).unflatten(0, a.shape[:2])
     if reach and any(reach):

@@ -7,6 +7,7 @@ compiled pass (`convolution.c`) runs over whole planes instead.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
 
 Pair = tuple[int, int]
+
+
+def pair(sides: Iterable[int]) -> Pair:
+    """Height and width, of an image or a kernel, as the two that they are."""
+    high, wide = sides
+    return high, wide
+
 
 _FEW = 4  # channels a group of the image up to which the compiled pass is faster; level with PyTorch at 8
 

@@ -16,7 +16,7 @@ from torch.nn.grad import conv2d_weight
 
 from optrelax.autograd_contexts import Context
 from optrelax.kernels import native
-from optrelax.kernels.convolutions import ConvGeometry, Pair
+from optrelax.kernels.convolutions import ConvGeometry, Pair, pair
 
 _SIGNATURES = (
     "multiply(n, k, m, a[n * k], w[k * m], found[n * m])",
@@ -46,8 +46,8 @@ def kernels() -> native.Build:
 
 def extent(size: Pair, kernel: Pair, g: ConvGeometry) -> Pair:
     """What pixels of a convolution, `size` next to each other, read of its input."""
-    high, wide = ((n - 1) * s + d * (k - 1) + 1 for n, k, s, d in zip(size, kernel, g.stride, g.dilation, strict=True))
-    return high, wide
+    sides = zip(size, kernel, g.stride, g.dilation, strict=True)
+    return pair((n - 1) * s + d * (k - 1) + 1 for n, k, s, d in sides)
 
 
 def spread(a: Tensor, weight: Tensor, geometry: ConvGeometry, corner: Pair, size: Pair) -> Tensor:

@@ -23,6 +23,7 @@ from optrelax.domains.passes.steps import (
 )
 from optrelax.domains.passes.workspace import RowShape
 from optrelax.kernels import window_step
+from optrelax.kernels.convolutions import pair
 from optrelax.networks.graph import Graph, Network, Node
 from optrelax.networks.images import Conv2d
 from optrelax.networks.ops import Add, Linear, Reshape, Scale
@@ -194,8 +195,8 @@ class _Planner:
             self.steps.append(ConvolutionStep(slot, found, node.name, g, (0, 0)))
         else:
             # Pixels of the image that no window reads lie beyond what the transpose gives.
-            size = tuple(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))
-            seen = Frame((image[0], image[1]), size, (0, 0), (0, 0), whole=True)  # type: ignore[arg-type]
+            size = pair(min(n, m - p) for n, m, p in zip(image, before.size, g.padding, strict=True))
+            seen = Frame((image[0], image[1]), size, (0, 0), (0, 0), whole=True)
             found = self._add(RowShape(seen, channels))
             self.steps.append(ConvolutionStep(slot, found, node.name, g, (g.padding[0], g.padding[1])))
         self._send(node.inputs[0], found)
