@@ -10,17 +10,17 @@ INLINE void consider(const Tableau *t, i64 i, double *best, i64 *found) {
     if ((off > t->primal) & (square > *best * edge)) *best = square / edge, *found = i;
 }
 
-static i64 leaving(const Batch *a, const Tableau *t) {
+static i64 leaving(const Tableau *t) {
     i64 found = -1;
     double best = 0;
-    for (i64 i = 0; i < a->rows; i++) consider(t, i, &best, &found);
+    for (i64 i = 0; i < t->rows; i++) consider(t, i, &best, &found);
     return found;
 }
 
 /* The columns that may enter for a row which is to fall (sign 1) or to rise (-1), with the speed at which each moves it
    and the cost that each has left. */
 static i64 candidates(const Batch *a, Tableau *t, i64 i, double sign) {
-    const double *row = t->T + i * a->N, *d = t->T + a->rows * a->N;
+    const double *row = t->T + i * a->N, *d = t->T + t->rows * a->N;
     i64 count = 0;
     for (i64 j = 0; j < a->n; j++) {
         double fall = -sign * t->way[j] * row[j];
@@ -84,7 +84,7 @@ INLINE double eliminate(double *restrict other, const double *restrict row, doub
 
 /* Row i and column j change places and all moves are made; the row that leaves next, -1 where none does. */
 static i64 pivot(const Batch *a, Tableau *t, i64 i, i64 j) {
-    const i64 N = a->N, rows = a->rows, moves = t->moves, *move = t->move;
+    const i64 N = a->N, rows = t->rows, moves = t->moves, *move = t->move;
     const double *step = t->step;
     double *row = t->T + i * N, *made = t->made, f = 1 / row[j], best = 0;
     i64 next = -1;
@@ -114,7 +114,7 @@ static i64 pivot(const Batch *a, Tableau *t, i64 i, i64 j) {
 
 /* The dual simplex method from the present basis; steps, or -1 where it does not end in an optimum. */
 static i64 descend(const Batch *a, Tableau *t) {
-    i64 i = leaving(a, t);
+    i64 i = leaving(t);
     for (i64 steps = 0; steps < a->limit; steps++) {
         if (i < 0) return steps;
         int falls = t->basic[i] > t->basic_high[i];

@@ -74,6 +74,23 @@ def test_an_answer_depends_on_the_problem_and_the_first_alone() -> None:
         torch.set_num_threads(threads)
 
 
+def test_equal_rows_and_rows_that_the_box_keeps_are_left_out_problem_by_problem() -> None:
+    data = _shared(20)
+    assert data.A is not None
+    assert data.b is not None
+    A, b = torch.cat([data.A, data.A[:6]]), torch.cat([data.b, data.b[:, :6]], -1)
+    generator = torch.Generator().manual_seed(2)
+    room = torch.rand(20, 20, generator=generator, dtype=f64) * (torch.rand(20, 20, generator=generator) < 0.5)
+    b = (b + room).where(torch.rand(20, 20, generator=generator) > 0.2, 50.0)
+    given = data._replace(A=A, b=b)
+    found = LinearProgram(DualSimplex())(*given)
+    assert found.solver == "DualSimplex"
+    assert bool((found.gap <= 1e-12).all())
+    assert bool((found.inequality.where(b >= 50, 0.0) == 0).all())
+    wanted = values(given._replace(c=data.c.expand(20, -1)))
+    torch.testing.assert_close(found.lower, wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("place", [0, 5])
 def test_what_has_no_optimum_is_told_by_the_rest(place: int) -> None:
     data = _shared(20)
