@@ -76,6 +76,25 @@ def solved(
         )
 
 
+def solved_after(
+    solver: NetworkSolver,
+    problems: Problems,
+    starts: Sequence[DualPoint],
+    earlier: Points,
+    *,
+    rounding: Rounding = "nearest",
+) -> Evaluation:
+    """The points of an earlier solve, where they show an optimum; elsewhere the solver's, as by `solved`."""
+    with torch.no_grad():
+        earlier = earlier.to(problems.rows.dtype)
+        found = evaluate(problems, earlier, solver.aim, start=starts[0], rounding=rounding, owner="start")
+        left = (found.status != Status.OPTIMAL).nonzero()[:, 0]
+        if len(left) == 0:
+            return found
+        rest = solved(solver, problems.select(left), [s.select(left) for s in starts], rounding=rounding)
+        return found.points_alone().put(left, rest.points_alone())
+
+
 def evaluate(
     problems: Problems,
     points: Points,

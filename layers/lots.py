@@ -12,12 +12,13 @@ from torch import Tensor
 from optrelax import memory
 from optrelax.enclosures import Bounds
 from optrelax.layers.batched import join
-from optrelax.layers.evaluation import Evaluation, solved
+from optrelax.layers.evaluation import Evaluation, solved, solved_after
 from optrelax.layers.exported import network_solver, solved_under_given_bounds
 from optrelax.layers.hulls import HullLines, hulls_at
 from optrelax.layers.layer_memory import LayerBudget
 from optrelax.layers.network_gradients import attach
 from optrelax.layers.network_layer import NetworkLayer
+from optrelax.layers.network_solver import Points
 from optrelax.layers.problems import DualPoint, Problems
 from optrelax.layers.solutions import Solution, Status
 from optrelax.layers.starts import Warm, dual_starts
@@ -74,6 +75,8 @@ def solve_problems(
     given, own = dual_starts(network, target, bounds, hulls, len(rows), warm)
     whole = _Lot(layer, budget, network, target, rows, region, bounds, hulls, example)
     if budget.lot == math.inf:
+        if warm is not None and warm.primal is not None:
+            whole = replace(whole, earlier=Points(own[0], warm.primal, torch.zeros_like(example)))
         return whole.solve([*(p.select(example) for p in given), *own])
     found = []
     for index in torch.arange(len(rows), device=rows.device).split(int(budget.lot)):
@@ -95,6 +98,8 @@ class _Lot:
     bounds: Mapping[str, Bounds]
     hulls: Mapping[str, HullLines]
     example: Tensor
+    earlier: Points | None = None
+    """Of an earlier solve of these problems, or of ones near them."""
 
     def problems(self) -> Problems:
         """With every example's region and lines spelt out for each of its rows."""
@@ -115,14 +120,22 @@ class _Lot:
             lower = attach(lower, self._rule_again(found))
         elif differentiable:
             lower = attach(lower, layer.gradient.value(problems, found))
-        return Solution(lower, found.gap, found.status, found.iterations, Warm(found.dual, self.target))
+        return Solution(
+            lower,
+            found.gap,
+            found.status,
+            found.iterations,
+            Warm(found.dual, self.target, None if again else found.primal),
+        )
 
     def _found(self, problems: Problems, starts: list[DualPoint]) -> Evaluation:
         layer, solver = self.layer, self.budget.solver
-        if layer.implies(problems.network):
+        if not layer.implies(problems.network):
+            found = solved_under_given_bounds(solver, problems, starts, layer.rounding)
+        elif self.earlier is None:
             found = solved(network_solver(solver), problems, starts, rounding=layer.rounding)
         else:
-            found = solved_under_given_bounds(solver, problems, starts, layer.rounding)
+            found = solved_after(network_solver(solver), problems, starts, self.earlier, rounding=layer.rounding)
         return found if layer.review is None else layer.review(problems, starts, found)
 
     def _rule_again(self, found: Evaluation) -> Tensor:

@@ -141,7 +141,8 @@ class NetworkLayer(Relaxation, nn.Module):
         """Bounds of rows of the output by linear programming.
 
         net, region, spec as for `optrelax.lower_bounds`; spec [*batch, k, outputs] or [k, outputs].
-        start: an earlier solution of the same examples and rows, whose dual point is the first iterate.
+        start: an earlier solution of the same examples and rows. Where its points show an optimum they stay; elsewhere
+            its dual point is the first iterate.
         Sound: `.lower`, at every iteration count.  Gradient: `.lower` by the layer's `gradient` rule.
         Raises UnsolvedError with throw=True unless every problem is OPTIMAL; ValueError for a start of other problems.
         """

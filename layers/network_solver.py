@@ -43,6 +43,11 @@ class NetworkSolver(ABC):
     feasibility: ClassVar[float] = 0.0
     """How far a point may lie beyond given pre-activation bounds, in units of max(1, |l|, |u|), beyond rounding."""
 
+    @property
+    def aim(self) -> float:
+        """Gap at which the points of an earlier solve are good enough, in the same units."""
+        return self.tol
+
     products: bool = False
     """Whether its problems may hold the product of two values: a hull of planes, read by nobody but the sweeps."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from optrelax.domains.lines import crown_lines
 from optrelax.enclosures import Bounds
 from optrelax.layers.hulls import Face, HullLines
-from optrelax.layers.problems import DualPoint, Weights
+from optrelax.layers.problems import DualPoint, PrimalPoint, Weights
 from optrelax.layers.solutions import Solution
 from optrelax.networks.graph import Network
 
@@ -22,6 +22,8 @@ class Warm:
 
     dual: DualPoint
     target: str
+    primal: PrimalPoint | None = None
+    """Kept where all problems were solved together: what shows at once which of them are optimal still."""
 
 
 def warm_start(start: Solution, shape: tuple[int, ...]) -> Warm:

@@ -99,6 +99,10 @@ class DualAscent(NetworkSolver):
         """Its sweeps take them; the interior-point method behind exact=True does not."""
         return not self.exact
 
+    @property
+    def aim(self) -> float:
+        return min(self.tol, 1e-6) if self.exact else self.tol
+
     def solve(self, problems: Problems, starts: Sequence[DualPoint]) -> Points:
         """Both points of R problems, from the best of several dual points (each a bound already)."""
         with torch.no_grad():
@@ -111,7 +115,7 @@ class DualAscent(NetworkSolver):
             if self.exact:
                 from optrelax.layers.interior_point import InteriorPoint
 
-                found = InteriorPoint(tol=min(self.tol, 1e-6)).finish(problems, found)
+                found = InteriorPoint(tol=self.aim).finish(problems, found)
             return found
 
     def _in_chunks(self, problems: Problems, starts: list[DualPoint]) -> Points:

@@ -47,6 +47,6 @@ def _plainly(P: Tensor, rounding: float) -> bool:
     if n > _IN_CACHE or not kernels().supports(P):
         return False
     size = P.numel() // (n * n)
-    convex = torch.empty(size, dtype=torch.int64)
+    convex = torch.empty(size, dtype=torch.int64, device="cpu")
     kernels().call("convexity", torch.float64, size, n, rounding, P.contiguous(), convex)
     return bool(convex.all())

@@ -80,7 +80,7 @@ def _compiled(
     size, n, m, p = data.size
     ready = data.map(Tensor.contiguous)
     primal, duals = data.c.new_empty(size, n), data.c.new_empty(size, m + p)
-    status, iterations = (torch.empty(size, dtype=torch.int64) for _ in range(2))
+    status, iterations = (torch.empty(size, dtype=torch.int64, device="cpu") for _ in range(2))
     warm: tuple[Tensor | None, Tensor | None] = (None, None)
     if start is not None:
         prices = torch.cat([start.inequality, start.equality], -1)

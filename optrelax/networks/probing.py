@@ -87,7 +87,7 @@ def _batch_disagreement(replica: nn.Module, graph: Graph, example: Tensor) -> st
     """How the outputs differ where batch norms take the statistics of the batch."""
     generator = torch.Generator().manual_seed(_SEED)
     for size in _TRAINING_SIZES:
-        x = torch.randn(size, *example.shape[1:], generator=generator, dtype=torch.float64).to(example)
+        x = torch.randn(size, *example.shape[1:], generator=generator, dtype=torch.float64, device="cpu").to(example)
         measured, _ = graph.clean_pass(x)
         probe = Probe(graph.at_statistics(measured), x)
         for name, (mean, variance) in measured.items():
@@ -142,10 +142,11 @@ def _probes(example: Tensor, more: Iterable[int]) -> Iterator[tuple[str, Tensor]
     shape = example.shape[1:]
     most = _MOST // max(1, example[0].numel())
     for size in (*_SIZES, *(n for n in more if n <= most)):
-        x = torch.randn(size, *shape, generator=generator, dtype=torch.float64).to(example)
+        x = torch.randn(size, *shape, generator=generator, dtype=torch.float64, device="cpu").to(example)
         yield "random inputs", x
-    corners = [torch.zeros(shape), torch.ones(shape), -torch.ones(shape), torch.full(shape, 100.0)]
-    corners.append(torch.randn(shape, generator=generator) * 100)
+    zeros = torch.zeros(shape, device="cpu")
+    corners = [zeros, zeros + 1, zeros - 1, zeros + 100]
+    corners.append(torch.randn(shape, generator=generator, device="cpu") * 100)
     yield "corner cases (zeros, ones, -1, 100, random in the hundreds)", torch.stack(corners).to(example)
 
 

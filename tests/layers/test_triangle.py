@@ -266,6 +266,12 @@ def test_a_warm_start_needs_fewer_iterations_and_is_never_looser():
         again = layer.solve(q.network, q.region, q.rows, start=first)
         assert (again.lower >= first.lower - ROUNDING * first.lower.abs().clamp_min(1)).all()
         assert (again.lower <= answer(name) + ROUNDING * answer(name).abs().clamp_min(1)).all()
+        optimal = first.status == Status.OPTIMAL
+        assert optimal.any()
+        assert (again.iterations[optimal] == 0).all()  # nothing is left to do
+        assert (again.gap <= first.gap + ROUNDING * first.lower.abs().clamp_min(1))[optimal].all()
+        exact = Triangle(solver=DualAscent(exact=True)).solve(q.network, q.region, q.rows, start=first)
+        assert_close(exact.lower, answer(name), 1e-6)  # an optimum to 1e-4 does not do for it
         # After a small step of the weights, as in training.
         net = deepcopy(q.network.module)
         g = torch.Generator().manual_seed(1)
