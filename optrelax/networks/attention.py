@@ -14,12 +14,12 @@ from optrelax.networks.replicas import Replica
 
 
 def keep_batch_in_front(replica: Replica) -> None:
-    """Attention layers of a replica whose batch comes first compute the same by ops that leave it there."""
+    """Attention layers of a replica compute the same by ops that leave the batch in front."""
     for module in replica.module.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # its fused form, of weights that take no gradient, is one op
         own = "forward" in vars(module) or type(module).forward is not nn.MultiheadAttention.forward
-        if isinstance(module, nn.MultiheadAttention) and module.batch_first and not own:
+        if isinstance(module, nn.MultiheadAttention) and not own:
             module.forward = functools.partial(_attend, module)  # type: ignore[method-assign]
 
 
@@ -40,9 +40,10 @@ def _attend(
         return nn.MultiheadAttention.forward(
             layer, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         )
+    given = (query, key, value) if layer.batch_first else tuple(x.transpose(0, 1) for x in (query, key, value))
     heads = [
         F.linear(x, weight, bias).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-        for x, (weight, bias) in zip((query, key, value), _projections(layer), strict=True)
+        for x, (weight, bias) in zip(given, _projections(layer), strict=True)
     ]
     q, k, v = heads
     scores = (q / math.sqrt(layer.head_dim)) @ k.transpose(-2, -1)
@@ -52,6 +53,7 @@ def _attend(
     weights = F.dropout(scores.softmax(-1), layer.dropout, layer.training)
     found = (weights @ v).transpose(1, 2).flatten(2)
     output = F.linear(found, layer.out_proj.weight, layer.out_proj.bias)
+    output = output if layer.batch_first else output.transpose(0, 1)
     return output, (weights.mean(1) if average_attn_weights else weights) if need_weights else None
 
 

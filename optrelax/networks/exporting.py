@@ -28,6 +28,7 @@ from optrelax.networks.decompositions import made_of_others
 from optrelax.networks.entries import read_in_front
 from optrelax.networks.functional_graphs import flatten, mutations, renamed, transforms
 from optrelax.networks.gradients import stopped_at_weights
+from optrelax.networks.layouts import batch_in_front
 from optrelax.networks.leaves import Leaf, RegisteredCalls, current, keep_leaves, kept_functions
 from optrelax.networks.live_tensors import Attribute, Held
 from optrelax.networks.ops import Source
@@ -193,6 +194,7 @@ def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
             sources[node] = _constant(constant, net)
     assert given is not None
     read_in_front(graph)
+    batch_in_front(graph, given)
     returned = program.call_spec.out_spec
     if returned.type is not None:
         problems.append(_returns(returned.type.__name__))
