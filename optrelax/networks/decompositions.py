@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from optrelax.networks.exported_nodes import SHAPES_ONLY, SIZES
 from optrelax.networks.functional_graphs import flatten
 from optrelax.networks.registry import rule_of
 
@@ -15,7 +16,7 @@ _DEPTH = 5  # of ops made of ops made of others
 
 def made_of_others(program: Any, graph: fx.Graph) -> Any:
     """The exported program with every op in ops with rules that can be; None where there is none to rewrite."""
-    lacking = _lacking(graph)
+    lacking = _lacking(program, graph)
     if not lacking:
         return None
     known = torch.export.default_decompositions()
@@ -34,7 +35,7 @@ def _rewritten(program: Any, wanted: list[Any], known: Any, lacking: set[Any]) -
     table = {target: known[target] for target in wanted}
     for _ in range(_DEPTH):
         found = program.run_decompositions(table)
-        left = _lacking(flatten(found.graph_module))
+        left = _lacking(found, flatten(found.graph_module))
         new = left - lacking
         if not new and not left & table.keys():
             return found
@@ -44,7 +45,15 @@ def _rewritten(program: Any, wanted: list[Any], known: Any, lacking: set[Any]) -
     return None
 
 
-def _lacking(graph: fx.Graph) -> set[Any]:
-    """The ops without a rule that see something of the network's input or parameters."""
-    targets = {node.target for node in graph.nodes if node.op == "call_function" and node.all_input_nodes}
-    return {t for t in targets if isinstance(t, torch._ops.OpOverload) and t.namespace == "aten" and rule_of(t) is None}
+def _lacking(program: Any, graph: fx.Graph) -> set[Any]:
+    """The ops without a rule among those that read a number of the network's input."""
+    given, found = program.graph_signature.user_inputs, set()
+    reading = {n for n in graph.nodes if n.op == "placeholder" and n.name in given}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target not in SIZES | SHAPES_ONLY:
+            if reading.isdisjoint(node.all_input_nodes):
+                continue
+            reading.add(node)
+            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
+                found |= {node.target} if rule_of(node.target) is None else set()
+    return found

@@ -251,9 +251,18 @@ def test_gradients_in_the_weights_are_the_modules_own_at_a_point(name):
 
 
 def test_what_is_made_of_others_is_refused_alone_where_one_of_these_has_no_rule():
-    net = Function(lambda s, x: torch.subtract(x.median(1, keepdim=True)[0], x) + F.kl_div(x, s.k, reduction="none"))
+    net = Function(
+        lambda s, x: torch.subtract(x.median(1, keepdim=True)[0], x) + F.huber_loss(x, s.k, reduction="none")
+    )
     report = ox.check(net, (4,))
-    assert [p.where for p in report.problems] == ["median", "kl_div"]
+    assert [p.where for p in report.problems] == ["median", "huber_loss"]
+
+
+def test_what_is_no_function_of_the_input_is_not_rewritten(monkeypatch):
+    monkeypatch.setattr(torch.export, "default_decompositions", lambda: pytest.fail("asked for"))
+    net = Function(lambda s, x: F.linear(x, torch.subtract(s.w.t(), 1)) + x.new_zeros(x.size(0), 3).negative())
+    assert ox.check(net, (4,)).ok
+    assert ox.check(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))).ok
 
 
 REFUSED = {
