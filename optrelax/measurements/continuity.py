@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optrelax.analysis import Net
+from optrelax.frozen import field_values
 from optrelax.measurements.jump_tables import jump_table, relaxation_table, sample_table
 from optrelax.measurements.line_searches import OWNER, SearchedLine, search_line
 from optrelax.measurements.questions import MarginProblem, ask, require_positive
@@ -152,18 +153,16 @@ def measure_continuity(
             reporter(progress)(name, done + 1, len(stages))
     settings = question.settings() | {"direction": "given" if fixed else direction, "length": reach, "lines": count}
     settings |= {"examples a line": examples, "least": least, "cells": cells, "budget": budget, "seed": seed}
-    settings |= {
-        "solvers": {name: repr(relaxation.solver) for name, relaxation in precise.items() if relaxation.solves},
-    }
+    settings["solvers"] = {name: repr(field_values(one)["solver"]) for name, one in precise.items() if one.solves}
     return Continuity(relaxation_table(question, rows), jump_table(rows), sample_table(rows), settings)
 
 
-def _precise(relaxation: Any, region: Region) -> Any:
+def _precise(relaxation: Relaxation, region: Region) -> Relaxation:
     """Over boxes an LP layer with the default solver gets the precise one: a jump must stand out from the gaps."""
     from optrelax.layers import DualAscent, InteriorPoint
 
-    if region.as_box is not None and relaxation.solves and relaxation.solver == DualAscent():
-        return replace(relaxation, solver=InteriorPoint())
+    if region.as_box is not None and relaxation.solves and field_values(relaxation)["solver"] == DualAscent():
+        return relaxation.changed(solver=InteriorPoint())
     return relaxation
 
 

@@ -118,7 +118,9 @@ class SeriesRun:
             elif after is not None:
                 yield task("jumps", one, partial(self._jumps, net, one, after), next=weights_digest(after))
 
-    def _jumps(self, net: Network, one: Mapping[str, Relaxation], way: Any) -> _Columns:
+    def _jumps(
+        self, net: Network, one: Mapping[str, Relaxation], way: Literal["random", "gradient"] | Network
+    ) -> _Columns:
         how = {**self.lining, **self.shared}
         (row,) = measure_continuity(net, self.data, self.eps, one, direction=way, **how).table.to_dicts()
         return {row["relaxation"]: {name: row[name] for name in _JUMPS}}

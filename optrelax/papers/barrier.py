@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from optrelax.certification.journals import weights_digest
 from optrelax.data.datasets import load_dataset
-from optrelax.data.splits import evenly_spaced
+from optrelax.data.splits import Dataset, evenly_spaced
 from optrelax.margin_rows import margins
 from optrelax.networks.capturing import capture
 from optrelax.networks.checkpoint_files import read_npz
@@ -144,7 +144,7 @@ def _cascade(path: Path, device: str) -> Cascade:
 
 
 @cache
-def _data(data_dir: Path | None) -> Any:
+def _data(data_dir: Path | None) -> Dataset:
     return load_dataset("mnist", data_dir, "test")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from optrelax.data.splits import Dataset
 from optrelax.networks.graph import Network
 from optrelax.output.plots import certified_against_eps, write_figure
 from optrelax.output.tables import require_writable, write_frame, write_json
-from optrelax.relaxations import resolve
+from optrelax.relaxations import Relaxation, resolve
 from optrelax.training.recipes import Recipe, recipe
 from optrelax.training.trainer import train
 
@@ -176,12 +176,13 @@ def _certified(demo: Demo, row: Recipe, network: Network, test: Dataset, bar: Ba
     return reports
 
 
-def _certifiers(names: Sequence[str]) -> dict[str, Any]:
+def _certifiers(names: Sequence[str]) -> dict[str, Relaxation]:
     """Relaxations by name; the triangle LP stops where the sign of a margin is certain, which is all that counts."""
-    found: dict[str, Any] = {name: resolve(name) for name in names}
+    from optrelax.layers import DualAscent, Triangle
+
+    found = {name: resolve(name) for name in names}
     if "triangle" in found:
-        layer = found["triangle"]
-        found["triangle"] = replace(layer, solver=replace(layer.solver, threshold=0.0))
+        found["triangle"] = Triangle(solver=DualAscent(threshold=0.0))
     return found
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +15,10 @@ from optrelax.regions.base import Polyhedron, Region, Support
 from optrelax.regions.boxes import InputBox
 from optrelax.regions.numbers import check_finite, check_floating
 from optrelax.rounding import Rounding, cast_up, gamma, tiny, underflow, up
+
+if TYPE_CHECKING:
+    from optrelax.layers.programs.linear_program import LinearProgram
+    from optrelax.layers.solutions import LPSolution
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -158,7 +161,7 @@ class Polytope(Region):
         found = object.__new__(Polytope)
         return filled(found, lower=box.lower, upper=box.upper, A=A, b=cast_up(b, dtype), inner=inner)
 
-    def _solved(self, rows: Tensor, rounding: Rounding) -> Any:
+    def _solved(self, rows: Tensor, rounding: Rounding) -> LPSolution:
         flat = flatten_from(rows, 2)
         ends = (flatten_from(t, 1)[:, None] for t in (self.lower, self.upper))
         low, high = ends
@@ -166,9 +169,11 @@ class Polytope(Region):
         return _program(rounding)(c, self.A[:, None], self.b[:, None], lower=low, upper=high)
 
 
-def _program(rounding: Rounding) -> Any:
+def _program(rounding: Rounding) -> LinearProgram:
     """The layer of linear programs, on first use: the core does not import the layers."""
-    return importlib.import_module("optrelax.layers").LinearProgram(rounding=rounding)
+    from optrelax.layers.programs.linear_program import LinearProgram
+
+    return LinearProgram(rounding=rounding)
 
 
 def _deepest(box: InputBox, A: Tensor, b: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ def name_of(relaxation: object) -> str:
     return best or type(relaxation).__name__
 
 
-def _joined(relaxation: Any) -> str:
+def _joined(relaxation: Relaxation) -> str:
     """The name of an intersection; its class alone where no name is it."""
     name = "+".join(map(name_of, relaxation.parts))
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,13 +54,13 @@ def origin(network: Network, region: Region, x: Tensor, loss: object) -> str:
     return ""
 
 
-def _bounds(network: Network, region: Region, relaxation: Any) -> Iterator[tuple[str, bool]]:
+def _bounds(network: Network, region: Region, relaxation: Relaxation) -> Iterator[tuple[str, bool]]:
     """Layer by layer whether a relaxation's pre-activation bounds are finite."""
     for name, b in relaxation.preactivation_bounds(network, region).items():
         yield network[name].path, bool(b.lower.isfinite().all() and b.upper.isfinite().all())
 
 
-def relaxations_of(loss: object) -> list[object]:
+def relaxations_of(loss: object) -> list[Relaxation]:
     """The relaxations in a loss's fields, those of losses inside it included."""
     found = []
     for name in ("relaxation", "layer", "other"):

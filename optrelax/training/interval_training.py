@@ -6,8 +6,8 @@ Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from optrelax.training.wrapped_losses import WrappedLoss
 __all__ = ["IntervalRegularised", "initialise"]
 
 
-def initialise(net: nn.Module | Network, generator: torch.Generator | None = None, *, input_shape: Any = None) -> None:
+def initialise(
+    net: nn.Module | Network, generator: torch.Generator | None = None, *, input_shape: Sequence[int] | None = None
+) -> None:
     """Draw the weights of all but the last affine layers anew, normal with standard deviation sqrt(2 pi) / fan-in.
 
     An interval then keeps its mean width from layer to layer: |w| has mean sqrt(2 / pi) times its deviation, and a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network, Node
 from optrelax.regions import Region
 from optrelax.specifications import Specification
+
+if TYPE_CHECKING:
+    from optrelax.training.lp_losses import DualMemory
 
 __all__ = ["Batch", "Loss", "LossTerms", "WeightedLoss", "certified_cross_entropy", "l1_norm", "require_share"]
 
@@ -93,7 +96,7 @@ class Batch:
     labels: Tensor  # [batch]
     rows: Tensor  # margins' rows in the region's type, [batch, classes - 1, classes]
     generator: torch.Generator | None
-    memory: Any = None  # dual points of earlier steps, see `optrelax.training.lp_losses`
+    memory: DualMemory | None = None  # dual points of earlier steps, see `optrelax.training.lp_losses`
     index: Tensor | None = None  # the examples' places in the data set, [batch]
     spec: Specification | None = None  # whose rows these are, where not those of labels
 
@@ -182,7 +185,7 @@ class WeightedLoss:
         labels: Tensor,
         x: Tensor | None,
         generator: torch.Generator | None,
-        memory: Any = None,
+        memory: DualMemory | None = None,
         index: Tensor | None = None,
         spec: Spec | None = None,
     ) -> LossTerms:

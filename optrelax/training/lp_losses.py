@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from optrelax.layers.evaluation import Evaluation, evaluate
 from optrelax.layers.exported import network_solver
 from optrelax.layers.layerwise import Layerwise
 from optrelax.layers.network_gradients import FixedSlopes
-from optrelax.layers.network_layer import NetworkLayer
+from optrelax.layers.network_layer import GradientRule, NetworkLayer
 from optrelax.layers.network_solver import NetworkSolver, Points
-from optrelax.layers.problems import DualPoint, Problems
+from optrelax.layers.problems import DualPoint, Problems, Weights
 from optrelax.layers.solutions import Status
 from optrelax.networks.graph import Network
 from optrelax.regions import Region
@@ -66,7 +66,7 @@ class DualMemory:
             self._weights = {target: torch.zeros(shape, dtype=torch.uint8) for target, shape in wanted.items()}
             self._seen = {target: torch.zeros(shape[:2], dtype=torch.bool) for target, shape in wanted.items()}
 
-    def read(self, target: str, index: Tensor, slots: Tensor, like: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    def read(self, target: str, index: Tensor, slots: Tensor, like: Mapping[str, Tensor]) -> tuple[Tensor, Weights]:
         """Which problems are known [R], and weights by activation: `like`'s where nothing is known."""
         index, slots = index.cpu(), slots.cpu()
         table, seen = self._weights[target], self._seen[target]
@@ -163,7 +163,8 @@ class LPLoss(WeightedLoss):
         return self._terms(net, region, labels, x, generator, memory, index, spec)
 
     def _robust(self, batch: Batch) -> Robust:
-        layer: Any = resolve(self.layer)
+        layer = resolve(self.layer)
+        assert isinstance(layer, NetworkLayer)
         if batch.memory is not None:
             batch.memory.reserve(_plan(batch.network, layer), self.memory_bytes)
         review = _FallbackReview(self.fallback, layer.rounding, batch.memory, batch.index)
@@ -274,14 +275,13 @@ class _FallbackReview:
 class _Safeguard:
     """A layer's gradient rule where the solve met its target, back-substitution at fixed slopes elsewhere."""
 
-    rule: Any
+    rule: GradientRule
 
     def value(self, problems: Problems, found: Evaluation) -> Tensor:
         """A function a problem whose gradient is wanted: [R]."""
         unfinished = found.status != Status.OPTIMAL
         if not bool(unfinished.any()):
-            value: Tensor = self.rule.value(problems, found)
-            return value
+            return self.rule.value(problems, found)
         if bool(unfinished.all()):
             return FixedSlopes().value(problems, found)
         total = found.lower.new_zeros(problems.count)
