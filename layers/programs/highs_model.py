@@ -174,7 +174,7 @@ class Model:
             return bool(self.highs.getDualRay()[1])
         return status != Status.UNBOUNDED or bool(self.highs.getPrimalRay()[1])
 
-    def _status(self, claimed: object) -> Status:
+    def _status(self, claimed: Any) -> Status:
         kind = self.api.HighsModelStatus
         table = {
             kind.kOptimal: Status.OPTIMAL,

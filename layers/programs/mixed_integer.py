@@ -238,7 +238,7 @@ class MixedIntegerProgram(LinearProgram):
         return point, bound if status in (Status.OPTIMAL, Status.TIME_LIMIT) else -np.inf, status
 
 
-def _whole_ends(data: LPData, integer: Any) -> tuple[object, Any]:
+def _whole_ends(data: LPData, integer: Any) -> tuple[Any, Any]:
     """The variables' ends, those of integers moved to the integers within.
 
     The same program; between fractional ends HiGHS (1.15) may cut off integer points, whatever its options.

@@ -42,7 +42,7 @@ def is_random(node: fx.Node) -> bool:
     return not any(name in given and given[name] == value for name, value in _SWITCHED_OFF.items())
 
 
-def arguments_by_name(node: fx.Node) -> dict[str, object]:
+def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     """Arguments of a call by the names of its schema, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
