@@ -253,7 +253,7 @@ def _solve_dense(solver: ProgramSolver, program: NetworkLP, c: np.ndarray) -> _R
         torch.from_numpy(program.col_upper).expand(k, -1),
     )
     found = solver.solve(data, None)
-    duals = torch.zeros(k, len(low), dtype=torch.float64)
+    duals = torch.zeros(k, len(low), dtype=torch.float64, device="cpu")
     duals[:, equal] = found.equality
     count = int(above.sum())
     duals[:, above] += found.inequality[:, :count]

@@ -99,7 +99,7 @@ class Milp:
             program = export(network, exact, before, integer=True, maps=AffineMaps(network))
             costs, offsets = program.objective(rows[0].double())
         search = _MilpSearch(network, exact, rows[0].detach().double().reshape(rows.shape[1], -1), program)
-        lower = torch.full((rows.shape[1],), -torch.inf, dtype=torch.float64)
+        lower = torch.full((rows.shape[1],), -torch.inf, dtype=torch.float64, device="cpu")
         open_rows = []
         for row in order:
             left = deadline - time.monotonic()
@@ -133,7 +133,7 @@ class _MilpSearch:
     interrupted: bool = False
 
     def __post_init__(self) -> None:
-        self.upper = torch.full((len(self.rows),), torch.inf, dtype=torch.float64)
+        self.upper = torch.full((len(self.rows),), torch.inf, dtype=torch.float64, device="cpu")
 
     def run(self, row: int, cost: np.ndarray, offset: float, seconds: float, threads: int, sign: bool) -> float:
         """Claimed lower bound of a row; improving points go to `upper` and `point` on the way."""

@@ -90,7 +90,7 @@ def label_rows(labels: Tensor, output_shape: Sequence[int], owner: str) -> Tenso
 def whole_labels(owner: str, labels: Tensor) -> Tensor:
     """Labels as they are; TypeError where they are not integers."""
     if not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
+        labels = torch.as_tensor(labels, device="cpu")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"{owner}: labels must be integers, got {labels.dtype}; use labels.long()")
     return labels

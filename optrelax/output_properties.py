@@ -73,7 +73,7 @@ def ordering(order: Tensor | Sequence[int], outputs: int) -> Specification:
         >>> ox.ordering([2, 0], outputs=3).rows
         tensor([[-1.,  0.,  1.]], dtype=torch.float64)
     """
-    places = whole_labels("ordering", torch.as_tensor(order))
+    places = whole_labels("ordering", order if isinstance(order, Tensor) else torch.tensor(order, device="cpu"))
     if places.shape[-1:] < (2,):
         raise ValueError("ordering: wants at least two outputs")
     if not bool(((places >= 0) & (places < outputs)).all()):

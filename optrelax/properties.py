@@ -68,7 +68,7 @@ class Case:
         for i, end in self.open:
             ends, exact, side = (lower, self.lower, 1) if end == "lower" else (upper, self.upper, -1)
             if Fraction(float(ends[i])) == exact[i]:
-                ends[i] = torch.nextafter(ends[i], torch.tensor(side * math.inf, dtype=dtype))
+                ends[i] = torch.nextafter(ends[i], torch.tensor(side * math.inf, dtype=dtype, device="cpu"))
         return lower, upper
 
 
@@ -160,7 +160,7 @@ def avoiding(clauses: Sequence[Sequence[Halfspace]], outputs: int, dtype: torch.
     """Fulfilled by outputs that meet none of the clauses; each halfspace is a row, one that repeats the same."""
     places: dict[Halfspace, int] = {}
     groups = tuple(tuple(places.setdefault(half.scaled(), len(places)) for half in c) for c in clauses)
-    rows = torch.zeros(len(places), outputs, dtype=dtype)
+    rows = torch.zeros(len(places), outputs, dtype=dtype, device="cpu")
     slack = torch.zeros_like(rows)
     for half, k in places.items():
         for i, c in half.coefficients:
@@ -169,5 +169,5 @@ def avoiding(clauses: Sequence[Sequence[Halfspace]], outputs: int, dtype: torch.
             rows[k, i] = float(c)
             slack[k, i] = _rounded([abs(c - Fraction(float(rows[k, i])))], dtype, 1)[0]
     offsets = _rounded([half.constant for half in places], dtype, -1)
-    closed = torch.tensor([half.strict for half in places], dtype=torch.bool)
+    closed = torch.tensor([half.strict for half in places], dtype=torch.bool, device="cpu")
     return Specification(rows, offsets, groups, closed=closed, slack=slack if bool(slack.any()) else None)

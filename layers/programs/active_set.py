@@ -78,6 +78,6 @@ class ActiveSet(ProgramSolver):
         def row(part: np.ndarray) -> Tensor:
             return torch.from_numpy(part).unsqueeze(0)
 
-        duals, status = row(run.duals), torch.tensor([int(run.status)], dtype=torch.int8)
-        count = torch.tensor([run.iterations])
+        duals, status = row(run.duals), torch.tensor([int(run.status)], dtype=torch.int8, device="cpu")
+        count = torch.tensor([run.iterations], device="cpu")
         return Answer(row(run.primal), duals[:, :m].clamp(min=0), duals[:, m:], status, count).with_proofs()

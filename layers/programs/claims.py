@@ -53,7 +53,7 @@ def _descending(solver: ProgramSolver, data: LPData, ray: Tensor, claimed: Tenso
     if len(index):
         some = data.select(index)
         # Interior points have no centre to go to where the feasible points have no end: the nearest to 0 is one point.
-        P = torch.eye(data.size[1]).to(data.c) if solver.quadratic else None
+        P = torch.eye(data.size[1], device="cpu").to(data.c) if solver.quadratic else None
         found = solver.solve(replace(some, c=torch.zeros_like(some.c), P=P), None)
         feasible = keeps_constraints(some, found.primal.clamp(some.lower, some.upper), solver.tol)
         status[index[feasible]] = Status.UNBOUNDED

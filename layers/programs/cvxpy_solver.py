@@ -114,8 +114,8 @@ class Cvxpy(ProgramSolver):
 
     def _run(self, layer: Any, data: LPData, finite: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
         size, n, m, p = data.size
-        below = torch.tensor(finite[:n])
-        above = torch.tensor(finite[n:])
+        below = torch.tensor(finite[:n], device="cpu")
+        above = torch.tensor(finite[n:], device="cpu")
         values = [data.c]
         values += [data.A, data.b] if m else []
         values += [data.E, data.d] if p else []
@@ -141,7 +141,7 @@ class Cvxpy(ProgramSolver):
 
 def _claims(data: LPData, primal: Tensor, y: Tensor, v: Tensor) -> Tensor:
     """Statuses, which cvxpylayers does not tell: solvers return rays or NaN in place of a solution, [B]."""
-    status = torch.full((len(primal),), Status.OPTIMAL, dtype=torch.int8)
+    status = torch.full((len(primal),), Status.OPTIMAL, dtype=torch.int8, device="cpu")
     status[~torch.cat([primal, y, v], -1).isfinite().all(-1)] = Status.NUMERICAL
     status[proves_unbounded(data, primal)] = Status.UNBOUNDED
     status[proves_infeasible(data, y, v)] = Status.INFEASIBLE

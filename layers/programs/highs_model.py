@@ -176,7 +176,7 @@ class Model:
 
     def _status(self, claimed: Any) -> Status:
         kind = self.api.HighsModelStatus
-        table = {
+        table: dict[object, Status] = {
             kind.kOptimal: Status.OPTIMAL,
             kind.kModelEmpty: Status.OPTIMAL,
             kind.kInfeasible: Status.INFEASIBLE,

@@ -54,7 +54,7 @@ def _compiled(data: LPData) -> tuple[Tensor, Tensor]:
     share, lost = _row_error(n)
     low, high = (torch.empty_like(data.c, memory_format=torch.contiguous_format) for _ in range(2))
     threads = torch.get_num_threads()
-    places = torch.empty(threads * ((m + p) * (n + 1) + 2), dtype=torch.int64)
+    places = torch.empty(threads * ((m + p) * (n + 1) + 2), dtype=torch.int64, device="cpu")
     numbers = data.c.new_empty(threads * ((m + p + 2) * n + 1))
     ready = data.map(Tensor.contiguous)
     shared = int(data.A.dim() == 2), int(data.E.dim() == 2)

@@ -107,7 +107,7 @@ class MixedIntegerProgram(LinearProgram):
         cuts: most rounds of root cuts that `primal_gradient` is strengthened by; 0 for the plain relaxation.
         """
         super().__init__(solver, rounding=rounding, primal_gradient=primal_gradient, throw=throw)
-        mask = torch.as_tensor(integer)
+        mask = integer if isinstance(integer, Tensor) else torch.as_tensor(integer, device="cpu")
         if mask.dtype != torch.bool or mask.dim() != 1:
             raise TypeError(
                 f"{self._owner}: integer must be a mask [n] of booleans, got {mask.dtype} {list(mask.shape)}"
@@ -184,13 +184,13 @@ class MixedIntegerProgram(LinearProgram):
         """(points, claimed bounds, statuses) of each problem, on the host."""
         size, n = data.size[:2]
         if size == 0:
-            return data.c, data.c.new_zeros(0), torch.zeros(0, dtype=torch.int8)
+            return data.c, data.c.new_zeros(0), torch.zeros(0, dtype=torch.int8, device="cpu")
         kinds = self.integer.cpu().numpy()
         with ThreadPoolExecutor(min(size, self.workers or usable_cores())) as pool:
             found = list(pool.map(lambda i: self._one(data.select(slice(i, i + 1)), kinds), range(size)))
         points = torch.from_numpy(np.stack([point for point, _, _ in found]).reshape(size, n))
-        claimed = torch.tensor([bound for _, bound, _ in found], dtype=torch.float64)
-        return points, claimed, torch.tensor([int(status) for _, _, status in found], dtype=torch.int8)
+        claimed = torch.tensor([bound for _, bound, _ in found], dtype=torch.float64, device="cpu")
+        return points, claimed, torch.tensor([int(status) for _, _, status in found], dtype=torch.int8, device="cpu")
 
     def _one(self, data: LPData, integer: Any) -> tuple[Any, float, Status]:
         import highspy

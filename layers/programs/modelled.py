@@ -78,7 +78,7 @@ class ModelledProgram(nn.Module):
         table = table.reshape(*table.shape[:-1], n + 1, rows).mT
         A, b = -table[..., :n], table[..., n]
         data: list[Tensor | None] = [c, A[..., p:, :], b[..., p:], A[..., :p, :], b[..., :p]]
-        data += [None if end is None else torch.as_tensor(end).to(c) for end in self.bounds]
+        data += [None if end is None else torch.as_tensor(end, device="cpu").to(c) for end in self.bounds]
         if self.P_constant is not None:
             P = self._affine("P", vector)
             P = P.reshape(*P.shape[:-1], n, n)
@@ -245,9 +245,9 @@ def integers_of(problem: object) -> Tensor:
     import cvxpy as cp
 
     data, _, _ = _data(problem, "MixedIntegerProgram")
-    mask = torch.zeros(data[cp.settings.PARAM_PROB].x.size, dtype=torch.bool)
+    mask = torch.zeros(data[cp.settings.PARAM_PROB].x.size, dtype=torch.bool, device="cpu")
     for name in ("bool_vars_idx", "int_vars_idx"):
-        mask[torch.as_tensor([int(i) for i in data[name]], dtype=torch.long)] = True
+        mask[torch.as_tensor([int(i) for i in data[name]], dtype=torch.long, device="cpu")] = True
     return mask
 
 

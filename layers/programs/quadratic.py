@@ -53,7 +53,7 @@ def _one(data: LPData, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
 
     _, n, m, p = data.size
     A, E = (matrix if matrix.dim() == 2 else matrix[0] for matrix in (data.A, data.E))
-    eye = torch.eye(n, dtype=torch.float64)
+    eye = torch.eye(n, dtype=torch.float64, device="cpu")
     below, above = data.lower[0].isfinite(), data.upper[0].isfinite()
     G = torch.cat([E, A, -eye[below], eye[above]]).numpy()
     h = torch.cat([data.d[0], data.b[0], -data.lower[0][below], data.upper[0][above]]).numpy()
@@ -68,14 +68,14 @@ def _one(data: LPData, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     ).solve()
     solved = str(found.status) in ("Solved", "AlmostSolved")
     active = torch.from_numpy(np.array(found.z) > np.array(found.s))
-    at_lower, at_upper = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    at_lower, at_upper = torch.zeros(n, dtype=torch.bool, device="cpu"), torch.zeros(n, dtype=torch.bool, device="cpu")
     at_lower[below] = active[p + m : p + m + int(below.sum())]
     at_upper[above] = active[p + m + int(below.sum()) :]
-    at_rows = torch.cat([active[p : p + m], torch.ones(p, dtype=torch.bool)])
+    at_rows = torch.cat([active[p : p + m], torch.ones(p, dtype=torch.bool, device="cpu")])
     # A variable without room is held by both bounds.
     fixed = data.lower[0] == data.upper[0]
-    x = torch.from_numpy(np.array(found.x)) if solved else torch.zeros(n, dtype=torch.float64)
-    return x, at_rows, at_lower | fixed, at_upper | fixed, torch.tensor(solved)
+    x = torch.from_numpy(np.array(found.x)) if solved else torch.zeros(n, dtype=torch.float64, device="cpu")
+    return x, at_rows, at_lower | fixed, at_upper | fixed, torch.tensor(solved, device="cpu")
 
 
 def _finish(data: LPData, target: Tensor, rough: Tensor, at_rows: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:

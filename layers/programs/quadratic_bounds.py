@@ -133,7 +133,9 @@ def _balanced(
             continue
         moved, slack = found.multipliers[m + p :], found.slack[m + p :]
         proved, near = found.bound - _half(P, moved, slack), found.near - _half(P, moved, 0 * slack)
-        better = float(down(torch.tensor(proved if rounding == "outward" else max(proved, near), dtype=_F64)))
+        better = float(
+            down(torch.tensor(proved if rounding == "outward" else max(proved, near), dtype=_F64, device="cpu"))
+        )
         if not better > lower[i]:
             continue
         lower[i] = better

@@ -94,7 +94,7 @@ def _solved(data: LPData, work: float) -> Answer:
     size, n, m, p = data.size
     ready, ends = data.map(Tensor.contiguous), implied_box(data)
     primal, duals = data.c.new_empty(size, n), data.c.new_empty(size, m + p)
-    status, steps = (torch.empty(size, dtype=torch.int64) for _ in range(2))
+    status, steps = (torch.empty(size, dtype=torch.int64, device="cpu") for _ in range(2))
     inputs = (ready.c, ready.A, ready.b, ready.E, ready.d, ready.lower, ready.upper, *(e.contiguous() for e in ends))
     limit = _STEPS * (n + m + p)
     kernels().call("simplex", torch.float64, size, n, m, p, limit, work, *inputs, primal, duals, status, steps)

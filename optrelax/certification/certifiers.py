@@ -145,9 +145,12 @@ class Certifier(SampleQuestions):
         data = [self.samples.x, self.samples.labels, self.samples.index]
         if self.region is not None:
             parts = field_values(self.region).values()
-            data += [part if isinstance(part, Tensor) else torch.tensor(list(repr(part).encode())) for part in parts]
+            data += [
+                part if isinstance(part, Tensor) else torch.tensor(list(repr(part).encode()), device="cpu")
+                for part in parts
+            ]
         if self.spec is not None:
-            groups = torch.tensor([[i, row] for i, group in enumerate(self.spec.groups) for row in group])
+            groups = torch.tensor([[i, row] for i, group in enumerate(self.spec.groups) for row in group], device="cpu")
             data += [self.spec.rows, self.spec.offsets, self.spec.closed, groups]
         return {
             **self.settings(),
@@ -199,7 +202,7 @@ class Certifier(SampleQuestions):
     def _require_working(self, error: BaseException) -> None:
         """Raise `error` if a ball of no width fails in the same way: then the settings are at fault, not an example."""
         x = self.samples.x.new_zeros(1, *self.network.input_shape, dtype=self.dtype, device=device_of(self.network))
-        spec = self.specification(torch.zeros(1, dtype=torch.int64)).to(x.device, x.dtype)
+        spec = self.specification(torch.zeros(1, dtype=torch.int64, device="cpu")).to(x.device, x.dtype)
         for relaxation in self.relaxations.values():
             try:
                 group_bounds(relaxation, self.network, ball_of(self.norm)(x, 0.0), spec, sign=True)

@@ -140,9 +140,9 @@ def _collect(
         if progress is not None:
             progress(CertificationProgress(len(found), len(index), dict(counts), expected))
 
-    left = torch.tensor([place for place, i in enumerate(index) if i not in found], dtype=torch.int64)
+    left = torch.tensor([place for place, i in enumerate(index) if i not in found], dtype=torch.int64, device="cpu")
     tell(None if progress is None else run.expected_seconds(left, size))
-    for chunk in torch.arange(len(index)).split(size) if index else ():
+    for chunk in torch.arange(len(index), device="cpu").split(size) if index else ():
         # Whole batches, as the first run took them: the last bits depend on what is computed together.
         if all(index[position] in found for position in chunk.tolist()):
             continue

@@ -90,7 +90,7 @@ class Contest:
 
     def announce(self, repeats: int, patience: float) -> None:
         """Tell how long all of it will take, before it begins; of few examples nothing."""
-        places, expected = torch.arange(len(self.run.samples)), 0.0
+        places, expected = torch.arange(len(self.run.samples), device="cpu"), 0.0
         if len(places) <= FEW:
             return
         for name in self.run.relaxations:
@@ -126,7 +126,7 @@ class Contest:
             torch.cuda.synchronize(device)
 
     def _batches(self) -> Iterator[Tensor]:
-        yield from torch.arange(len(self.run.samples)).split(self.size)
+        yield from torch.arange(len(self.run.samples), device="cpu").split(self.size)
 
     def natural(self) -> Tensor:
         """Smallest margin at the examples themselves, float64 [n]."""
@@ -145,13 +145,13 @@ class Contest:
             lower, upper = self._smallest(milp, position, best[position])
             found.append((lower, upper, time.perf_counter() - begin))
             self.progress(ComparisonProgress(MILP, position + 1, len(best), 0))
-        lowers, uppers, seconds = torch.tensor(found, dtype=torch.float64).unbind(1)
+        lowers, uppers, seconds = torch.tensor(found, dtype=torch.float64, device="cpu").unbind(1)
         return ExactMargins(milp, lowers, uppers, seconds)
 
     def _smallest(self, milp: Milp, position: int, sound: Tensor) -> tuple[float, float]:
         """Bounds of one example's smallest margin: the most doubtful margins first, none that cannot be it."""
         deadline = time.monotonic() + milp.time_limit
-        _, ball, spec = self.run.question(torch.tensor([position]))
+        _, ball, spec = self.run.question(torch.tensor([position], device="cpu"))
         shaped = spec.rows.reshape(*spec.rows.shape[:2], *self.run.network.output_shape)
         upper = float(PGD().search(self.run.network, ball, shaped, [position]).worst)
         lower = sound.clone()

@@ -60,8 +60,10 @@ class Square(Attack):
         c, h, w = shape if len(shape) == 3 else (1, 1, shape.numel())
         # Stripes, one number a column and channel; then a corner and a sign a channel for each query.
         drawn = [generator(self.seed, hunt.keys[i], 3) for i in alive.tolist()]
-        stripes = torch.stack([torch.rand(c, 1, w, generator=g) for g in drawn]).to(hunt.points.device)
-        numbers = torch.stack([torch.rand(self.queries, 2 + c, generator=g) for g in drawn]).to(hunt.points.device)
+        stripes = torch.stack([torch.rand(c, 1, w, generator=g, device="cpu") for g in drawn]).to(hunt.points.device)
+        numbers = torch.stack([torch.rand(self.queries, 2 + c, generator=g, device="cpu") for g in drawn]).to(
+            hunt.points.device
+        )
         region = hunt.region.select(alive)
         box = region.box()
         lower, upper = (end.reshape(-1, c, h, w) for end in (box.lower, box.upper))

@@ -260,7 +260,7 @@ class _Verification:
         lower, upper = case.case.inner(torch.float64)
         empty = lower > upper
         ends = zip(case.case.lower, case.case.upper, strict=True)
-        middle = torch.tensor([float((l + u) / 2) for l, u in ends], dtype=torch.float64)
+        middle = torch.tensor([float((l + u) / 2) for l, u in ends], dtype=torch.float64, device="cpu")
         lower, upper = (torch.where(empty, middle, end) for end in (lower, upper))
         note = f"{int(empty.sum())} inputs are fixed at decimals that are no floats" if bool(empty.any()) else ""
         shape, device = (1, *self.network.input_shape), device_of(self.network)

@@ -58,7 +58,7 @@ def gather(data: object, subset: int | None = None) -> Samples:
     """
     match data:
         case Tensor():
-            found = gather((data, torch.zeros(len(data), dtype=torch.int64)), subset)
+            found = gather((data, torch.zeros(len(data), dtype=torch.int64, device="cpu")), subset)
             return replace(found, labelled=False)
         case tuple() | list():
             if len(data) != 2:
@@ -69,7 +69,7 @@ def gather(data: object, subset: int | None = None) -> Samples:
         case _:
             x, labels = _iterated(data)
     _require_fit(x, labels)
-    index = torch.arange(len(x)) if subset is None else evenly_spaced(len(x), subset)
+    index = torch.arange(len(x), device="cpu") if subset is None else evenly_spaced(len(x), subset)
     chosen = index.to(x.device)
     return Samples(x[chosen].detach(), labels.cpu().long()[index], index)
 
@@ -104,7 +104,7 @@ def _items(data: Any) -> Iterable[object]:
 
 def _tensor(name: str, value: object) -> Tensor:
     if isinstance(value, (Tensor, np.ndarray, int, np.integer)):
-        return torch.as_tensor(value)
+        return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     raise TypeError(f"data: {name} must be a tensor or an array, got {type(value).__name__}")
 
 

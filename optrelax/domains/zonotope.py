@@ -53,7 +53,7 @@ class Walk:
         # A checksum of the node's name, not Python's salted hash: equal in every process.
         digest = zlib.crc32(f"{self.seed} {name}".encode())
         generator = torch.Generator().manual_seed(digest)
-        uniform = torch.rand(self.projections, *shape, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(self.projections, *shape, generator=generator, dtype=torch.float64, device="cpu")
         return torch.tan(math.pi * (uniform - 0.5)).to(like)
 
 

@@ -98,9 +98,9 @@ class _SignedEnds(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         size = _examples(batch, k, n, a.element_size())
         block = a.new_empty(size, k, n)
-        signs = torch.empty(batch if keep else size, quads, n, dtype=torch.uint8)
+        signs = torch.empty(batch if keep else size, quads, n, dtype=torch.uint8, device="cpu")
         middle, spread = a.new_empty(batch, k), a.new_empty(batch, k)
-        zeros = torch.empty(batch, k, dtype=torch.int32)
+        zeros = torch.empty(batch, k, dtype=torch.int32, device="cpu")
         places: list[Tensor] = []
         for begin in range(0, batch, size):
             part = slice(begin, min(begin + size, batch))
@@ -154,7 +154,7 @@ def _to_rows(
     turned[:n, :m] = weight.mT
     filled[:, :n] = radius
     threads = torch.get_num_threads()
-    index = torch.empty(threads, -(-k // 4) * 4, full // 4, dtype=torch.uint8)
+    index = torch.empty(threads, -(-k // 4) * 4, full // 4, dtype=torch.uint8, device="cpu")
     sums, found = a.new_empty(threads, k, _tile()[0]), torch.empty_like(a)
     given = (signs, turned, filled, center @ weight.mT, to_middle, to_spread)
     kernels().call("to_rows", a.dtype, batch, k, n, full, m, *given, index, sums, found)

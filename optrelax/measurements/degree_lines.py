@@ -74,7 +74,12 @@ class LineDegrees(Arithmetic):
             return None
         if slope in op.slopes:
             return Ratio(0)
-        chord = float(op.chord_slope(torch.tensor([l], dtype=torch.float64), torch.tensor([u], dtype=torch.float64)))
+        chord = float(
+            op.chord_slope(
+                torch.tensor([l], dtype=torch.float64, device="cpu"),
+                torch.tensor([u], dtype=torch.float64, device="cpu"),
+            )
+        )
         share = slope / chord
         if not any(math.isclose(share, known, rel_tol=1e-12) for known in relaxation.chord_shares):
             raise ValueError(f"step_degrees: the lines of {name_of(relaxation)} are not rational in the bounds")
@@ -95,7 +100,7 @@ class LineDegrees(Arithmetic):
         """f(v) - slope v at the end or kink v where the line touches."""
         if intercept == 0:
             return None
-        points = [(torch.tensor(k, dtype=torch.float64), None if k == 0 else Ratio(0)) for k in op.kinks]
+        points = [(torch.tensor(k, dtype=torch.float64, device="cpu"), None if k == 0 else Ratio(0)) for k in op.kinks]
         points += [(l, ends[0]), (u, ends[1])]
         for v, degree in points:
             value = float(op(v))
@@ -115,7 +120,9 @@ class LineDegrees(Arithmetic):
         touched = []
         for end in (ends.l, ends.u):
             at = float(end.value[i])
-            if _close(slope.value[i] * at + intercept.value[i], float(op(torch.tensor(at, dtype=torch.float64)))):
+            if _close(
+                slope.value[i] * at + intercept.value[i], float(op(torch.tensor(at, dtype=torch.float64, device="cpu")))
+            ):
                 image = self.image(op, Tracked(end.value[i : i + 1], end.ratio[i : i + 1])).ratio[0]
                 touched.append((at, end.ratio[i], image))
         for at, _, image in touched:

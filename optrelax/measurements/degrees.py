@@ -134,7 +134,7 @@ def _linear(network: Network, weights: MovingWeights, way: Weights) -> dict[str,
 def _dense(op: Affine) -> list[Values]:
     """Matrices [out, in] of each input, then the bias [out]."""
     n = math.prod(op.shape)
-    eye = torch.eye(n, dtype=torch.float64).reshape(n, *op.shape)
+    eye = torch.eye(n, dtype=torch.float64, device="cpu").reshape(n, *op.shape)
     parts = [part.reshape(n, -1).numpy().copy() for part in op.transpose(eye)]
     b = op.bias(eye)
     bias = np.zeros(n) if b is None else b.expand(op.shape).reshape(-1).numpy().copy()

@@ -32,7 +32,7 @@ class Sample:
     def differs(self, other: Sample) -> Tensor:
         """Indices of the switch functions whose sign is another at the other point; 0 is a sign of its own."""
         if self.switches.shape != other.switches.shape:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, dtype=torch.int64, device="cpu")
         return (self.switches.sign() != other.switches.sign()).nonzero()[:, 0]
 
 

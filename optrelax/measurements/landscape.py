@@ -76,7 +76,9 @@ class Landscape:
 def _roughness(points: pl.DataFrame) -> float:
     first, second = [], []
     for b in points["b"].unique(maintain_order=True):
-        loss = torch.tensor(points.filter(points["b"] == b).sort("a")["loss"].to_list(), dtype=torch.float64)
+        loss = torch.tensor(
+            points.filter(points["b"] == b).sort("a")["loss"].to_list(), dtype=torch.float64, device="cpu"
+        )
         first.append(loss.diff().abs())
         second.append(loss.diff().diff().abs())
     slope = float(torch.cat(first).mean())

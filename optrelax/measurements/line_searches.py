@@ -75,8 +75,10 @@ def search_line(
             raise ValueError(f"{OWNER}: a bound at {t:g} along the line is not finite")
         parts = [switch_functions(part.network, b) for b in bounds]
         if not causes:
-            causes.append(torch.cat([p[1] for p in parts]) if parts else torch.zeros(0, dtype=torch.int64))
-        switches = torch.cat([p[0] for p in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+            causes.append(
+                torch.cat([p[1] for p in parts]) if parts else torch.zeros(0, dtype=torch.int64, device="cpu")
+            )
+        switches = torch.cat([p[0] for p in parts]) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
         values = torch.cat([lower.flatten(), certified_cross_entropy(lower)[None]])
         # The loss's slope in all margins of an example is at most 1.
         noise = torch.cat([noise.flatten(), noise.amax(1).mean()[None]])

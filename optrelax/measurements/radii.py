@@ -46,8 +46,10 @@ class RadiusSearch:
 
         The radius is the distance of the point itself, so no sound bound certifies beyond it.
         """
-        reach = torch.full((len(self.run.samples),), self.limit, dtype=torch.float64)
-        natural = torch.cat([self._margins(p, self._x(p)).amin(1) for p in self._batches(torch.arange(len(reach)))])
+        reach = torch.full((len(self.run.samples),), self.limit, dtype=torch.float64, device="cpu")
+        natural = torch.cat(
+            [self._margins(p, self._x(p)).amin(1) for p in self._batches(torch.arange(len(reach), device="cpu"))]
+        )
         reach[~(natural > 0)] = 0.0
         low = torch.zeros_like(reach)
         rounds = max(1, math.ceil(math.log2(max(2.0, self.limit / self.resolution))))
@@ -83,7 +85,7 @@ class RadiusSearch:
         def certified(positions: Tensor, radii: Tensor) -> Tensor:
             asked[0] += len(positions)
             parts = [self._worst(relaxation, p, radii[i]) > 0 for i, p in self._pieces(positions)]
-            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device="cpu")
 
         self._refute(name, relaxation, reach)
         if relaxation.monotone:
@@ -110,7 +112,7 @@ class RadiusSearch:
 
     def _decided(self, milp: Milp, position: int, radius: Tensor) -> bool | None:
         """Whether every margin of one example is positive at a radius; None where the solver left it open."""
-        p = torch.tensor([position])
+        p = torch.tensor([position], device="cpu")
         x = self._x(p)
         ball = self.run.ball(x, float(radius))
         rows = self._rows(p)
@@ -132,7 +134,7 @@ class RadiusSearch:
         """Brackets from 0, where it is certified there, to the reach."""
         low = self._at_limit(certified, reach)
         some = ((low < 0) & (reach > 0)).nonzero()[:, 0]
-        low[some[certified(some, torch.zeros(len(some), dtype=torch.float64))]] = 0.0
+        low[some[certified(some, torch.zeros(len(some), dtype=torch.float64, device="cpu"))]] = 0.0
         return low, reach.clone()
 
     def _scanned(self, name: str, certified: Certified, reach: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,5 +209,5 @@ class RadiusSearch:
 
     def _pieces(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Places in `positions` and the positions there, batch by batch."""
-        places = torch.arange(len(positions))
+        places = torch.arange(len(positions), device="cpu")
         return [(i, positions[i]) for i in self._batches(places)]

@@ -142,8 +142,8 @@ class BoundQuality:
 def fill_areas(rows: Sequence[RadiusRow], confidence: float, resamples: int, seed: int) -> None:
     """100 times the mean radius, and the bootstrap's percentiles of it."""
     n = len(rows[0].radii)
-    draws = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    draws = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed), device="cpu")
+    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64, device="cpu")
     for row in rows:
         low, high = torch.quantile(row.radii[draws].mean(1), tails).tolist()
         row.area = (100 * float(row.radii.mean()), 100 * low, 100 * high)

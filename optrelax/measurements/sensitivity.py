@@ -206,7 +206,8 @@ class _Probe:
 
     def _random(self, size: float, generator: torch.Generator) -> Weights:
         noise = tuple(
-            torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device) for w in self.weights.origin
+            torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu").to(w.device)
+            for w in self.weights.origin
         )
         return self._relative(noise, size)
 

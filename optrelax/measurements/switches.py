@@ -32,12 +32,12 @@ def switch_functions(network: Network, bounds: Preactivation) -> tuple[Tensor, T
             continue
         for kink in pieces.kinks:
             values += [(b.lower - kink).flatten(), (b.upper - kink).flatten()]
-            causes += [torch.zeros(b.lower.numel()), torch.ones(b.lower.numel())]
+            causes += [torch.zeros(b.lower.numel(), device="cpu"), torch.ones(b.lower.numel(), device="cpu")]
         for tie in _ties(pieces, b):
             values.append(tie.flatten())
-            causes.append(torch.full((tie.numel(),), 2.0))
+            causes.append(torch.full((tie.numel(),), 2.0, device="cpu"))
     if not values:
-        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu"), torch.zeros(0, dtype=torch.int64, device="cpu")
     return torch.cat(values).double(), torch.cat(causes).long()
 
 

@@ -86,7 +86,7 @@ def random_direction(origin: Weights, generator: torch.Generator, owner: str) ->
     """Normal entries, each tensor as long as the weights it moves, all together as long as all weights."""
     parts = []
     for w in origin:
-        noise = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device)
+        noise = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu").to(w.device)
         parts.append(noise * (w.norm() / noise.norm().clamp_min(1e-300)))
     return scaled(tuple(parts), origin, owner)
 
@@ -98,7 +98,7 @@ def filter_normalised(origin: Weights, generator: torch.Generator) -> Weights:
     """
     parts = []
     for w in origin:
-        noise = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device)
+        noise = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu").to(w.device)
         if w.dim() < 2:
             parts.append(torch.zeros_like(w))
             continue

@@ -172,7 +172,7 @@ class Building:
         shape = self._shape(value) if batched else tuple(value.shape)
         if shape is None:
             self._problem(node, f"mixes the batch: {self._sizes(value)}")
-            self._values[node] = LiveTensor(lambda: torch.zeros(()), (), value.dtype)
+            self._values[node] = LiveTensor(lambda: torch.zeros((), device="cpu"), (), value.dtype)
             return
         found = LiveConstant(lambda size: self._evaluate(node, size, {}), shape, value.dtype, batched)
         self._values[node] = found

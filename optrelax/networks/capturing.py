@@ -143,11 +143,11 @@ def _refused(network: Network, relaxation: Relaxation) -> tuple[Problem, ...]:
     from optrelax.analysis import lower_bounds
     from optrelax.regions import InputBox
 
-    like = next((p for p in network.module.parameters() if p.is_floating_point()), torch.zeros(()))
+    like = next((p for p in network.module.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     x = like.new_full((1, *network.input_shape), 0.5)
     try:
         with torch.no_grad():
-            lower_bounds(network, InputBox(x, x), torch.eye(network.outputs).to(x), relaxation)
+            lower_bounds(network, InputBox(x, x), torch.eye(network.outputs, device="cpu").to(x), relaxation)
     except UnsupportedOpError as error:
         return error.problems
     return ()

@@ -144,5 +144,5 @@ def _slope(activation: Activation, shape: Shape) -> list[Op]:
 
 
 def _scaled(shape: Shape, factor: float, shift: float) -> Scale:
-    read = [torch.tensor(t, dtype=torch.float64) for t in (factor, shift)]
+    read = [torch.tensor(t, dtype=torch.float64, device="cpu") for t in (factor, shift)]
     return Scale(shape, lambda: read[0], (lambda: read[1]) if shift else None)

@@ -101,7 +101,7 @@ def load() -> None:
     """Import what torch.export needs, once; what these imports do to warnings and to Python's generator is undone."""
     drawn = random.getstate()
     with _quiet():
-        torch.export.export(nn.Identity(), (torch.zeros(2, 2),), strict=False)
+        torch.export.export(nn.Identity(), (torch.zeros(2, 2, device="cpu"),), strict=False)
     random.setstate(drawn)
 
 
@@ -214,7 +214,7 @@ def _exported(net: nn.Module, program: Any, replica: Replica) -> Exported:
 
 def _trained(net: weakref.ref[nn.Module]) -> Tensor:
     module = net()
-    return torch.tensor([] if module is None else [p.requires_grad for p in module.parameters()])
+    return torch.tensor([] if module is None else [p.requires_grad for p in module.parameters()], device="cpu")
 
 
 def _returns(found: str) -> Problem:

@@ -59,11 +59,13 @@ class AveragePool2d(Affine):
         channels = input_shape[0]
         self.kernel, self.divisor = kernel, divisor
         self.geometry = ConvGeometry(geometry.stride, geometry.padding, (1, 1), channels)
-        ones = torch.ones(()).expand(channels, 1, *kernel)  # one number in memory: a file may ask for any kernel
+        ones = torch.ones((), device="cpu").expand(
+            channels, 1, *kernel
+        )  # one number in memory: a file may ask for any kernel
         self._conv = Conv2d(input_shape, lambda: ones, None, self.geometry)
         self.input_shapes, self.shape = (input_shape,), self._conv.shape
         self.fan_in, self.fan_out = math.prod(kernel), math.prod(kernel)
-        self._count = self._covered() if divisor is None else torch.tensor(divisor, dtype=torch.float64)
+        self._count = self._covered() if divisor is None else torch.tensor(divisor, dtype=torch.float64, device="cpu")
 
     def _covered(self) -> Tensor:
         """Pixels that each window covers, padding not counted: [high, wide]."""
@@ -72,7 +74,7 @@ class AveragePool2d(Affine):
         for n, k, s, p, out in zip(
             self.input_shapes[0][1:], self.kernel, g.stride, g.padding, self.shape[1:], strict=True
         ):
-            first = torch.arange(out) * s - p
+            first = torch.arange(out, device="cpu") * s - p
             counts.append(((first + k).clamp(max=n) - first.clamp(min=0)).double())
         return counts[0][:, None] * counts[1]
 

@@ -125,7 +125,9 @@ class GraphBuilder:
     def _constant(self, name: str, outputs: Sequence[str], attributes: Mapping[str, object]) -> None:
         (found,) = attributes.values() if len(attributes) == 1 else (None,)
         if isinstance(found, (int, float)) or (isinstance(found, list) and found and not isinstance(found[0], bytes)):
-            found = torch.tensor(found, dtype=torch.float32 if "float" in next(iter(attributes)) else torch.int64)
+            found = torch.tensor(
+                found, dtype=torch.float32 if "float" in next(iter(attributes)) else torch.int64, device="cpu"
+            )
         if not isinstance(found, Tensor):
             self._refuse("Constant", name, outputs, f"with {sorted(attributes)} has no rule")
             return

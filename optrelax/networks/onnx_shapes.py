@@ -252,7 +252,7 @@ def shape(node: OnnxNode) -> Function:
     start, end = node.get("start", 0), node.get("end", None)
     found = list(node.value(0).shape)[start:end]
     node.consumed.add(0)
-    return lambda *_: torch.tensor(found, dtype=torch.int64)
+    return lambda *_: torch.tensor(found, dtype=torch.int64, device="cpu")
 
 
 @rule("ConstantOfShape")
@@ -260,7 +260,7 @@ def constant_of_shape(node: OnnxNode) -> Function:
     size = node.integers(0)
     require_small(size)
     value = node.get("value", None)
-    fill = torch.zeros(1) if value is None else value
+    fill = torch.zeros(1, device="cpu") if value is None else value
     return lambda _: fill.reshape(()).expand(size).clone()
 
 
@@ -271,7 +271,7 @@ def numbers_between(node: OnnxNode) -> Function:
         raise ValueError(f"step {step}")
     require_small([max(0, math.ceil((limit - start) / step))])
     dtype = node.value(0).dtype
-    return lambda *_: torch.arange(start, limit, step, dtype=dtype)
+    return lambda *_: torch.arange(start, limit, step, dtype=dtype, device="cpu")
 
 
 @rule("DepthToSpace", "SpaceToDepth")

@@ -113,7 +113,7 @@ def average_pool(node: OnnxNode) -> Function:
     pads = reversed_pads(begin, end)
     if counted:
         return lambda x: function(F.pad(x, pads), kernel, stride)
-    inside = function(F.pad(torch.ones(1, 1, *spatial, dtype=torch.float64), pads), kernel, stride)
+    inside = function(F.pad(torch.ones(1, 1, *spatial, dtype=torch.float64, device="cpu"), pads), kernel, stride)
 
     def uncounted(x: Tensor) -> Tensor:
         return function(F.pad(x, pads), kernel, stride) / inside.to(x)

@@ -129,7 +129,9 @@ def _average_pool(file: OnnxGraph, node: Node, op: images.AveragePool2d, xs: lis
     )
     if op.divisor in (None, kernel[0] * kernel[1]):
         return y
-    return file.node("Mul", [y, file.tensor("divisor", torch.tensor(kernel[0] * kernel[1] / float(op.divisor or 1)))])
+    return file.node(
+        "Mul", [y, file.tensor("divisor", torch.tensor(kernel[0] * kernel[1] / float(op.divisor or 1), device="cpu"))]
+    )
 
 
 @_writer(views.Expand)
@@ -188,7 +190,9 @@ def _sum(file: OnnxGraph, node: Node, op: linear_maps.Sum, xs: list[str]) -> str
         raise ValueError("sums no dimension")
     axes = file.integers("axes", [d + 1 for d in op.dims])
     y = file.node("ReduceSum", [*xs, axes], keepdims=int(op.keepdim))
-    return y if op.divisor == 1 else file.node("Div", [y, file.tensor("divisor", torch.tensor(op.divisor))])
+    return (
+        y if op.divisor == 1 else file.node("Div", [y, file.tensor("divisor", torch.tensor(op.divisor, device="cpu"))])
+    )
 
 
 @_writer(views.Permute)
@@ -234,7 +238,7 @@ _SMOOTH = {**{name: name.capitalize() for name in _PLAIN}, "hardswish": "HardSwi
 @_writer(Smooth)
 def _smooth(file: OnnxGraph, node: Node, op: Smooth, xs: list[str]) -> str:
     def number(value: float) -> str:
-        return file.tensor("number", torch.tensor(value, dtype=torch.float64))
+        return file.tensor("number", torch.tensor(value, dtype=torch.float64, device="cpu"))
 
     if op.name in _SMOOTH and op.parameters in ((), (1.0, 20.0)):
         return file.node(_SMOOTH[op.name], xs)
@@ -261,10 +265,10 @@ def _piecewise_linear(file: OnnxGraph, node: Node, op: PiecewiseLinear, xs: list
     if op.kinks == (0.0,) and op.slopes[1] == 1.0 and op.intercepts == (0.0, 0.0):
         slope = float(np.float32(op.slopes[0]))
         if slope != op.slopes[0]:
-            slopes = file.tensor("slope", torch.tensor([op.slopes[0]], dtype=torch.float64))
+            slopes = file.tensor("slope", torch.tensor([op.slopes[0]], dtype=torch.float64, device="cpu"))
             return file.node("PRelu", [*xs, slopes])
         return file.node("LeakyRelu", xs, alpha=slope)
     if len(op.kinks) == 2 and op.slopes == (0.0, 1.0, 0.0) and op.intercepts[1] == 0.0:
-        ends = [file.tensor("end", torch.tensor(kink, dtype=torch.float64)) for kink in op.kinks]
+        ends = [file.tensor("end", torch.tensor(kink, dtype=torch.float64, device="cpu")) for kink in op.kinks]
         return file.node("Clip", [*xs, *ends])
     raise ValueError(f"{op.name} has no ONNX form here")

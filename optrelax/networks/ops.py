@@ -31,7 +31,7 @@ def wide(x: Tensor) -> Tensor:
 
 def constant(value: float) -> Source:
     """A number as what an op reads."""
-    number = torch.tensor(value, dtype=torch.float64)  # a Python number is no float32
+    number = torch.tensor(value, dtype=torch.float64, device="cpu")  # a Python number is no float32
     return lambda: number
 
 

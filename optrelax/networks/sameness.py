@@ -20,7 +20,7 @@ def require_same(network: Network, graph: Mapping[str, object], tensors: Mapping
         again = rebuilt(graph, tensors)
     except ValueError as error:
         raise ValueError(f"save: the network would not be read back: {error}") from error
-    parameter = next(network.module.parameters(), torch.empty(()))
+    parameter = next(network.module.parameters(), torch.empty((), device="cpu"))
     with torch.no_grad():
         for node, other in zip(network, again, strict=True):
             shapes = [network.shape_of(name) for name in node.inputs]
@@ -61,8 +61,15 @@ def _same_values(op: Op, other: Op, shapes: Iterable[Shape], like: Tensor) -> bo
     """
     generator = torch.Generator().manual_seed(0)
     if not isinstance(op, Activation):
-        probes = [torch.randn(2, *shape, generator=generator).to(like) for shape in shapes]
+        probes = [torch.randn(2, *shape, generator=generator, device="cpu").to(like) for shape in shapes]
         return _close(op(*probes), other(*probes))
-    x = torch.randn(4096, generator=generator, dtype=torch.float64) * torch.logspace(-4, 4, 4096).double()
-    probes = [torch.cat([x, torch.tensor([*op.breaks, 0.0, torch.inf, -torch.inf], dtype=torch.float64)]).to(like)]
+    x = (
+        torch.randn(4096, generator=generator, dtype=torch.float64, device="cpu")
+        * torch.logspace(-4, 4, 4096, device="cpu").double()
+    )
+    probes = [
+        torch.cat([x, torch.tensor([*op.breaks, 0.0, torch.inf, -torch.inf], dtype=torch.float64, device="cpu")]).to(
+            like
+        )
+    ]
     return _equal(op(*probes), other(*probes))

@@ -233,7 +233,7 @@ class LinfBall(InputBox):
             lower, upper = lower.clamp_min_(low), upper.clamp_max_(high)
         filled(self, lower=lower, upper=upper, x=x, eps=size, clip=clip)
         # Between finite ends the box is finite and in order: only an infinite clip or an overflow needs another look.
-        if clip is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in clip):
+        if clip is None or not all(bool(torch.as_tensor(end, device=x.device).isfinite().all()) for end in clip):
             InputBox.__post_init__(self)
 
     @classmethod

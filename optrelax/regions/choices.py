@@ -121,7 +121,7 @@ class ChoiceBox(Region):
         for group in self.choices:
             size, width = len(group.values), len(group.index)
             A, B = like.new_zeros(width + 1, n), like.new_zeros(width + 1, count)
-            A[torch.arange(width), group.index] = -1.0
+            A[torch.arange(width, device="cpu"), group.index] = -1.0
             B[:width, begin : begin + size], B[width, begin : begin + size] = group.values.mT, 1.0
             begin += size
             parts.append((A, B))

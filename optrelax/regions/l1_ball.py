@@ -44,7 +44,7 @@ class L1Ball(NormBall):
     def polyhedron(self) -> Polyhedron:
         """With a number a coordinate that holds its change: |x_i - c_i| <= y_i, and these sum to eps at most."""
         x, eps = flatten_from(self.x.detach(), 1)[0], self.eps[:1].detach()
-        eye = torch.eye(len(x)).to(x)
+        eye = torch.eye(len(x), device="cpu").to(x)
         free = torch.full_like(x, -torch.inf)
         A = torch.cat([eye, -eye, torch.zeros_like(x)[None]])
         B = torch.cat([-eye, -eye, torch.ones_like(x)[None]])

@@ -31,7 +31,7 @@ def as_tensor(owner: str, what: str, value: object) -> Tensor:
     if isinstance(value, (str, bytes)) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
         raise TypeError(f"{owner}: {what} must be a number or a tensor, got {type(value).__name__}")
     try:
-        return torch.as_tensor(value, dtype=torch.float64)
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError) as error:
         raise TypeError(f"{owner}: {what} must be numbers, got {value!r}") from error
 
@@ -39,7 +39,7 @@ def as_tensor(owner: str, what: str, value: object) -> Tensor:
 def as_number(owner: str, what: str, value: object) -> float:
     """One number: a Python or NumPy one, or a tensor or array of one entry; TypeError or ValueError for others."""
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        found = torch.as_tensor(value)
+        found = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         if found.numel() != 1:
             raise ValueError(f"{owner}: {what} must be one number, got shape {tuple(found.shape)}")
         return float(found.detach())
@@ -60,7 +60,7 @@ def as_range(owner: str, x: Tensor, clip: object) -> tuple[float | Tensor, float
         found = as_tensor(owner, f"clip's {name} end", end).to(x.device, torch.float64)
         ends.append(float(found.detach()) if found.dim() == 0 else _against(owner, x, found, f"clip's {name} end"))
     low, high = ends
-    if not bool((torch.as_tensor(low) <= torch.as_tensor(high)).all()):
+    if not bool((torch.as_tensor(low, device=x.device) <= torch.as_tensor(high, device=x.device)).all()):
         raise ValueError(f"{owner}: clip must be (low, high) with low <= high, got {clip}")
     if any(isinstance(end, Tensor) for end in ends):
         return tuple(torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in ends)  # type: ignore[return-value]
@@ -106,7 +106,7 @@ def as_radius(owner: str, x: Tensor, eps: float | Tensor) -> Tensor:
         if not eps >= 0:
             raise ValueError(f"{owner}: eps must be >= 0, got {float(eps)}")
         return radius
-    worst = radius.detach().min() if radius.numel() else torch.zeros(())
+    worst = radius.detach().min() if radius.numel() else torch.zeros((), device="cpu")
     if bool(radius.detach().isnan().any()) or not bool(worst >= 0):
         raise ValueError(f"{owner}: eps must be >= 0, got {float(worst)}")
     return radius

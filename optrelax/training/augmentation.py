@@ -17,7 +17,7 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image moved by up to four pixels a direction, zeros where it came from."""
     n, channels, height, width = images.shape
     padded = F.pad(images, (_PADDING,) * 4)
-    moves = torch.randint(2 * _PADDING + 1, (2, n, 1), generator=generator).to(images.device)
+    moves = torch.randint(2 * _PADDING + 1, (2, n, 1), generator=generator, device="cpu").to(images.device)
     rows = (moves[0] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (moves[1] + torch.arange(width, device=images.device))[:, None, None, :]
     place = torch.arange(n, device=images.device)[:, None, None, None]
@@ -27,7 +27,7 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Every other image mirrored left to right, by chance."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    mirrored = (torch.rand(len(images), generator=generator, device="cpu") < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 

@@ -35,7 +35,7 @@ def initialise(
     *hidden, _ = weights_of(node for node in capture(net, input_shape) if node.affine and not node.affine.diagonal)
     with torch.no_grad():
         for weight in hidden:
-            drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device="cpu")
             weight.copy_(drawn * (math.sqrt(2 * math.pi) / weight[0].numel()))
 
 

@@ -134,4 +134,4 @@ def redrawn(relaxation: Relaxation, generator: torch.Generator | None) -> Relaxa
     """An estimate with fresh random projections: with one draw for all steps training would fit its errors."""
     if generator is None or not isinstance(relaxation, Cauchy):
         return relaxation
-    return replace(relaxation, seed=int(torch.randint(2**31, (), generator=generator)))
+    return replace(relaxation, seed=int(torch.randint(2**31, (), generator=generator, device="cpu")))

@@ -63,18 +63,22 @@ class DualMemory:
         capacity = min(self.examples, max_bytes // each) if each else 0
         wanted = {target: (capacity, *shape) for target, shape in plan.items()}
         if wanted != {target: tuple(t.shape) for target, t in self._weights.items()}:
-            self._weights = {target: torch.zeros(shape, dtype=torch.uint8) for target, shape in wanted.items()}
-            self._seen = {target: torch.zeros(shape[:2], dtype=torch.bool) for target, shape in wanted.items()}
+            self._weights = {
+                target: torch.zeros(shape, dtype=torch.uint8, device="cpu") for target, shape in wanted.items()
+            }
+            self._seen = {
+                target: torch.zeros(shape[:2], dtype=torch.bool, device="cpu") for target, shape in wanted.items()
+            }
 
     def read(self, target: str, index: Tensor, slots: Tensor, like: Mapping[str, Tensor]) -> tuple[Tensor, Weights]:
         """Which problems are known [R], and weights by activation: `like`'s where nothing is known."""
         index, slots = index.cpu(), slots.cpu()
         table, seen = self._weights[target], self._seen[target]
         held = index < len(seen)
-        known = torch.zeros(len(index), dtype=torch.bool)
+        known = torch.zeros(len(index), dtype=torch.bool, device="cpu")
         known[held] = seen[index[held], slots[held]]
         some = next(iter(like.values()))
-        flat = torch.zeros(len(index), table.shape[2], dtype=torch.uint8)
+        flat = torch.zeros(len(index), table.shape[2], dtype=torch.uint8, device="cpu")
         flat[known] = table[index[known], slots[known]]
         weights, start, mask = {}, 0, known.to(some.device)
         for name in sorted(like):
@@ -267,7 +271,7 @@ class _FallbackReview:
 
     def solved(self) -> Solved:
         """How every problem of the step ended."""
-        none = torch.zeros(0)
+        none = torch.zeros(0, device="cpu")
         return Solved(torch.cat(self._gaps or [none]), torch.cat(self._unfinished or [none > 0]))
 
 

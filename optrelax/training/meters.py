@@ -55,7 +55,7 @@ class GapCounts:
 
     def __init__(self) -> None:
         low, high = self.DECADES
-        self.counts = torch.zeros((high - low) * self.EACH + 2, dtype=torch.float64)
+        self.counts = torch.zeros((high - low) * self.EACH + 2, dtype=torch.float64, device="cpu")
 
     def add(self, gaps: Tensor) -> None:
         """Count gaps >= 0, inf among them."""
@@ -108,7 +108,7 @@ class Meter:
 
     def tensor(self) -> Tensor:
         """Every sum as one vector."""
-        return torch.cat([torch.tensor(list(self.sums.values()), dtype=torch.float64), self.gaps.counts])
+        return torch.cat([torch.tensor(list(self.sums.values()), dtype=torch.float64, device="cpu"), self.gaps.counts])
 
     @property
     def seconds(self) -> float:

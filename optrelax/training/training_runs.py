@@ -142,7 +142,7 @@ class TrainingRun:
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The images of each step, by their places in the data set, in this epoch's order."""
-        order = torch.randperm(len(self.images), generator=_generator(self.training.seed, 0, epoch))
+        order = torch.randperm(len(self.images), generator=_generator(self.training.seed, 0, epoch), device="cpu")
         return iter(order.split(self.training.batch))
 
     def epochs(

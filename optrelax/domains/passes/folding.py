@@ -15,7 +15,10 @@ from optrelax.networks.ops import Add, Affine, Linear, Reshape, Scale
 
 def channelwise(op: Scale) -> bool:
     """Whether every pixel of a channel is scaled and shifted alike."""
-    parts = (op.factor(torch.zeros(())), None if op.bias(torch.zeros(())) is None else op.bias(torch.zeros(())))
+    parts = (
+        op.factor(torch.zeros((), device="cpu")),
+        None if op.bias(torch.zeros((), device="cpu")) is None else op.bias(torch.zeros((), device="cpu")),
+    )
     if len(op.shape) == 1:
         return True
     return all(t is None or t.dim() < 3 or _constant_over_pixels(t) for t in parts)
@@ -68,7 +71,7 @@ def _biased(network: Network, name: str) -> Iterator[tuple[Node, Node | None]]:
     elif node.of(Scale) and folds(network, node) and not diagonal_to_input(network, node):
         yield network[node.inputs[0]], node
     elif add := node.of(Add):
-        if add.bias(torch.zeros(())) is not None:
+        if add.bias(torch.zeros((), device="cpu")) is not None:
             yield node, None
         for part in node.inputs:
             yield from _biased(network, part)

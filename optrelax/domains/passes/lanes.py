@@ -49,13 +49,13 @@ class LaneSpace(Workspace):
         self.convolved = {step.source for step in every} - others
         self.convolving = {step.to for step in every if step.convolves}
         self.partial: dict[str, Tensor] = {}
-        self.place = torch.empty(count // lanes, 3, dtype=torch.int64)
+        self.place = torch.empty(count // lanes, 3, dtype=torch.int64, device="cpu")
         self.column, self.idle = (arena.new_zeros(count // lanes, lanes) for _ in range(2))
         self.kept: dict[str | None, Tensor] = {}
         for name in found.activations:
             maps = tensors.lines[name]
             batch, high, wide, c = maps[0].shape
-            self.kept[name] = torch.empty(batch, high, wide, c + 1, dtype=torch.int32)
+            self.kept[name] = torch.empty(batch, high, wide, c + 1, dtype=torch.int32, device="cpu")
             lane_step.lines().call("keep", arena.dtype, batch * high * wide, c, *maps, self.kept[name])
 
     def _turned(self, w: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ class LaneSpace(Workspace):
         blocks = neurons.count // each * a_place
         known = Known()
         for i, start in enumerate(range(0, blocks, step)):
-            block = torch.arange(start, min(blocks, start + step))
+            block = torch.arange(start, min(blocks, start + step), device="cpu")
             if i and (len(self.arenas) > 1 or len(block) < step):
                 known = Known()
-            lane = block[:, None] % a_place * lanes + torch.arange(lanes)
+            lane = block[:, None] % a_place * lanes + torch.arange(lanes, device="cpu")
             there = None if each % lanes == 0 else lane < each
             row = (block // a_place * each)[:, None] + lane.clamp(max=each - 1)
             part = slice(int(row[0, 0]), int(row[-1, -1]) + 1)

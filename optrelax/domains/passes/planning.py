@@ -178,7 +178,7 @@ class _Planner:
     def _settled(self, node: Node) -> None:
         """Its bias goes into the lines behind it, or there is none."""
         assert node.affine
-        if node.affine.bias(torch.zeros(())) is not None and node.name not in settled(self.network):
+        if node.affine.bias(torch.zeros((), device="cpu")) is not None and node.name not in settled(self.network):
             raise NoPassError
 
     def _convolve(self, node: Node, op: Conv2d, slot: int) -> None:

@@ -50,7 +50,7 @@ def lower_bounds(
         {},
         stop=frozenset(found.stops),
         plan=found.before,
-        places=torch.zeros(1, 1, 2, dtype=torch.int64) if found.windows else None,
+        places=torch.zeros(1, 1, 2, dtype=torch.int64, device="cpu") if found.windows else None,
     )
     given: list[Tensor] = []
     shapes = {rows.stop: rows.shape for rows in found.rows}

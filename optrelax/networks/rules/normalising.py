@@ -119,7 +119,7 @@ def _masked(call: Call, scores: Value) -> Value:
 
 
 def _past(queries: int, keys: int) -> torch.Tensor:
-    return torch.ones(queries, keys, dtype=torch.bool).tril()
+    return torch.ones(queries, keys, dtype=torch.bool, device="cpu").tril()
 
 
 def _last_dims(call: Call, value: Value) -> list[int]:

@@ -41,7 +41,7 @@ def mean(call: Call) -> Op:
 def running_sum(call: Call) -> Op:
     call.only(0)
     (dim,), shape = call.dims(call["dim"]), call.shape()
-    return Separable(shape, {dim: torch.ones(shape[dim], shape[dim], dtype=torch.float64).tril()})
+    return Separable(shape, {dim: torch.ones(shape[dim], shape[dim], dtype=torch.float64, device="cpu").tril()})
 
 
 @rule(aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot)

@@ -60,7 +60,7 @@ def _gathered(read: Source, index: Tensor) -> Tensor:
 
 
 def _nothing(call: Call, value: Value) -> Value:
-    return move(call, value, torch.full(call.output, -1))
+    return move(call, value, torch.full(call.output, -1, device="cpu"))
 
 
 rule(aten.slice_scatter)(writing(aten.slice_scatter, 1))
