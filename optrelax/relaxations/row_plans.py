@@ -93,8 +93,9 @@ class RowPlans:
         plan = None if target == network.output else frames.plan(network, target)
         found = self.program(target)
         if found is not None:
-            given = batch * rows if target == network.output else 2 * found.units(network.shape_of(target))
-            kept, alive = found.bytes_taken(batch * rows, given, size)
+            hidden = target != network.output
+            given = 2 * found.units(network.shape_of(target)) if hidden else batch * rows
+            kept, alive = found.bytes_taken(batch * rows, given, size, hidden)
             return kept, alive if gradient else kept + alive
         if plan is not None:
             pull = self.pull_windows(plan, self.sides * network.shape_of(target)[0])

@@ -43,9 +43,9 @@ def region_of(shape, batch=2):
 def test_every_target_behind_an_activation_has_steps():
     net, shape = small()
     captured = ox.capture(net, shape)
-    # Before the second convolution nothing is gained.
-    assert planning.program(captured, captured.activations[1].inputs[0]) is None
-    targets = [*(node.inputs[0] for node in captured.activations[2:]), captured.output]
+    # Before the first activation all rows are shared.
+    assert planning.program(captured, captured.activations[0].inputs[0]) is None
+    targets = [*(node.inputs[0] for node in captured.activations[1:]), captured.output]
     for target in targets:
         found = planning.program(captured, target)
         assert found is not None
@@ -80,6 +80,7 @@ def test_few_rows_at_a_time_are_the_same(rows, kept, monkeypatch):
     whole = bounds_and_gradients(net, captured, region)
     monkeypatch.setattr(Program, "at_once", lambda *_, **__: rows)
     monkeypatch.setattr(programs, "KEPT", kept)
+    monkeypatch.setattr(programs, "KEPT_HIDDEN", kept)
     for a, b in zip(bounds_and_gradients(net, captured, region), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -151,8 +152,15 @@ def test_the_gradient_goes_back_by_the_rows_that_it_reads_alone(kept, monkeypatc
     captured, region = ox.capture(net, shape), region_of(shape)
     target, taken = captured.activations[2], []
     monkeypatch.setattr(programs, "KEPT", kept)
+    monkeypatch.setattr(programs, "KEPT_HIDDEN", kept)
     back = running._backward
-    monkeypatch.setattr(running, "_backward", lambda f, work, sums: taken.append(work.count) or back(f, work, sums))
+
+    def counted(found, work, sums):
+        if found.target == target.inputs[0]:
+            taken.append(work.count)
+        back(found, work, sums)
+
+    monkeypatch.setattr(running, "_backward", counted)
     bounds = ox.preactivation_bounds(captured, region)[target.path]
     value = torch.cat([bounds.lower.flatten(), bounds.upper.flatten()])
     few = torch.zeros_like(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,12 @@ class Neurons:
         """n."""
         return self.which.shape[0]
 
-    def part(self, some: slice) -> tuple[Tensor, Tensor]:
+    @property
+    def hidden(self) -> bool:
+        """Whether these are unit rows of neurons."""
+        return self.entries is not None
+
+    def part(self, some: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Place and which of some rows."""
         return self.place[some], self.which[some]
 
@@ -48,6 +54,7 @@ class EveryNeuron:
     """[places, 2], int64."""
     k: int
     """Shared rows."""
+    hidden: ClassVar[bool] = True
 
     @property
     def together(self) -> int:
@@ -59,20 +66,35 @@ class EveryNeuron:
         """Rows in all."""
         return self.batch * self.places.shape[0] * self.k
 
-    def part(self, some: slice) -> tuple[Tensor, Tensor]:
+    def part(self, some: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Place and which of some rows."""
-        found = self.select(torch.arange(some.start, some.stop, device=self.places.device))
-        return found.place, found.which
-
-    def select(self, rows: Tensor) -> Neurons:
-        """Some of them, [n]."""
-        window, which = rows // self.k, rows % self.k
+        if isinstance(some, slice):
+            some = torch.arange(some.start, some.stop, device=self.places.device)
+        window, which = some // self.k, some % self.k
         example, place = window // self.places.shape[0], window % self.places.shape[0]
-        return Neurons(torch.cat([example[:, None], self.places[place]], 1), which)
+        return torch.cat([example[:, None], self.places[place]], 1), which
 
     def of_each(self, constant: Tensor) -> Tensor:
         """A number a shared row, [*, k], as one a neuron: [n]."""
         return constant.reshape(1, self.k).expand(self.batch * self.places.shape[0], -1).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class PickedNeurons:
+    """Some of others, rows [n]; they are looked up as they are asked for."""
+
+    of: Neurons | EveryNeuron
+    rows: Tensor
+    together: ClassVar[int] = 1
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return self.rows.shape[0]
+
+    def part(self, some: slice) -> tuple[Tensor, Tensor]:
+        """Place and which of some rows."""
+        return self.of.part(self.rows[some])
 
 
 def rows_of_examples(given: int, k: int, batch: int, device: torch.device) -> Neurons:

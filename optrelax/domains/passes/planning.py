@@ -32,7 +32,8 @@ from optrelax.regions import Region
 DEPTH = 3
 """Convolutions on the way at least: through fewer, making few coefficients again costs more than it saves.
 
-Of maps one fewer: the rows of a place go side by side."""
+Of maps one does: the rows of a place go side by side, and few of their bounds have a gradient.
+"""
 
 _PROGRAMS: WeakKeyDictionary[Graph, dict[str, Program | None]] = WeakKeyDictionary()
 
@@ -40,7 +41,7 @@ _PROGRAMS: WeakKeyDictionary[Graph, dict[str, Program | None]] = WeakKeyDictiona
 def program(network: Network, target: str, depth: int | None = None) -> Program | None:
     """The steps for rows of a node; None where the rules have to do it, or do it as fast.
 
-    depth: convolutions on the way at least; None: `DEPTH`, of maps one fewer.
+    depth: convolutions on the way at least; None: `DEPTH`, of maps one.
     Kept as long as the graph, which is another one as soon as the network is.
     """
     known = _PROGRAMS.setdefault(network.graph, {})
@@ -52,7 +53,7 @@ def program(network: Network, target: str, depth: int | None = None) -> Program 
     found = known[target]
     if found is None:
         return None
-    least = max(2, DEPTH - found.windows) if depth is None else depth
+    least = (1 if found.windows else DEPTH) if depth is None else depth
     return found if found.depth >= least else None
 
 

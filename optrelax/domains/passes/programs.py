@@ -13,7 +13,7 @@ from optrelax.domains.frames import Plan
 from optrelax.domains.passes.folding import channels_last
 from optrelax.domains.passes.neurons import EveryNeuron, Neurons
 from optrelax.domains.passes.steps import PassStep, seen_at
-from optrelax.domains.passes.workspace import KEPT, Layout, PassTensors, RowShape, most_bytes
+from optrelax.domains.passes.workspace import KEPT, KEPT_HIDDEN, Layout, PassTensors, RowShape, most_bytes
 from optrelax.kernels.convolutions import Pair
 from optrelax.kernels.window_step import scatter
 from optrelax.networks.ops import flatten_from
@@ -86,7 +86,7 @@ class Program:
         most = int(min(room, most_bytes()))
         return max(1, most // (self.numbers(gradient) * like.element_size()))
 
-    def bytes_taken(self, n: int, given: int, size: int) -> tuple[int, int]:
+    def bytes_taken(self, n: int, given: int, size: int, hidden: bool) -> tuple[int, int]:
         """Bytes of n rows that are kept for a gradient, and of those alive beside them at once.
 
         given: shared rows before the first activations; size: of a number.
@@ -95,13 +95,13 @@ class Program:
         each = self.numbers(gradient) * size
         shared = given * size * self.shared
         kept = 2 * size * n + shared
-        if gradient and self.keeps(n, size):
+        if gradient and self.keeps(n, size, hidden):
             return kept + n * each, shared
         return kept, shared + min(n * each, max(each, most_bytes()))
 
-    def keeps(self, n: int, size: int) -> bool:
+    def keeps(self, n: int, size: int, hidden: bool) -> bool:
         """Whether the coefficients of n rows are kept for a gradient: all at once or, where there is room, in parts."""
-        return n * self.numbers(gradient=True) * size <= KEPT
+        return n * self.numbers(gradient=True) * size <= (KEPT_HIDDEN if hidden else KEPT)
 
     def units(self, shape: Sequence[int]) -> int:
         """Entries of a target that rows of its own tell apart: channels of a map, or all."""

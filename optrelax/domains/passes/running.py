@@ -13,7 +13,7 @@ from optrelax.domains import backsubstitution
 from optrelax.domains.passes.folding import channels_last, diagonals, folded_weight
 from optrelax.domains.passes.lanes import LaneSpace, lanes_of
 from optrelax.domains.passes.line_maps import LineMaps, MixedMaps
-from optrelax.domains.passes.neurons import EveryNeuron, Neurons
+from optrelax.domains.passes.neurons import EveryNeuron, Neurons, PickedNeurons
 from optrelax.domains.passes.programs import Program
 from optrelax.domains.passes.workspace import PassTensors, RowsAtWork, TracedRows, Workspace, maps_each
 from optrelax.domains.row_walks import Enclosure
@@ -86,7 +86,7 @@ class _Pass(torch.autograd.Function):
         ctx.found, ctx.neurons, ctx.room, ctx.mixed = found, neurons, room, mixed
         like, n = given[0], neurons.count
         constant = like.new_zeros(n)
-        keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size())
+        keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size(), neurons.hidden)
         space = _workspace(found, neurons, found.by_name(given, mixed), like, room, gradient=keep, keep=keep)
         ctx.kept = keep
         # As a saved tensor, so that who drops those and computes them again drops this.
@@ -114,7 +114,7 @@ class _Pass(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, False
         arena = saved[-1].view(-1) if len(saved) > len(given) else None
         if not mixed and (read := _read(neurons, grad)) is not None:
-            neurons, grad, kept = neurons.select(read), grad[read], False
+            neurons, grad, kept = PickedNeurons(neurons, read), grad[read], False
         tensors, sums = found.by_name(given, mixed), found.by_name(totals, mixed)
         space = _workspace(found, neurons, tensors, given[0], ctx.room, gradient=True, arena=arena)
         for work in space.parts(neurons, grad.contiguous()):
@@ -158,12 +158,14 @@ def _workspace(
     layout, most, n = found.layout(gradient), found.at_once(like, room, gradient), neurons.count
     # Whichever way the rows went, the gradient goes the same: there is most room forward.
     together = 0 if tensors.own else lanes_of(neurons, min(most, found.at_once(like, room, gradient=True)), like.dtype)
+    each = together or 1
     if together:
-        n = neurons.count // neurons.together * -(-neurons.together // together) * together
-        most -= most % together
-    count = max(1, min(n, most))
+        n = neurons.count // neurons.together * -(-neurons.together // together)
+    # In equal parts, so that little is left over of what is kept.
+    parts = max(1, -(-n // max(1, most // each)))
+    count = max(1, -(-n // parts)) * each
     if arena is None:
-        arena = huge_pages(like.new_empty((-(-n // count) if keep else 1) * count * layout.numbers))
+        arena = huge_pages(like.new_empty((parts if keep else 1) * count * layout.numbers))
     arena = arena[: arena.numel() // (count * layout.numbers) * count * layout.numbers]
     if together:
         return LaneSpace(found, layout, tensors, count, arena, gradient, together)

@@ -18,8 +18,11 @@ from optrelax.kernels.signatures import Argument
 
 WORKSPACE = 12 * 2**20
 """Bytes of coefficients that are alive at once, a thread; calls of less cost more than what caches save."""
-KEPT = 2**26
-"""Bytes of coefficients up to which a gradient keeps those of all rows: making them again is the slower way."""
+KEPT, KEPT_HIDDEN = 2**26, 2**24
+"""Bytes of coefficients up to which a gradient keeps those of all rows: making them again is the slower way.
+
+Of the rows of hidden neurons, few of whose bounds have a gradient, it seldom is.
+"""
 
 
 MANY = 64
