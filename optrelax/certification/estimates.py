@@ -18,8 +18,8 @@ FEW = 8
 _MOMENT = 1.0  # seconds of trying beforehand, or one example
 
 
-def expected_seconds(work: Callable[[Tensor], object], positions: Tensor, size: int) -> float:
-    """Seconds that work on all positions takes, batches of a size together.
+def expected_seconds(work: Callable[[Tensor], object], positions: Tensor, size: int, times: float = 1.0) -> float:
+    """Seconds that work on all positions takes, batches of a size together, so many times.
 
     The first example is timed alone; where that is quick and the rest is long, lots that double tell more of batches,
     after a second try of the first, as the first one ever loads what the work needs.
@@ -32,7 +32,7 @@ def expected_seconds(work: Callable[[Tensor], object], positions: Tensor, size: 
         part = positions[:lot]
         start = time.perf_counter()
         work(part)
-        expected = (time.perf_counter() - start) / len(part) * len(positions)
+        expected = (time.perf_counter() - start) / len(part) * len(positions) * times
         known = lot >= min(size, len(positions)) or expected <= LONG
         if known or time.perf_counter() - begin > _MOMENT / 2:
             break

@@ -91,7 +91,10 @@ def _report(progress: rows.RowProgress) -> Standing:
 
 
 def _training(progress: training.TrainingProgress) -> Standing:
-    """The epoch, loss, accuracies and eps so far."""
+    """The epoch, loss, accuracies and eps so far; before the first step there are none."""
+    done, total = (progress.epoch - 1) * progress.steps + progress.step, progress.epochs * progress.steps
+    if progress.expected is not None:
+        return Standing(done, total, [], expected=progress.expected)
     shown = [f"epoch {progress.epoch}/{progress.epochs}", f"eps {progress.eps:.3g}"]
     shown += [f"loss {progress.loss:.3f}", f"accuracy {100 * progress.natural_accuracy:.1f} %"]
     if progress.robust_accuracy is not None:
@@ -99,8 +102,7 @@ def _training(progress: training.TrainingProgress) -> Standing:
     if progress.unfinished is not None:
         gap = 0.0 if progress.median_gap is None else progress.median_gap
         shown.append(f"LPs: {100 * progress.unfinished:.1f} % unfinished, median gap {gap:.0e}")
-    done = (progress.epoch - 1) * progress.steps + progress.step
-    return Standing(done, progress.epochs * progress.steps, shown, progress.step == progress.steps)
+    return Standing(done, total, shown, progress.step == progress.steps)
 
 
 certification_bar = _bar_of(_certification)

@@ -87,7 +87,8 @@ class RecipeRun:
         bar = training_bar(row.name) if first else contextlib.nullcontext()
         try:
             with bar as watch:
-                return work(net, data, training, folder=self.folder, watch=watch, facts=facts, **how), gather(data)
+                given: dict[str, Any] = {"watch": watch, "before": watch, "facts": facts, **how}
+                return work(net, data, training, folder=self.folder, **given), gather(data)
         except KeyboardInterrupt:
             stderr().print("Interrupted; repeat the command with --resume.", markup=False, highlight=False)
             raise

@@ -160,7 +160,8 @@ def _trained(row: Recipe, images: Dataset, folder: Path, seed: int, watch: Any) 
     """The network, and the seconds that its epochs took."""
     net = row.network(images, seed)
     facts = {"recipe": asdict(row), "seed": seed}
-    result = train(net, images, row.training(seed), folder=folder, resume=True, watch=watch, facts=facts)
+    training = row.training(seed)
+    result = train(net, images, training, folder=folder, resume=True, watch=watch, before=watch, facts=facts)
     return result.network, sum(epoch.seconds for epoch in result.history)
 
 

@@ -45,6 +45,7 @@ class TrainingProgress:
     robust_accuracy: float | None
     unfinished: float | None = None
     median_gap: float | None = None
+    expected: float | None = None  # seconds that the steps left take, told once before the first of them
 
 
 class GapCounts:

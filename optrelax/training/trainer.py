@@ -19,6 +19,7 @@ from optrelax.networks.capturing import capture
 from optrelax.networks.graph import Network
 from optrelax.training.callbacks import Callback, TensorBoard
 from optrelax.training.meters import EpochMetrics, TrainingProgress
+from optrelax.training.outlook import outlook
 from optrelax.training.recording import record
 from optrelax.training.runs import RunFolder, State
 from optrelax.training.settings import Training
@@ -47,6 +48,7 @@ def train(
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     watch: Callable[[TrainingProgress], None] | None = None,
+    before: Callable[[TrainingProgress], None] | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> TrainingResult:
     """Train a network in place.
@@ -61,7 +63,9 @@ def train(
     decides the weights, so a run may resume with another one.
     tensorboard: write every epoch's metrics to `folder`/tensorboard as well; RuntimeError where it is not installed.
     callbacks: told of the start, of every epoch and of the end, see `Callback`.
-    watch: called after every step, the state stored.  facts: JSON-ready facts for the configuration and the network.
+    watch: called after every step, the state stored.  before: called once before the first one, with the seconds that
+    the steps left are expected to take (`expected`), by a few examples at the run's last settings.
+    facts: JSON-ready facts for the configuration and the network.
     Where torch.distributed is initialised, its processes share every batch; the first one writes the folder.
     Raises TrainingError where a loss raises or it or a gradient is NaN or infinite (the batch and the weights are
     stored in `folder`), ValueError for a run in `folder` that is not to be resumed, that differs, or that
@@ -92,6 +96,8 @@ def train(
         for callback in told:
             callback.on_start(history)
             stack.callback(callback.on_end)
+        if before is not None and state.epochs < training.epochs:
+            before(outlook(run, state))
         for metrics in run.epochs(state, facts, watch):
             history.append(metrics)
             for callback in told:

@@ -115,9 +115,9 @@ class TrainingRun:
         within = contextlib.nullcontext() if self.average is None else self.average.installed(self.network.module)
         keep = self.kept.keep_network if for_good else self.kept.save_network
         with within:
-            keep(self._evaluated(), epochs, facts)
+            keep(self.evaluated(), epochs, facts)
 
-    def _evaluated(self) -> Network:
+    def evaluated(self) -> Network:
         """The network as evaluation takes it: batch norms by their running statistics."""
         return self.network.at_population() if self.network.graph.in_training else self.network
 
@@ -285,5 +285,5 @@ class TrainingRun:
         stored = "pass a folder to keep the batch"
         if kept is not None:
             held = {"images": x, "labels": labels, "index": index}
-            stored = f"the batch is in {kept.save_failure(self._evaluated(), held, facts)}"
+            stored = f"the batch is in {kept.save_failure(self.evaluated(), held, facts)}"
         return TrainingError(f"train: {fault}{', ' + first if first else ''} at {where}; {stored}", epoch + 1, step + 1)

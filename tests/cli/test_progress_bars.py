@@ -47,6 +47,15 @@ def test_a_pipe_sees_a_line_an_epoch(monkeypatch):
     assert line.startswith("mnist: 1800/60000, epoch 3/100, eps 0.0871, loss 1.235, accuracy 91.2 %, robust 45.6 %")
 
 
+def test_a_pipe_is_told_before_the_first_step_how_long_training_takes(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
+    for seconds in (7.0, None, 9000.0):
+        with progress_bars.training_bar("mnist") as watch:
+            watch(progress(epoch=1, step=0, loss=0.0, expected=seconds))
+    assert out.getvalue().splitlines() == ["mnist: 0/60000, takes about 2 h, by a few examples"]
+
+
 def test_a_pipe_sees_a_line_a_hundred_examples(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(progress_bars, "stderr", lambda: Console(file=out, width=200))
