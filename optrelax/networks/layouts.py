@@ -224,7 +224,7 @@ class _Places:
     def _along(self, node: fx.Node, of: BatchPlace) -> BatchPlace:
         given = arguments_by_name(node)
         name = "dims" if "dims" in given else "dim"
-        dims = given[name]
+        dims: Any = given[name]
         many = isinstance(dims, Sequence)
         found = [of.dim(d) for d in dims] if many else [of.dim(dims)]
         given[name] = found if many else found[0]

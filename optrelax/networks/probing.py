@@ -60,15 +60,24 @@ def _fixed_disagreement(replica: nn.Module, graph: Graph, example: Tensor, every
             return f"mixes the batch: {len(x)} examples give an output of shape {tuple(wanted.shape)}"
         probe = Probe(graph, x)
         if reason := probe.compare(wanted):
-            if again := probe.compare(wanted, replica(x.clone()), "the next time"):
-                return f"gives another output each time it is called with one input, so that it is no function: {again}"
-            return f"the captured graph is another function than the module on {name}: {reason}"
+            other = f"the captured graph is another function than the module on {name}: {reason}"
+            return _no_function(replica, probe, x, wanted) or other
         if len(x) > _ALONE:
             continue
-        alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))]) if len(x) > 1 else wanted
+        if len(x) == 1:
+            if reason := probe.compare(wanted, replica(x.clone().requires_grad_()), "as an attack sees it"):
+                other = f"is another function of inputs that require a gradient: {reason}"
+                return _no_function(replica, probe, x, wanted) or other
+            continue
+        alone = torch.cat([replica(x[i : i + 1].clone()) for i in range(len(x))])
         if reason := probe.compare(wanted, alone, "alone"):
             return f"mixes the batch: an example alone gives another output than in a batch of {len(x)}: {reason}"
     return None
+
+
+def _no_function(replica: nn.Module, probe: Probe, x: Tensor, wanted: Tensor) -> str | None:
+    again = probe.compare(wanted, replica(x.clone()), "the next time")
+    return again and f"gives another output each time it is called with one input, so that it is no function: {again}"
 
 
 def _own_disagreement(net: nn.Module, graph: Graph, example: Tensor, was: Snapshot, replica: nn.Module) -> str | None:

@@ -398,6 +398,11 @@ REFUSED = {
         {},
         "another function than the module on random inputs",
     ),
+    "another function of what requires a gradient": (
+        lambda m, x: 3 * x if x.requires_grad else x,
+        {},
+        "another function of inputs that require a gradient",
+    ),
     "no more than so many": (lambda m, x: (x * 2)[:64], {}, "mixes the batch: 65 examples give an output of shape"),
     "sorting": (lambda m, x: x.sort(-1)[0], {}, "sort: has no rule"),
 }
