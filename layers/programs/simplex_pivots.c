@@ -21,33 +21,57 @@ static i64 leaving(const Tableau *t) {
    and the cost that each has left. */
 static i64 candidates(const Batch *a, Tableau *t, i64 i, double sign) {
     const double *row = t->T + i * a->N, *d = t->T + t->rows * a->N;
+    double *fall = t->made;
     i64 count = 0;
+    for (i64 j = 0; j < a->N; j += W) *(vec *)(fall + j) = -sign * *(vec *)(t->way + j) * *(const vec *)(row + j);
     for (i64 j = 0; j < a->n; j++) {
-        double fall = -sign * t->way[j] * row[j];
-        t->list[count] = j, t->speed[count] = fall, t->cost[count] = t->way[j] * d[j];
-        count += fall > NOISE;
+        t->list[count] = j;
+        count += fall[j] > NOISE;
     }
     for (i64 o = 0; o < count; o++) {
-        t->cost[o] = most(t->cost[o], 0);
+        i64 j = t->list[o];
+        t->speed[o] = fall[j], t->cost[o] = most(t->way[j] * d[j], 0);
         t->ratio[o] = (t->cost[o] + t->dual) / t->speed[o];
     }
     return count;
 }
 
+/* Brings the candidates from `start` on that the cost reaches to the front, at least one of them; where they end. */
+static i64 near(Tableau *t, i64 start, i64 count) {
+    i64 end = start;
+    while (end == start) {
+        double lowest = INFINITY;
+        for (i64 o = start; o < count; o++) {
+            if (t->ratio[o] > t->reach) {
+                lowest = least(lowest, t->ratio[o]);
+                continue;
+            }
+            i64 j = t->list[o];
+            double speed = t->speed[o], cost = t->cost[o], ratio = t->ratio[o];
+            t->list[o] = t->list[end], t->speed[o] = t->speed[end], t->cost[o] = t->cost[end], t->ratio[o] = t->ratio[end];
+            t->list[end] = j, t->speed[end] = speed, t->cost[end] = cost, t->ratio[end++] = ratio;
+        }
+        if (end == start) t->reach = 2 * lowest;
+    }
+    return end;
+}
+
 /* The column that enters, -1 where there is none; moves of ends that are passed on the way, and its own. */
 static i64 entering(const Batch *a, Tableau *t, i64 i, double sign) {
-    i64 count = candidates(a, t, i, sign);
+    i64 count = candidates(a, t, i, sign), start = 0, end = 0;
     double off = outside_by(t, i);
-    for (t->moves = 0; count > 0;) {
+    t->moves = 0;
+    while (end < count || start < end) {
+        if (start == end) end = near(t, start, count);
         double bound = INFINITY, best = 0, rest = off;
-        i64 found = -1, kept = 0, before = t->moves;
+        i64 found = -1, kept = end, before = t->moves;
 #pragma omp simd reduction(min : bound)
-        for (i64 o = 0; o < count; o++) bound = t->ratio[o] < bound ? t->ratio[o] : bound;
-        for (i64 o = 0; o < count; o++) {
+        for (i64 o = start; o < end; o++) bound = t->ratio[o] < bound ? t->ratio[o] : bound;
+        for (i64 o = end - 1; o >= start; o--) {
             i64 j = t->list[o], v = t->outside[j];
             double speed = t->speed[o], cost = t->cost[o];
             if (cost > bound * speed) {
-                t->list[kept] = j, t->speed[kept] = speed, t->cost[kept] = cost, t->ratio[kept++] = t->ratio[o];
+                t->list[--kept] = j, t->speed[kept] = speed, t->cost[kept] = cost, t->ratio[kept] = t->ratio[o];
                 continue;
             }
             double width = t->high[v] - t->low[v];
@@ -55,13 +79,13 @@ static i64 entering(const Batch *a, Tableau *t, i64 i, double sign) {
             t->move[t->moves] = j, t->step[t->moves++] = t->way[j] * width;
             if (speed > best) best = speed, found = j;
         }
-        if (!(rest > 0) || !kept) {
+        if (!(rest > 0) || (kept == end && end == count)) {
             if (!(best > PIVOT)) return -1;
-            t->moves = before;
+            t->moves = before, t->reach = 2 * bound;
             t->move[before] = found, t->step[t->moves++] = -sign * off / t->T[i * a->N + found];
             return found;
         }
-        off = rest, count = kept;
+        off = rest, start = kept;
     }
     return -1;
 }

@@ -10,7 +10,7 @@ typedef struct {
     i64 *list, *move, moves;
     double *low, *high, *value; /* by variables, x then r */
     i64 *idle; /* by the batch's rows: whether the box, or an equal row, keeps it */
-    double primal, dual, work;
+    double primal, dual, reach, work; /* reach: twice the last step of the costs */
     int back;
 } Tableau;
 
@@ -118,7 +118,7 @@ static void load(const Batch *a, i64 k, Tableau *t) {
         d[j] = v < n ? c[v] * a->C[v] : 0;
         most_of = most(most_of, fabs(c[j] * a->C[j]));
     }
-    t->dual = DUAL * most_of;
+    t->dual = DUAL * most_of, t->reach = 0;
     for (i64 i = 0; i < rows; i++) {
         i64 v = t->inside[i];
         if (v < n && c[v] != 0) add(d, c[v] * a->C[v], t->T + i * N, N);
