@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,18 @@ def save(
             raise ValueError("save: an ONNX file keeps no extra facts; store them in a safetensors file")
         write_onnx(network, path)
         return
-    store = _Store(network.module)
     try:
         facts = json.loads(json.dumps(dict(extra or {}), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"save: extra must be JSON-ready: {error}") from None
+    graph, tensors = described(network, facts)
+    graph["digest"] = _digest(graph, tensors)
+    write_tensors(path, tensors, {_KEY: _text(graph)})
+
+
+def described(network: Network, extra: object = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The graph of a network, as a reader will find it, and its tensors.  Errors as `save`."""
+    store = _Store(network.module)
     with torch.enable_grad():  # which tensors depend on a parameter shows in their graph
         nodes = [_described(node, store) for node in network]
     graph = {
@@ -95,12 +102,19 @@ def save(
         "output": network.output,
         "nodes": nodes,
         "tensors": store.kinds,
-        "extra": facts,
+        "extra": extra or {},
     }
-    graph = json.loads(_text(graph))  # as a reader will find it
-    require_same(network, graph, store.tensors)
-    graph["digest"] = _digest(graph, store.tensors)
-    write_tensors(path, store.tensors, {_KEY: _text(graph)})
+    found: dict[str, Any] = json.loads(_text(graph))
+    require_same(network, found, store.tensors)
+    return found, store.tensors
+
+
+def remade(network: Network) -> tuple[Callable[..., Network], tuple[object, ...]]:
+    """What makes a network that was loaded anew, and of what, for copies and pickles; errors as `save`."""
+    if network.statistics is not None:
+        raise TypeError("a network that stands for one batch cannot be copied or pickled; do so with its module")
+    graph, tensors = described(network)
+    return rebuilt, (graph, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def load(path: PathLike, device: torch.device | str = "cpu") -> Network:

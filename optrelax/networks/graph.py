@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -222,20 +222,17 @@ class Network(nn.Module):
         return difference(self.module, self.graph, x)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Network:
-        found = self._again(copy.deepcopy(self.module, memo))
-        memo[id(self)] = found
+        make, parts = self.__reduce__()
+        found = memo[id(self)] = make(*copy.deepcopy(parts, memo))
         return found
 
-    def __reduce__(self) -> tuple[object, ...]:
-        self._again(self.module)
-        return _unpickled, (self.module, self.input_shape)
-
-    def _again(self, module: nn.Module) -> Network:
+    def __reduce__(self) -> tuple[Callable[..., Network], tuple[object, ...]]:
         if not self._recapture:
-            raise TypeError(
-                "a network that was not captured from a module cannot be copied or pickled; use optrelax.save"
-            )
-        return _unpickled(module, self.input_shape)
+            from optrelax.networks.checkpoints import remade
+
+            return remade(self)
+        _unpickled(self.module, self.input_shape)  # what cannot be captured now is refused now
+        return _unpickled, (self.module, self.input_shape)
 
     def require_eval(self) -> None:
         """UnsupportedOpError for batch norms that want a batch, and where one or a dropout trains since the capture."""

@@ -1,5 +1,6 @@
 """Stored networks: the same bounds back, trainable, and a clear refusal of every other file."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -418,3 +419,29 @@ def test_saving_a_network_in_a_shape_that_it_does_not_take_is_refused(tmp_path: 
     assert ox.load(tmp_path / "net.safetensors").input_shape == (1, 2, 2)
     with pytest.raises(ValueError, match="takes inputs of shape"):
         ox.save(network, tmp_path / "other.safetensors", input_shape=(5,))
+
+
+def unpickled(net: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(net))  # noqa: S301
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, unpickled])
+@pytest.mark.parametrize("name", ["fc", "functional", "max pool"])
+def test_a_loaded_network_is_copied_and_pickled(copied, name, tmp_path):
+    """With weights of its own, as trainable as they were."""
+    make, shape = NETS[name]
+    net, x = make(), torch.rand(2, *shape)
+    next(net.parameters()).requires_grad_(False)
+    ox.save(net, tmp_path / "net.safetensors", input_shape=shape)
+    loaded = ox.load(tmp_path / "net.safetensors")
+    again = copied(loaded)
+    region = ox.LinfBall(x, 0.1)
+    torch.testing.assert_close(again(x), loaded(x), rtol=0, atol=0)
+    torch.testing.assert_close(ox.bounds(again, region).lower, ox.bounds(loaded, region).lower, rtol=0, atol=0)
+    mine, theirs = dict(again.named_parameters()), dict(loaded.named_parameters())
+    assert {n: p.requires_grad for n, p in mine.items()} == {n: p.requires_grad for n, p in theirs.items()}
+    with torch.no_grad():
+        for p in mine.values():
+            p.add_(1.0)
+    torch.testing.assert_close(loaded(x), net(x))
+    assert not torch.equal(again(x), loaded(x))
