@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from optrelax.checks import require_dense
 from optrelax.disjunctions import group_bounds
 from optrelax.enclosures import Bounds
 from optrelax.joined_specifications import Spec, as_specification
@@ -191,6 +192,7 @@ def prepare_rows(network: Network, spec: Tensor, flat: Region, batch: torch.Size
     """Rows [batch or 1, k, *output_shape] in the region's type; ValueError where they do not fit."""
     if not isinstance(spec, Tensor):
         raise TypeError(f"specification: wants a tensor of rows, got {type(spec).__name__}")
+    require_dense("lower_bounds", "specification", spec)
     check_specification(spec, batch, network.outputs)
     spec = spec.to(flat.like)
     k = spec.shape[-2]

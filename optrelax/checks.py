@@ -7,7 +7,10 @@ import numbers
 import re
 from typing import TypeGuard
 
-__all__ = ["is_number", "require_choice", "require_number", "require_range"]
+import torch
+from torch import Tensor
+
+__all__ = ["is_number", "require_choice", "require_dense", "require_number", "require_range"]
 
 _HALF_LINE = re.compile(r"(at least|>=?|positive) ?([\d.]*)")
 _INTERVAL = re.compile(r"([\[(])([\d.]+), ([\d.]+)([\])])")
@@ -22,6 +25,12 @@ def require_number(owner: str, what: str, value: object) -> None:
     """TypeError unless a real number (a bool is none)."""
     if not is_number(value):
         raise TypeError(f"{owner}: {what} must be a number, got {value!r}")
+
+
+def require_dense(owner: str, what: str, value: Tensor) -> None:
+    """TypeError for a tensor whose numbers do not lie in memory one by one."""
+    if value.layout != torch.strided:
+        raise TypeError(f"{owner}: {what} must be dense, got {value.layout}; use {what}.to_dense()")
 
 
 def require_range(owner: str, wanted: str, /, *, optional: bool = False, **values: float | None) -> None:

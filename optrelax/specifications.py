@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optrelax.checks import require_dense
 from optrelax.frozen import filled
 from optrelax.rounding import cast_down, tiny, up
 
@@ -59,6 +60,7 @@ class Specification:
     ) -> None:
         if not isinstance(rows, Tensor):
             raise TypeError(f"Specification: rows must be a tensor, got {type(rows).__name__}")
+        require_dense("Specification", "rows", rows)
         if rows.dim() < 2:
             raise ValueError(
                 f"Specification: rows must be [k, outputs] or [*batch, k, outputs], got {tuple(rows.shape)}"

@@ -205,6 +205,16 @@ RAW = {
         "TypeError: Training: eps must be a schedule, got float; use ConstantSchedule(0.05) or LinearRamp of "
         "optrelax.training.schedules"
     ),
+    "ox.LinfBall(x.to_sparse(), 0.1)": ("TypeError: LinfBall: x must be dense, got torch.sparse_coo; use x.to_dense()"),
+    "ox.LinfBall(x, x.to_sparse())": (
+        "TypeError: LinfBall: eps must be dense, got torch.sparse_coo; use eps.to_dense()"
+    ),
+    "ox.lower_bounds(net, ball, rows.to_sparse())": (
+        "TypeError: lower_bounds: specification must be dense, got torch.sparse_coo; use specification.to_dense()"
+    ),
+    "ox.certify(net, (x.to_sparse(), torch.tensor([0, 1])), 0.1)": (
+        "TypeError: data: x must be dense, got torch.sparse_coo; use x.to_dense()"
+    ),
     "ox.InputBox(x, 1.0)": "TypeError: InputBox: upper must be a tensor, got float; use torch.as_tensor(upper)",
     "ox.LinfBall(x, 'wide')": "TypeError: LinfBall: eps must be a number or a tensor, got str",
     "ox.LinfBall(x, None)": "TypeError: LinfBall: eps must be a number or a tensor, got NoneType",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from optrelax.checks import require_dense
 from optrelax.data.splits import Dataset, evenly_spaced
 
 __all__ = ["Samples", "gather"]
@@ -104,7 +105,9 @@ def _items(data: Any) -> Iterable[object]:
 
 def _tensor(name: str, value: object) -> Tensor:
     if isinstance(value, (Tensor, np.ndarray, int, np.integer)):
-        return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        found = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        require_dense("data", name, found)
+        return found
     raise TypeError(f"data: {name} must be a tensor or an array, got {type(value).__name__}")
 
 

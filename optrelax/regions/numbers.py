@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optrelax.checks import is_number
+from optrelax.checks import is_number, require_dense
 
 Number = float | Tensor | object  # a Python or NumPy number, or a tensor or array of one
 Numbers = float | Tensor | object  # these, or a tensor, array or nested list that broadcasts
@@ -27,6 +27,7 @@ def extremes(owner: str, x: Tensor) -> tuple[float, float]:
 def as_tensor(owner: str, what: str, value: object) -> Tensor:
     """A tensor of an array or of nested lists of numbers, in float64; a tensor as it is."""
     if isinstance(value, Tensor):
+        require_dense(owner, what, value)
         return value
     if isinstance(value, (str, bytes)) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
         raise TypeError(f"{owner}: {what} must be a number or a tensor, got {type(value).__name__}")
@@ -116,6 +117,7 @@ def check_floating(owner: str, what: str, value: object) -> None:
     """TypeError unless a tensor, ValueError unless float32 or float64."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{owner}: {what} must be a tensor, got {type(value).__name__}; use torch.as_tensor({what})")
+    require_dense(owner, what, value)
     if value.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{owner}: {what} must be float32 or float64, got {value.dtype}; use {what}.float()")
 
