@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import optrelax as ox
-from optrelax.domains.passes import planning, running, workspace
+from optrelax.domains.passes import planning, programs, running, workspace
 from optrelax.domains.passes.line_maps import MixedMaps
 from optrelax.domains.passes.neurons import rows_of_examples
 from optrelax.layers import AlphaCrown, slope_climb
@@ -231,3 +231,20 @@ def test_chosen_points_of_tangency_hold_under_either_rounding_and_in_float32():
         crown = ox.bounds(net, region, "crown").width
         assert (widths["nearest"][2] < 0.97 * crown[2]).all()
         torch.testing.assert_close(widths["outward"], widths["nearest"], rtol=2e-2, atol=1e-4)
+
+
+def test_a_search_makes_no_coefficients_again_that_it_has_room_for(monkeypatch):
+    """All of its rows have a gradient, hidden neurons' too."""
+    net, shape = residual()
+    captured, region = ox.capture(net, shape), region_of(shape)
+    calls = []
+    for name in ("_forward", "_backward"):
+        way = getattr(running, name)
+        monkeypatch.setattr(running, name, lambda *given, name=name, way=way: calls.append(name) or way(*given))
+    for kept in (2**24, 0):
+        monkeypatch.setattr(programs, "KEPT_HIDDEN", kept)
+        calls.append("search")
+        ox.lower_bounds(captured, region, ROWS, AlphaCrown(iterations=2))
+    half = len(calls) // 2
+    assert "_backward" in calls
+    assert calls[:half] == calls[half:]

@@ -86,7 +86,8 @@ class _Pass(torch.autograd.Function):
         ctx.found, ctx.neurons, ctx.room, ctx.mixed = found, neurons, room, mixed
         like, n = given[0], neurons.count
         constant = like.new_zeros(n)
-        keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size(), neurons.hidden)
+        hidden = neurons.hidden and not mixed  # whose weights all have a gradient
+        keep = any(ctx.needs_input_grad) and room == math.inf and found.keeps(n, like.element_size(), hidden)
         space = _workspace(found, neurons, found.by_name(given, mixed), like, room, gradient=keep, keep=keep)
         ctx.kept = keep
         # As a saved tensor, so that who drops those and computes them again drops this.
