@@ -23,7 +23,9 @@ _OUTSIDE = (
     "takes a value out of autograd's sight, as .data, .numpy() and torch.autograd.grad do; "
     "use .detach(), and write derivatives out"
 )
-_DATA_DEPENDENT = "forward reads a number out of a tensor; control flow must not depend on values; use torch.where"
+_DATA_DEPENDENT = (
+    "forward reads a number out of a tensor; control flow must not depend on values; use relu, maximum, clamp"
+)
 
 
 class ExportRefused(Exception):

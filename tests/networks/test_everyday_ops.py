@@ -51,6 +51,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Shape]] = {
     "x[:, [0, 1], [1, 2]]": (lambda s, x: x[:, [0, 1], [1, 2]], (4, 4)),
     "x[:, None]": (lambda s, x: x[:, None], (4,)),
     "index_select": (lambda s, x: x.index_select(1, torch.tensor([3, 1])), (4,)),
+    "gather": (lambda s, x: x.gather(1, torch.tensor([[3, 1, 3]]).expand(len(x), 3)), (4,)),
+    "take_along_dim": (lambda s, x: torch.take_along_dim(x, torch.tensor([[[1], [0]]]), -1) - x, (2, 2)),
     "narrow": (lambda s, x: x.narrow(1, 1, 2), (4,)),
     "permute": (lambda s, x: x.permute(0, 3, 1, 2), (2, 3, 4)),
     "permute of equal sizes": (lambda s, x: x.permute(0, 2, 3, 1), (2, 2, 2)),
@@ -268,10 +270,11 @@ def test_what_is_no_function_of_the_input_is_not_rewritten(monkeypatch):
 REFUSED = {
     "Threshold": (lambda: nn.Threshold(0.1, 20.0), (4,), "jumps at 0.1, where it goes from 20"),
     "Hardshrink": (lambda: nn.Hardshrink(), (4,), "jumps at lambd"),
+    "places of values": (lambda: Function(lambda s, x: x.gather(1, x.argmax(1, keepdim=True))), (4,), "argmax"),
     "batch flipped": (lambda: Function(lambda s, x: x.flip(0)), (4,), "mixes the batch"),
     "batch summed": (lambda: Function(lambda s, x: x - x.sum(0, keepdim=True)), (4,), "mixes the batch"),
     "batch rolled": (lambda: Function(lambda s, x: x.roll(1, 0)), (4,), "mixes the batch"),
-    "batch transposed": (lambda: Function(lambda s, x: (s.w @ x.T).T), (3,), "mixes the batch|has no rule"),
+    "batch transposed": (lambda: Function(lambda s, x: (x.T @ x @ x.T).T), (3,), "mixes the batch"),
     "detached and not": (lambda: Function(lambda s, x: (h := x @ s.w) - h.detach()), (4,), "reaches the same values"),
 }  # fmt: skip
 

@@ -121,6 +121,15 @@ for _name in _MOVES.split():
     rule(getattr(aten, _name))(moving(getattr(aten, _name)))
 
 
+@rule(aten.gather)
+def gather(call: Call) -> Value:
+    value, index = call.only(0), call["index"]
+    if not getattr(index, "batched", False):
+        raise Refused(MIXES)
+    places = numbers(value.shape).long() - 1
+    return move(call, value, places.gather(_inner(call["dim"], len(value.shape)), call.fixed(index)))
+
+
 rule(aten.expand, aten.expand_as, aten.broadcast_to)(lambda call: widened(call, call.value(), call.output))
 
 
