@@ -132,7 +132,7 @@ def _sizes(problems: Problems) -> Weights:
         if node.name not in problems.hidden:
             continue
         if node.affine:
-            size = node.op.absolute(*(sizes[name] for name in node.inputs))
+            size = node.op.apply_abs(*(sizes[name] for name in node.inputs))
             bias = node.op.bias_size(size)
             sizes[node.name] = size if bias is None else size + bias
         else:

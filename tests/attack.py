@@ -295,12 +295,12 @@ class Attack:
         for node in self.network:
             sizes, errors = zip(*(found[name] for name in node.inputs), strict=True)
             if isinstance(node.op, Affine):
-                size = node.op.absolute(*sizes)
+                size = node.op.apply_abs(*sizes)
                 bias = node.op.bias_size(size)
                 size = size if bias is None else size + bias
                 greatest = 1 + sum(peak(p).reshape(-1, *[1] * len(node.shape)) for p in sizes)
                 lost = NEAREST * numbers.tiny * node.op.fan_in * greatest
-                found[node.name] = size, node.op.absolute(*errors) + NEAREST * numbers.eps * size + lost
+                found[node.name] = size, node.op.apply_abs(*errors) + NEAREST * numbers.eps * size + lost
             else:  # of slopes up to 1, its kinks up to 1 in size
                 change = torch.abs if isinstance(node.op, Activation) else node.op
                 size = change(sizes[0]) + 1

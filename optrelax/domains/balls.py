@@ -58,7 +58,7 @@ def affine_error(op: Affine, magnitudes: list[Tensor]) -> Tensor:
 
 def absolute_terms(op: Affine, magnitudes: list[Tensor]) -> tuple[Tensor, Tensor]:
     """|W| magnitude + |b|, and what may be lost below the normal range: [batch, *shape], [batch, 1...]."""
-    total = op.absolute(*magnitudes)
+    total = op.apply_abs(*magnitudes)
     size = op.bias_size(total)
     greatest = torch.stack([peak(m).reshape(-1, *[1] * len(op.shape)) for m in magnitudes]).amax(0)
     return total if size is None else total + size, underflow(4 * _products(op), total.dtype) * (1 + greatest)

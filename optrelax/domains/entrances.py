@@ -50,7 +50,7 @@ def enter(op: Conv2d, node: Node, a: Tensor, frame: Frame, walk: Rows) -> bool:
     for name in _before(node, walk):
         diagonal = walk.network[name].affine
         assert diagonal is not None
-        center, radius = diagonal.apply(center), diagonal.absolute(radius)
+        center, radius = diagonal.apply(center), diagonal.apply_abs(radius)
     before = Frame(pair(op.input_shapes[0][1:]), before.size, before.stride, before.offset)
     c, r = (flatten_from(see(t, before, walk), 1) for t in (center, radius))
     eye = torch.eye(m, dtype=a.dtype, device=a.device).reshape(m, *a.shape[2:])

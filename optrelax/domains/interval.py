@@ -135,7 +135,7 @@ def narrow_sources(network: Network) -> frozenset[str]:
 def _affine(op: Affine, *xs: Ball) -> Ball:
     if isinstance(op, Linear) and compiles(xs[0]):
         return through_matrix(op, xs[0])
-    center, radius = op.apply(*(x.center for x in xs)), op.absolute(*(x.radius for x in xs))
+    center, radius = op.apply(*(x.center for x in xs)), op.apply_abs(*(x.radius for x in xs))
     if not xs[0].outward:
         return Ball(center, radius)
     return Ball(center, radius + affine_error(op, [x.magnitude for x in xs]), outward=True)

@@ -69,7 +69,7 @@ def box_at_entrance(network: Network, region: Region, k: int) -> tuple[Tensor, T
     center, radius = region.as_box.center, region.as_box.radius
     for node in before:
         assert node.affine
-        center, radius = node.op.apply(center), node.op.absolute(radius)
+        center, radius = node.op.apply(center), node.op.apply_abs(radius)
     product = last.of(Linear)
     assert product is not None
     weight = product.weight(center)

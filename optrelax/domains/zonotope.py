@@ -126,7 +126,7 @@ def _affine(op: Affine, node: Node, walk: Walk, *zs: Zonotope) -> Zonotope:
         blocks[name] = Block(op.linear(*parts), some.scale)
     beta = None
     if any(z.beta is not None for z in zs):
-        beta = op.absolute(*(torch.zeros_like(z.center) if z.beta is None else z.beta for z in zs))
+        beta = op.apply_abs(*(torch.zeros_like(z.center) if z.beta is None else z.beta for z in zs))
     projected = None
     if zs[0].projected is not None:
         projected = op.linear(*(z.projected for z in zs if z.projected is not None))

@@ -102,7 +102,7 @@ class Convolution(_Convolving):
         x, bias = xs[0], WeightedOp.bias(self, xs[0])
         return self._down(x, self.weight(x), self.input_shapes[0], self.shape, bias)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self._down(rs[0], magnitude(self.weight(rs[0])), self.input_shapes[0], self.shape)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
@@ -139,7 +139,7 @@ class TransposedConvolution(_Convolving):
     def linear(self, *xs: Tensor) -> Tensor:
         return self._up(xs[0], self.weight(xs[0]), self.shape, self.input_shapes[0], self.extra)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self._up(rs[0], magnitude(self.weight(rs[0])), self.shape, self.input_shapes[0], self.extra)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:

@@ -36,8 +36,8 @@ class Directions(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return self.op.linear(*xs)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
-        return self.op.absolute(*rs)
+    def apply_abs(self, *rs: Tensor) -> Tensor:
+        return self.op.apply_abs(*rs)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
         return self.op.transpose(a)

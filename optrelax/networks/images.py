@@ -88,7 +88,7 @@ class AveragePool2d(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return self._scaled(self._conv.linear(xs[0]))
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self._conv.linear(rs[0]) / self._count.to(rs[0]).abs()
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ class Sum(Affine):
         total = xs[0].sum([d - len(self._wide) for d in self.dims], self.keepdim) if self.dims else xs[0]
         return total if self.divisor == 1 else total / self.divisor
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self.linear(*rs) if self.divisor > 0 else -self.linear(*rs)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class Product(WeightedOp):
     def linear(self, *xs: Tensor) -> Tensor:
         return torch.einsum(f"...{self.value},{self.constant}->...{self.out}", xs[0], self.weight(xs[0]))
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         weight = magnitude(self.weight(rs[0]))
         return torch.einsum(f"...{self.value},{self.constant}->...{self.out}", rs[0], weight)
 
@@ -165,7 +165,7 @@ class Separable(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return self._through(xs[0], lambda m: m)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self._through(rs[0], torch.abs)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:

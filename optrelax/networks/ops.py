@@ -58,7 +58,7 @@ class Affine(Storable, ABC):
         """M x without the bias: [*lead, *input_shape] each -> [*lead, *shape]."""
 
     @abstractmethod
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         """|M| r without the bias: [*lead, *input_shape] each -> [*lead, *shape]."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Affine(Storable, ABC):
 class EntryMap(Affine):
     """An affine op whose coefficients are 0 and 1, one a row: it moves numbers, and is its own absolute value."""
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return self.linear(*rs)
 
     def cost(self) -> int:
@@ -155,7 +155,7 @@ class Linear(WeightedOp):
     def apply(self, *xs: Tensor) -> Tensor:
         return F.linear(xs[0], self.weight(xs[0]), self.bias(xs[0]))
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return rs[0] @ magnitude(self.weight(rs[0])).mT
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
@@ -192,7 +192,7 @@ class Scale(Affine):
         factor = self.factor(xs[0])
         return xs[0] if factor is None else xs[0] * factor
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return rs[0] if self._scale is None else rs[0] * self._scale().to(rs[0]).abs()
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:
@@ -270,7 +270,7 @@ class Add(Affine):
             total = total + x if sign == 1 else total - x
         return total
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         total = rs[0]
         for r in rs[1:]:
             total = total + r

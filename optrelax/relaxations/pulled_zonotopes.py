@@ -79,7 +79,7 @@ class PulledHybrid(Substitution):
                     shapes = [(region.shape[0], *network.shape_of(name)) for name in node.inputs]
                     parts = [betas.get(n, zero.expand(s)) for n, s in zip(node.inputs, shapes, strict=True)]
                     assert node.affine, "pooled networks go forward"
-                    betas[node.name] = node.affine.absolute(*parts)
+                    betas[node.name] = node.affine.apply_abs(*parts)
                 continue
             source = node.inputs[0]
             beta = betas.get(source)

@@ -70,7 +70,7 @@ def test_a_captured_network_computes_what_the_module_does(net):
 
 @pytest.mark.parametrize("net", NETWORKS, ids=str)
 def test_every_affine_op_agrees_with_its_matrix(net):
-    """linear, absolute and transpose are M, |M| and M^T of one matrix, with any leading dimensions."""
+    """linear, apply_abs and transpose are M, |M| and M^T of one matrix, with any leading dimensions."""
     network = net.network()
     for node in network:
         if not isinstance(node.op, Affine):
@@ -84,7 +84,7 @@ def test_every_affine_op_agrees_with_its_matrix(net):
             given = [torch.zeros(1, size, *s, dtype=torch.float64) for s in op.input_shapes]
             given[i] = eye
             matrix = op.linear(*given).reshape(size, n).mT
-            torch.testing.assert_close(op.absolute(*given).reshape(size, n).mT, matrix.abs())
+            torch.testing.assert_close(op.apply_abs(*given).reshape(size, n).mT, matrix.abs())
             torch.testing.assert_close(pulled[i].reshape(n, size), matrix)
             assert int((matrix != 0).sum(1).max()) <= op.fan_in
             assert int((matrix != 0).sum(0).max()) <= op.fan_out

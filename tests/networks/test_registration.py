@@ -79,7 +79,7 @@ class Reverse(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return xs[0].flip(-1)
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return rs[0].flip(-1)
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:

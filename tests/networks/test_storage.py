@@ -60,7 +60,7 @@ def test_an_affine_op_comes_back_to_the_bit_alone(case: Case):
     rows = torch.randn(2, *op.shape, dtype=torch.float64)
     for x in (xs, [x.float() for x in xs]):
         assert same(op.apply(*x), again.apply(*x))
-        assert same(op.absolute(*x), again.absolute(*x))
+        assert same(op.apply_abs(*x), again.apply_abs(*x))
     assert all(map(same, op.transpose(rows), again.transpose(rows)))
 
 
@@ -91,7 +91,7 @@ class Lift(Affine):
     def linear(self, *xs: Tensor) -> Tensor:
         return xs[0]
 
-    def absolute(self, *rs: Tensor) -> Tensor:
+    def apply_abs(self, *rs: Tensor) -> Tensor:
         return rs[0]
 
     def transpose(self, a: Tensor) -> tuple[Tensor, ...]:

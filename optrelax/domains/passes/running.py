@@ -65,7 +65,7 @@ def lower_bounds(
     low, high = region.lower, region.upper
     if found.entry != network.input:
         for op in diagonals(network, found.entry):
-            center, radius = op.apply(center), op.absolute(radius)
+            center, radius = op.apply(center), op.apply_abs(radius)
         low, high = center - radius, center + radius
     given += [channels_last(low), channels_last(high)]
     bound: Tensor = _Pass.apply(found, neurons, room, weights is not None, *(t.contiguous() for t in given))
