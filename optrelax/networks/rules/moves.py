@@ -126,8 +126,8 @@ def gather(call: Call) -> Value:
     value, index = call.only(0), call["index"]
     if not getattr(index, "batched", False):
         raise Refused(MIXES)
-    places = numbers(value.shape).long() - 1
-    return move(call, value, places.gather(_inner(call["dim"], len(value.shape)), call.fixed(index)))
+    places, wanted = numbers(value.shape).long() - 1, torch.as_tensor(call.fixed(index))
+    return move(call, value, places.gather(_inner(call["dim"], len(value.shape)), wanted))
 
 
 rule(aten.expand, aten.expand_as, aten.broadcast_to)(lambda call: widened(call, call.value(), call.output))
