@@ -8,6 +8,7 @@ all there is to do.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,9 @@ def launched(device: torch.device) -> Iterator[Processes]:
         # srun may show each task its own device only.
         torch.cuda.set_device(launch.local % torch.cuda.device_count())
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # Imported later, its functions would keep the group by their defaults, and the group's threads to the very end,
+    # where they may abort the process.
+    importlib.import_module("torch.distributed.nn.functional")
     if launch.meeting is None:
         dist.init_process_group(backend)
     else:

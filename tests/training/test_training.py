@@ -734,12 +734,15 @@ def test_srun_says_where_to_meet(monkeypatch):
 
 
 TASK = """
+import pathlib
 import torch
 from optrelax.training.processes import launched
 with launched(torch.device("cpu")) as processes:
+    import torch._dynamo  # as a capture does: its imports may keep the group
     values = torch.tensor([processes.rank + 1.0, 1.0])
     processes.add_up([values])
-    print(processes.rank, processes.count, values.tolist())
+threads = [name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(processes.rank, processes.count, values.tolist(), sum("gloo" in name for name in threads))
 """
 
 
@@ -760,7 +763,7 @@ def test_tasks_of_srun_find_each_other():
         for rank in "01"
     ]
     printed = [process.communicate(timeout=120)[0].strip() for process in started]
-    assert printed == ["0 2 [3.0, 2.0]", "1 2 [3.0, 2.0]"]
+    assert printed == ["0 2 [3.0, 2.0] 0", "1 2 [3.0, 2.0] 0"]  # no thread of the group's is left
 
 
 @pytest.mark.slow
