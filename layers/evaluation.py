@@ -45,8 +45,8 @@ class Evaluation(Batched):
 
     @property
     def gap(self) -> Tensor:
-        """Absolute; inf without a bound or a feasible point. What rounding leaves below 0 is 0."""
-        return (self.objective - self.lower).clamp_min(0)
+        """Absolute; inf without a bound or a feasible point."""
+        return self.objective - self.lower
 
     def points_alone(self) -> Evaluation:
         """Without the sweeps, whose memory is many times that of the points."""

@@ -98,7 +98,7 @@ class LPSolution:
     equality: Float[Tensor, "*batch p"]
     """v, the multipliers of E x = d."""
     gap: Float[Tensor, "*batch"]
-    """Absolute: objective of a feasible point minus `lower`; inf without such a point."""
+    """Absolute: objective of a feasible point minus `lower`, a trace below 0 by rounding; inf without a point."""
     status: Int8[Tensor, "*batch"]
     """One `Status` code a problem."""
     iterations: Int[Tensor, "*batch"]
@@ -137,7 +137,7 @@ class Solution:
     lower: Float[Tensor, "*batch k"]
     """Safe lower bound of each row; -inf where there is none."""
     gap: Float[Tensor, "*batch k"]
-    """Absolute: objective of a feasible point minus `lower`; inf without such a point."""
+    """Absolute: objective of a feasible point minus `lower`, a trace below 0 by rounding; inf without a point."""
     status: Int8[Tensor, "*batch k"]
     """One `Status` code a problem."""
     iterations: Int[Tensor, "*batch k"]

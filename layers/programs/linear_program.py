@@ -212,7 +212,7 @@ class LinearProgram(nn.Module):
             primal=self._explained(_shaped(primal.to(dtype), batch), given),
             inequality=_shaped(certificate.inequality.to(dtype), batch),
             equality=_shaped(certificate.equality.to(dtype), batch),
-            gap=_shaped(torch.where(valueless, torch.inf, certificate.gap.to(dtype).clamp_min(0)), batch),
+            gap=_shaped(torch.where(valueless, torch.inf, certificate.gap.to(dtype)), batch),
             status=_shaped(status, batch),
             iterations=_shaped(answer.iterations, batch),
             solver=answer.solver or type(self.solver).__name__,

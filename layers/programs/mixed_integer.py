@@ -158,7 +158,7 @@ class MixedIntegerProgram(LinearProgram):
             primal=primal,
             inequality=best.inequality,
             equality=best.equality,
-            gap=(value - relaxed.lower).detach().nan_to_num(torch.inf, torch.inf, torch.inf).clamp_min(0),
+            gap=(value - relaxed.lower).detach().nan_to_num(torch.inf, torch.inf, torch.inf),
             status=status,
             iterations=relaxed.iterations,
             solver="Highs (branch and bound)",

@@ -42,5 +42,5 @@ def outlook(run: TrainingRun, state: State) -> TrainingProgress:
     drawing = [like.device.index or 0] if like.device.type == "cuda" else []
     with contextlib.suppress(Exception), torch.random.fork_rng(drawing), torch.enable_grad():
         size = -(-training.batch // training.pieces)
-        expected = expected_seconds(work, torch.arange(len(run.images)), size, left) / run.processes.count
+        expected = expected_seconds(work, torch.arange(len(run.images), device="cpu"), size, left) / run.processes.count
     return replace(here, expected=expected)
