@@ -93,7 +93,7 @@ void interior_f64(i64 B, i64 n, i64 m, i64 p, i64 shared_a, i64 shared_e, i64 sh
     int beside = doubles(&a) * 8 * W <= (B > 2 ? IN_CACHE : TINY);
     i64 teams = beside ? (B + W - 1) / W : B;
     for (i64 k = 0; k < B; k++) status[k] = NUMERICAL, iterations[k] = 0;
-    memset(x, 0, B * n * sizeof(double)), memset(y, 0, B * a.rows * sizeof(double));
+    clear(x, B * n), clear(y, B * a.rows);
 #pragma omp parallel num_threads(threads < teams ? (int)threads : (int)teams)
     {
         i64 scratch = (a.rows + (P ? n : 0)) * n + 11 * (n + PAD) + 8 * (a.rows + PAD) + 4 * PAD;

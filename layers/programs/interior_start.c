@@ -50,8 +50,8 @@ static void prepare(const Batch *a, i64 k, Scaled *p, double *most_of) {
     const double *c = a->c + k * n, *b = a->b + k * m, *d = a->d + k * (rows - m), *l = a->l + k * n, *u = a->u + k * n;
     const double *A = a->A + (a->shared_a ? 0 : k * m * n), *E = a->E + (a->shared_e ? 0 : k * (rows - m) * n);
     const double *P = a->P ? a->P + (a->shared_p ? 0 : k * n * n) : 0;
-    memcpy(p->K, A, m * n * sizeof(double));
-    memcpy(p->K + m * n, E, (rows - m) * n * sizeof(double));
+    copy(p->K, A, m * n);
+    copy(p->K + m * n, E, (rows - m) * n);
     for (i64 i = 0; i < rows; i++) {
         double *row = p->K + i * n, reach = 0;
         p->q[i] = i < m ? b[i] : d[i - m];

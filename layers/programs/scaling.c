@@ -17,6 +17,15 @@ typedef i64 ivec __attribute__((vector_size(8 * W), aligned(8), may_alias));
 INLINE double least(double a, double b) { return a < b ? a : b; }
 INLINE double most(double a, double b) { return a > b ? a : b; }
 
+/* Of no numbers there may be no address either. */
+INLINE void copy(double *to, const double *from, i64 n) {
+    if (n > 0) memcpy(to, from, n * sizeof(double));
+}
+
+INLINE void clear(double *to, i64 n) {
+    if (n > 0) memset(to, 0, n * sizeof(double));
+}
+
 INLINE double sum_of(vec a) {
 #if W == 8
     return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));

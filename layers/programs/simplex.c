@@ -95,14 +95,14 @@ void simplex_f64(i64 B, i64 n, i64 m, i64 p, i64 limit, double most_work, const 
     Batch a = {.B = B, .n = n, .m = m, .rows = m + p, .N = (n + PAD - 1) / PAD * PAD, .limit = limit, .c = c, .b = b, .d = d,
                .l = l, .u = u, .low = low, .high = high, .x = x, .y = y, .status = status, .iterations = iterations};
     for (i64 k = 0; k < B; k++) status[k] = NUMERICAL, iterations[k] = 0;
-    memset(x, 0, B * n * sizeof(double)), memset(y, 0, B * a.rows * sizeof(double));
+    clear(x, B * n), clear(y, B * a.rows);
     double *memory = calloc(2 * doubles(&a) + a.rows * n + 4 * (a.rows + PAD) + 2 * (n + PAD) + PAD, sizeof(double));
     if (!memory) return;
     double *at = aligned(memory);
     a.K = slice(&at, a.rows * n), a.S = slice(&at, 2 * a.rows), a.C = slice(&at, n);
     a.twin = (i64 *)slice(&at, a.rows);
     double *scratch = slice(&at, most(n, a.rows));
-    memcpy(a.K, A, m * n * sizeof(double)), memcpy(a.K + m * n, E, p * n * sizeof(double));
+    copy(a.K, A, m * n), copy(a.K + m * n, E, p * n);
     equilibrate(a.K, a.rows, n, a.S, a.C, scratch);
     twins(&a, scratch);
     Tableau first = tableau(&a, at);
